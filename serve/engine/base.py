@@ -1,0 +1,106 @@
+"""The one interface between a variant's Triton model and the engine that runs it.
+
+An engine serves one variant: one checkpoint at one draft length. `serve/engine/__init__.py`
+opens the kind named in the variant's record.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+FinishReason = Literal["stop", "length", "cancelled", "error"]
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingParams:
+    """How tokens are drawn. The defaults are greedy decoding."""
+
+    max_tokens: int = 128
+    temperature: float = 0.0  # 0 is greedy
+    top_k: int = 0  # 0 keeps all
+    top_p: float = 1.0
+    seed: int = 0  # the same seed gives the same text at every draft length
+    stop: tuple[str, ...] = ()  # text that ends the answer and is not part of it
+    ignore_eos: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One prompt to continue."""
+
+    prompt_ids: tuple[int, ...]
+    sampling: SamplingParams = field(default_factory=SamplingParams)
+
+
+@dataclass(frozen=True, slots=True)
+class SpeculationCounters:
+    """What the drafts of one request did so far; all zero where nothing was drafted."""
+
+    num_steps: int = 0  # verify steps; plain steps at draft length 0
+    num_draft_tokens: int = 0
+    num_accepted_draft_tokens: int = 0
+    accepted_per_position: tuple[int, ...] = ()  # [K], steps whose first j+1 drafts were accepted
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """The tokens of one step (or the end of an answer, then with a finish reason).
+
+    `text` holds whole characters only; the texts of all chunks, joined, are the answer.
+    Token ids count every sampled token, those that end or follow no visible text included.
+    """
+
+    text: str
+    token_ids: tuple[int, ...]
+    counters: SpeculationCounters
+    num_output_tokens: int  # so far
+    finish_reason: FinishReason | None = None  # set on the last chunk only
+    error: str = ""  # one sentence, with finish_reason "error"
+
+
+@dataclass(frozen=True, slots=True)
+class EngineStatistics:
+    """Totals since the engine was opened, and what is in flight now."""
+
+    num_requests: int
+    num_running: int
+    num_waiting: int
+    num_steps: int
+    num_output_tokens: int
+    num_draft_tokens: int
+    num_accepted_draft_tokens: int
+
+
+class Generation(Protocol):
+    """A request that was submitted."""
+
+    def cancel(self) -> None:
+        """Stop within one step; the last chunk then has finish_reason "cancelled"."""
+
+
+class Engine(Protocol):
+    """A running variant. All methods may be called from any thread."""
+
+    def submit(self, request: Request, on_chunk: Callable[[Chunk], None]) -> Generation:
+        """Queue `request`; `on_chunk` is called from an engine thread, in order, and must be quick.
+
+        Raises InputError when the request can't be run at all (empty or too long a prompt,
+        a token id or sampling value out of range); everything later arrives as a chunk.
+        """
+
+    def encode(self, text: str) -> tuple[int, ...]:
+        """`text` as token ids, without special tokens added."""
+
+    def encode_chat(
+        self, messages: list[dict[str, object]], tools: list[dict[str, object]] | None = None
+    ) -> tuple[int, ...]:
+        """The token ids of the checkpoint's chat template over `messages`, ready for the answer.
+
+        Raises InputError when the template refuses the messages.
+        """
+
+    def statistics(self) -> EngineStatistics:
+        """Totals and what is in flight."""
+
+    def close(self) -> None:
+        """Finish the step in progress, end every answer as cancelled, free all memory."""
