@@ -1,0 +1,79 @@
+"""The `trt-mtp` command: a table of commands, each imported when it is used."""
+
+import importlib
+import os
+import sys
+
+import click
+
+from trt_mtp import __version__
+from trt_mtp.errors import TrtMtpError
+from trt_mtp.files import nearest
+
+# name -> (where it is, its one-line help). The line is repeated here so that
+# `trt-mtp --help` imports nothing; tests/test_cli.py holds the two equal.
+COMMANDS: dict[str, tuple[str, str]] = {
+    "inspect": ("trt_mtp.build.cli:inspect", "Show what a checkpoint is."),
+    "build": ("trt_mtp.build.cli:build", "Build engine variants from a checkpoint."),
+}
+
+EPILOG = (
+    "Exit codes: 0 done, 1 the work failed, 2 wrong usage or bad input, 130 interrupted. "
+    "Results go to stdout, everything else to stderr."
+)
+
+
+class LazyGroup(click.Group):
+    """A click group whose commands are imported only when they run."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """The names in the order of the table, which is the order of use."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """The command called `cmd_name`, imported now."""
+        if cmd_name not in COMMANDS:
+            return None
+        module, _, function = COMMANDS[cmd_name][0].partition(":")
+        command = getattr(importlib.import_module(module), function)
+        assert isinstance(command, click.Command)
+        return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """As click does it, with the nearest command named when there is none."""
+        if args and args[0] not in COMMANDS and not args[0].startswith("-"):
+            ctx.fail(f"No such command {args[0]!r}{nearest(args[0], COMMANDS)}")
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """The table's own lines, without importing any command."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, summary) for name, (_, summary) in COMMANDS.items()])
+
+
+@click.group(cls=LazyGroup, epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="trt-mtp")
+def cli() -> None:
+    """Build, serve and route Qwen MTP engine variants on TensorRT-LLM and Triton."""
+
+
+def main() -> None:
+    """Run the command line; what a user can cause ends in one line on stderr."""
+    try:
+        code = cli.main(prog_name="trt-mtp", standalone_mode=False)
+        sys.stdout.flush()
+    except click.ClickException as error:
+        error.show()
+        code = error.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        code = 130
+    except BrokenPipeError:
+        # the reader went away (`| head`); point stdout elsewhere so that exit can't fail on it
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 141
+    except TrtMtpError as error:
+        click.echo(f"trt-mtp: {error}", err=True)
+        code = error.exit_code
+    sys.exit(code if isinstance(code, int) else 0)
