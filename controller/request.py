@@ -1,0 +1,316 @@
+"""What is known of a request before it runs. The work never grows with the prompt."""
+
+import json
+import math
+import re
+import struct
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from trt_mtp.controller.kserve import InferRequest, parameter_value
+from trt_mtp.errors import InputError
+from trt_mtp.files import nearest
+from trt_mtp.serve.engine.base import SamplingParams
+
+WINDOW_CHARS = 2_000  # of the prompt's start, its end and the system prompt
+WINDOW_BYTES = 4 * WINDOW_CHARS  # a character has at most four
+MAX_JSON_BYTES = 32_768  # longer `messages` are read through two windows, not as JSON
+MAX_NAME_CHARS = 256  # of session_id, tenant, latency_class
+
+GATEWAY_PARAMETERS = ("task", "draft_length", "session_id", "tenant", "latency_class")
+# https://github.com/triton-inference-server/server/tree/main/docs/protocol, the parameters extensions
+TRITON_PARAMETERS = (
+    "priority",
+    "timeout",
+    "sequence_id",
+    "sequence_start",
+    "sequence_end",
+    "triton_enable_empty_final_response",
+)
+_DEFAULTS = SamplingParams()
+_CHAT_START = "<|im_start|>"
+_CHAT_END = "<|im_end|>"
+
+
+@dataclass(frozen=True, slots=True)
+class RequestFeatures:
+    """What a policy may look at."""
+
+    head: str  # first WINDOW_CHARS characters of what the user wrote
+    tail: str  # last WINDOW_CHARS characters of it
+    num_chars: int  # of the prompt, templates included; estimated where it is long
+    system: str  # first WINDOW_CHARS characters of the system prompt
+    has_tools: bool
+    has_response_format: bool
+    temperature: float
+    max_tokens: int
+    thinking: bool
+    num_prompt_tokens: int | None  # None where text was sent
+    hint_task: str | None  # request parameter `task`
+    hint_draft_length: int | None  # request parameter `draft_length`; None is auto
+    session_id: str | None
+    tenant: str | None
+    latency_class: str | None
+
+
+class Hints(NamedTuple):
+    """The request parameters that are for the gateway."""
+
+    task: str | None
+    draft_length: int | None
+    session_id: str | None
+    tenant: str | None
+    latency_class: str | None
+
+
+class _Prompt(NamedTuple):
+    head: str = ""
+    tail: str = ""
+    num_chars: int = 0
+    system: str = ""
+    has_tools: bool = False
+    has_response_format: bool = False
+    thinking: bool = False
+
+
+def read_hints(
+    request: InferRequest, tasks: Collection[str], draft_lengths: Collection[int]
+) -> Hints:
+    """The gateway's parameters of a request.
+
+    Raises InputError for a parameter that nobody reads, a task that is not in `tasks`, or a
+    draft length that is not in `draft_lengths`.
+    """
+    values = {key: parameter_value(value) for key, value in request.message.parameters.items()}
+    known = GATEWAY_PARAMETERS + TRITON_PARAMETERS
+    for key in values:
+        if key not in known:
+            raise InputError(
+                f"unknown request parameter {key[:MAX_NAME_CHARS]!r}{nearest(key, known)}"
+            )
+    return Hints(
+        task=_task(values.get("task"), tasks),
+        draft_length=_draft_length(values.get("draft_length"), draft_lengths),
+        session_id=_name(values, "session_id"),
+        tenant=_name(values, "tenant"),
+        latency_class=_name(values, "latency_class"),
+    )
+
+
+def _task(value: object, tasks: Collection[str]) -> str | None:
+    if value is None or value == "auto":
+        return None
+    if value not in tasks:
+        shown = str(value)[:MAX_NAME_CHARS]
+        raise InputError(f"request parameter task is {shown!r}, not a known task"
+                         f"{nearest(shown, tasks)} (known: {', '.join(tasks)})")
+    return str(value)
+
+
+def _draft_length(value: object, draft_lengths: Collection[int]) -> int | None:
+    if value is None or value == "auto":
+        return None
+    text = str(value)[:MAX_NAME_CHARS] if not isinstance(value, bool) else repr(value)
+    if not re.fullmatch(r"[0-9]{1,4}", text) or int(text) not in draft_lengths:
+        hosted = ", ".join(str(length) for length in sorted(draft_lengths))
+        raise InputError(f"request parameter draft_length is {text!r}: expected auto or a hosted "
+                         f"draft length ({hosted})")
+    return int(text)
+
+
+def _name(values: Mapping[str, object], key: str) -> str | None:
+    value = values.get(key)
+    if value is None:
+        return None
+    if isinstance(value, bool | float) or len(str(value)) > MAX_NAME_CHARS:
+        raise InputError(
+            f"request parameter {key} has to be a text of at most {MAX_NAME_CHARS} characters"
+        )
+    return str(value)
+
+
+def check_inputs(request: InferRequest) -> None:
+    """Raise InputError for inputs that are not in the request itself."""
+    for tensor in request.message.inputs:
+        if "shared_memory_region" in tensor.parameters:
+            raise InputError(
+                f"input {tensor.name!r} lies in shared memory: send its contents in the request"
+            )
+
+
+def read_features(request: InferRequest, hints: Hints) -> RequestFeatures:
+    """The features of a request; what can't be read counts as absent, its variant will tell."""
+    prompt = _read_prompt(request)
+    temperature = _number(request, "sampling_param_temperature", "<f", _DEFAULTS.temperature)
+    return RequestFeatures(
+        head=prompt.head,
+        tail=prompt.tail,
+        num_chars=prompt.num_chars,
+        system=prompt.system,
+        has_tools=prompt.has_tools or bool(_element(request, "tools")),
+        has_response_format=prompt.has_response_format
+        or bool(_element(request, "response_format")),
+        temperature=temperature if math.isfinite(temperature) else _DEFAULTS.temperature,
+        max_tokens=int(_number(request, "sampling_param_max_tokens", "<i", _DEFAULTS.max_tokens)),
+        thinking=prompt.thinking,
+        num_prompt_tokens=_num_prompt_tokens(request),
+        hint_task=hints.task,
+        hint_draft_length=hints.draft_length,
+        session_id=hints.session_id,
+        tenant=hints.tenant,
+        latency_class=hints.latency_class,
+    )
+
+
+def is_streaming(request: InferRequest) -> bool:
+    """The request's input `streaming`, false by default."""
+    return bool(_number(request, "streaming", "<?", False))
+
+
+def _input(request: InferRequest, name: str) -> Any | None:
+    return next((tensor for tensor in request.message.inputs if tensor.name == name), None)
+
+
+def _number(request: InferRequest, name: str, form: str, default: float) -> float:
+    """The first element of a numeric input, in its raw or its typed form."""
+    data = request.tensor(name)
+    if data is not None and len(data) >= struct.calcsize(form):
+        return float(struct.unpack_from(form, data)[0])
+    tensor = _input(request, name)
+    if tensor is not None:
+        contents = tensor.contents
+        for values in (contents.int_contents, contents.fp32_contents, contents.bool_contents):
+            if values:
+                return float(values[0])
+    return default
+
+
+def _num_prompt_tokens(request: InferRequest) -> int | None:
+    data, tensor = request.tensor("input_ids"), _input(request, "input_ids")
+    if data is not None:
+        return len(data) // 4
+    return len(tensor.contents.int_contents) if tensor is not None else None
+
+
+def _element(request: InferRequest, name: str) -> memoryview | None:
+    """The first element of a BYTES input, in its raw or its typed form; None where there is none."""
+    data = request.tensor(name)
+    if data is not None and len(data) >= 4:
+        return data[4 : 4 + int.from_bytes(data[:4], "little")]
+    tensor = _input(request, name)
+    if tensor is not None and tensor.contents.bytes_contents:
+        return memoryview(tensor.contents.bytes_contents[0])
+    return None
+
+
+def _read_prompt(request: InferRequest) -> _Prompt:
+    messages = _element(request, "messages")
+    if messages:
+        if len(messages) <= MAX_JSON_BYTES:
+            return _chat_prompt(bytes(messages))
+        return _long_chat_prompt(messages)
+    text = _element(request, "text_input")
+    return _text_prompt(text) if text else _Prompt()
+
+
+def _windows(data: memoryview) -> tuple[str, str, int]:
+    """The start and the end of a text, both all of it where it is short, and its length."""
+    if len(data) <= 2 * WINDOW_BYTES:
+        text = bytes(data).decode(errors="replace")
+        return text, text, len(text)
+    head = bytes(data[:WINDOW_BYTES]).decode(errors="ignore")
+    tail = bytes(data[-WINDOW_BYTES:]).decode(errors="ignore")
+    return head, tail, len(data) * len(head) // WINDOW_BYTES
+
+
+def _text_prompt(data: memoryview) -> _Prompt:
+    """A plain text, or one that went through a ChatML template (Qwen's) already."""
+    head, tail, num_chars = _windows(data)
+    tail, thinking = _without_generation_prompt(tail)
+    if len(data) <= 2 * WINDOW_BYTES:
+        head = tail
+    system = ""
+    if head.startswith(f"{_CHAT_START}system\n"):
+        system, _, head = head.removeprefix(f"{_CHAT_START}system\n").partition(_CHAT_END)
+        head = head.lstrip()
+    head = head.removeprefix(f"{_CHAT_START}user\n")
+    return _Prompt(
+        head=head[:WINDOW_CHARS],
+        tail=(head if len(data) <= 2 * WINDOW_BYTES else tail)[-WINDOW_CHARS:],
+        num_chars=num_chars,
+        system=system[:WINDOW_CHARS],
+        has_tools="<tools>" in system,
+        thinking=thinking,
+    )
+
+
+def _without_generation_prompt(tail: str) -> tuple[str, bool]:
+    """`tail` without a template's opening of the answer, and whether that opens with thinking."""
+    at = tail.rfind(f"{_CHAT_START}assistant")
+    if at < 0 or len(tail) - at > 64:  # an earlier turn's
+        return tail, False
+    opening = tail[at:]
+    return tail[:at].rstrip().removesuffix(_CHAT_END), "<think>" in opening > "</think>" in opening
+
+
+def _chat_prompt(data: bytes) -> _Prompt:
+    """Chat messages as a JSON list, or in an object with `tools` and more beside them."""
+    try:
+        value = json.loads(data)
+    except (ValueError, RecursionError):
+        return _Prompt()
+    options: Mapping[str, object] = value if isinstance(value, dict) else {}
+    listed = options.get("messages") if isinstance(value, dict) else value
+    messages = [m for m in listed if isinstance(m, dict)] if isinstance(listed, list) else []
+    system = next((m for m in messages if m.get("role") == "system"), {})
+    turns = [m for m in messages if m.get("role") not in ("system", "assistant")]
+    return _Prompt(
+        head=_joined(turns)[:WINDOW_CHARS],
+        tail=_joined(turns)[-WINDOW_CHARS:],
+        num_chars=len(data.decode(errors="ignore")),
+        system=_content(system)[:WINDOW_CHARS],
+        has_tools=bool(options.get("tools")) or any(m.get("role") == "tool" for m in turns),
+        has_response_format=bool(options.get("response_format")),
+        thinking=options.get("enable_thinking") is True,
+    )
+
+
+def _joined(messages: Sequence[Mapping[str, object]]) -> str:
+    return "\n".join(_content(message) for message in messages)
+
+
+def _content(message: Mapping[str, object]) -> str:
+    content = message.get("content")
+    if isinstance(content, list):
+        parts = [part.get("text") for part in content if isinstance(part, dict)]
+        return "\n".join(part for part in parts if isinstance(part, str))
+    return content if isinstance(content, str) else ""
+
+
+def _long_chat_prompt(data: memoryview) -> _Prompt:
+    """Chat messages too long to parse: their system prompt and the two ends, roughly."""
+    head, tail, num_chars = _windows(data)
+    system = ""
+    first = re.search(r'\{\s*"(role|content)"', head)
+    if first:
+        try:
+            message, end = json.JSONDecoder().raw_decode(head, first.start())
+        except (ValueError, RecursionError):  # longer than the window
+            message, end = {}, 0
+        if message.get("role") == "system":
+            system, head = _content(message), head[end:]
+    outside = head + tail  # keys inside a content have their quotes escaped
+    return _Prompt(
+        head=_unescaped(head)[:WINDOW_CHARS],
+        tail=_unescaped(tail)[-WINDOW_CHARS:],
+        num_chars=num_chars,
+        system=system[:WINDOW_CHARS],
+        has_tools=re.search(r'(?<!\\)"tools"\s*:\s*\[\s*\{', outside) is not None,
+        has_response_format=re.search(r'(?<!\\)"response_format"\s*:\s*\{', outside) is not None,
+        thinking=re.search(r'(?<!\\)"enable_thinking"\s*:\s*true', outside) is not None,
+    )
+
+
+def _unescaped(text: str) -> str:
+    return text.replace("\\n", "\n").replace('\\"', '"')
