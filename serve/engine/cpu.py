@@ -1,0 +1,302 @@
+"""The CPU engine: continuous batching over the numba forward passes, in one thread.
+
+Each turn admits waiting requests to free slots, prefills one chunk of one prompt, and runs one
+draft-and-verify cycle for all slots that are decoding.
+"""
+
+import logging
+import threading
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from trt_mtp.errors import InputError, TrtMtpError
+from trt_mtp.files import read_json
+from trt_mtp.serve.engine import forward
+from trt_mtp.serve.engine.base import Chunk, EngineStatistics, Request
+from trt_mtp.serve.engine.sequence import Sequence
+from trt_mtp.serve.engine.text import AnswerText, TextCodec
+from trt_mtp.serve.engine.weights import (
+    empty_rows,
+    load_weights,
+    mixed_width,
+    projection_width,
+)
+
+log = logging.getLogger(__name__)
+
+PREFILL_CHUNK = 64  # prompt tokens a turn; bounds how long decoding requests wait
+MAX_SEED = 2**64
+
+
+def read_eos_ids(folder: Path) -> frozenset[int]:
+    """The token ids that end an answer, from generation_config.json or config.json."""
+    for name in ("generation_config.json", "config.json"):
+        if (folder / name).exists():
+            config: dict[str, Any] = read_json(folder / name)
+            value = config.get("eos_token_id", (config.get("text_config") or {}).get("eos_token_id"))
+            if value is not None:
+                return frozenset(value if isinstance(value, list) else [value])
+    return frozenset()
+
+
+def allocate(
+    shape: forward.Shape, kinds: list[str], slots: int, length: int, k: int
+) -> tuple[forward.State, forward.Scratch, forward.Rows]:
+    """Memory for `slots` requests of `length` positions at draft length k; touched when used."""
+    num_attention = kinds.count("full_attention") + (1 if k else 0)
+    num_linear = kinds.count("linear_attention")
+    values = shape.num_value_heads * shape.value_dim
+    channels = 2 * shape.num_key_heads * shape.key_dim + values
+    rows = -(-max(PREFILL_CHUNK, slots * (k + 1)) // 4) * 4
+    verify_rows = -(-slots * (k + 1) // 4) * 4
+
+    def zeros(*size: int) -> Any:
+        return np.zeros(size, np.float32)
+
+    cache = (slots, num_attention, shape.num_kv_heads)
+    state = forward.State(
+        tokens=np.zeros((slots, length + 1), np.int32),
+        done=np.zeros(slots, np.int64),
+        pending=np.zeros(slots, np.int64),
+        hidden=zeros(slots, k + 1, shape.hidden),
+        keys=zeros(*cache, shape.head_dim, length),
+        values=zeros(*cache, length, shape.head_dim),
+        conv=zeros(slots, num_linear, shape.conv_kernel + k, channels),
+        delta=zeros(
+            slots, num_linear, k + 2, shape.num_value_heads, shape.key_dim, shape.value_dim
+        ),
+        temperature=np.zeros(slots),
+        top_k=np.zeros(slots, np.int64),
+        top_p=np.ones(slots),
+        seed=np.zeros(slots, np.uint64),
+    )
+    scratch = forward.Scratch(
+        x=zeros(rows, shape.hidden),
+        normed=zeros(rows, shape.hidden),
+        wide=zeros(rows, projection_width(shape)),
+        mixed=zeros(rows, mixed_width(shape)),
+        added=zeros(rows, shape.hidden),
+        logits=zeros(verify_rows, shape.vocab),
+        scores=zeros(max(length, shape.vocab)),
+        channels=zeros(channels),
+        delta=zeros(shape.value_dim),
+        draft=zeros(-(-slots // 4) * 4, shape.hidden),
+    )
+    return state, scratch, forward.Rows(*empty_rows(rows))
+
+
+class CpuEngine:
+    """One variant on one CPU core. See trt_mtp.serve.engine.base.Engine."""
+
+    def __init__(
+        self, shared: Path, *, draft_length: int, max_batch_size: int, max_seq_len: int
+    ) -> None:
+        """Open the packed checkpoint in `shared` for `draft_length` drafts a step.
+
+        `max_batch_size` requests run at once, each of at most `max_seq_len` tokens, answer
+        included. Raises InputError when a file is missing or damaged.
+        """
+        self.draft_length = draft_length
+        self.max_seq_len = max_seq_len
+        self.codec = TextCodec(shared)
+        self._eos_ids = read_eos_ids(shared)
+        length = max_seq_len + draft_length + 1  # a verify step may look past the last token
+        self._weights, self._shape, kinds = load_weights(shared, length)
+        self._state, self._scratch, self._rows = allocate(
+            self._shape, kinds, max_batch_size, length, draft_length
+        )
+        self._free = list(range(max_batch_size))
+        self._waiting: deque[Sequence] = deque()
+        self._running: list[Sequence] = []
+        self._wake = threading.Condition()
+        self._is_closed = False
+        self._failure = ""
+        self._totals = dict.fromkeys(("requests", "steps", "output", "drafts", "accepted"), 0)
+        self._thread = threading.Thread(target=self._run, name="cpu-engine", daemon=True)
+        self._thread.start()
+
+    def encode(self, text: str) -> tuple[int, ...]:
+        """`text` as token ids, without special tokens added."""
+        return self.codec.encode(text)
+
+    def encode_chat(
+        self, messages: list[dict[str, object]], tools: list[dict[str, object]] | None = None
+    ) -> tuple[int, ...]:
+        """The token ids of the checkpoint's chat template over `messages`."""
+        return self.codec.encode_chat(messages, tools)
+
+    def submit(self, request: Request, on_chunk: Callable[[Chunk], None]) -> Sequence:
+        """Queue `request`; `on_chunk` is called from the engine's thread, in order."""
+        self._check(request)
+        text = AnswerText(self.codec, request.sampling.stop)
+        sequence = Sequence(request, on_chunk, text, self.draft_length)
+        with self._wake:
+            if self._is_closed:
+                raise TrtMtpError(self._failure or "the engine is closed")
+            self._waiting.append(sequence)
+            self._totals["requests"] += 1
+            self._wake.notify()
+        return sequence
+
+    def statistics(self) -> EngineStatistics:
+        """Totals and what is in flight."""
+        with self._wake:
+            return EngineStatistics(
+                num_requests=self._totals["requests"],
+                num_running=len(self._running),
+                num_waiting=len(self._waiting),
+                num_steps=self._totals["steps"],
+                num_output_tokens=self._totals["output"],
+                num_draft_tokens=self._totals["drafts"],
+                num_accepted_draft_tokens=self._totals["accepted"],
+            )
+
+    def close(self) -> None:
+        """Finish the step in progress and end every answer as cancelled."""
+        with self._wake:
+            self._is_closed = True
+            self._wake.notify()
+        if threading.current_thread() is not self._thread:
+            self._thread.join()
+
+    def _check(self, request: Request) -> None:
+        """Raise InputError when `request` can't be run at all."""
+        sampling, num_prompt = request.sampling, len(request.prompt_ids)
+        if num_prompt == 0:
+            raise InputError("the prompt is empty; at least one token is needed")
+        if sampling.max_tokens < 1:
+            raise InputError(f"max_tokens is {sampling.max_tokens}; expected at least 1")
+        if num_prompt + sampling.max_tokens > self.max_seq_len:
+            raise InputError(
+                f"the prompt has {num_prompt} tokens and max_tokens is {sampling.max_tokens}; "
+                f"together they may be at most {self.max_seq_len} for this variant"
+            )
+        if not all(0 <= token < self._shape.vocab for token in request.prompt_ids):
+            raise InputError(f"input_ids must lie between 0 and {self._shape.vocab - 1}")
+        if not 0.0 <= sampling.temperature <= 100.0:
+            raise InputError(f"temperature is {sampling.temperature}; expected 0 to 100")
+        if sampling.top_k < 0:
+            raise InputError(f"top_k is {sampling.top_k}; expected 0 (all) or more")
+        if not 0.0 < sampling.top_p <= 1.0:
+            raise InputError(f"top_p is {sampling.top_p}; expected more than 0, at most 1")
+        if not 0 <= sampling.seed < MAX_SEED:
+            raise InputError(f"seed is {sampling.seed}; expected 0 to 2**64 - 1")
+        if "" in sampling.stop:
+            raise InputError("a stop text is empty; expected at least one character")
+
+    def _run(self) -> None:
+        """The engine's thread: turn after turn until closed."""
+        try:
+            while self._wait_for_work():
+                self._drop_cancelled()
+                self._prefill_one()
+                self._decode()
+        except Exception as error:
+            log.exception("the engine stopped")
+            self._failure = f"the engine stopped: {error}"
+        with self._wake:
+            self._is_closed = True
+            left = [*self._running, *self._waiting]
+            self._running, self._waiting = [], deque()
+        for sequence in left:
+            sequence.finish("error" if self._failure else "cancelled", self._failure)
+
+    def _wait_for_work(self) -> bool:
+        """Admit what fits; false when closed."""
+        with self._wake:
+            while not (self._is_closed or self._waiting or self._running):
+                self._wake.wait()
+            while self._waiting and self._free and not self._is_closed:
+                sequence = self._waiting.popleft()
+                self._admit(sequence, self._free.pop())
+                self._running.append(sequence)
+            return not self._is_closed
+
+    def _admit(self, sequence: Sequence, slot: int) -> None:
+        state, sampling = self._state, sequence.request.sampling
+        sequence.slot = slot
+        state.tokens[slot, : sequence.num_prompt_tokens] = sequence.request.prompt_ids
+        state.done[slot] = 0
+        state.pending[slot] = 0
+        state.conv[slot] = 0
+        state.delta[slot] = 0
+        state.temperature[slot] = sampling.temperature
+        state.top_k[slot] = sampling.top_k
+        state.top_p[slot] = sampling.top_p
+        state.seed[slot] = sampling.seed
+
+    def _drop_cancelled(self) -> None:
+        with self._wake:
+            waiting = [sequence for sequence in self._waiting if sequence.is_cancelled]
+            for sequence in waiting:
+                self._waiting.remove(sequence)
+        for sequence in waiting:
+            sequence.finish("cancelled")
+        for sequence in [s for s in self._running if s.is_cancelled]:
+            self._release(sequence)
+            sequence.finish("cancelled")
+
+    def _prefill_one(self) -> None:
+        """One chunk of the oldest prompt that is not done."""
+        sequence = next((s for s in self._running if not s.is_prefilled), None)
+        if sequence is None:
+            return
+        num_prompt, slot = sequence.num_prompt_tokens, sequence.slot
+        stop = min(sequence.num_prefilled + PREFILL_CHUNK, num_prompt)
+        forward.prefill(
+            self._weights,
+            self._shape,
+            self._state,
+            self._scratch,
+            self._rows,
+            slot,
+            stop,
+            num_prompt,
+            self.draft_length > 0,
+        )
+        sequence.num_prefilled = stop
+        if sequence.is_prefilled:
+            self._deliver(sequence, [int(self._state.tokens[slot, num_prompt])])
+
+    def _decode(self) -> None:
+        """One draft-and-verify cycle for every request that is past its prompt."""
+        batch = [s for s in self._running if s.is_prefilled]
+        if not batch:
+            return
+        slots = np.array([s.slot for s in batch], np.int64)
+        emitted = np.zeros(len(batch), np.int64)
+        drafts = np.zeros((len(batch), self.draft_length), np.int64)
+        forward.cycle(
+            self._weights,
+            self._shape,
+            self._state,
+            self._scratch,
+            self._rows,
+            slots,
+            drafts,
+            emitted,
+        )
+        for sequence, count in zip(batch, emitted.tolist(), strict=True):
+            done = int(self._state.done[sequence.slot])
+            tokens = self._state.tokens[sequence.slot, done - count + 1 : done + 1].tolist()
+            self._deliver(sequence, tokens, is_step=True)
+
+    def _deliver(self, sequence: Sequence, tokens: list[int], is_step: bool = False) -> None:
+        before = sequence.num_output_tokens
+        sequence.advance(tokens, self._eos_ids, is_step)
+        self._totals["output"] += sequence.num_output_tokens - before
+        if is_step:
+            self._totals["steps"] += 1
+            self._totals["drafts"] += self.draft_length
+            self._totals["accepted"] += sequence.num_output_tokens - before - 1
+        if sequence.finish_reason is not None:
+            self._release(sequence)
+
+    def _release(self, sequence: Sequence) -> None:
+        with self._wake:
+            self._running.remove(sequence)
+            self._free.append(sequence.slot)

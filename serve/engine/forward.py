@@ -1,0 +1,424 @@
+"""The model's forward passes: trunk, MTP head, prefill, and one draft-and-verify cycle.
+
+Every cache is indexed by position: keys and values, the last inputs of each convolution, and
+the Gated DeltaNet states (the last few of each). A rejected draft therefore needs no rollback:
+the next step starts at an earlier position and overwrites what the draft left.
+
+Names in shapes: S slots, L positions, N rows, d hidden, V vocabulary, K draft length.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from trt_mtp.serve.engine import kernels
+from trt_mtp.serve.engine.kernels import F32, Array, kernel
+from trt_mtp.serve.engine.sampling import argmax, sample, uniform
+
+Ints = npt.NDArray[np.int64]
+
+# Columns of Weights.table; a row is a layer, the one before last the MTP layer, the last global.
+IN_NORM, POST_NORM, GATE_UP, DOWN, STATE = 0, 1, 2, 3, 4
+IS_LINEAR, PROJ, OUT = 5, 6, 7
+CONV, DT_BIAS, A_LOG, GDN_NORM = 8, 9, 10, 11
+Q_NORM, K_NORM = 8, 9
+EMBED, LM_HEAD, NORM, FC, MTP_NORM, PRE_EMBEDDING, PRE_HIDDEN = 0, 1, 2, 3, 4, 5, 6
+NUM_FIELDS = 12
+
+
+class Shape(NamedTuple):
+    """Sizes of the model, all counts; `rope_dim` values of each head are rotated."""
+
+    num_layers: int
+    hidden: int
+    vocab: int
+    intermediate: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    rope_dim: int
+    num_key_heads: int
+    num_value_heads: int
+    key_dim: int
+    value_dim: int
+    conv_kernel: int
+    eps: float
+
+
+class Weights(NamedTuple):
+    """All weights as one flat array and where each lies in it (offsets in values)."""
+
+    flat: Array
+    table: Ints  # [num_layers + 2, NUM_FIELDS]
+    cos: Array  # [L + 1, rope_dim / 2]
+    sin: Array
+
+
+class State(NamedTuple):
+    """What the engine remembers of the requests in flight."""
+
+    tokens: npt.NDArray[np.int32]  # [S, L] prompt and answer
+    done: Ints  # [S] positions that went through the trunk
+    pending: Ints  # [S] of these, the last ones that did not go through the MTP head
+    hidden: Array  # [S, K + 1, d] trunk output of the pending positions
+    keys: Array  # [S, attention layers (+ MTP), kv heads, head_dim, L]
+    values: Array  # [S, attention layers (+ MTP), kv heads, L, head_dim]
+    conv: Array  # [S, linear layers, ring, channels], position p at p % ring
+    delta: Array  # [S, linear layers, ring, value heads, key_dim, value_dim], after p at p % ring
+    temperature: npt.NDArray[np.float64]  # [S]
+    top_k: Ints  # [S]
+    top_p: npt.NDArray[np.float64]  # [S]
+    seed: npt.NDArray[np.uint64]  # [S]
+
+
+class Rows(NamedTuple):
+    """The rows of one pass, in the order of their positions within each slot."""
+
+    token: Ints  # [N]
+    slot: Ints  # [N]
+    position: Ints  # [N]
+
+
+class Scratch(NamedTuple):
+    """Buffers of one pass, N rounded up to a multiple of 4."""
+
+    x: Array  # [N, d] residual stream
+    normed: Array  # [N, d]; after a pass, the hidden states
+    wide: Array  # [N, max(2 * d, projections)]
+    mixed: Array  # [N, max(attention, value, intermediate)]
+    added: Array  # [N, d]
+    logits: Array  # [N', V], N' the rows of a verify step
+    scores: Array  # [max(L, V)]
+    channels: Array  # [conv channels]
+    delta: Array  # [value_dim]
+    draft: Array  # [S, d] hidden states that the MTP head feeds back
+
+
+@kernel
+def _matrix(weights: Weights, layer: int, field: int, rows: int, columns: int) -> Array:
+    start = weights.table[layer, field]
+    return weights.flat[start : start + rows * columns].reshape((rows, columns))
+
+
+@kernel
+def _vector(weights: Weights, layer: int, field: int, size: int) -> Array:
+    start = weights.table[layer, field]
+    return weights.flat[start : start + size]
+
+
+@kernel
+def _norm_rows(x: Array, weight: Array, rows: int, eps: float, y: Array) -> None:
+    for row in range(rows):
+        kernels.rms_norm(x[row], weight, eps, y[row])
+
+
+@kernel
+def _attention_rows(
+    weights: Weights, layer: int, m: Shape, state: State, s: Scratch, rows: Rows, n: int, ahead: int
+) -> None:
+    """Gated attention: s.wide [n, q+gate | k | v] -> s.mixed [n, heads * head_dim]."""
+    index, d = weights.table[layer, STATE], m.head_dim
+    q_norm = _vector(weights, layer, Q_NORM, d)
+    k_norm = _vector(weights, layer, K_NORM, d)
+    group = m.num_heads // m.num_kv_heads
+    k_start = 2 * m.num_heads * d
+    v_start = k_start + m.num_kv_heads * d
+    for row in range(n):
+        slot, position, proj = rows.slot[row], rows.position[row], s.wide[row]
+        cos, sin = weights.cos[position + ahead], weights.sin[position + ahead]
+        for head in range(m.num_kv_heads):
+            k = proj[k_start + head * d : k_start + (head + 1) * d]
+            kernels.rms_norm(k, k_norm, m.eps, k)
+            kernels.rotate(k, cos, sin)
+            for i in range(d):
+                state.keys[slot, index, head, i, position] = k[i]
+                state.values[slot, index, head, position, i] = proj[v_start + head * d + i]
+        for head in range(m.num_heads):
+            q = proj[2 * head * d : (2 * head + 1) * d]
+            gate = proj[(2 * head + 1) * d : (2 * head + 2) * d]
+            out = s.mixed[row, head * d : (head + 1) * d]
+            kernels.rms_norm(q, q_norm, m.eps, q)
+            kernels.rotate(q, cos, sin)
+            kernels.attend(
+                q,
+                state.keys[slot, index, head // group],
+                state.values[slot, index, head // group],
+                position + 1,
+                s.scores,
+                out,
+            )
+            for i in range(d):
+                out[i] *= kernels.sigmoid(gate[i])
+
+
+@kernel
+def _causal_conv(
+    weights: Weights, layer: int, m: Shape, ring: Array, position: int, x: Array, y: Array
+) -> None:
+    """y = silu(causal depthwise convolution) at `position`; x [channels] joins the ring."""
+    filters = _matrix(weights, layer, CONV, m.conv_kernel, x.shape[0])
+    size = ring.shape[0]
+    ring[position % size, :] = x
+    y[:] = F32(0)
+    for tap in range(m.conv_kernel):
+        f, past = filters[tap], ring[(position - m.conv_kernel + 1 + tap) % size]
+        for i in range(y.shape[0]):
+            y[i] += f[i] * past[i]
+    for i in range(y.shape[0]):
+        y[i] = y[i] * kernels.sigmoid(y[i])
+
+
+@kernel
+def _normalise(x: Array, scale: float) -> None:
+    factor = F32(scale / np.sqrt(kernels.dot(x, x) + 1e-6))
+    for i in range(x.shape[0]):
+        x[i] *= factor
+
+
+@kernel
+def _delta_rows(
+    weights: Weights, layer: int, m: Shape, state: State, s: Scratch, rows: Rows, n: int
+) -> None:
+    """Gated DeltaNet: s.wide [n, qkv | z | b | a] -> s.mixed [n, value_heads * value_dim]."""
+    index = weights.table[layer, STATE]
+    dt_bias = _vector(weights, layer, DT_BIAS, m.num_value_heads)
+    a_log = _vector(weights, layer, A_LOG, m.num_value_heads)
+    norm = _vector(weights, layer, GDN_NORM, m.value_dim)
+    dk, dv, group = m.key_dim, m.value_dim, m.num_value_heads // m.num_key_heads
+    k_start = m.num_key_heads * dk
+    v_start = 2 * k_start
+    z_start = v_start + m.num_value_heads * dv
+    b_start = z_start + m.num_value_heads * dv
+    a_start = b_start + m.num_value_heads
+    ring = state.delta.shape[2]
+    for row in range(n):
+        slot, position, proj = rows.slot[row], rows.position[row], s.wide[row]
+        u = s.channels
+        _causal_conv(weights, layer, m, state.conv[slot, index], position, proj[:z_start], u)
+        for head in range(m.num_key_heads):
+            _normalise(u[head * dk : (head + 1) * dk], 1.0 / np.sqrt(float(dk)))
+            _normalise(u[k_start + head * dk : k_start + (head + 1) * dk], 1.0)
+        before = state.delta[slot, index, (position - 1) % ring]
+        after = state.delta[slot, index, position % ring]
+        for head in range(m.num_value_heads):
+            key = head // group
+            raw = float(proj[a_start + head] + dt_bias[head])
+            softplus = raw if raw > 20.0 else np.log1p(np.exp(raw))
+            out = s.mixed[row, head * dv : (head + 1) * dv]
+            kernels.delta_step(
+                u[key * dk : (key + 1) * dk],
+                u[k_start + key * dk : k_start + (key + 1) * dk],
+                u[v_start + head * dv : v_start + (head + 1) * dv],
+                np.exp(-np.exp(float(a_log[head])) * softplus),
+                1.0 / (1.0 + np.exp(-float(proj[b_start + head]))),
+                before[head],
+                after[head],
+                out,
+                s.delta,
+            )
+            z = proj[z_start + head * dv : z_start + (head + 1) * dv]
+            scale = F32(1.0 / np.sqrt(kernels.dot(out, out) / dv + m.eps))
+            for i in range(dv):
+                out[i] = out[i] * scale * norm[i] * z[i] * kernels.sigmoid(z[i])
+
+
+@kernel
+def _add_rows(x: Array, added: Array, rows: int) -> None:
+    for row in range(rows):
+        for i in range(x.shape[1]):
+            x[row, i] += added[row, i]
+
+
+@kernel
+def _layer(
+    weights: Weights, layer: int, m: Shape, state: State, s: Scratch, rows: Rows, n: int, ahead: int
+) -> None:
+    """One decoder layer over s.x [n, d] in place; `ahead` shifts the rotary positions."""
+    d = m.hidden
+    _norm_rows(s.x, _vector(weights, layer, IN_NORM, d), n, m.eps, s.normed)
+    if weights.table[layer, IS_LINEAR]:
+        mixed = m.num_value_heads * m.value_dim
+        channels = 2 * m.num_key_heads * m.key_dim + mixed
+        width = channels + mixed + 2 * m.num_value_heads
+        kernels.linear(_matrix(weights, layer, PROJ, d, width), s.normed, n, s.wide)
+        _delta_rows(weights, layer, m, state, s, rows, n)
+    else:
+        mixed = m.num_heads * m.head_dim
+        width = 2 * mixed + 2 * m.num_kv_heads * m.head_dim
+        kernels.linear(_matrix(weights, layer, PROJ, d, width), s.normed, n, s.wide)
+        _attention_rows(weights, layer, m, state, s, rows, n, ahead)
+    kernels.linear(_matrix(weights, layer, OUT, mixed, d), s.mixed, n, s.added)
+    _add_rows(s.x, s.added, n)
+    _norm_rows(s.x, _vector(weights, layer, POST_NORM, d), n, m.eps, s.normed)
+    kernels.linear(_matrix(weights, layer, GATE_UP, d, 2 * m.intermediate), s.normed, n, s.wide)
+    kernels.gate_silu(s.wide, m.intermediate, n, s.mixed)
+    kernels.linear(_matrix(weights, layer, DOWN, m.intermediate, d), s.mixed, n, s.added)
+    _add_rows(s.x, s.added, n)
+
+
+@kernel
+def trunk(weights: Weights, m: Shape, state: State, s: Scratch, rows: Rows, n: int) -> None:
+    """Run n rows through all layers; s.normed [n, d] then holds the hidden states."""
+    last = m.num_layers + 1
+    embed = _matrix(weights, last, EMBED, m.vocab, m.hidden)
+    for row in range(n):
+        s.x[row, :] = embed[rows.token[row]]
+    for layer in range(m.num_layers):
+        _layer(weights, layer, m, state, s, rows, n, 0)
+    _norm_rows(s.x, _vector(weights, last, NORM, m.hidden), n, m.eps, s.normed)
+
+
+@kernel
+def mtp_head(weights: Weights, m: Shape, state: State, s: Scratch, rows: Rows, n: int) -> None:
+    """Run n rows through the MTP head; s.normed [n, d] then holds its hidden states.
+
+    Row i pairs the hidden state of position p, given in s.added [n, d], with the token at p + 1;
+    its cache row is p and its rotary position p + 1.
+    """
+    last, d = m.num_layers + 1, m.hidden
+    embed = _matrix(weights, last, EMBED, m.vocab, d)
+    pre_embedding = _vector(weights, last, PRE_EMBEDDING, d)
+    pre_hidden = _vector(weights, last, PRE_HIDDEN, d)
+    for row in range(n):
+        kernels.rms_norm(embed[rows.token[row]], pre_embedding, m.eps, s.wide[row, :d])
+        kernels.rms_norm(s.added[row], pre_hidden, m.eps, s.wide[row, d : 2 * d])
+    kernels.linear(_matrix(weights, last, FC, 2 * d, d), s.wide, n, s.x)
+    _layer(weights, m.num_layers, m, state, s, rows, n, 1)
+    _norm_rows(s.x, _vector(weights, last, MTP_NORM, d), n, m.eps, s.normed)
+
+
+@kernel
+def _logits(weights: Weights, m: Shape, x: Array, n: int, logits: Array) -> None:
+    head = _matrix(weights, m.num_layers + 1, LM_HEAD, m.hidden, m.vocab)
+    kernels.linear(head, x, n, logits)
+
+
+@kernel
+def _draw(state: State, s: Scratch, row: int, slot: int, position: int) -> int:
+    """The token that goes to `position` of `slot`, from logits row `row`."""
+    return sample(
+        s.logits[row],
+        state.temperature[slot],
+        state.top_k[slot],
+        state.top_p[slot],
+        uniform(state.seed[slot], position),
+        s.scores,
+    )
+
+
+@kernel
+def prefill(
+    weights: Weights,
+    m: Shape,
+    state: State,
+    s: Scratch,
+    rows: Rows,
+    slot: int,
+    stop: int,
+    num_prompt: int,
+    drafts: bool,
+) -> None:
+    """Run prompt positions state.done[slot] .. stop; at stop == num_prompt draw the first token."""
+    start = state.done[slot]
+    n = stop - start
+    for row in range(n):
+        rows.token[row] = state.tokens[slot, start + row]
+        rows.slot[row] = slot
+        rows.position[row] = start + row
+    trunk(weights, m, state, s, rows, n)
+    state.done[slot] = stop
+    if stop == num_prompt:
+        # the last row alone, from a fresh row 0, so that `linear` may pad its rows
+        s.added[0, :] = s.normed[n - 1]
+        _logits(weights, m, s.added, 1, s.logits)
+        state.tokens[slot, stop] = _draw(state, s, 0, slot, stop)
+        state.hidden[slot, 0, :] = s.normed[n - 1]
+        state.pending[slot] = 1
+    if drafts:
+        n = min(stop, num_prompt - 1) - start
+        for row in range(n):
+            rows.token[row] = state.tokens[slot, start + row + 1]
+            s.added[row, :] = s.normed[row]
+        mtp_head(weights, m, state, s, rows, n)
+
+
+@kernel
+def _draft(
+    weights: Weights, m: Shape, state: State, s: Scratch, rows: Rows, slots: Ints, drafts: Ints
+) -> None:
+    """Fill drafts [B, K]; the first pass also brings the MTP cache up to date."""
+    n = 0
+    for b in range(slots.shape[0]):
+        slot = slots[b]
+        first = state.done[slot] - state.pending[slot]
+        for i in range(state.pending[slot]):
+            rows.token[n] = state.tokens[slot, first + i + 1]
+            rows.slot[n] = slot
+            rows.position[n] = first + i
+            s.added[n, :] = state.hidden[slot, i]
+            n += 1
+    mtp_head(weights, m, state, s, rows, n)
+    row = -1
+    for b in range(slots.shape[0]):
+        row += state.pending[slots[b]]
+        s.draft[b, :] = s.normed[row]
+    for k in range(drafts.shape[1]):
+        _logits(weights, m, s.draft, slots.shape[0], s.logits)
+        for b in range(slots.shape[0]):
+            drafts[b, k] = argmax(s.logits[b])
+        if k + 1 == drafts.shape[1]:
+            break
+        for b in range(slots.shape[0]):
+            rows.token[b] = drafts[b, k]
+            rows.slot[b] = slots[b]
+            rows.position[b] = state.done[slots[b]] + k
+            s.added[b, :] = s.draft[b]
+        mtp_head(weights, m, state, s, rows, slots.shape[0])
+        for b in range(slots.shape[0]):
+            s.draft[b, :] = s.normed[b]
+
+
+@kernel
+def cycle(
+    weights: Weights,
+    m: Shape,
+    state: State,
+    s: Scratch,
+    rows: Rows,
+    slots: Ints,
+    drafts: Ints,
+    emitted: Ints,
+) -> None:
+    """One step of every slot in `slots` [B]: draft K tokens, verify, keep what matches.
+
+    drafts [B, K] (K may be 0) is filled with the drafts. A draft is kept when it equals the token
+    drawn from the model's own logits at its position, so the answer is the one without drafts.
+    emitted [B] counts the new tokens, 1 .. K + 1, which are appended to state.tokens.
+    """
+    k = drafts.shape[1]
+    if k > 0:
+        _draft(weights, m, state, s, rows, slots, drafts)
+    n = 0
+    for b in range(slots.shape[0]):
+        slot = slots[b]
+        for i in range(k + 1):
+            rows.token[n] = drafts[b, i - 1] if i > 0 else state.tokens[slot, state.done[slot]]
+            rows.slot[n] = slot
+            rows.position[n] = state.done[slot] + i
+            n += 1
+    trunk(weights, m, state, s, rows, n)
+    _logits(weights, m, s.normed, n, s.logits)
+    for b in range(slots.shape[0]):
+        slot, count = slots[b], 0
+        for i in range(k + 1):
+            row, position = b * (k + 1) + i, state.done[slot] + 1
+            token = _draw(state, s, row, slot, position)
+            state.tokens[slot, position] = token
+            state.hidden[slot, i, :] = s.normed[row]
+            state.done[slot] = position
+            count += 1
+            if i < k and token != drafts[b, i]:
+                break
+        state.pending[slot] = count
+        emitted[b] = count

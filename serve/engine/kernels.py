@@ -1,0 +1,237 @@
+"""Row-invariant float32 kernels of the Qwen3.5 architecture for one CPU core, compiled by numba.
+
+A row is one token. Each output row is computed by the same operations in the same order
+whatever the number of rows beside it, so a token's logits are bit for bit the same in a plain
+step, a verify step, a batch or a prefill: speculation is lossless by construction, not within
+a tolerance. Two rules keep it so: matrices are stored [in, out] and accumulated over `in` in
+order, vectorised over `out` only; `reassoc` is allowed only in `dot`, whose callers fix its
+length. A step streams every weight once for up to four rows, which is why a verify step costs
+little more than a plain one.
+
+All arrays are float32 and C-contiguous unless said.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any, TypeVar, cast
+
+import numba
+import numpy as np
+import numpy.typing as npt
+
+F32 = np.float32
+Array = npt.NDArray[np.float32]
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def kernel(function: Function) -> Function:
+    """Compile without the GIL, with fused multiply-add, and never reordering a sum."""
+    return cast(
+        Function,
+        numba.njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract"})(function),
+    )
+
+
+def reduction(function: Function) -> Function:
+    """Like `kernel`, for sums over one row of a fixed length, which may be vectorised."""
+    return cast(
+        Function,
+        numba.njit(
+            cache=True, nogil=True, error_model="numpy", fastmath={"contract", "reassoc", "nsz"}
+        )(function),
+    )
+
+
+@reduction
+def dot(a: Array, b: Array) -> np.float32:
+    """The inner product of two rows."""
+    total = F32(0)
+    for i in range(a.shape[0]):
+        total += a[i] * b[i]
+    return total
+
+
+@kernel
+def exp32(x: np.float32) -> np.float32:
+    """e**x by the Cephes polynomial (netlib.org/cephes, expf), in a form that vectorises."""
+    x = F32(-87.0) if x < F32(-87.0) else (F32(88.0) if x > F32(88.0) else x)
+    # adding and subtracting 1.5 * 2**23 rounds to the nearest integer
+    n = (x * F32(1.44269504) + F32(12582912.0)) - F32(12582912.0)
+    r = x - n * F32(0.693359375) + n * F32(2.12194440e-4)
+    p = F32(1.9875691500e-4)
+    p = p * r + F32(1.3981999507e-3)
+    p = p * r + F32(8.3334519073e-3)
+    p = p * r + F32(4.1665795894e-2)
+    p = p * r + F32(1.6666665459e-1)
+    p = p * r + F32(5.0000001201e-1)
+    p = p * (r * r) + r + F32(1.0)
+    return p * np.int32(np.int32(n * F32(8388608.0)) + np.int32(1065353216)).view(F32)
+
+
+@kernel
+def sigmoid(x: np.float32) -> np.float32:
+    """1 / (1 + e**-x)."""
+    return F32(1) / (F32(1) + exp32(-x))
+
+
+@kernel
+def _linear_1(w: Array, x: Array, row: int, y: Array) -> None:
+    """y[row] = x[row] @ w."""
+    y0, x0 = y[row, : w.shape[1]], x[row]
+    y0[:] = F32(0)
+    for i in range(0, w.shape[0], 4):
+        w0, w1, w2, w3 = w[i], w[i + 1], w[i + 2], w[i + 3]
+        a0, a1, a2, a3 = x0[i], x0[i + 1], x0[i + 2], x0[i + 3]
+        for o in range(w.shape[1]):
+            y0[o] = y0[o] + a0 * w0[o] + a1 * w1[o] + a2 * w2[o] + a3 * w3[o]
+
+
+@kernel
+def _linear_2(w: Array, x: Array, row: int, y: Array) -> None:
+    """y[row : row + 2] = x[row : row + 2] @ w."""
+    n = w.shape[1]
+    y0, y1, x0, x1 = y[row, :n], y[row + 1, :n], x[row], x[row + 1]
+    y0[:] = F32(0)
+    y1[:] = F32(0)
+    for i in range(0, w.shape[0], 4):
+        w0, w1, w2, w3 = w[i], w[i + 1], w[i + 2], w[i + 3]
+        a0, a1, a2, a3 = x0[i], x0[i + 1], x0[i + 2], x0[i + 3]
+        b0, b1, b2, b3 = x1[i], x1[i + 1], x1[i + 2], x1[i + 3]
+        for o in range(w.shape[1]):
+            p, q, r, s = w0[o], w1[o], w2[o], w3[o]
+            y0[o] = y0[o] + a0 * p + a1 * q + a2 * r + a3 * s
+            y1[o] = y1[o] + b0 * p + b1 * q + b2 * r + b3 * s
+
+
+@kernel
+def _linear_4(w: Array, x: Array, row: int, y: Array) -> None:
+    """y[row : row + 4] = x[row : row + 4] @ w."""
+    n = w.shape[1]
+    y0, y1, y2, y3 = y[row, :n], y[row + 1, :n], y[row + 2, :n], y[row + 3, :n]
+    x0, x1, x2, x3 = x[row], x[row + 1], x[row + 2], x[row + 3]
+    y0[:] = F32(0)
+    y1[:] = F32(0)
+    y2[:] = F32(0)
+    y3[:] = F32(0)
+    for i in range(0, w.shape[0], 4):
+        w0, w1, w2, w3 = w[i], w[i + 1], w[i + 2], w[i + 3]
+        a0, a1, a2, a3 = x0[i], x0[i + 1], x0[i + 2], x0[i + 3]
+        b0, b1, b2, b3 = x1[i], x1[i + 1], x1[i + 2], x1[i + 3]
+        c0, c1, c2, c3 = x2[i], x2[i + 1], x2[i + 2], x2[i + 3]
+        d0, d1, d2, d3 = x3[i], x3[i + 1], x3[i + 2], x3[i + 3]
+        for o in range(w.shape[1]):
+            p, q, r, s = w0[o], w1[o], w2[o], w3[o]
+            y0[o] = y0[o] + a0 * p + a1 * q + a2 * r + a3 * s
+            y1[o] = y1[o] + b0 * p + b1 * q + b2 * r + b3 * s
+            y2[o] = y2[o] + c0 * p + c1 * q + c2 * r + c3 * s
+            y3[o] = y3[o] + d0 * p + d1 * q + d2 * r + d3 * s
+
+
+@kernel
+def linear(w: Array, x: Array, rows: int, y: Array) -> None:
+    """y[:rows] = x[:rows] @ w, with w [in, out], `in` a multiple of 4.
+
+    x [>=R, in] and y [>=R, out] hold R = `rows` rounded up to a multiple of 4; the rows past
+    `rows` are computed from whatever lies there and mean nothing.
+    """
+    row = 0
+    while rows - row > 2:
+        _linear_4(w, x, row, y)
+        row += 4
+    if rows - row == 2:
+        _linear_2(w, x, row, y)
+    elif rows - row == 1:
+        _linear_1(w, x, row, y)
+
+
+@kernel
+def rms_norm(x: Array, weight: Array, eps: float, y: Array) -> None:
+    """y = x / rms(x) * (1 + weight) for one row: Qwen3_5RMSNorm, zero-centred weights."""
+    scale = F32(1.0 / math.sqrt(dot(x, x) / x.shape[0] + eps))
+    for i in range(x.shape[0]):
+        y[i] = x[i] * scale * (F32(1) + weight[i])
+
+
+@kernel
+def gate_silu(gate_up: Array, n: int, rows: int, y: Array) -> None:
+    """y = silu(gate) * up for gate_up [rows, >=2*n], gate first, and y [rows, >=n]."""
+    for row in range(rows):
+        gate, up, out = gate_up[row, :n], gate_up[row, n : 2 * n], y[row, :n]
+        for i in range(n):
+            out[i] = gate[i] * sigmoid(gate[i]) * up[i]
+
+
+@kernel
+def rotate(x: Array, cos: Array, sin: Array) -> None:
+    """Rotary embedding in place on the first 2 * len(cos) values of one head."""
+    half = cos.shape[0]
+    for i in range(half):
+        a, b = x[i], x[half + i]
+        x[i] = a * cos[i] - b * sin[i]
+        x[half + i] = b * cos[i] + a * sin[i]
+
+
+@kernel
+def attend(
+    query: Array, keys: Array, values: Array, length: int, scores: Array, out: Array
+) -> None:
+    """out [D] = softmax(query . keys / sqrt(D)) . values over the first `length` positions.
+
+    query [D]; keys [D, L] (transposed, so that scores vectorise over positions); values [L, D];
+    scores [>=L] is scratch.
+    """
+    s = scores[:length]
+    s[:] = F32(0)
+    scale = F32(1.0 / math.sqrt(query.shape[0]))
+    for i in range(query.shape[0]):
+        q, row = query[i] * scale, keys[i]
+        for j in range(length):
+            s[j] += q * row[j]
+    top = s[0]
+    for j in range(1, length):
+        top = max(top, s[j])
+    for j in range(length):
+        s[j] = exp32(s[j] - top)
+    total = F32(0)
+    for j in range(length):
+        total += s[j]
+    out[:] = F32(0)
+    for j in range(length):
+        p, row = s[j] / total, values[j]
+        for i in range(out.shape[0]):
+            out[i] += p * row[i]
+
+
+@kernel
+def delta_step(
+    query: Array,
+    key: Array,
+    value: Array,
+    decay: float,
+    beta: float,
+    before: Array,
+    after: Array,
+    out: Array,
+    scratch: Array,
+) -> None:
+    """One gated delta rule step of one head: `after` and `out` from `before`.
+
+    query, key [Dk] normalised; value, out, scratch [Dv]; before, after [Dk, Dv], not the same.
+    S' = decay * S; S'' = S' + key (beta * (value - key S'))^T; out = query S''
+    (Gated Delta Networks, arXiv:2412.06464, eq. 10).
+    """
+    scratch[:] = F32(0)
+    factor = F32(decay)
+    for i in range(key.shape[0]):
+        k, old, new = key[i], before[i], after[i]
+        for j in range(scratch.shape[0]):
+            new[j] = old[j] * factor
+            scratch[j] += k * new[j]
+    for j in range(scratch.shape[0]):
+        scratch[j] = (value[j] - scratch[j]) * F32(beta)
+    out[:] = F32(0)
+    for i in range(key.shape[0]):
+        k, q, new = key[i], query[i], after[i]
+        for j in range(scratch.shape[0]):
+            new[j] += k * scratch[j]
+            out[j] += q * new[j]
