@@ -1,0 +1,207 @@
+"""What a folder holds: model family, sizes, quantisation and MTP head of a checkpoint.
+
+Only config files and safetensors headers are read, never tensor data, so a checkpoint of
+terabytes is inspected in a second.
+"""
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from trt_mtp.build.mtp_head import PREFIX, MtpHead, find_mtp_head
+from trt_mtp.build.quantization import Quantization, find_quantization, weights_in
+from trt_mtp.build.tensors import TensorInfo, read_tensors
+from trt_mtp.errors import InputError
+from trt_mtp.files import read_json
+
+# The model_type of the text model -> family. Qwen3.6 and Qwen3.8 (27B, 2.4T) use the
+# architectures of Qwen3.5; Qwen3.8-Flash-Next is its own (qwen4_exp). Those with an MTP class in
+# TensorRT-LLM: tensorrt_llm/_torch/models/modeling_speculative.py, MTPForCausalLM.
+FAMILIES = {
+    "qwen3_next": "qwen3-next",
+    "qwen3_5": "qwen3.5",
+    "qwen3_5_text": "qwen3.5",
+    "qwen3_5_moe": "qwen3.5-moe",
+    "qwen3_5_moe_text": "qwen3.5-moe",
+    "qwen4_exp": "qwen3.8-flash-next",
+    "qwen4_exp_text": "qwen3.8-flash-next",
+}
+SUPPORTED = "Qwen3-Next, Qwen3.5, Qwen3.6 and Qwen3.8"
+ORIGINAL = "use the original safetensors checkpoint (`hf download ORG/NAME`)"
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """One Qwen MTP checkpoint on disk."""
+
+    path: Path
+    family: str  # a value of FAMILIES
+    model_type: str  # of the text model, as in its config
+    architecture: str
+    config: Mapping[str, Any]  # config.json
+    tensors: Mapping[str, TensorInfo]
+    quantization: Quantization | None
+    mtp: MtpHead
+
+    @property
+    def text_config(self) -> Mapping[str, Any]:
+        """The part of config.json about the text model."""
+        return text_config_of(self.config)
+
+    @property
+    def layer_types(self) -> tuple[str, ...]:
+        """`linear_attention` or `full_attention`, per layer."""
+        text = self.text_config
+        if text.get("layer_types"):
+            return tuple(text["layer_types"])
+        interval = text.get("full_attention_interval", 4)
+        return tuple(
+            "linear_attention" if (layer + 1) % interval else "full_attention"
+            for layer in range(text["num_hidden_layers"])
+        )
+
+    @property
+    def num_layers(self) -> dict[str, int]:
+        """Number of layers by kind, the MTP head's not counted."""
+        return dict(Counter(self.layer_types))
+
+    @property
+    def num_parameters(self) -> int:
+        """All weights, those of the MTP head and of a vision tower included; scales are none."""
+        return sum(weights_in(name, info, self.quantization) for name, info in self.tensors.items())
+
+    @property
+    def bytes_by_dtype(self) -> dict[str, int]:
+        """Bytes on disk by safetensors dtype, most first."""
+        sizes: Counter[str] = Counter()
+        for info in self.tensors.values():
+            sizes[info.dtype] += info.num_bytes
+        return dict(sizes.most_common())
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes on disk of all tensors."""
+        return sum(self.bytes_by_dtype.values())
+
+    @property
+    def vocab_size(self) -> int:
+        """Rows of the embedding."""
+        return int(self.text_config["vocab_size"])
+
+    @property
+    def context_length(self) -> int:
+        """The longest sequence the checkpoint was made for, in tokens."""
+        return int(self.text_config["max_position_embeddings"])
+
+    @property
+    def is_moe(self) -> bool:
+        """Whether the feed-forward parts are mixtures of experts."""
+        return self.family != "qwen3.5"
+
+    @property
+    def prefix(self) -> str:
+        """What precedes `layers.0.…` in the names of the text model's tensors."""
+        nested = "model.language_model."
+        return nested if f"{nested}embed_tokens.weight" in self.tensors else "model."
+
+
+def read_checkpoint(folder: Path) -> Checkpoint:
+    """The checkpoint in `folder`; raises InputError, with what to do, when it is not a usable one.
+
+    An MTP head that is there in part is not an error here: `Checkpoint.mtp.missing` lists it.
+    """
+    check_folder(folder)
+    config = read_json(folder / "config.json")
+    family, model_type = find_family(folder / "config.json", config)
+    check_format(folder)
+    tensors = read_tensors(folder)
+    text_config = text_config_of(config)
+    check_sizes(folder / "config.json", text_config)
+    if not any(name.startswith(PREFIX) for name in tensors):
+        raise InputError(
+            f"{folder} has no mtp.* tensors: its MTP head was lost, as happens when a model is "
+            f"loaded and saved again with transformers; {ORIGINAL} or copy the mtp.* tensors back"
+        )
+    return Checkpoint(
+        path=folder,
+        family=family,
+        model_type=model_type,
+        architecture=str((config.get("architectures") or [""])[0]),
+        config=config,
+        tensors=tensors,
+        quantization=find_quantization(folder, config),
+        mtp=find_mtp_head(family, text_config, tensors),
+    )
+
+
+def check_folder(folder: Path) -> None:
+    """Raise InputError unless `folder` is a folder with a config.json."""
+    if folder.suffix == ".gguf":
+        raise gguf_error(folder)
+    if not folder.exists():
+        raise InputError(f"{folder} does not exist; give a checkpoint's folder or a model id")
+    if not folder.is_dir():
+        raise InputError(f"{folder} is a file; give the folder that has config.json")
+    if (folder / "config.json").is_file():
+        return
+    names = {file.name for file in folder.iterdir()}
+    if not names:
+        raise InputError(f"{folder} is empty; {ORIGINAL}")
+    if any(name.endswith(".gguf") for name in names):
+        raise gguf_error(folder)
+    raise InputError(f"{folder} has no config.json, so it is not a Hugging Face checkpoint")
+
+
+def gguf_error(path: Path) -> InputError:
+    """The sentence for llama.cpp's format."""
+    return InputError(f"{path} is GGUF, llama.cpp's format, which is not read; {ORIGINAL}")
+
+
+def check_format(folder: Path) -> None:
+    """Raise InputError when the weights are missing or in another format than safetensors."""
+    if any(folder.glob("*.safetensors")) or any(folder.glob("*.safetensors.index.json")):
+        return
+    if any(folder.glob("*.gguf")):
+        raise gguf_error(folder)
+    pickles = sorted(
+        file.name for kind in ("bin", "pt", "pth", "ckpt") for file in folder.glob(f"*.{kind}")
+    )
+    if pickles:
+        raise InputError(
+            f"{folder} has its weights as a pickle ({pickles[0]}), which is not read because "
+            f"loading one can run any code; {ORIGINAL}"
+        )
+    raise InputError(f"{folder} has a config.json but no *.safetensors; {ORIGINAL}")
+
+
+def text_config_of(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The nested `text_config` of released Qwen3.5 checkpoints, or the config itself."""
+    nested = config.get("text_config")
+    return nested if isinstance(nested, dict) else config
+
+
+def find_family(file: Path, config: Any) -> tuple[str, str]:
+    """Family and model_type of the text model; raises InputError for what has no MTP head."""
+    if not isinstance(config, dict) or not config.get("model_type"):
+        raise InputError(f"{file} has no model_type, so it is not a Hugging Face model config")
+    model_type = str(text_config_of(config).get("model_type", config["model_type"]))
+    if model_type in FAMILIES:
+        return FAMILIES[model_type], model_type
+    if model_type in ("qwen3", "qwen3_moe"):
+        raise InputError(
+            f"{file}: model_type {model_type} is Qwen3, whose checkpoints have no MTP head; "
+            f"use one of {SUPPORTED}"
+        )
+    raise InputError(
+        f"{file}: model_type {model_type} is not a Qwen MTP model; use one of {SUPPORTED}"
+    )
+
+
+def check_sizes(file: Path, text_config: Mapping[str, Any]) -> None:
+    """Raise InputError unless the sizes that everything needs are positive integers."""
+    for key in ("hidden_size", "num_hidden_layers", "vocab_size", "max_position_embeddings"):
+        value = text_config.get(key)
+        if not isinstance(value, int) or isinstance(value, bool) or value <= 0:
+            raise InputError(f"{file}: {key} is {value!r}, expected a positive integer")

@@ -1,0 +1,139 @@
+"""The tensors of a checkpoint, from safetensors headers alone.
+
+Format: 8 bytes little-endian header length, that many bytes of JSON, then the data
+(https://huggingface.co/docs/safetensors, "Format").
+"""
+
+import json
+import math
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from trt_mtp.errors import InputError
+from trt_mtp.files import read_json
+
+INDEX = "model.safetensors.index.json"
+AGAIN = "download the checkpoint again"
+
+BITS = {
+    "BOOL": 8, "U8": 8, "I8": 8, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8,
+    "I16": 16, "U16": 16, "F16": 16, "BF16": 16,
+    "I32": 32, "U32": 32, "F32": 32, "I64": 64, "U64": 64, "F64": 64,
+    "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6,
+}  # fmt: skip
+
+
+class TensorInfo(NamedTuple):
+    """Where one tensor lies; a tuple because large checkpoints have 300,000 of them."""
+
+    dtype: str  # safetensors' name: BF16, F32, F8_E4M3, U8, …
+    shape: tuple[int, ...]
+    num_bytes: int
+    file: Path
+    offset: int  # of the first byte, from the start of the file
+
+
+def read_tensors(folder: Path) -> dict[str, TensorInfo]:
+    """Every tensor of the checkpoint in `folder`, by name; no tensor data is read.
+
+    Raises InputError for a missing shard, a file that is cut short or is no safetensors file,
+    and a tensor that is in the index but not in its shard.
+    """
+    tensors: dict[str, TensorInfo] = {}
+    shapes: dict[tuple[int, ...], tuple[int, ...]] = {}  # each shape once in memory
+    for file in list_shards(folder):
+        for name, info in read_header(file):
+            tensors[name] = info._replace(shape=shapes.setdefault(info.shape, info.shape))
+    index = folder / INDEX
+    if index.exists():
+        for name, file_name in weight_map_of(index).items():
+            if name not in tensors:
+                raise InputError(
+                    f"{folder / file_name} lacks the tensor {name} of {INDEX}; {AGAIN}"
+                )
+    return tensors
+
+
+def list_shards(folder: Path) -> list[Path]:
+    """The safetensors files of `folder`: those of the index, or else all there are."""
+    index = folder / INDEX
+    if index.exists():
+        names, source = sorted(set(weight_map_of(index).values())), INDEX
+    else:
+        names, source = all_shard_names(folder), "the other file names"
+    missing = [name for name in names if not (folder / name).is_file()]
+    if missing:
+        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        raise InputError(f"{folder} lacks {missing[0]}{more} (named by {source}); {AGAIN}")
+    return [folder / name for name in names]
+
+
+def all_shard_names(folder: Path) -> list[str]:
+    """The *.safetensors in `folder`, with those that `-00001-of-00003` says should be there."""
+    names = {file.name for file in folder.glob("*.safetensors")}
+    for name in sorted(names):
+        match = re.fullmatch(r"(.*-)\d{5}-of-(\d{5})\.safetensors", name)
+        if match:
+            stem, total = match.groups()
+            names |= {f"{stem}{n + 1:05}-of-{total}.safetensors" for n in range(int(total))}
+    return sorted(names)
+
+
+def weight_map_of(index: Path) -> dict[str, str]:
+    """tensor name -> file name, of an index file."""
+    weight_map = (read_json(index) or {}).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise InputError(f"{index} has no weight_map; {AGAIN}")
+    outside = next((name for name in weight_map.values() if Path(str(name)).name != name), None)
+    if outside is not None:
+        raise InputError(f"{index} names {outside!r}, which is not a file name; {AGAIN}")
+    return weight_map
+
+
+def read_header(file: Path) -> Iterator[tuple[str, TensorInfo]]:
+    """Name and place of each tensor in one safetensors file."""
+    header, start, size = load_header(file)
+    for name, entry in header.items():
+        if name == "__metadata__":
+            continue
+        try:
+            dtype, shape = entry["dtype"], tuple(entry["shape"])
+            first, last = entry["data_offsets"]
+            num_bytes = last - first
+            is_consistent = first >= 0 and num_bytes * 8 == math.prod(shape) * BITS[dtype]
+        except (KeyError, TypeError, ValueError):
+            is_consistent = False
+        if not is_consistent:
+            raise InputError(
+                f"{file}: the entry of {name} ({json.dumps(entry)[:120]}) is not valid; {AGAIN}"
+            )
+        if start + last > size:
+            raise InputError(
+                f"{file} is cut short: it has {size:,} bytes and {name} ends at "
+                f"{start + last:,}; {AGAIN}"
+            )
+        yield name, TensorInfo(dtype, shape, num_bytes, file, start + first)
+
+
+def load_header(file: Path) -> tuple[dict[str, Any], int, int]:
+    """The header of one safetensors file, where its data start, and the size of the file."""
+    with file.open("rb") as stream:
+        size = file.stat().st_size
+        head = stream.read(8)
+        if head.startswith(b"version "):  # as in "version https://git-lfs…"
+            raise InputError(f"{file} is a Git LFS pointer, not the weights; run `git lfs pull`")
+        length = int.from_bytes(head, "little")
+        if size < 8 or length > size - 8:
+            raise InputError(
+                f"{file} is cut short or no safetensors file: it has {size:,} bytes and "
+                f"its header needs {8 + length:,}; {AGAIN}"
+            )
+        try:
+            header = json.loads(stream.read(length))
+        except ValueError:  # UnicodeDecodeError is one too
+            header = None
+    if not isinstance(header, dict):
+        raise InputError(f"{file} is no safetensors file: its header is not JSON; {AGAIN}")
+    return header, 8 + length, size
