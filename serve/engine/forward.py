@@ -23,7 +23,8 @@ IN_NORM, POST_NORM, GATE_UP, DOWN, STATE = 0, 1, 2, 3, 4
 IS_LINEAR, PROJ, OUT = 5, 6, 7
 CONV, DT_BIAS, A_LOG, GDN_NORM = 8, 9, 10, 11
 Q_NORM, K_NORM = 8, 9
-EMBED, LM_HEAD, NORM, FC, MTP_NORM, PRE_EMBEDDING, PRE_HIDDEN = 0, 1, 2, 3, 4, 5, 6
+FC, LM_HEAD = 10, 11  # of the MTP layer's row, in bfloat16 as its projections; LM_HEAD global too
+EMBED, NORM, MTP_NORM, PRE_EMBEDDING, PRE_HIDDEN = 0, 1, 2, 3, 4
 NUM_FIELDS = 12
 
 
@@ -47,9 +48,11 @@ class Shape(NamedTuple):
 
 
 class Weights(NamedTuple):
-    """All weights as one flat array and where each lies in it (offsets in values)."""
+    """All weights as one flat array and where each lies in it (offsets in values
+    of its own type)."""
 
     flat: Array
+    flat16: npt.NDArray[np.uint16]  # the same memory as bfloat16 bits: what drafting reads
     table: Ints  # [num_layers + 2, NUM_FIELDS]
     cos: Array  # [L + 1, rope_dim / 2]
     sin: Array
@@ -89,7 +92,8 @@ class Scratch(NamedTuple):
     mixed: Array  # [N, max(attention, value, intermediate)]
     added: Array  # [N, d]
     logits: Array  # [N', V], N' the rows of a verify step
-    scores: Array  # [max(L, V)]
+    scores: Array  # [heads per kv head, L]
+    probabilities: Array  # [V]
     channels: Array  # [conv channels]
     delta: Array  # [value_dim]
     draft: Array  # [S, d] hidden states that the MTP head feeds back
@@ -99,6 +103,19 @@ class Scratch(NamedTuple):
 def _matrix(weights: Weights, layer: int, field: int, rows: int, columns: int) -> Array:
     start = weights.table[layer, field]
     return weights.flat[start : start + rows * columns].reshape((rows, columns))
+
+
+@kernel
+def _multiply(
+    weights: Weights, layer: int, field: int, size: tuple[int, int], x: Array, n: int, y: Array
+) -> None:
+    """y = x[:n] @ a matrix of `size` (in, out); drafting's are in bfloat16."""
+    start = weights.table[layer, field]
+    stop = start + size[0] * size[1]
+    if layer == weights.table.shape[0] - 2:
+        kernels.linear(weights.flat16[start:stop].reshape(size), x, n, y)
+    else:
+        kernels.linear(weights.flat[start:stop].reshape(size), x, n, y)
 
 
 @kernel
@@ -127,29 +144,23 @@ def _attention_rows(
     for row in range(n):
         slot, position, proj = rows.slot[row], rows.position[row], s.wide[row]
         cos, sin = weights.cos[position + ahead], weights.sin[position + ahead]
+        queries = proj[:k_start].reshape((m.num_heads, 2 * d))  # each head's query, then its gate
+        out = s.mixed[row, : m.num_heads * d].reshape((m.num_heads, d))
+        for head in range(m.num_heads):
+            kernels.rms_norm(queries[head, :d], q_norm, m.eps, queries[head, :d])
+            kernels.rotate(queries[head, :d], cos, sin)
         for head in range(m.num_kv_heads):
             k = proj[k_start + head * d : k_start + (head + 1) * d]
             kernels.rms_norm(k, k_norm, m.eps, k)
             kernels.rotate(k, cos, sin)
+            keys, values = state.keys[slot, index, head], state.values[slot, index, head]
             for i in range(d):
-                state.keys[slot, index, head, i, position] = k[i]
-                state.values[slot, index, head, position, i] = proj[v_start + head * d + i]
+                keys[i, position] = k[i]
+                values[position, i] = proj[v_start + head * d + i]
+            kernels.attend(queries, head * group, keys, values, position + 1, s.scores, out)
         for head in range(m.num_heads):
-            q = proj[2 * head * d : (2 * head + 1) * d]
-            gate = proj[(2 * head + 1) * d : (2 * head + 2) * d]
-            out = s.mixed[row, head * d : (head + 1) * d]
-            kernels.rms_norm(q, q_norm, m.eps, q)
-            kernels.rotate(q, cos, sin)
-            kernels.attend(
-                q,
-                state.keys[slot, index, head // group],
-                state.values[slot, index, head // group],
-                position + 1,
-                s.scores,
-                out,
-            )
             for i in range(d):
-                out[i] *= kernels.sigmoid(gate[i])
+                out[head, i] *= kernels.sigmoid(queries[head, d + i])
 
 
 @kernel
@@ -241,19 +252,19 @@ def _layer(
         mixed = m.num_value_heads * m.value_dim
         channels = 2 * m.num_key_heads * m.key_dim + mixed
         width = channels + mixed + 2 * m.num_value_heads
-        kernels.linear(_matrix(weights, layer, PROJ, d, width), s.normed, n, s.wide)
+        _multiply(weights, layer, PROJ, (d, width), s.normed, n, s.wide)
         _delta_rows(weights, layer, m, state, s, rows, n)
     else:
         mixed = m.num_heads * m.head_dim
         width = 2 * mixed + 2 * m.num_kv_heads * m.head_dim
-        kernels.linear(_matrix(weights, layer, PROJ, d, width), s.normed, n, s.wide)
+        _multiply(weights, layer, PROJ, (d, width), s.normed, n, s.wide)
         _attention_rows(weights, layer, m, state, s, rows, n, ahead)
-    kernels.linear(_matrix(weights, layer, OUT, mixed, d), s.mixed, n, s.added)
+    _multiply(weights, layer, OUT, (mixed, d), s.mixed, n, s.added)
     _add_rows(s.x, s.added, n)
     _norm_rows(s.x, _vector(weights, layer, POST_NORM, d), n, m.eps, s.normed)
-    kernels.linear(_matrix(weights, layer, GATE_UP, d, 2 * m.intermediate), s.normed, n, s.wide)
+    _multiply(weights, layer, GATE_UP, (d, 2 * m.intermediate), s.normed, n, s.wide)
     kernels.gate_silu(s.wide, m.intermediate, n, s.mixed)
-    kernels.linear(_matrix(weights, layer, DOWN, m.intermediate, d), s.mixed, n, s.added)
+    _multiply(weights, layer, DOWN, (m.intermediate, d), s.mixed, n, s.added)
     _add_rows(s.x, s.added, n)
 
 
@@ -283,15 +294,19 @@ def mtp_head(weights: Weights, m: Shape, state: State, s: Scratch, rows: Rows, n
     for row in range(n):
         kernels.rms_norm(embed[rows.token[row]], pre_embedding, m.eps, s.wide[row, :d])
         kernels.rms_norm(s.added[row], pre_hidden, m.eps, s.wide[row, d : 2 * d])
-    kernels.linear(_matrix(weights, last, FC, 2 * d, d), s.wide, n, s.x)
+    _multiply(weights, m.num_layers, FC, (2 * d, d), s.wide, n, s.x)
     _layer(weights, m.num_layers, m, state, s, rows, n, 1)
     _norm_rows(s.x, _vector(weights, last, MTP_NORM, d), n, m.eps, s.normed)
 
 
 @kernel
 def _logits(weights: Weights, m: Shape, x: Array, n: int, logits: Array) -> None:
-    head = _matrix(weights, m.num_layers + 1, LM_HEAD, m.hidden, m.vocab)
-    kernels.linear(head, x, n, logits)
+    _multiply(weights, m.num_layers + 1, LM_HEAD, (m.hidden, m.vocab), x, n, logits)
+
+
+@kernel
+def _draft_logits(weights: Weights, m: Shape, x: Array, n: int, logits: Array) -> None:
+    _multiply(weights, m.num_layers, LM_HEAD, (m.hidden, m.vocab), x, n, logits)
 
 
 @kernel
@@ -303,7 +318,7 @@ def _draw(state: State, s: Scratch, row: int, slot: int, position: int) -> int:
         state.top_k[slot],
         state.top_p[slot],
         uniform(state.seed[slot], position),
-        s.scores,
+        s.probabilities,
     )
 
 
@@ -364,7 +379,7 @@ def _draft(
         row += state.pending[slots[b]]
         s.draft[b, :] = s.normed[row]
     for k in range(drafts.shape[1]):
-        _logits(weights, m, s.draft, slots.shape[0], s.logits)
+        _draft_logits(weights, m, s.draft, slots.shape[0], s.logits)
         for b in range(slots.shape[0]):
             drafts[b, k] = argmax(s.logits[b])
         if k + 1 == drafts.shape[1]:

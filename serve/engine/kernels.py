@@ -18,9 +18,12 @@ from typing import Any, TypeVar, cast
 import numba
 import numpy as np
 import numpy.typing as npt
+from numba import types
+from numba.extending import overload
 
 F32 = np.float32
 Array = npt.NDArray[np.float32]
+Matrix = npt.NDArray[np.float32] | npt.NDArray[np.uint16]  # uint16: the bits of bfloat16
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
@@ -74,8 +77,20 @@ def sigmoid(x: np.float32) -> np.float32:
     return F32(1) / (F32(1) + exp32(-x))
 
 
+def widen(x):  # type: ignore[no-untyped-def]  # numba compares the signatures literally
+    """A weight as float32: itself, or a bfloat16 given by its bits."""
+    raise NotImplementedError("compiled code only")
+
+
+@overload(widen)
+def _widen(x):  # type: ignore[no-untyped-def]
+    if isinstance(x, types.Integer):
+        return lambda x: np.uint32(np.uint32(x) << np.uint32(16)).view(F32)
+    return lambda x: x
+
+
 @kernel
-def _linear_1(w: Array, x: Array, row: int, y: Array) -> None:
+def _linear_1(w: Matrix, x: Array, row: int, y: Array) -> None:
     """y[row] = x[row] @ w."""
     y0, x0 = y[row, : w.shape[1]], x[row]
     y0[:] = F32(0)
@@ -83,11 +98,12 @@ def _linear_1(w: Array, x: Array, row: int, y: Array) -> None:
         w0, w1, w2, w3 = w[i], w[i + 1], w[i + 2], w[i + 3]
         a0, a1, a2, a3 = x0[i], x0[i + 1], x0[i + 2], x0[i + 3]
         for o in range(w.shape[1]):
-            y0[o] = y0[o] + a0 * w0[o] + a1 * w1[o] + a2 * w2[o] + a3 * w3[o]
+            p, q, r, s = widen(w0[o]), widen(w1[o]), widen(w2[o]), widen(w3[o])
+            y0[o] = y0[o] + a0 * p + a1 * q + a2 * r + a3 * s
 
 
 @kernel
-def _linear_2(w: Array, x: Array, row: int, y: Array) -> None:
+def _linear_2(w: Matrix, x: Array, row: int, y: Array) -> None:
     """y[row : row + 2] = x[row : row + 2] @ w."""
     n = w.shape[1]
     y0, y1, x0, x1 = y[row, :n], y[row + 1, :n], x[row], x[row + 1]
@@ -98,13 +114,34 @@ def _linear_2(w: Array, x: Array, row: int, y: Array) -> None:
         a0, a1, a2, a3 = x0[i], x0[i + 1], x0[i + 2], x0[i + 3]
         b0, b1, b2, b3 = x1[i], x1[i + 1], x1[i + 2], x1[i + 3]
         for o in range(w.shape[1]):
-            p, q, r, s = w0[o], w1[o], w2[o], w3[o]
+            p, q, r, s = widen(w0[o]), widen(w1[o]), widen(w2[o]), widen(w3[o])
             y0[o] = y0[o] + a0 * p + a1 * q + a2 * r + a3 * s
             y1[o] = y1[o] + b0 * p + b1 * q + b2 * r + b3 * s
 
 
 @kernel
-def _linear_4(w: Array, x: Array, row: int, y: Array) -> None:
+def _linear_3(w: Matrix, x: Array, row: int, y: Array) -> None:
+    """y[row : row + 3] = x[row : row + 3] @ w."""
+    n = w.shape[1]
+    y0, y1, y2 = y[row, :n], y[row + 1, :n], y[row + 2, :n]
+    x0, x1, x2 = x[row], x[row + 1], x[row + 2]
+    y0[:] = F32(0)
+    y1[:] = F32(0)
+    y2[:] = F32(0)
+    for i in range(0, w.shape[0], 4):
+        w0, w1, w2, w3 = w[i], w[i + 1], w[i + 2], w[i + 3]
+        a0, a1, a2, a3 = x0[i], x0[i + 1], x0[i + 2], x0[i + 3]
+        b0, b1, b2, b3 = x1[i], x1[i + 1], x1[i + 2], x1[i + 3]
+        c0, c1, c2, c3 = x2[i], x2[i + 1], x2[i + 2], x2[i + 3]
+        for o in range(w.shape[1]):
+            p, q, r, s = widen(w0[o]), widen(w1[o]), widen(w2[o]), widen(w3[o])
+            y0[o] = y0[o] + a0 * p + a1 * q + a2 * r + a3 * s
+            y1[o] = y1[o] + b0 * p + b1 * q + b2 * r + b3 * s
+            y2[o] = y2[o] + c0 * p + c1 * q + c2 * r + c3 * s
+
+
+@kernel
+def _linear_4(w: Matrix, x: Array, row: int, y: Array) -> None:
     """y[row : row + 4] = x[row : row + 4] @ w."""
     n = w.shape[1]
     y0, y1, y2, y3 = y[row, :n], y[row + 1, :n], y[row + 2, :n], y[row + 3, :n]
@@ -120,7 +157,7 @@ def _linear_4(w: Array, x: Array, row: int, y: Array) -> None:
         c0, c1, c2, c3 = x2[i], x2[i + 1], x2[i + 2], x2[i + 3]
         d0, d1, d2, d3 = x3[i], x3[i + 1], x3[i + 2], x3[i + 3]
         for o in range(w.shape[1]):
-            p, q, r, s = w0[o], w1[o], w2[o], w3[o]
+            p, q, r, s = widen(w0[o]), widen(w1[o]), widen(w2[o]), widen(w3[o])
             y0[o] = y0[o] + a0 * p + a1 * q + a2 * r + a3 * s
             y1[o] = y1[o] + b0 * p + b1 * q + b2 * r + b3 * s
             y2[o] = y2[o] + c0 * p + c1 * q + c2 * r + c3 * s
@@ -128,17 +165,18 @@ def _linear_4(w: Array, x: Array, row: int, y: Array) -> None:
 
 
 @kernel
-def linear(w: Array, x: Array, rows: int, y: Array) -> None:
-    """y[:rows] = x[:rows] @ w, with w [in, out], `in` a multiple of 4.
+def linear(w: Matrix, x: Array, rows: int, y: Array) -> None:
+    """y[:rows] = x[:rows] @ w, with w [in, out], `in` a multiple of 4; x and y may be wider.
 
-    x [>=R, in] and y [>=R, out] hold R = `rows` rounded up to a multiple of 4; the rows past
-    `rows` are computed from whatever lies there and mean nothing.
+    bfloat16 weights halve the memory traffic; drafting uses them.
     """
     row = 0
-    while rows - row > 2:
+    while rows - row >= 4:
         _linear_4(w, x, row, y)
         row += 4
-    if rows - row == 2:
+    if rows - row == 3:
+        _linear_3(w, x, row, y)
+    elif rows - row == 2:
         _linear_2(w, x, row, y)
     elif rows - row == 1:
         _linear_1(w, x, row, y)
@@ -173,33 +211,56 @@ def rotate(x: Array, cos: Array, sin: Array) -> None:
 
 @kernel
 def attend(
-    query: Array, keys: Array, values: Array, length: int, scores: Array, out: Array
+    queries: Array, first: int, keys: Array, values: Array, length: int, scores: Array, out: Array
 ) -> None:
-    """out [D] = softmax(query . keys / sqrt(D)) . values over the first `length` positions.
+    """Attention of the heads that share one key-value head, over the first `length` positions.
 
-    query [D]; keys [D, L] (transposed, so that scores vectorise over positions); values [L, D];
-    scores [>=L] is scratch.
+    queries [heads, >=D], of which `first` and the next G count; keys [D, L] (transposed, so that
+    scores vectorise over positions); values [L, D]; scores [G, >=L] is scratch; out [heads, D]
+    gets softmax(query . keys / sqrt(D)) . values. Keys and values are read from memory once.
     """
-    s = scores[:length]
-    s[:] = F32(0)
-    scale = F32(1.0 / math.sqrt(query.shape[0]))
-    for i in range(query.shape[0]):
-        q, row = query[i] * scale, keys[i]
-        for j in range(length):
-            s[j] += q * row[j]
+    group, d = scores.shape[0], values.shape[1]
+    scale = F32(1.0 / math.sqrt(d))
+    scores[:, :length] = F32(0)
+    for i in range(0, d, 4):
+        k0, k1, k2, k3 = keys[i], keys[i + 1], keys[i + 2], keys[i + 3]
+        for g in range(group):
+            q, s = queries[first + g], scores[g]
+            q0, q1, q2, q3 = q[i] * scale, q[i + 1] * scale, q[i + 2] * scale, q[i + 3] * scale
+            for j in range(length):
+                s[j] = s[j] + q0 * k0[j] + q1 * k1[j] + q2 * k2[j] + q3 * k3[j]
+    for g in range(group):
+        _softmax(scores[g, :length])
+        out[first + g, :] = F32(0)
+    whole = length - length % 4
+    for j in range(0, whole, 4):
+        v0, v1, v2, v3 = values[j], values[j + 1], values[j + 2], values[j + 3]
+        for g in range(group):
+            o, s = out[first + g], scores[g]
+            p0, p1, p2, p3 = s[j], s[j + 1], s[j + 2], s[j + 3]
+            for i in range(d):
+                o[i] = o[i] + p0 * v0[i] + p1 * v1[i] + p2 * v2[i] + p3 * v3[i]
+    for j in range(whole, length):
+        for g in range(group):
+            o, p, v = out[first + g], scores[g, j], values[j]
+            for i in range(d):
+                o[i] += p * v[i]
+
+
+@kernel
+def _softmax(s: Array) -> None:
+    """Softmax of one row, in place."""
     top = s[0]
-    for j in range(1, length):
+    for j in range(1, s.shape[0]):
         top = max(top, s[j])
-    for j in range(length):
+    for j in range(s.shape[0]):
         s[j] = exp32(s[j] - top)
     total = F32(0)
-    for j in range(length):
+    for j in range(s.shape[0]):
         total += s[j]
-    out[:] = F32(0)
-    for j in range(length):
-        p, row = s[j] / total, values[j]
-        for i in range(out.shape[0]):
-            out[i] += p * row[i]
+    scale = F32(1) / total
+    for j in range(s.shape[0]):
+        s[j] *= scale
 
 
 @kernel
@@ -220,18 +281,23 @@ def delta_step(
     S' = decay * S; S'' = S' + key (beta * (value - key S'))^T; out = query S''
     (Gated Delta Networks, arXiv:2412.06464, eq. 10).
     """
+    n = scratch.shape[0]
     scratch[:] = F32(0)
-    factor = F32(decay)
-    for i in range(key.shape[0]):
-        k, old, new = key[i], before[i], after[i]
-        for j in range(scratch.shape[0]):
-            new[j] = old[j] * factor
-            scratch[j] += k * new[j]
-    for j in range(scratch.shape[0]):
-        scratch[j] = (value[j] - scratch[j]) * F32(beta)
+    for i in range(0, key.shape[0], 4):
+        k0, k1, k2, k3 = key[i], key[i + 1], key[i + 2], key[i + 3]
+        b0, b1, b2, b3 = before[i], before[i + 1], before[i + 2], before[i + 3]
+        for j in range(n):
+            scratch[j] = scratch[j] + k0 * b0[j] + k1 * b1[j] + k2 * b2[j] + k3 * b3[j]
+    f = F32(decay)
+    for j in range(n):
+        scratch[j] = (value[j] - f * scratch[j]) * F32(beta)
     out[:] = F32(0)
-    for i in range(key.shape[0]):
-        k, q, new = key[i], query[i], after[i]
-        for j in range(scratch.shape[0]):
-            new[j] += k * scratch[j]
-            out[j] += q * new[j]
+    for i in range(0, key.shape[0], 2):
+        k0, k1, q0, q1 = key[i], key[i + 1], query[i], query[i + 1]
+        b0, b1, a0, a1 = before[i], before[i + 1], after[i], after[i + 1]
+        for j in range(n):
+            s0 = f * b0[j] + k0 * scratch[j]
+            s1 = f * b1[j] + k1 * scratch[j]
+            a0[j] = s0
+            a1[j] = s1
+            out[j] = out[j] + q0 * s0 + q1 * s1

@@ -1,7 +1,8 @@
 """Packed weights of the CPU engine: mapped read-only, so that all variants share one copy.
 
 `trt-mtp build` writes the files (trt_mtp.build.cpu): `weights.bin`, float32, matrices [in, out],
-matrices with the same input fused along `out`; and `weights.json`, where each tensor lies.
+matrices with the same input fused along `out`, and those of the MTP head in bfloat16, because a
+draft has to be cheap and is checked anyway; and `weights.json`, where each tensor lies.
 """
 
 from pathlib import Path
@@ -35,11 +36,14 @@ LAYER_FIELDS = {
     forward.GATE_UP: "mlp.gate_up_proj",
     forward.DOWN: "mlp.down_proj",
 }
+DRAFT_FIELDS = {
+    forward.FC: "mtp.fc",
+    forward.LM_HEAD: "mtp.lm_head",  # the same matrix as lm_head, in bfloat16
+}
 GLOBAL_FIELDS = {
     forward.EMBED: "embed_tokens",
     forward.LM_HEAD: "lm_head",
     forward.NORM: "norm",
-    forward.FC: "mtp.fc",
     forward.MTP_NORM: "mtp.norm",
     forward.PRE_EMBEDDING: "mtp.pre_fc_norm_embedding",
     forward.PRE_HIDDEN: "mtp.pre_fc_norm_hidden",
@@ -121,7 +125,8 @@ def load_weights(folder: Path, length: int) -> tuple[Weights, Shape, list[str]]:
     def offset(name: str) -> int:
         if name not in tensors:
             raise InputError(f"{folder / 'weights.json'} has no tensor {name}; build again")
-        return int(tensors[name]["offset"]) // 4
+        size = 2 if tensors[name]["dtype"] == "bfloat16" else 4
+        return int(tensors[name]["offset"]) // size
 
     table = np.zeros((shape.num_layers + 2, forward.NUM_FIELDS), np.int64)
     counts = {"linear_attention": 0, "full_attention": 0}
@@ -133,10 +138,12 @@ def load_weights(folder: Path, length: int) -> tuple[Weights, Shape, list[str]]:
         table[row, forward.IS_LINEAR] = int(linear)
         table[row, forward.STATE] = counts[kind]
         counts[kind] += 1
+    for field, name in DRAFT_FIELDS.items():
+        table[-2, field] = offset(name)
     for field, name in GLOBAL_FIELDS.items():
         table[-1, field] = offset(name)
     cos, sin = rotary_tables(config, shape, length + 1)
-    return Weights(flat, table, cos, sin), shape, kinds
+    return Weights(flat, flat.view(np.uint16), table, cos, sin), shape, kinds
 
 
 def projection_width(shape: Shape) -> int:
