@@ -54,15 +54,6 @@ class TrtllmOptions:
     settings: tuple[str, ...] = ()  # --set
 
 
-def variant_name(draft_length: int) -> str:
-    """The name of the variant that drafts so many tokens.
-
-    >>> variant_name(3)
-    'k3'
-    """
-    return f"k{draft_length}"
-
-
 def max_num_tokens(options: TrtllmOptions, draft_length: int) -> int:
     """Tokens of one iteration: every request's verify step, and a prompt or a part of one.
 
@@ -242,7 +233,7 @@ def serve_command(options: TrtllmOptions, config: Path) -> list[str]:
     command = ["trtllm-serve", str(options.checkpoint)]
     if options.version < CONFIG_OPTION_SINCE:
         command += ["--backend", "pytorch"]
-    command += [name, str(config), "--host", "0.0.0.0", "--port", "8000"]
+    command += [name, str(config), "--port", "8000"]
     if options.version >= PARSERS_SINCE and options.shape.family != "qwen3-next":
         # deployment guide "Qwen3.8 MoE and Qwen3.5 MoE"
         command += ["--reasoning_parser", "qwen3_5", "--tool_parser", "qwen3"]

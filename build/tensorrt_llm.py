@@ -1,0 +1,320 @@
+"""Variants for NVIDIA servers: planned for one TensorRT-LLM version, then written.
+
+A TensorRT-LLM variant is a folder with what its server needs: LLM-API arguments, environment,
+launch command. The PyTorch backend has no compiled form to write (docs/nvidia.md).
+"""
+
+import hashlib
+import platform
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from trt_mtp import __version__
+from trt_mtp.build.checkpoint import Checkpoint
+from trt_mtp.build.digest import checkpoint_files
+from trt_mtp.build.gpus import Gpu
+from trt_mtp.build.memory import MemoryEstimate, estimate, largest_batch, require_fit
+from trt_mtp.build.model_shape import shape_of
+from trt_mtp.build.preflight import Finding, preflight, variant_facts
+from trt_mtp.build.trtllm_config import (
+    TrtllmOptions,
+    check_options,
+    environment,
+    environment_text,
+    llm_args,
+    memory_plan,
+    serve_command,
+    shell_command,
+    yaml_text,
+)
+from trt_mtp.build.trtllm_version import Version
+from trt_mtp.build.variant import (
+    RECORD,
+    SCHEMA_VERSION,
+    EngineVariant,
+    VariantRecord,
+    fingerprint_of,
+    variant_name,
+    write_variant,
+)
+from trt_mtp.errors import InputError, TrtMtpError
+from trt_mtp.files import write_atomic
+
+LLM_ARGS_FILE = "llm_args.yaml"
+ENVIRONMENT_FILE = "environment"
+LAUNCH_FILE = "launch.sh"
+AUTOTUNER_FOLDER = Path(".shared") / "autotuner"
+UNQUANTIZED_DTYPES = ("BF16", "F16", "F32")
+SAMPLE_BYTES = 1 << 20  # of each end of each file: a checkpoint of terabytes is not read through
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedVariant:
+    """One variant before it is written."""
+
+    name: str
+    draft_length: int
+    folder: Path
+    llm_args: Mapping[str, Any]
+    environment: Mapping[str, str]
+    command: tuple[str, ...]
+    memory: MemoryEstimate
+    largest_batch: int | None  # with every request at full length; None without a GPU
+    findings: tuple[Finding, ...]
+
+    @property
+    def shell_command(self) -> str:
+        """The variables and the command, as one line to paste."""
+        return shell_command(self.environment, list(self.command))
+
+    @property
+    def errors(self) -> tuple[Finding, ...]:
+        """The findings that keep it from working."""
+        return tuple(finding for finding in self.findings if finding.severity == "error")
+
+    def as_json(self) -> dict[str, Any]:
+        """The variant as `trt-mtp build --json` prints it."""
+        return {
+            "name": self.name,
+            "draft_length": self.draft_length,
+            "llm_args": dict(self.llm_args),
+            "environment": dict(self.environment),
+            "command": self.shell_command,
+            "memory": memory_json(self.memory, self.largest_batch),
+            "findings": [finding.as_json() for finding in self.findings],
+        }
+
+
+def options_for(
+    checkpoint: Checkpoint, version: Version, gpu: Gpu | None, **chosen: Any
+) -> TrtllmOptions:
+    """Options with what the checkpoint decides filled in; `chosen` are fields of TrtllmOptions.
+
+    Raises InputError for options that can't be combined, and for a head that is incomplete.
+    """
+    if checkpoint.mtp.missing:
+        raise InputError(
+            f"{checkpoint.path} lacks {checkpoint.mtp.missing[0]} and so can't draft; "
+            "download the original checkpoint again"
+        )
+    options = TrtllmOptions(
+        version=version,
+        checkpoint=checkpoint.path.resolve(),
+        shape=shape_of(checkpoint),
+        checkpoint_dtype=checkpoint_dtype(checkpoint),
+        checkpoint_digest=checkpoint_digest(checkpoint),
+        state_dtype=str(checkpoint.text_config.get("mamba_ssm_dtype", "float32")),
+        gpu=gpu,
+        **chosen,
+    )
+    check_options(options)
+    return options
+
+
+def checkpoint_dtype(checkpoint: Checkpoint) -> str:
+    """bf16, fp8, nvfp4, or the method's own name."""
+    if checkpoint.quantization is None:
+        return "bf16"
+    method = checkpoint.quantization.method
+    for known in ("nvfp4", "fp8"):
+        if known in method:
+            return known
+    return method
+
+
+def checkpoint_digest(checkpoint: Checkpoint) -> str:
+    """A short hash of names, types and shapes of all tensors, which kernel choices depend on."""
+    lines = sorted(f"{n} {t.dtype} {t.shape}" for n, t in checkpoint.tensors.items())
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
+
+
+def is_head_quantized(checkpoint: Checkpoint) -> bool:
+    """Whether a matrix of the MTP head is in less than 16 bits."""
+    return any(
+        len(tensor.shape) > 1 and tensor.dtype not in UNQUANTIZED_DTYPES
+        for tensor in checkpoint.mtp.tensors.values()
+    )
+
+
+def plan_variants(
+    checkpoint: Checkpoint, options: TrtllmOptions, draft_lengths: Iterable[int], engines: Path
+) -> tuple[PlannedVariant, ...]:
+    """One variant for each draft length, to be written below `engines`.
+
+    Raises InputError for an option that the version refuses, and DoesNotFit when a variant needs
+    more memory than the GPU has.
+    """
+    model = {
+        "family": options.shape.family,
+        "is_moe": options.shape.is_moe,
+        "checkpoint_dtype": options.quantize or options.checkpoint_dtype,
+        "mtp_head_quantized": is_head_quantized(checkpoint),
+        **({"gpu.sm": options.gpu.sm} if options.gpu else {}),
+    }
+    return tuple(plan_variant(options, length, engines, model) for length in draft_lengths)
+
+
+def plan_variant(
+    options: TrtllmOptions, draft_length: int, engines: Path, model: Mapping[str, Any]
+) -> PlannedVariant:
+    """The variant that drafts `draft_length` tokens."""
+    folder = engines.resolve() / variant_name(draft_length)
+    args = llm_args(options, draft_length)
+    variables = environment(options, args, engines.resolve() / AUTOTUNER_FOLDER)
+    facts = variant_facts(options.version, args, variables, model)
+    plan = memory_plan(options, draft_length, args)
+    findings = preflight(options.version, facts)
+    batch = None
+    if options.gpu is None:
+        memory = estimate(plan, None)
+    else:
+        memory = require_fit(plan, options.gpu)
+        batch = largest_batch(plan, options.gpu, full_length=True)
+        findings += tuple(memory_findings(memory, plan.max_batch_size))
+    return PlannedVariant(
+        name=variant_name(draft_length),
+        draft_length=draft_length,
+        folder=folder,
+        llm_args=args,
+        environment=variables,
+        command=tuple(serve_command(options, folder / LLM_ARGS_FILE)),
+        memory=memory,
+        largest_batch=batch,
+        findings=findings,
+    )
+
+
+def memory_findings(memory: MemoryEstimate, max_batch_size: int) -> Iterable[Finding]:
+    """What the estimate means for the batch."""
+    if memory.full_length_requests < max_batch_size:
+        yield Finding(
+            "kv-cache-small",
+            "info",
+            f"the KV cache holds {memory.kv_cache_tokens} tokens, enough for "
+            f"{memory.full_length_requests} requests of full length at once; more of them wait",
+            "trt-mtp's estimate",
+        )
+
+
+def require_no_errors(variants: Iterable[PlannedVariant]) -> None:
+    """Raise TrtMtpError when a variant has a finding that keeps it from working."""
+    for variant in variants:
+        for finding in variant.errors:
+            raise TrtMtpError(f"{variant.name}: {finding.message} ({finding.source})")
+
+
+def memory_json(memory: MemoryEstimate, batch: int | None) -> dict[str, Any]:
+    """The estimate as JSON; sizes in bytes per GPU."""
+    return {
+        "gpu": memory.gpu,
+        "gpu_bytes": memory.gpu_bytes,
+        "weights_bytes": memory.weights,
+        "mtp_head_bytes": memory.mtp_head,
+        "state_bytes": memory.state,
+        "rollback_scratch_bytes": memory.rollback_scratch,
+        "activations_bytes": memory.activations,
+        "cuda_graphs_bytes": memory.cuda_graphs,
+        "runtime_bytes": memory.runtime,
+        "kv_cache_bytes_per_token": memory.kv_cache_per_token,
+        "kv_cache_bytes": memory.kv_cache,
+        "kv_cache_tokens": memory.kv_cache_tokens,
+        "max_full_length_batch": batch,
+    }
+
+
+def with_checkpoint(options: TrtllmOptions, folder: Path) -> TrtllmOptions:
+    """`options` for another copy of the checkpoint, for instance a quantised one."""
+    return replace(options, checkpoint=folder.resolve())
+
+
+def write_variants(
+    variants: Iterable[PlannedVariant], checkpoint: Checkpoint, options: TrtllmOptions
+) -> tuple[EngineVariant, ...]:
+    """Write every planned variant; raises TrtMtpError when one of them could not work."""
+    variants = tuple(variants)
+    require_no_errors(variants)
+    digest = sampled_digest(checkpoint)
+    return tuple(write_planned(variant, checkpoint, options, digest) for variant in variants)
+
+
+def write_planned(
+    variant: PlannedVariant, checkpoint: Checkpoint, options: TrtllmOptions, digest: str
+) -> EngineVariant:
+    """Write one variant's files, and its record last."""
+    folder = variant.folder
+    (folder / RECORD).unlink(missing_ok=True)  # from here to the end it is not a variant
+    header = f"{variant.name} for TensorRT-LLM {options.version}, written by trt-mtp {__version__}"
+    write_atomic(folder / LLM_ARGS_FILE, yaml_text(variant.llm_args, header))
+    write_atomic(folder / ENVIRONMENT_FILE, environment_text(variant.environment))
+    write_atomic(folder / LAUNCH_FILE, f"#!/bin/sh\n# {header}\nexec {variant.shell_command}\n")
+    (folder / LAUNCH_FILE).chmod(0o755)
+    tuner = Path(variant.environment["TLLM_AUTOTUNER_CACHE_PATH"])
+    tuner.parent.mkdir(parents=True, exist_ok=True)
+    return write_variant(folder, record_of(variant, checkpoint, options, digest))
+
+
+def record_of(
+    variant: PlannedVariant, checkpoint: Checkpoint, options: TrtllmOptions, digest: str
+) -> VariantRecord:
+    """The record of a variant; what a profile depends on is in its fingerprint, K is not."""
+    device = {
+        "kind": "gpu",
+        "name": options.gpu.name if options.gpu else "unknown",
+        "count": options.tensor_parallel,
+    }
+    cache = variant.llm_args["kv_cache_config"]
+    measured_on = {
+        "checkpoint": digest,
+        "tensorrt_llm": str(options.version),
+        "device": device,
+        "expert_parallel": options.expert_parallel,
+        "kv_cache_dtype": cache.get("dtype", "auto"),
+        "state_dtype": cache.get("mamba_ssm_cache_dtype", options.state_dtype),
+    }
+    return VariantRecord(
+        schema_version=SCHEMA_VERSION,
+        name=variant.name,
+        engine="tensorrt-llm",
+        draft_length=variant.draft_length,
+        checkpoint={
+            "path": str(options.checkpoint),
+            "sha256": digest,
+            "hashed": "names, sizes, first and last MiB of each file",
+            "family": checkpoint.family,
+            "model_type": checkpoint.model_type,
+            "architecture": checkpoint.architecture,
+        },
+        versions={
+            "trt_mtp": __version__,
+            "python": platform.python_version(),
+            "tensorrt_llm": str(options.version),
+        },
+        device=device,
+        max_batch_size=variant.llm_args["max_batch_size"],
+        max_seq_len=variant.llm_args["max_seq_len"],
+        shared=None,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        fingerprint=fingerprint_of(measured_on),
+        details={
+            "llm_args": LLM_ARGS_FILE,
+            "environment": dict(variant.environment),
+            "command": variant.shell_command,
+            "memory": memory_json(variant.memory, variant.largest_batch),
+            "findings": [finding.as_json() for finding in variant.findings],
+        },
+    )
+
+
+def sampled_digest(checkpoint: Checkpoint) -> str:
+    """sha256 over names, sizes and both ends of the checkpoint's files."""
+    digest = hashlib.sha256()
+    for file in checkpoint_files(checkpoint):
+        size = file.stat().st_size
+        with file.open("rb") as stream:
+            head = stream.read(SAMPLE_BYTES)
+            stream.seek(max(0, size - SAMPLE_BYTES))
+            digest.update(f"{file.name} {size}\n".encode() + head + stream.read())
+    return digest.hexdigest()
