@@ -1,0 +1,69 @@
+"""The hash of a checkpoint's content, with a cache so that unchanged files are read once."""
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+
+from trt_mtp.build.checkpoint import Checkpoint
+from trt_mtp.errors import InputError, TrtMtpError
+from trt_mtp.files import read_json, to_json, write_atomic
+
+# besides the tensor files; each counts only where it is there
+TEXT_FILES = (
+    "config.json",
+    "generation_config.json",
+    "hf_quant_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "chat_template.jinja",
+)
+
+Progress = Callable[[str, int, int], None]
+"""What is done, and how many bytes of how many."""
+
+
+def checkpoint_files(checkpoint: Checkpoint) -> list[Path]:
+    """Every file that decides what an engine built from `checkpoint` answers."""
+    texts = [checkpoint.path / name for name in TEXT_FILES]
+    tensors = {info.file for info in checkpoint.tensors.values()}
+    return [file for file in texts if file.is_file()] + sorted(tensors)
+
+
+def hash_checkpoint(checkpoint: Checkpoint, cache: Path, progress: Progress) -> str:
+    """sha256 over names and contents of the checkpoint's files.
+
+    A file whose path, size and time of change are in `cache` is not read again.
+    """
+    files = checkpoint_files(checkpoint)
+    known, seen = read_cache(cache), {}
+    total = sum(file.stat().st_size for file in files)
+    done, digest = 0, hashlib.sha256()
+    for file in files:
+        status = file.stat()
+        key = f"{file.resolve()}:{status.st_size}:{status.st_mtime_ns}"
+        progress("hashing the checkpoint", done, total)
+        seen[key] = known.get(key) or hash_file(file)
+        done += status.st_size
+        digest.update(f"{file.name}:{seen[key]}\n".encode())
+    progress("hashing the checkpoint", total, total)
+    if seen.keys() - known.keys():
+        write_atomic(cache, to_json(seen))
+    return digest.hexdigest()
+
+
+def read_cache(cache: Path) -> dict[str, str]:
+    """The cache's content, empty where it is missing or damaged."""
+    try:
+        value = read_json(cache)
+    except InputError:
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def hash_file(file: Path) -> str:
+    """sha256 of one file."""
+    try:
+        with file.open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+    except OSError as error:
+        raise TrtMtpError(f"can't read {file}: {error.strerror or error}") from error
