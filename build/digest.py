@@ -41,12 +41,13 @@ def hash_checkpoint(checkpoint: Checkpoint, cache: Path, progress: Progress) -> 
     for file in files:
         status = file.stat()
         key = f"{file.resolve()}:{status.st_size}:{status.st_mtime_ns}"
-        progress("hashing the checkpoint", done, total)
+        if key not in known:
+            progress("hashing the checkpoint", done, total)
         seen[key] = known.get(key) or hash_file(file)
         done += status.st_size
         digest.update(f"{file.name}:{seen[key]}\n".encode())
-    progress("hashing the checkpoint", total, total)
     if seen.keys() - known.keys():
+        progress("hashing the checkpoint", total, total)
         write_atomic(cache, to_json(seen))
     return digest.hexdigest()
 

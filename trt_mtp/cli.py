@@ -3,6 +3,9 @@
 import importlib
 import os
 import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 import click
 
@@ -55,8 +58,17 @@ class LazyGroup(click.Group):
 
 @click.group(cls=LazyGroup, epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="trt-mtp")
-def cli() -> None:
+@click.pass_context
+def cli(ctx: click.Context) -> None:
     """Build, serve and route Qwen MTP engine variants on TensorRT-LLM and Triton."""
+    ctx.obj = verify
+
+
+def verify(reference: Path, folders: Sequence[Path]) -> list[dict[str, Any]]:
+    """What `build` checks its variants with; joined here, because build/ never imports serve/."""
+    from trt_mtp.serve.verify import verify_variants
+
+    return [result.to_json() for result in verify_variants(reference, folders)]
 
 
 def main() -> None:

@@ -1,0 +1,185 @@
+"""The commands that turn a checkpoint into variants."""
+
+import importlib.util
+import shutil
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import click
+
+from trt_mtp.build.checkpoint import Checkpoint, read_checkpoint
+from trt_mtp.build.cpu import LARGEST_DRAFT_LENGTH, build_cpu
+from trt_mtp.build.draft_lengths import DEFAULT, parse_draft_lengths
+from trt_mtp.build.hub import resolve_checkpoint
+from trt_mtp.build.progress import show_progress
+from trt_mtp.build.store import BuildResult, locked, reference_folder
+from trt_mtp.build.variant import EngineVariant, with_verification
+from trt_mtp.errors import TrtMtpError
+from trt_mtp.files import to_json
+
+Verify = Callable[[Path, Sequence[Path]], list[dict[str, Any]]]
+
+
+@click.command()
+@click.argument("checkpoint")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def inspect(checkpoint: str, as_json: bool) -> None:
+    """Show what a checkpoint is.
+
+    CHECKPOINT is a folder or the id of a model in the Hugging Face cache. Only config files and
+    safetensors headers are read.
+
+    Example: trt-mtp inspect Qwen/Qwen3.5-0.8B
+    """
+    from trt_mtp.build.inspect import describe, render
+
+    found = read_checkpoint(resolve_checkpoint(checkpoint))
+    click.echo(to_json(describe(found)) if as_json else render(found), nl=not as_json)
+
+
+@click.command()
+@click.argument("checkpoint")
+@click.option("--draft-lengths", default=DEFAULT, show_default=True, help="One variant for each.")
+@click.option(
+    "--engine",
+    type=click.Choice(["auto", "cpu", "tensorrt-llm"]),
+    default="auto",
+    show_default=True,
+    help="auto: tensorrt-llm where it is installed beside a GPU, else cpu.",
+)
+@click.option(
+    "-o", "--output", type=click.Path(path_type=Path), default="engines", show_default=True
+)
+@click.option("--max-batch-size", type=click.IntRange(1, 256), default=8, show_default=True)
+@click.option(
+    "--max-seq-len",
+    type=click.IntRange(16),
+    help="Prompt and answer together, in tokens.  [default: the checkpoint's, at most 4096]",
+)
+@click.option("--verify/--no-verify", default=True, show_default=True, help="Compare answers.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.pass_obj
+def build(
+    verifier: Verify,
+    checkpoint: str,
+    draft_lengths: str,
+    engine: str,
+    output: Path,
+    max_batch_size: int,
+    max_seq_len: int | None,
+    verify: bool,
+    as_json: bool,
+) -> None:
+    """Build engine variants from a checkpoint.
+
+    CHECKPOINT is a folder or the id of a model in the Hugging Face cache. Each draft length
+    becomes a folder in the output folder, with a record of what it was built from. Building again
+    does nothing where nothing changed.
+
+    Example: trt-mtp build assets/qwen-mtp-tiny --draft-lengths 0,1,3
+    """
+    if choose_engine(engine) == "tensorrt-llm":
+        raise TrtMtpError("--engine tensorrt-llm is not there yet")
+    lengths = parse_draft_lengths(draft_lengths, LARGEST_DRAFT_LENGTH)
+    found = read_checkpoint(resolve_checkpoint(checkpoint))
+    with locked(output, lambda: click.echo("waiting for another build", err=True)):
+        result = run_cpu(found, lengths, output, max_batch_size, max_seq_len)
+        if verify:
+            result = run_verify(result, output, verifier)
+    click.echo(to_json(result_json(result)) if as_json else result_text(result), nl=not as_json)
+    require_identical(result.variants)
+
+
+def choose_engine(engine: str) -> str:
+    """`engine`, or what this machine can run for `auto`."""
+    if engine != "auto":
+        return engine
+    has_gpu = shutil.which("nvidia-smi") is not None or Path("/dev/nvidiactl").exists()
+    has_package = importlib.util.find_spec("tensorrt_llm") is not None
+    return "tensorrt-llm" if has_gpu and has_package else "cpu"
+
+
+def run_cpu(
+    checkpoint: Checkpoint,
+    lengths: Sequence[int],
+    output: Path,
+    max_batch_size: int,
+    max_seq_len: int | None,
+) -> BuildResult:
+    """Build for the CPU engine with progress shown."""
+    with show_progress() as progress:
+        return build_cpu(
+            checkpoint,
+            lengths,
+            output,
+            max_batch_size=max_batch_size,
+            max_seq_len=max_seq_len,
+            progress=progress,
+        )
+
+
+def run_verify(result: BuildResult, output: Path, verifier: Verify) -> BuildResult:
+    """Compare the variants that were not compared before with no speculation; keep the outcome."""
+    pending = [variant for variant in result.variants if not variant.record.verification]
+    if not pending:
+        return result
+    click.echo(f"verifying {', '.join(variant.name for variant in pending)}", err=True)
+    outcomes = verifier(
+        reference_folder(output, result.variants), [variant.folder for variant in pending]
+    )
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    verified = {
+        variant.name: with_verification(variant, {"verified": now, **outcome})
+        for variant, outcome in zip(pending, outcomes, strict=True)
+    }
+    variants = tuple(verified.get(variant.name, variant) for variant in result.variants)
+    return BuildResult(variants, result.built, result.unchanged, result.removed)
+
+
+def result_json(result: BuildResult) -> dict[str, Any]:
+    """What `trt-mtp build --json` prints."""
+    return {
+        "schema_version": 1,
+        "variants": [
+            {
+                "name": variant.name,
+                "draft_length": variant.draft_length,
+                "engine": variant.engine,
+                "folder": str(variant.folder),
+                "status": "built" if variant.name in result.built else "unchanged",
+                "fingerprint": variant.record.fingerprint,
+                "verification": variant.record.verification,
+            }
+            for variant in result.variants
+        ],
+        "removed": list(result.removed),
+    }
+
+
+def result_text(result: BuildResult) -> str:
+    """A line for each variant."""
+    lines = []
+    for variant in result.variants:
+        status = "built" if variant.name in result.built else "unchanged"
+        verification = variant.record.verification
+        checked = "not verified"
+        if verification:
+            same = "same answers" if verification["is_identical"] else "OTHER answers"
+            checked = f"{same} as without speculation, {verification['num_tokens']} tokens"
+        lines.append(f"{variant.folder}  {status}, {checked}")
+    lines += [f"{name}  removed: it was built from something else" for name in result.removed]
+    if not result.built and not result.removed:
+        lines.append("nothing to do: everything is up to date")
+    return "\n".join(lines)
+
+
+def require_identical(variants: Sequence[EngineVariant]) -> None:
+    """Raise TrtMtpError when a variant answers otherwise than the model without speculation."""
+    wrong = [v.name for v in variants if not v.record.verification.get("is_identical", True)]
+    if wrong:
+        raise TrtMtpError(
+            f"{', '.join(wrong)} answered otherwise than draft length 0; "
+            f"the records have the first differences under verification"
+        )
