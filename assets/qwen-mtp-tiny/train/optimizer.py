@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+import parallel
 import torch
 from torch import Tensor, nn
 
@@ -43,7 +44,7 @@ class Muon(torch.optim.Optimizer):
             state = self.state[p]
             state.setdefault("momentum", torch.zeros_like(p)).lerp_(p.grad, 1 - group["momentum"])
         moved = [p.grad.lerp(self.state[p]["momentum"], group["momentum"]) for p in params]
-        for p, update in zip(params, orthogonalize(torch.stack(moved)), strict=True):
+        for p, update in zip(params, parallel.share(orthogonalize, torch.stack(moved)), strict=True):
             p.mul_(1 - group["lr"] * group["weight_decay"])
             p.add_(update, alpha=-group["lr"] * scale)
 

@@ -6,10 +6,12 @@ import argparse
 import csv
 import json
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import optimizer
+import parallel
 import sources
 import tokenizer as tokenization
 import torch
@@ -86,6 +88,8 @@ DRAFT_DEPTH = 3
 DRAFT_WEIGHTS = (0.4, 0.3, 0.2)
 WARMUP_STEPS = 60
 DECAY_FROM = 0.5
+LOG_EVERY = 50  # steps
+SAVE_SECONDS = 240
 
 
 def initialize(model: nn.Module) -> None:
@@ -136,6 +140,7 @@ class Run:
         self.base = [(g, g["lr"]) for o in self.optimizers for g in o.param_groups]
         self.step = self.tokens = 0
         self.seconds = 0.0
+        self.clock = time.monotonic()
 
     def train_on(self, batch: Batch, phase: Phase, factor: float) -> list[float]:
         """One update; returns the losses."""
@@ -146,12 +151,15 @@ class Run:
         weights = (1.0, *DRAFT_WEIGHTS)
         total = torch.stack([w * x for w, x in zip(weights, found, strict=False)]).sum()
         total.backward()
+        now = time.monotonic()
+        self.seconds += parallel.average_gradients(self.model, now - self.clock)
+        self.clock = now
         nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         for part in self.optimizers:
             part.step()
             part.zero_grad(set_to_none=True)
         self.step += 1
-        self.tokens += batch.ids.numel()
+        self.tokens += batch.ids.numel() * self.args.workers
         return [float(x.detach()) for x in found]
 
     def save(self, path: Path) -> None:
@@ -185,50 +193,52 @@ def export(model: reference.Qwen35Mtp, folder: Path) -> None:
 def run(args: argparse.Namespace) -> None:
     """Train for the time given, writing the curve and the checkpoint as it goes."""
     torch.manual_seed(args.seed)
-    torch.set_num_threads(args.threads)
-    torch.set_flush_denormal(True)
     words = sources.split(sources.load(args.sources), held=False)
-    if not (args.output / "tokenizer.json").exists():
-        tokenization.write(tokenization.train(words, args.seed), args.output)
     tokenizer = Tokenizer.from_file(str(args.output / "tokenizer.json"))
     model = reference.Qwen35Mtp(ModelConfig.from_hf(HF_CONFIG))
     initialize(model)
     state = Run(model, args)
     if args.resume:
         state.restore(args.state)
-    with (args.output / "train" / "curve.csv").open("a" if args.resume else "w") as file:
-        curve = csv.writer(file)
-        if not args.resume:
-            curve.writerow(["minute", "step", "tokens", "loss", "draft1", "draft2", "draft3"])
-        for phase in PHASES:
-            train_phase(state, phase, batches(tokenizer, words, phase.shares,
-                        args.seed + state.step, args.batch_tokens), curve)  # fmt: skip
-            file.flush()
-    state.save(args.state)
-    export(model, args.output)
+    for phase in PHASES:
+        seed = args.seed + state.step + 10**9 * parallel.rank()
+        per_worker = args.batch_tokens // args.workers
+        train_phase(state, phase, batches(tokenizer, words, phase.shares, seed, per_worker))
+    if parallel.rank() == 0:
+        state.save(args.state)
+        export(model, args.output)
 
 
-def train_phase(state: Run, phase: Phase, stream, curve) -> None:  # type: ignore[no-untyped-def]
+def train_phase(state: Run, phase: Phase, stream: Iterator[Batch]) -> None:
     """Train until the phase's share of the time is over."""
     budget = state.args.minutes * 60
     sums: list[list[float]] = [[], [], [], []]
-    last = saved = time.monotonic()
+    saved = state.seconds
     while state.seconds < phase.until * budget and state.seconds < budget:
         found = state.train_on(next(stream), phase, rate(state.seconds / budget, state.step))
         for column, value in zip(sums, found, strict=False):
             column.append(value)
-        now = time.monotonic()
-        state.seconds += now - last
-        last = now
-        if state.step % 50 == 0:
-            means = [f"{sum(c) / len(c):.4f}" if c else "" for c in sums]
-            curve.writerow([f"{state.seconds / 60:.2f}", state.step, state.tokens, *means])
-            print(f"{state.seconds:.0f}s", state.step, state.tokens, *means,
-                  f"{state.tokens / state.seconds:.0f} tok/s", flush=True)  # fmt: skip
+        if parallel.rank():
+            continue
+        if state.step % LOG_EVERY == 0:
+            log(state, sums)
             sums = [[], [], [], []]
-        if now - saved > 240:
+        if state.seconds - saved > SAVE_SECONDS:
             state.save(state.args.state)
-            saved = now
+            saved = state.seconds
+
+
+def log(state: Run, sums: list[list[float]]) -> None:
+    """Add a line to the curve: minutes, steps, tokens, mean losses of trunk and draft steps."""
+    path = state.args.output / "train" / "curve.csv"
+    new = not path.exists()
+    means = [f"{sum(c) / len(c):.4f}" if c else "" for c in sums]
+    with path.open("a", encoding="utf-8") as file:
+        curve = csv.writer(file)
+        if new:
+            curve.writerow(["minute", "step", "tokens", "loss", "draft1", "draft2", "draft3"])
+        curve.writerow([f"{state.seconds / 60:.2f}", state.step, state.tokens, *means])
+    print(f"{state.seconds:.0f}s", state.step, state.tokens, *means, flush=True)
 
 
 def main() -> None:
@@ -241,11 +251,16 @@ def main() -> None:
     parser.add_argument("--sources", type=Path, default=here / "packages")
     parser.add_argument("--state", type=Path, default=here / "state.pt")
     parser.add_argument("--resume", action="store_true")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--batch-tokens", type=int, default=6144)
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--batch-tokens", type=int, default=8192)
     parser.add_argument("--muon-lr", type=float, default=0.02)
     parser.add_argument("--adam-lr", type=float, default=3e-3)
-    run(parser.parse_args())
+    args = parser.parse_args()
+    (args.output / "train").mkdir(parents=True, exist_ok=True)
+    if not (args.output / "tokenizer.json").exists():
+        words = sources.split(sources.load(args.sources), held=False)
+        tokenization.write(tokenization.train(words, args.seed), args.output)
+    parallel.launch(run, args, args.workers)
 
 
 if __name__ == "__main__":
