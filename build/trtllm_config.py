@@ -112,8 +112,7 @@ def llm_args(options: TrtllmOptions, draft_length: int) -> dict[str, Any]:
         "enable_iter_perf_stats": True,  # get_stats() carries the speculation's counters
         "return_perf_metrics": True,
     }
-    if options.shape.is_moe and options.gpu is not None and options.gpu.sm in (100, 103):
-        # examples/configs/curated/qwen3.8-low-latency-mtp3.yaml
+    if uses_trtllm_experts(options):
         args["moe_config"] = {"backend": "TRTLLM"}
     if options.shape.has_vision and options.version >= VISION_SWITCH_SINCE:
         args["disable_mm_encoder"] = True  # the same file; only text is served
@@ -122,6 +121,16 @@ def llm_args(options: TrtllmOptions, draft_length: int) -> dict[str, Any]:
     if draft_length:
         args["speculative_config"] = speculative_config(options, draft_length)
     return with_settings(args, options, draft_length)
+
+
+def uses_trtllm_experts(options: TrtllmOptions) -> bool:
+    """Quantised experts on B200 and B300 class GPUs, as in the curated YAML of Qwen3.8.
+
+    examples/configs/curated/qwen3.8-low-latency-mtp3.yaml @7fccbed0 in NVIDIA/TensorRT-LLM.
+    """
+    dtype = options.quantize or options.checkpoint_dtype
+    blackwell = options.gpu is not None and options.gpu.sm in (100, 103)
+    return options.shape.is_moe and blackwell and dtype in ("fp8", "nvfp4")
 
 
 def parallel_experts(options: TrtllmOptions) -> dict[str, int]:
