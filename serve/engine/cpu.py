@@ -15,7 +15,7 @@ import numpy as np
 
 from trt_mtp.errors import InputError, TrtMtpError
 from trt_mtp.files import read_json
-from trt_mtp.serve.engine import forward
+from trt_mtp.serve.engine import cycle, forward
 from trt_mtp.serve.engine.base import Chunk, EngineStatistics, Request
 from trt_mtp.serve.engine.sequence import Sequence
 from trt_mtp.serve.engine.text import AnswerText, TextCodec
@@ -37,7 +37,8 @@ def read_eos_ids(folder: Path) -> frozenset[int]:
     for name in ("generation_config.json", "config.json"):
         if (folder / name).exists():
             config: dict[str, Any] = read_json(folder / name)
-            value = config.get("eos_token_id", (config.get("text_config") or {}).get("eos_token_id"))
+            text_config = config.get("text_config") or {}
+            value = config.get("eos_token_id", text_config.get("eos_token_id"))
             if value is not None:
                 return frozenset(value if isinstance(value, list) else [value])
     return frozenset()
@@ -248,7 +249,7 @@ class CpuEngine:
             return
         num_prompt, slot = sequence.num_prompt_tokens, sequence.slot
         stop = min(sequence.num_prefilled + PREFILL_CHUNK, num_prompt)
-        forward.prefill(
+        cycle.prefill(
             self._weights,
             self._shape,
             self._state,
@@ -271,7 +272,7 @@ class CpuEngine:
         slots = np.array([s.slot for s in batch], np.int64)
         emitted = np.zeros(len(batch), np.int64)
         drafts = np.zeros((len(batch), self.draft_length), np.int64)
-        forward.cycle(
+        cycle.cycle(
             self._weights,
             self._shape,
             self._state,

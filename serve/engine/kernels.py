@@ -13,36 +13,18 @@ All arrays are float32 and C-contiguous unless said.
 
 import math
 from collections.abc import Callable
-from typing import Any, TypeVar, cast
+from typing import Any
 
-import numba
 import numpy as np
 import numpy.typing as npt
 from numba import types
 from numba.extending import overload
 
+from trt_mtp.serve.engine.compiler import kernel, reduction
+
 F32 = np.float32
 Array = npt.NDArray[np.float32]
 Matrix = npt.NDArray[np.float32] | npt.NDArray[np.uint16]  # uint16: the bits of bfloat16
-Function = TypeVar("Function", bound=Callable[..., Any])
-
-
-def kernel(function: Function) -> Function:
-    """Compile without the GIL, with fused multiply-add, and never reordering a sum."""
-    return cast(
-        Function,
-        numba.njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract"})(function),
-    )
-
-
-def reduction(function: Function) -> Function:
-    """Like `kernel`, for sums over one row of a fixed length, which may be vectorised."""
-    return cast(
-        Function,
-        numba.njit(
-            cache=True, nogil=True, error_model="numpy", fastmath={"contract", "reassoc", "nsz"}
-        )(function),
-    )
 
 
 @reduction
@@ -77,16 +59,19 @@ def sigmoid(x: np.float32) -> np.float32:
     return F32(1) / (F32(1) + exp32(-x))
 
 
-def widen(x):  # type: ignore[no-untyped-def]  # numba compares the signatures literally
+def _as_float32(x):  # type: ignore[no-untyped-def]  # numba compares the signatures literally
     """A weight as float32: itself, or a bfloat16 given by its bits."""
     raise NotImplementedError("compiled code only")
 
 
-@overload(widen)
+@overload(_as_float32)
 def _widen(x):  # type: ignore[no-untyped-def]
     if isinstance(x, types.Integer):
         return lambda x: np.uint32(np.uint32(x) << np.uint32(16)).view(F32)
     return lambda x: x
+
+
+widen: Callable[[Any], np.float32] = _as_float32
 
 
 @kernel

@@ -7,7 +7,8 @@ draws the same number whether it is reached by a plain step or inside a verify s
 import numpy as np
 import numpy.typing as npt
 
-from trt_mtp.serve.engine.kernels import F32, Array, exp32, kernel
+from trt_mtp.serve.engine.compiler import kernel
+from trt_mtp.serve.engine.kernels import F32, Array, exp32
 
 
 @kernel

@@ -71,6 +71,16 @@ def _rope(config: dict[str, Any]) -> dict[str, Any]:
     return config.get("rope_parameters") or config
 
 
+def check_sizes(shape: Shape) -> None:
+    """Raise InputError unless the kernels, which take four rows of a matrix at a time, can run."""
+    for name in ("hidden", "intermediate", "head_dim", "key_dim", "value_dim"):
+        size = getattr(shape, name)
+        if size <= 0 or size % 4:
+            raise InputError(
+                f"config.json makes {name} {size}; the cpu engine needs a multiple of 4"
+            )
+
+
 def read_shape(config: dict[str, Any]) -> Shape:
     """The sizes in config.json; raises InputError when one is missing."""
     try:
@@ -116,11 +126,18 @@ def load_weights(folder: Path, length: int) -> tuple[Weights, Shape, list[str]]:
     """
     config = read_text_config(folder)
     shape, kinds = read_shape(config), layer_types(config)
-    tensors = read_json(folder / "weights.json")["tensors"]
+    check_sizes(shape)
+    index = read_json(folder / "weights.json")
+    tensors = index["tensors"]
     try:
         flat = np.asarray(np.memmap(folder / "weights.bin", dtype=np.float32, mode="r"))
     except (OSError, ValueError) as error:
         raise InputError(f"{folder / 'weights.bin'} can't be mapped: {error}") from None
+    if flat.nbytes != index["num_bytes"]:
+        raise InputError(
+            f"{folder / 'weights.bin'} has {flat.nbytes} bytes, expected {index['num_bytes']}; "
+            f"build again"
+        )
 
     def offset(name: str) -> int:
         if name not in tensors:

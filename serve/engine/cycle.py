@@ -1,0 +1,139 @@
+"""What the engine does in one go: prefill a piece of a prompt, or draft, verify and keep.
+
+A draft is kept when it equals the token drawn from the model's own logits at its position.
+"""
+
+from trt_mtp.serve.engine import forward
+from trt_mtp.serve.engine.compiler import kernel
+from trt_mtp.serve.engine.forward import Ints, Rows, Scratch, Shape, State, Weights
+from trt_mtp.serve.engine.sampling import argmax, sample, uniform
+
+
+@kernel
+def _draw(state: State, s: Scratch, row: int, slot: int, position: int) -> int:
+    """The token that goes to `position` of `slot`, from logits row `row`."""
+    return sample(
+        s.logits[row],
+        state.temperature[slot],
+        state.top_k[slot],
+        state.top_p[slot],
+        uniform(state.seed[slot], position),
+        s.probabilities,
+    )
+
+
+@kernel
+def prefill(
+    weights: Weights,
+    m: Shape,
+    state: State,
+    s: Scratch,
+    rows: Rows,
+    slot: int,
+    stop: int,
+    num_prompt: int,
+    drafts: bool,
+) -> None:
+    """Run prompt positions state.done[slot] .. stop; at stop == num_prompt draw the first token."""
+    start = state.done[slot]
+    n = stop - start
+    for row in range(n):
+        rows.token[row] = state.tokens[slot, start + row]
+        rows.slot[row] = slot
+        rows.position[row] = start + row
+    forward.trunk(weights, m, state, s, rows, n)
+    state.done[slot] = stop
+    if stop == num_prompt:
+        # the last row alone, from a fresh row 0, so that `linear` may pad its rows
+        s.added[0, :] = s.normed[n - 1]
+        forward.logits(weights, m, s.added, 1, s.logits)
+        state.tokens[slot, stop] = _draw(state, s, 0, slot, stop)
+        state.hidden[slot, 0, :] = s.normed[n - 1]
+        state.pending[slot] = 1
+    if drafts:
+        n = min(stop, num_prompt - 1) - start
+        for row in range(n):
+            rows.token[row] = state.tokens[slot, start + row + 1]
+            s.added[row, :] = s.normed[row]
+        forward.mtp_head(weights, m, state, s, rows, n)
+
+
+@kernel
+def _draft(
+    weights: Weights, m: Shape, state: State, s: Scratch, rows: Rows, slots: Ints, drafts: Ints
+) -> None:
+    """Fill drafts [B, K]; the first pass also brings the MTP cache up to date."""
+    n = 0
+    for b in range(slots.shape[0]):
+        slot = slots[b]
+        first = state.done[slot] - state.pending[slot]
+        for i in range(state.pending[slot]):
+            rows.token[n] = state.tokens[slot, first + i + 1]
+            rows.slot[n] = slot
+            rows.position[n] = first + i
+            s.added[n, :] = state.hidden[slot, i]
+            n += 1
+    forward.mtp_head(weights, m, state, s, rows, n)
+    row = -1
+    for b in range(slots.shape[0]):
+        row += state.pending[slots[b]]
+        s.draft[b, :] = s.normed[row]
+    for k in range(drafts.shape[1]):
+        forward.draft_logits(weights, m, s.draft, slots.shape[0], s.logits)
+        for b in range(slots.shape[0]):
+            drafts[b, k] = argmax(s.logits[b])
+        if k + 1 == drafts.shape[1]:
+            break
+        for b in range(slots.shape[0]):
+            rows.token[b] = drafts[b, k]
+            rows.slot[b] = slots[b]
+            rows.position[b] = state.done[slots[b]] + k
+            s.added[b, :] = s.draft[b]
+        forward.mtp_head(weights, m, state, s, rows, slots.shape[0])
+        for b in range(slots.shape[0]):
+            s.draft[b, :] = s.normed[b]
+
+
+@kernel
+def cycle(
+    weights: Weights,
+    m: Shape,
+    state: State,
+    s: Scratch,
+    rows: Rows,
+    slots: Ints,
+    drafts: Ints,
+    emitted: Ints,
+) -> None:
+    """One step of every slot in `slots` [B]: draft K tokens, verify, keep what matches.
+
+    drafts [B, K] (K may be 0) is filled with the drafts. A draft is kept when it equals the token
+    drawn from the model's own logits at its position, so the answer is the one without drafts.
+    emitted [B] counts the new tokens, 1 .. K + 1, which are appended to state.tokens.
+    """
+    k = drafts.shape[1]
+    if k > 0:
+        _draft(weights, m, state, s, rows, slots, drafts)
+    n = 0
+    for b in range(slots.shape[0]):
+        slot = slots[b]
+        for i in range(k + 1):
+            rows.token[n] = drafts[b, i - 1] if i > 0 else state.tokens[slot, state.done[slot]]
+            rows.slot[n] = slot
+            rows.position[n] = state.done[slot] + i
+            n += 1
+    forward.trunk(weights, m, state, s, rows, n)
+    forward.logits(weights, m, s.normed, n, s.logits)
+    for b in range(slots.shape[0]):
+        slot, count = slots[b], 0
+        for i in range(k + 1):
+            row, position = b * (k + 1) + i, state.done[slot] + 1
+            token = _draw(state, s, row, slot, position)
+            state.tokens[slot, position] = token
+            state.hidden[slot, i, :] = s.normed[row]
+            state.done[slot] = position
+            count += 1
+            if i < k and token != drafts[b, i]:
+                break
+        state.pending[slot] = count
+        emitted[b] = count
