@@ -15,10 +15,20 @@ from trt_mtp.build.draft_lengths import DEFAULT, parse_draft_lengths
 from trt_mtp.build.hub import resolve_checkpoint
 from trt_mtp.build.progress import show_progress
 from trt_mtp.build.store import BuildResult, locked, reference_folder
+from trt_mtp.build.trtllm_cli import (
+    LARGEST_DRAFT_LENGTH as LARGEST_TRTLLM,
+)
+from trt_mtp.build.trtllm_cli import (
+    given_options,
+    refuse_trtllm_options,
+    run_trtllm,
+    trtllm_options,
+)
 from trt_mtp.build.variant import EngineVariant, with_verification
 from trt_mtp.errors import TrtMtpError
 from trt_mtp.files import to_json
 
+CPU_BATCH_SIZE = 8
 Verify = Callable[[Path, Sequence[Path]], list[dict[str, Any]]]
 
 
@@ -52,25 +62,33 @@ def inspect(checkpoint: str, as_json: bool) -> None:
 @click.option(
     "-o", "--output", type=click.Path(path_type=Path), default="engines", show_default=True
 )
-@click.option("--max-batch-size", type=click.IntRange(1, 256), default=8, show_default=True)
+@click.option(
+    "--max-batch-size",
+    type=click.IntRange(1, 4096),
+    help="Requests that run together.  [default: 8; tensorrt-llm: 32]",
+)
 @click.option(
     "--max-seq-len",
     type=click.IntRange(16),
-    help="Prompt and answer together, in tokens.  [default: the checkpoint's, at most 4096]",
+    help="Prompt and answer together, in tokens.  [default: the checkpoint's, at most 4096; "
+    "tensorrt-llm: at most 8192]",
 )
 @click.option("--verify/--no-verify", default=True, show_default=True, help="Compare answers.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@trtllm_options
 @click.pass_obj
 def build(
     verifier: Verify,
+    /,
     checkpoint: str,
     draft_lengths: str,
     engine: str,
     output: Path,
-    max_batch_size: int,
+    max_batch_size: int | None,
     max_seq_len: int | None,
     verify: bool,
     as_json: bool,
+    **trtllm: Any,
 ) -> None:
     """Build engine variants from a checkpoint.
 
@@ -78,24 +96,34 @@ def build(
     becomes a folder in the output folder, with a record of what it was built from. Building again
     does nothing where nothing changed.
 
+    The options from --trtllm-version on are for NVIDIA servers and choose tensorrt-llm.
+
     Example: trt-mtp build assets/qwen-mtp-tiny --draft-lengths 0,1,3
+
+    Example: trt-mtp build Qwen/Qwen3.8-27B-FP8 --gpu h100-80gb --trtllm-version 1.3.0rc27 --dry-run
     """
-    if choose_engine(engine) == "tensorrt-llm":
-        raise TrtMtpError("--engine tensorrt-llm is not there yet")
+    if choose_engine(engine, bool(given_options(trtllm))) == "tensorrt-llm":
+        lengths = parse_draft_lengths(draft_lengths, LARGEST_TRTLLM)
+        found = read_checkpoint(resolve_checkpoint(checkpoint))
+        run_trtllm(found, lengths, output, max_batch_size, max_seq_len, as_json, trtllm)
+        return
+    refuse_trtllm_options(trtllm)
     lengths = parse_draft_lengths(draft_lengths, LARGEST_DRAFT_LENGTH)
     found = read_checkpoint(resolve_checkpoint(checkpoint))
     with locked(output, lambda: click.echo("waiting for another build", err=True)):
-        result = run_cpu(found, lengths, output, max_batch_size, max_seq_len)
+        result = run_cpu(found, lengths, output, max_batch_size or CPU_BATCH_SIZE, max_seq_len)
         if verify:
             result = run_verify(result, output, verifier)
     click.echo(to_json(result_json(result)) if as_json else result_text(result), nl=not as_json)
     require_identical(result.variants)
 
 
-def choose_engine(engine: str) -> str:
-    """`engine`, or what this machine can run for `auto`."""
+def choose_engine(engine: str, for_trtllm: bool = False) -> str:
+    """`engine`, or for `auto` what the options are for, or what this machine can run."""
     if engine != "auto":
         return engine
+    if for_trtllm:
+        return "tensorrt-llm"
     has_gpu = shutil.which("nvidia-smi") is not None or Path("/dev/nvidiactl").exists()
     has_package = importlib.util.find_spec("tensorrt_llm") is not None
     return "tensorrt-llm" if has_gpu and has_package else "cpu"

@@ -1,5 +1,6 @@
 """GPU types: memory, bandwidth and compute capability, with their sources."""
 
+import subprocess
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -62,3 +63,14 @@ def gpu_by_product_name(product: str) -> Gpu | None:
         if any(product.endswith(known) or f"{known} " in product for known in gpu["names"]):
             return gpu_types()[name]
     return None
+
+
+def detect_gpu() -> Gpu | None:
+    """The type of this machine's first GPU, None when there is none or it is not in the list."""
+    command = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    names = done.stdout.strip().splitlines()
+    return gpu_by_product_name(names[0].strip()) if done.returncode == 0 and names else None

@@ -6,7 +6,7 @@ launch command. The PyTorch backend has no compiled form to write (docs/nvidia.m
 
 import hashlib
 import platform
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,6 +19,13 @@ from trt_mtp.build.gpus import Gpu
 from trt_mtp.build.memory import MemoryEstimate, estimate, largest_batch, require_fit
 from trt_mtp.build.model_shape import shape_of
 from trt_mtp.build.preflight import Finding, preflight, variant_facts
+from trt_mtp.build.store import (
+    BuildResult,
+    existing_record,
+    is_same,
+    refuse_other_engines,
+    remove_stale,
+)
 from trt_mtp.build.trtllm_config import (
     TrtllmOptions,
     check_options,
@@ -43,6 +50,7 @@ from trt_mtp.build.variant import (
 from trt_mtp.errors import InputError, TrtMtpError
 from trt_mtp.files import write_atomic
 
+ENGINE = "tensorrt-llm"
 LLM_ARGS_FILE = "llm_args.yaml"
 ENVIRONMENT_FILE = "environment"
 LAUNCH_FILE = "launch.sh"
@@ -231,21 +239,38 @@ def with_checkpoint(options: TrtllmOptions, folder: Path) -> TrtllmOptions:
 
 
 def write_variants(
-    variants: Iterable[PlannedVariant], checkpoint: Checkpoint, options: TrtllmOptions
-) -> tuple[EngineVariant, ...]:
-    """Write every planned variant; raises TrtMtpError when one of them could not work."""
-    variants = tuple(variants)
+    variants: Sequence[PlannedVariant],
+    checkpoint: Checkpoint,
+    options: TrtllmOptions,
+    engines: Path,
+) -> BuildResult:
+    """Write every planned variant below `engines`; what is there and the same stays.
+
+    Raises TrtMtpError when one of them could not work, InputError when `engines` has variants of
+    another engine.
+    """
     require_no_errors(variants)
+    refuse_other_engines(engines, ENGINE)
     digest = sampled_digest(checkpoint)
-    return tuple(write_planned(variant, checkpoint, options, digest) for variant in variants)
+    written, built = [], []
+    for variant in variants:
+        record = record_of(variant, checkpoint, options, digest)
+        existing = existing_record(variant.folder)
+        if existing is not None and is_same(existing, record):
+            written.append(EngineVariant(variant.folder, existing))
+        else:
+            write_files(variant, options)
+            written.append(write_variant(variant.folder, record))
+            built.append(variant.name)
+    unchanged = tuple(variant.name for variant in variants if variant.name not in built)
+    removed = remove_stale(engines, {variant.record.fingerprint for variant in written})
+    return BuildResult(tuple(written), tuple(built), unchanged, removed)
 
 
-def write_planned(
-    variant: PlannedVariant, checkpoint: Checkpoint, options: TrtllmOptions, digest: str
-) -> EngineVariant:
-    """Write one variant's files, and its record last."""
+def write_files(variant: PlannedVariant, options: TrtllmOptions) -> None:
+    """Write what a variant's server reads; without its record it is not a variant yet."""
     folder = variant.folder
-    (folder / RECORD).unlink(missing_ok=True)  # from here to the end it is not a variant
+    (folder / RECORD).unlink(missing_ok=True)
     header = f"{variant.name} for TensorRT-LLM {options.version}, written by trt-mtp {__version__}"
     write_atomic(folder / LLM_ARGS_FILE, yaml_text(variant.llm_args, header))
     write_atomic(folder / ENVIRONMENT_FILE, environment_text(variant.environment))
@@ -253,7 +278,6 @@ def write_planned(
     (folder / LAUNCH_FILE).chmod(0o755)
     tuner = Path(variant.environment["TLLM_AUTOTUNER_CACHE_PATH"])
     tuner.parent.mkdir(parents=True, exist_ok=True)
-    return write_variant(folder, record_of(variant, checkpoint, options, digest))
 
 
 def record_of(
@@ -277,7 +301,7 @@ def record_of(
     return VariantRecord(
         schema_version=SCHEMA_VERSION,
         name=variant.name,
-        engine="tensorrt-llm",
+        engine=ENGINE,
         draft_length=variant.draft_length,
         checkpoint={
             "path": str(options.checkpoint),

@@ -231,7 +231,9 @@ def test_written_variant(tmp_path: Path) -> None:
     chosen = replace(options(), checkpoint=tmp_path)
     plans = plan_variants(checkpoint, chosen, (0, 3), tmp_path / "engines")
     empty = replace(checkpoint, path=tmp_path, tensors={})
-    write_variants(plans, empty, chosen)
+    first = write_variants(plans, empty, chosen, tmp_path / "engines")
+    again = write_variants(plans, empty, chosen, tmp_path / "engines")
+    assert (first.built, again.built, again.unchanged) == (("k0", "k3"), (), ("k0", "k3"))
     k0, k3 = list_variants(tmp_path / "engines")
     assert (k0.draft_length, k3.draft_length) == (0, 3)
     assert k0.record.fingerprint == k3.record.fingerprint
@@ -248,5 +250,5 @@ def test_errors_are_not_written(tmp_path: Path) -> None:
     chosen = options(settings=("pipeline_parallel_size=2",))
     plans = plan_variants(checkpoint, chosen, (3,), tmp_path / "engines")
     with pytest.raises(TrtMtpError, match="pipeline parallelism"):
-        write_variants(plans, checkpoint, chosen)
+        write_variants(plans, checkpoint, chosen, tmp_path / "engines")
     assert not (tmp_path / "engines").exists()

@@ -1,0 +1,171 @@
+"""The part of `trt-mtp build` that is for NVIDIA servers: its options, and what it prints."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from trt_mtp.build.checkpoint import Checkpoint
+from trt_mtp.errors import InputError
+from trt_mtp.files import to_json
+
+Command = Callable[..., Any]
+LARGEST_DRAFT_LENGTH = 16
+MAX_BATCH_SIZE = 32
+MAX_SEQ_LEN = 8192
+
+# the keyword each option arrives by -> its value when it was not given
+UNSET: dict[str, Any] = {
+    "trtllm_version": None, "gpu": None, "tp": None, "ep": None, "kv_cache_dtype": None,
+    "state_dtype": None, "draft_len_schedule": None, "quantize": None, "modelopt": None,
+    "share_weights": None, "settings": (), "dry_run": False,
+}  # fmt: skip
+
+OPTIONS = (
+    click.option("--trtllm-version", metavar="VERSION", help="[default: the installed one]"),
+    click.option("--gpu", metavar="TYPE", help="As h100-80gb.  [default: the one that is here]"),
+    click.option("--tp", type=click.IntRange(1, 64), help="GPUs that share a layer."),
+    click.option("--ep", type=click.IntRange(1, 64), help="Of them, groups of whole experts."),
+    click.option("--kv-cache-dtype", type=click.Choice(["auto", "bfloat16", "fp8", "nvfp4"])),
+    click.option(
+        "--state-dtype",
+        type=click.Choice(["auto", "bfloat16", "float32"]),
+        help="Of the Gated-DeltaNet states; auto is the checkpoint's.",
+    ),
+    click.option(
+        "--draft-len-schedule",
+        metavar="N:K,…",
+        help="Draft K tokens up to N running requests, as 4:3,16:2.",
+    ),
+    click.option("--quantize", type=click.Choice(["fp8", "nvfp4"]), help="By ModelOpt, first."),
+    click.option(
+        "--modelopt",
+        type=click.Path(exists=True, file_okay=False, path_type=Path),
+        help="A checkout of NVIDIA/Model-Optimizer, for --quantize.",
+    ),
+    click.option("--share-weights", type=click.Choice(["gms"]), help="Experimental."),
+    click.option(
+        "--set", "settings", multiple=True, metavar="KEY=VALUE", help="Any LLM-API key, as a.b=c."
+    ),
+    click.option("--dry-run", is_flag=True, help="Print what would be written, and findings."),
+)
+
+
+def trtllm_options(command: Command) -> Command:
+    """`command` with the options above, each marked as being for TensorRT-LLM."""
+    for option in reversed(OPTIONS):
+        command = option(command)
+    return command
+
+
+def given_options(values: Mapping[str, Any]) -> list[str]:
+    """The options above that the user gave, as they are typed."""
+    names = {"settings": "--set"}
+    return [
+        names.get(name, f"--{name.replace('_', '-')}")
+        for name, unset in UNSET.items()
+        if values[name] != unset
+    ]
+
+
+def refuse_trtllm_options(values: Mapping[str, Any]) -> None:
+    """Raise InputError when an option for TensorRT-LLM was given and another engine is built."""
+    given = given_options(values)
+    if given:
+        raise InputError(f"{given[0]} is for --engine tensorrt-llm; leave it out, or choose that")
+
+
+def run_trtllm(
+    checkpoint: Checkpoint,
+    lengths: Sequence[int],
+    output: Path,
+    max_batch_size: int | None,
+    max_seq_len: int | None,
+    as_json: bool,
+    values: Mapping[str, Any],
+) -> None:
+    """Plan the variants, print them, and unless it is a dry run write them."""
+    from trt_mtp.build.gpus import detect_gpu, find_gpu
+    from trt_mtp.build.quantize import planned_quantization, quantized_checkpoint
+    from trt_mtp.build.store import locked
+    from trt_mtp.build.tensorrt_llm import (
+        options_for,
+        plan_variants,
+        require_no_errors,
+        write_variants,
+    )
+    from trt_mtp.build.trtllm_config import parse_schedule
+    from trt_mtp.build.trtllm_version import chosen_version
+
+    schedule = values["draft_len_schedule"]
+    options = options_for(
+        checkpoint,
+        chosen_version(values["trtllm_version"]),
+        find_gpu(values["gpu"]) if values["gpu"] else detect_gpu(),
+        tensor_parallel=values["tp"] or 1,
+        expert_parallel=values["ep"] or 1,
+        max_batch_size=max_batch_size or MAX_BATCH_SIZE,
+        max_seq_len=max_seq_len or min(MAX_SEQ_LEN, checkpoint.context_length),
+        kv_cache_dtype=values["kv_cache_dtype"] or "auto",
+        state_option=values["state_dtype"] or "auto",
+        schedule=parse_schedule(schedule) if schedule else None,
+        share_weights=values["share_weights"],
+        quantize=values["quantize"],
+        settings=values["settings"],
+    )
+    planned = planned_quantization(checkpoint, options, output)
+    variants = plan_variants(checkpoint, planned, lengths, output)
+    if values["dry_run"]:
+        click.echo(variants_json(variants) if as_json else variants_text(variants), nl=not as_json)
+        require_no_errors(variants)
+        return
+    require_no_errors(variants)
+    with locked(output, lambda: click.echo("waiting for another build", err=True)):
+        checkpoint, options = quantized_checkpoint(checkpoint, options, output, values["modelopt"])
+        variants = plan_variants(checkpoint, options, lengths, output)
+        result = write_variants(variants, checkpoint, options, output)
+    click.echo(variants_json(variants) if as_json else variants_text(variants), nl=not as_json)
+    click.echo(f"written to {output}: {', '.join(result.built) or 'nothing new'}", err=True)
+
+
+def variants_json(variants: Sequence[Any]) -> str:
+    """What `trt-mtp build --engine tensorrt-llm --json` prints."""
+    return to_json({"schema_version": 1, "variants": [variant.as_json() for variant in variants]})
+
+
+def variants_text(variants: Sequence[Any]) -> str:
+    """Each variant with its memory and its command, then what is to be known about them."""
+    blocks = [
+        f"{variant.name}  drafts {variant.draft_length}\n"
+        f"  {memory_line(variant)}\n  {variant.shell_command}"
+        for variant in variants
+    ]
+    names: dict[Any, list[str]] = {}
+    for variant in variants:
+        for finding in variant.findings:
+            names.setdefault(finding, []).append(variant.name)
+    blocks += [
+        f"{finding.severity} ({', '.join(named)}): {finding.message}\n  {finding.source}"
+        for finding, named in names.items()
+    ]
+    return "\n\n".join(blocks)
+
+
+def memory_line(variant: Any) -> str:
+    """The memory of a variant in one line, decimal gigabytes per GPU."""
+    memory = variant.memory
+    parts = {
+        "weights": memory.weights + memory.mtp_head,
+        "states": memory.state,
+        "rollback": memory.rollback_scratch,
+        "other": memory.runtime + memory.activations + memory.cuda_graphs,
+    }
+    text = ", ".join(f"{name} {size / 1e9:.1f}" for name, size in parts.items())
+    if memory.gpu is None:
+        return f"memory per GPU in GB: {text}; name the GPU with --gpu to see what is left"
+    return (
+        f"memory of {memory.gpu} in GB: {text}, KV cache {memory.kv_cache / 1e9:.1f} = "
+        f"{memory.kv_cache_tokens:,} tokens; up to {variant.largest_batch} requests can all be "
+        "of full length"
+    )
