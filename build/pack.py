@@ -6,7 +6,7 @@ by the trunk anyway.
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -26,6 +26,7 @@ BLOCK_VALUES = 1 << 24  # of a tensor converted at once, which bounds the memory
 NUM_BYTES = {"float32": 4, "bfloat16": 2}
 
 Floats = NDArray[np.float32]
+Convert = Callable[[NDArray[Any]], Floats]
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,7 +198,8 @@ class Source:
 
     def __init__(self, info: TensorInfo) -> None:
         """Map the tensor; a convolution [channels, 1, kernel] counts as [channels, kernel]."""
-        stored, self._convert = READERS[info.dtype]
+        stored, convert = READERS[info.dtype]
+        self._convert: Convert = convert
         shape = (info.shape[0], math.prod(info.shape[1:]))
         self._values = np.memmap(info.file, stored, "r", info.offset, shape)
 
@@ -227,7 +229,7 @@ def to_float32(values: NDArray[Any]) -> Floats:
     return values.astype(np.float32)
 
 
-READERS: dict[str, tuple[str, Any]] = {
+READERS: dict[str, tuple[str, Convert]] = {
     "F32": ("<f4", to_float32),
     "F16": ("<f2", to_float32),
     "BF16": ("<u2", from_bfloat16),

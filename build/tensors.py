@@ -41,26 +41,21 @@ def read_tensors(folder: Path) -> dict[str, TensorInfo]:
     Raises InputError for a missing shard, a file that is cut short or is no safetensors file,
     and a tensor that is in the index but not in its shard.
     """
-    tensors: dict[str, TensorInfo] = {}
-    shapes: dict[tuple[int, ...], tuple[int, ...]] = {}  # each shape once in memory
-    for file in list_shards(folder):
-        for name, info in read_header(file):
-            tensors[name] = info._replace(shape=shapes.setdefault(info.shape, info.shape))
     index = folder / INDEX
-    if index.exists():
-        for name, file_name in weight_map_of(index).items():
-            if name not in tensors:
-                raise InputError(
-                    f"{folder / file_name} lacks the tensor {name} of {INDEX}; {AGAIN}"
-                )
+    weight_map = weight_map_of(index) if index.exists() else {}
+    tensors: dict[str, TensorInfo] = {}
+    for file in list_shards(folder, weight_map):
+        tensors.update(read_header(file))
+    if not tensors.keys() >= weight_map.keys():
+        name = min(weight_map.keys() - tensors.keys())
+        raise InputError(f"{folder / weight_map[name]} lacks the tensor {name} of {INDEX}; {AGAIN}")
     return tensors
 
 
-def list_shards(folder: Path) -> list[Path]:
+def list_shards(folder: Path, weight_map: dict[str, str]) -> list[Path]:
     """The safetensors files of `folder`: those of the index, or else all there are."""
-    index = folder / INDEX
-    if index.exists():
-        names, source = sorted(set(weight_map_of(index).values())), INDEX
+    if weight_map:
+        names, source = sorted(set(weight_map.values())), INDEX
     else:
         names, source = all_shard_names(folder), "the other file names"
     missing = [name for name in names if not (folder / name).is_file()]
@@ -83,29 +78,30 @@ def all_shard_names(folder: Path) -> list[str]:
 
 def weight_map_of(index: Path) -> dict[str, str]:
     """tensor name -> file name, of an index file."""
-    weight_map = (read_json(index) or {}).get("weight_map")
+    content = read_json(index)
+    weight_map = content.get("weight_map") if isinstance(content, dict) else None
     if not isinstance(weight_map, dict) or not weight_map:
         raise InputError(f"{index} has no weight_map; {AGAIN}")
-    outside = next((name for name in weight_map.values() if Path(str(name)).name != name), None)
-    if outside is not None:
-        raise InputError(f"{index} names {outside!r}, which is not a file name; {AGAIN}")
+    for name in set(map(str, weight_map.values())):
+        if Path(name).name != name or not name.endswith(".safetensors"):
+            raise InputError(f"{index} names {name!r}, which is no safetensors file; {AGAIN}")
     return weight_map
 
 
 def read_header(file: Path) -> Iterator[tuple[str, TensorInfo]]:
     """Name and place of each tensor in one safetensors file."""
     header, start, size = load_header(file)
+    shapes: dict[tuple[int, ...], tuple[int, ...]] = {}  # each shape once in memory
+    header.pop("__metadata__", None)
     for name, entry in header.items():
-        if name == "__metadata__":
-            continue
         try:
             dtype, shape = entry["dtype"], tuple(entry["shape"])
             first, last = entry["data_offsets"]
             num_bytes = last - first
-            is_consistent = first >= 0 and num_bytes * 8 == math.prod(shape) * BITS[dtype]
+            is_valid = first >= 0 and num_bytes * 8 == math.prod(shape) * BITS[dtype]
         except (KeyError, TypeError, ValueError):
-            is_consistent = False
-        if not is_consistent:
+            is_valid = False
+        if not is_valid:
             raise InputError(
                 f"{file}: the entry of {name} ({json.dumps(entry)[:120]}) is not valid; {AGAIN}"
             )
@@ -114,6 +110,7 @@ def read_header(file: Path) -> Iterator[tuple[str, TensorInfo]]:
                 f"{file} is cut short: it has {size:,} bytes and {name} ends at "
                 f"{start + last:,}; {AGAIN}"
             )
+        shape = shapes.setdefault(shape, shape)
         yield name, TensorInfo(dtype, shape, num_bytes, file, start + first)
 
 

@@ -219,7 +219,8 @@ def write_weights(folder: Path, tensors: Tensors, dtype: str, num_shards: int) -
     if num_shards == 1:
         write_safetensors(folder / "model.safetensors", tensors, dtype)
         return
-    names, weight_map = sorted(tensors), {}
+    names = sorted(tensors)
+    weight_map: dict[str, str] = {}
     for shard in range(num_shards):
         file = f"model-{shard + 1:05}-of-{num_shards:05}.safetensors"
         part = {name: tensors[name] for name in names[shard::num_shards]}
