@@ -1,4 +1,4 @@
-"""Sizes of a Qwen3.5 text model with multi-token prediction, read from a Hugging Face config.json."""
+"""Sizes of a Qwen3.5 text model with multi-token prediction, from a Hugging Face config.json."""
 
 from __future__ import annotations
 
@@ -55,8 +55,7 @@ class ModelConfig:
         text = config.get("text_config", config)
         interval = text.get("full_attention_interval", 4)
         types = text.get("layer_types") or [
-            LINEAR if (layer + 1) % interval else FULL
-            for layer in range(text["num_hidden_layers"])
+            LINEAR if (layer + 1) % interval else FULL for layer in range(text["num_hidden_layers"])
         ]
         rope = text.get("rope_parameters") or {}
         heads = text["num_attention_heads"]

@@ -96,7 +96,7 @@ def chunked_delta_rule(
         upper=False,
         unitriangular=True,
     )
-    update, read = solved.split([value.shape[-1], width], -1)
+    update, read = torch.split(solved, [value.shape[-1], width], -1)
     within = (query @ transposed) * decay
     query = query * grown
     write = (key * (total[..., -1:] - total).exp()[..., None]).transpose(-1, -2)
@@ -142,14 +142,14 @@ class GatedDeltaNet(nn.Module):
         config, (batch, tokens, _) = self.config, x.shape
         padded = F.pad(self.in_proj_qkv(x), (0, 0, config.linear_conv_kernel_dim - 1, 0))
         taps = self.conv1d.weight[:, 0].unbind(-1)
-        mixed = F.silu(sum(padded[:, i : i + tokens] * tap for i, tap in enumerate(taps)))
+        mixed = torch.zeros(())
+        for lag, tap in enumerate(taps):
+            mixed = mixed + padded[:, lag : lag + tokens] * tap
+        widths = [config.key_dim, config.key_dim, config.value_dim]
+        heads = (config.linear_num_key_heads,) * 2 + (config.linear_num_value_heads,)
         query, key, value = (
-            part.reshape(batch, tokens, heads, -1).transpose(1, 2)
-            for part, heads in zip(
-                mixed.split([config.key_dim, config.key_dim, config.value_dim], -1),
-                (config.linear_num_key_heads,) * 2 + (config.linear_num_value_heads,),
-                strict=True,
-            )
+            part.reshape(batch, tokens, count, -1).transpose(1, 2)
+            for part, count in zip(torch.split(F.silu(mixed), widths, -1), heads, strict=True)
         )
         query, key = unit(query), unit(key)
         shared = config.linear_num_value_heads // config.linear_num_key_heads
@@ -159,7 +159,9 @@ class GatedDeltaNet(nn.Module):
         log_decay = -self.A_log.exp() * F.softplus(self.in_proj_a(x) + self.dt_bias)
         out = chunked_delta_rule(query, key, value, log_decay.transpose(1, 2), beta)
         gate = self.in_proj_z(x).view(batch, tokens, config.linear_num_value_heads, -1)
-        return self.out_proj(self.norm(out.transpose(1, 2), gate).reshape(batch, tokens, -1))
+        normed = self.norm(out.transpose(1, 2), gate).reshape(batch, tokens, -1)
+        projected: Tensor = self.out_proj(normed)
+        return projected
 
 
 class GatedAttention(nn.Module):
@@ -191,12 +193,17 @@ class GatedAttention(nn.Module):
         value = self.v_proj(x).view(batch, tokens, self.kv_heads, -1).transpose(1, 2)
         return rotate(self.k_norm(key), rotary), value
 
+    def project(self, out: Tensor, gate: Tensor) -> Tensor:
+        """Heads' outputs [B, H, T, head_dim] and gates [B, T, size] -> [B, T, D]."""
+        projected: Tensor = self.o_proj(out.transpose(1, 2).flatten(2) * gate)
+        return projected
+
     def forward(self, x: Tensor, rotary: Rotary) -> Tensor:
         """Causal self-attention, [B, T, D] -> [B, T, D]."""
         query, gate = self.queries(x, rotary)
         key, value = self.keys_values(x, rotary)
         out = F.scaled_dot_product_attention(query, key, value, is_causal=True, enable_gqa=True)
-        return self.o_proj(out.transpose(1, 2).flatten(2) * gate)
+        return self.project(out, gate)
 
 
 class MLP(nn.Module):
@@ -210,7 +217,8 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., D] -> [..., D]."""
-        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+        projected: Tensor = self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+        return projected
 
 
 class DecoderLayer(nn.Module):
@@ -234,4 +242,9 @@ class DecoderLayer(nn.Module):
     def forward(self, x: Tensor, rotary: Rotary) -> Tensor:
         """[B, T, D] -> [B, T, D]."""
         x = x + self.mixer(self.input_layernorm(x), rotary)
-        return x + self.mlp(self.post_attention_layernorm(x))
+        return self.feed_forward(x)
+
+    def feed_forward(self, x: Tensor) -> Tensor:
+        """Second half of the block, [B, T, D] -> [B, T, D]."""
+        out: Tensor = x + self.mlp(self.post_attention_layernorm(x))
+        return out

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from trt_mtp.serve.model.config import FULL, ModelConfig
-from trt_mtp.serve.model.layers import DecoderLayer, RMSNorm, Rotary, rotary_table
+from trt_mtp.serve.model.layers import DecoderLayer, GatedAttention, RMSNorm, Rotary, rotary_table
 
 NEG_INF = -torch.inf
 
@@ -24,10 +24,18 @@ class MtpBlock(nn.Module):
         self.pre_fc_norm_hidden = RMSNorm(size, eps)
         self.pre_fc_norm_embedding = RMSNorm(size, eps)
 
+    @property
+    def layer(self) -> DecoderLayer:
+        """The one layer."""
+        layer = self.layers[0]
+        assert isinstance(layer, DecoderLayer)
+        return layer
+
     def combine(self, embedding: Tensor, hidden: Tensor) -> Tensor:
         """Embedding and hidden state, both [B, T, D] -> the layer's input [B, T, D]."""
         pair = [self.pre_fc_norm_embedding(embedding), self.pre_fc_norm_hidden(hidden)]
-        return self.fc(torch.cat(pair, -1))
+        combined: Tensor = self.fc(torch.cat(pair, -1))
+        return combined
 
     def forward(self, embedding: Tensor, hidden: Tensor) -> Tensor:
         """First draft step at every position, [B, T, D] twice -> [B, T, D].
@@ -35,7 +43,8 @@ class MtpBlock(nn.Module):
         Position i pairs the trunk's hidden state of token i with token i + 1 and sees pairs <= i.
         """
         rotary = rotary_table(torch.arange(hidden.shape[1]), self.config)
-        return self.norm(self.layers[0](self.combine(embedding, hidden), rotary))
+        drafted: Tensor = self.norm(self.layer(self.combine(embedding, hidden), rotary))
+        return drafted
 
     def chain(
         self, embeddings: list[Tensor], hidden: Tensor, starts: Tensor, first: Tensor
@@ -47,14 +56,11 @@ class MtpBlock(nn.Module):
         first [B, T, D]: embeddings of token i + 1; hidden [B, T, D] of the trunk;
         starts [B, A]: positions; embeddings[d] [B, A, D]: token i + 2 + d -> n of [B, A, D].
         """
-        layer = self.layers[0]
-        attention = layer.mixer
+        layer, attention = self.layer, self.layer.self_attn
         pairs = self.combine(first, hidden)
         tokens = hidden.shape[1]
         normed = layer.input_layernorm(pairs)
-        key, value = attention.keys_values(
-            normed, rotary_table(torch.arange(tokens), self.config)
-        )
+        key, value = attention.keys_values(normed, rotary_table(torch.arange(tokens), self.config))
         pick = starts[..., None].expand(-1, -1, hidden.shape[-1])
         visible = torch.arange(tokens) <= starts[..., None]
         own: list[tuple[Tensor, Tensor]] = []
@@ -67,7 +73,7 @@ class MtpBlock(nn.Module):
                 own.append(attention.keys_values(normed, _per_head(rotary)))
             mixed = _attend(attention, normed, _per_head(rotary), (key, value, visible), own)
             x = x + mixed
-            x = self.norm(x + layer.mlp(layer.post_attention_layernorm(x)))
+            x = self.norm(layer.feed_forward(x))
             outputs.append(x)
             if depth < len(embeddings):
                 x = self.combine(embeddings[depth], x)
@@ -79,7 +85,7 @@ def _per_head(rotary: Rotary) -> Rotary:
 
 
 def _attend(
-    attention: nn.Module,
+    attention: GatedAttention,
     x: Tensor,
     rotary: Rotary,
     shared: tuple[Tensor, Tensor, Tensor],
@@ -98,5 +104,4 @@ def _attend(
     out = weights[..., : key.shape[2]] @ value[:, :, None]
     for step, (_, v) in enumerate(own):
         out = out + weights[..., key.shape[2] + step, None] * v[:, :, None]
-    out = out.reshape(batch, attention.heads, count, width).transpose(1, 2).flatten(2)
-    return attention.o_proj(out * gate)
+    return attention.project(out.reshape(batch, attention.heads, count, width), gate)

@@ -1,4 +1,4 @@
-"""Qwen3.5 with multi-token prediction in plain torch: the oracle of the engines, and the trainer's model.
+"""Qwen3.5 with multi-token prediction in plain torch: oracle of the engines, model of the trainer.
 
 Slow and simple on purpose: whole sequences, no caches. Tensor names are those of the released
 checkpoints (``model.*``, ``mtp.*``, ``lm_head.*`` when the head is not tied).
@@ -37,7 +37,8 @@ class Trunk(nn.Module):
         x = self.embed_tokens(token_ids)
         for index in range(len(self.layers)) if layers is None else layers:
             x = self.layers[index](x, rotary)
-        return self.norm(x)
+        normed: Tensor = self.norm(x)
+        return normed
 
 
 class Qwen35Mtp(nn.Module):

@@ -10,7 +10,7 @@ import torch
 from example import Example
 from sources import Sources
 from tasks import examples
-from tokenizer import END_OF_TEXT, TURN_END, render
+from tokenizer import END_OF_TEXT, SPECIAL, TURN_END, render
 from tokenizers import Tokenizer
 from torch import Tensor
 
@@ -19,7 +19,7 @@ class Batch:
     """Token ids [B, T] and where a loss is taken.
 
     learn [B, T] bool: positions whose next token is learned;
-    starts [B, A] and drafted [B, A] bool: positions from which drafts are learned, those that count.
+    starts [B, A]: positions from which drafts are learned; last [B]: each row's last token.
     """
 
     def __init__(self, rows: list[tuple[list[int], int, bool]], pad: int) -> None:
@@ -52,7 +52,7 @@ def batches(
     tokenizer: Tokenizer, words: Sources, shares: dict[str, float], seed: int, tokens: int
 ) -> Iterator[Batch]:
     """Endless batches of about ``tokens`` tokens, padding included."""
-    pad = tokenizer.token_to_id(END_OF_TEXT)
+    pad = SPECIAL.index(END_OF_TEXT)
     stream = examples(words, shares, seed)
     rng = Random(seed)
     while True:

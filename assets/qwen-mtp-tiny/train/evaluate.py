@@ -96,7 +96,8 @@ def _ask(
 
 
 def _collect(index: int, chunks: queue.SimpleQueue[Chunk]) -> Answer:
-    text, ids = "", []
+    text = ""
+    ids: list[int] = []
     while True:
         chunk = chunks.get()
         text += chunk.text

@@ -44,7 +44,7 @@ def roleplay(rng: Random, words: Sources) -> Example:
 
 
 def sentences(rng: Random, words: Sources, count: int) -> list[str]:
-    """``count`` neighbouring sentences of 30 to 110 characters, their first three words distinct."""
+    """``count`` neighbouring sentences of 30 to 110 characters, no two begin alike."""
     while True:
         parts = SENTENCE_END.split(rng.choice(words.paragraphs))
         parts = [part for part in parts if 30 <= len(part) <= 110 and '"' not in part]

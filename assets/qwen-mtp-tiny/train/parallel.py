@@ -9,19 +9,17 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import Tensor, nn
+from torch.multiprocessing.spawn import spawn
 
 
 def launch(work: Callable[[Any], None], args: Any, workers: int) -> None:
     """Run ``work(args)`` in ``workers`` processes that can reach each other."""
     with tempfile.TemporaryDirectory() as folder:
-        mp.spawn(_enter, (work, args, workers, Path(folder) / "store"), nprocs=workers)
+        spawn(_enter, (work, args, workers, Path(folder) / "store"), nprocs=workers)  # type: ignore[no-untyped-call]
 
 
-def _enter(
-    rank: int, work: Callable[[Any], None], args: Any, workers: int, store: Path
-) -> None:
+def _enter(rank: int, work: Callable[[Any], None], args: Any, workers: int, store: Path) -> None:
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=workers)
@@ -40,9 +38,10 @@ def average_gradients(model: nn.Module, extra: float) -> float:
     flat = torch.cat([*(g.flatten() for g in gradients), torch.tensor([extra])])
     dist.all_reduce(flat)
     flat /= dist.get_world_size()
-    for gradient, mean in zip(gradients, flat.split([g.numel() for g in gradients] + [1])[:-1],
-                              strict=True):  # fmt: skip
-        gradient.copy_(mean.view_as(gradient))
+    start = 0
+    for gradient in gradients:
+        gradient.copy_(flat[start : start + gradient.numel()].view_as(gradient))
+        start += gradient.numel()
     return float(flat[-1])
 
 

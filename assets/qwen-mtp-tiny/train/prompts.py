@@ -6,6 +6,7 @@ import argparse
 import json
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import sources
 from tasks import TASKS
@@ -18,7 +19,7 @@ OPEN_ENDED = ("writing", "roleplay")
 
 def prompt_lines(words: sources.Sources) -> list[str]:
     """JSON lines with ``PER_TASK`` distinct prompts of each task, from held-out words only."""
-    lines = []
+    lines: list[str] = []
     for number, (task, make) in enumerate(TASKS.items()):
         if task == "copying":
             continue
@@ -26,7 +27,7 @@ def prompt_lines(words: sources.Sources) -> list[str]:
         seen: dict[str, str] = {}
         while len(seen) < PER_TASK:
             example = make(rng, words)
-            line = {"task": task, "messages": example.messages}
+            line: dict[str, Any] = {"task": task, "messages": example.messages}
             if example.tools:
                 line["tools"] = example.tools
             if task not in OPEN_ENDED:

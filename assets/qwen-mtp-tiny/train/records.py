@@ -10,11 +10,35 @@ from sources import Sources
 
 Value = str | int | float
 
-MONTHS = (
-    "January February March April May June July August September October November December"
-).split()
-WEEKDAYS = "Monday Tuesday Wednesday Thursday Friday Saturday Sunday".split()
-COLOURS = "red blue green black white grey brown yellow purple orange pink silver".split()
+MONTHS = [
+    "January",
+    "February",
+    "March",
+    "April",
+    "May",
+    "June",
+    "July",
+    "August",
+    "September",
+    "October",
+    "November",
+    "December",
+]
+WEEKDAYS = ["Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday"]
+COLOURS = [
+    "red",
+    "blue",
+    "green",
+    "black",
+    "white",
+    "grey",
+    "brown",
+    "yellow",
+    "purple",
+    "orange",
+    "pink",
+    "silver",
+]
 
 SENTENCES = {
     "person": (

@@ -30,7 +30,7 @@ WISHES = {
     "call_person": ("Call {name} at {hour}.", "At {hour} I want to speak to {name}."),
 }  # fmt: skip
 
-CURRENCIES = "euros yen pounds francs rupees pesos crowns".split()
+CURRENCIES = ["euros", "yen", "pounds", "francs", "rupees", "pesos", "crowns"]
 
 
 def _arguments(tool: str, rng: Random, words: Sources) -> dict[str, Value]:

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from trt_mtp.serve.model import reference
 from trt_mtp.serve.model.config import ModelConfig
+from trt_mtp.serve.model.layers import DecoderLayer, GatedDeltaNet
 
 HF_CONFIG = {
     "architectures": ["Qwen3_5ForCausalLM"],
@@ -92,7 +93,7 @@ LOG_EVERY = 50  # steps
 SAVE_SECONDS = 240
 
 
-def initialize(model: nn.Module) -> None:
+def initialize(model: reference.Qwen35Mtp) -> None:
     """Normal weights; layers that join later start as identities."""
     for module in model.modules():
         if isinstance(module, nn.Linear | nn.Embedding):
@@ -101,6 +102,8 @@ def initialize(model: nn.Module) -> None:
             nn.init.normal_(module.weight, 0, 0.3)
     for index in LATE_LAYERS:
         layer = model.model.layers[index]
+        assert isinstance(layer, DecoderLayer)
+        assert isinstance(layer.mixer, GatedDeltaNet)
         nn.init.zeros_(layer.mixer.out_proj.weight)
         nn.init.zeros_(layer.mlp.down_proj.weight)
 
@@ -150,7 +153,7 @@ class Run:
         found = losses(self.model, batch, layers, self.step % phase.draft_every == 0)
         weights = (1.0, *DRAFT_WEIGHTS)
         total = torch.stack([w * x for w, x in zip(weights, found, strict=False)]).sum()
-        total.backward()
+        torch.autograd.backward(total)
         now = time.monotonic()
         self.seconds += parallel.average_gradients(self.model, now - self.clock)
         self.clock = now
