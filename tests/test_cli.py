@@ -1,0 +1,97 @@
+"""The command line as a whole: help, exit codes, and how failures are shown."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import click
+import pytest
+
+from tests.conftest import CliResult
+from tests.tiny_model import make_checkpoint
+from trt_mtp.cli import COMMANDS, LazyGroup
+from trt_mtp.cli import cli as root
+
+Cli = Callable[..., CliResult]
+
+
+def test_help_imports_no_command() -> None:
+    """`trt-mtp --help` imports nothing but click and our own root, so it stays quick."""
+    script = (
+        "import sys\nfrom trt_mtp.cli import main\nsys.argv = ['trt-mtp', '--help']\n"
+        "try:\n    main()\nexcept SystemExit:\n    pass\n"
+        "heavy = {'numpy', 'numba', 'torch', 'grpc', 'pydantic', 'rich', 'trt_mtp.build.cli'}\n"
+        "print(sorted(heavy & set(sys.modules)), file=sys.stderr)"
+    )
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert run.stderr == "[]\n"
+    assert all(f"  {name} " in run.stdout for name in COMMANDS)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_table_says_what_the_command_says(name: str) -> None:
+    """The summary in the table is the first line of the command's own help; it has an example."""
+    assert isinstance(root, LazyGroup)
+    command = root.get_command(click.Context(root), name)
+    assert command is not None
+    assert command.help is not None
+    assert command.help.partition("\n")[0] == COMMANDS[name][1]
+    assert "Example: trt-mtp" in command.help or isinstance(command, click.Group)
+
+
+def test_an_unknown_command_names_the_nearest(cli: Cli) -> None:
+    """A typing error ends with 2 and a suggestion."""
+    result = cli("biuld")
+    assert result.code == 2
+    assert "No such command 'biuld'; did you mean build?" in result.err
+
+
+def test_module_and_script_are_one() -> None:
+    """`python -m trt_mtp` is the command."""
+    run = subprocess.run(
+        [sys.executable, "-m", "trt_mtp", "--version"], capture_output=True, text=True, check=True
+    )
+    assert run.stdout.startswith("trt-mtp, version ")
+
+
+def test_a_reader_that_goes_away_is_no_error(checkpoint: Path) -> None:
+    """Output into a closed pipe ends quietly."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "trt_mtp", "inspect", str(checkpoint), "--json"]
+    run = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True)
+    os.close(writer)
+    assert run.stderr == ""
+    assert run.returncode != 0
+
+
+def test_ctrl_c_ends_with_130(tmp_path: Path) -> None:
+    """An interrupted command leaves no traceback."""
+    engines = tmp_path / "engines"
+    engines.mkdir()
+    # a build that waits for another one is certainly still there when the signal comes
+    holder = (
+        "import fcntl, sys\nf = open(sys.argv[1], 'w')\nfcntl.flock(f, fcntl.LOCK_EX)\n"
+        "print('held', flush=True)\nsys.stdin.read()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", holder, str(engines / ".lock")],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as held:
+        assert held.stdout is not None
+        held.stdout.readline()
+        source = make_checkpoint(tmp_path / "c")
+        command = [sys.executable, "-m", "trt_mtp", "build", str(source), "-o", str(engines)]
+        with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as waiting:
+            assert waiting.stderr is not None
+            assert waiting.stderr.readline() == "waiting for another build\n"
+            waiting.send_signal(signal.SIGINT)
+            rest = waiting.stderr.read()
+        held.communicate("")
+    assert waiting.returncode == 130
+    assert "Traceback" not in rest
