@@ -18,6 +18,8 @@ from trt_mtp.files import nearest
 COMMANDS: dict[str, tuple[str, str]] = {
     "inspect": ("trt_mtp.build.cli:inspect", "Show what a checkpoint is."),
     "build": ("trt_mtp.build.cli:build", "Build engine variants from a checkpoint."),
+    "serve": ("trt_mtp.serve.cli:serve", "Serve variants with Triton until Ctrl-C or SIGTERM."),
+    "repo": ("trt_mtp.serve.cli:repo", "Work with Triton model repositories."),
 }
 
 EPILOG = (

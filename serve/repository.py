@@ -1,0 +1,152 @@
+"""Variants as a Triton model repository: one folder with config.pbtxt and model.py for each."""
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from trt_mtp import __version__
+from trt_mtp.build.variant import EngineVariant
+from trt_mtp.errors import InputError, TrtMtpError
+from trt_mtp.files import write_atomic
+from trt_mtp.serve.contract import INPUTS, OUTPUTS, TensorSpec
+
+PUBLIC_NAME = "qwen_mtp"
+MARK = "written_by"  # the model parameter by which a folder is known to be ours
+VARIANT_FOLDER = "variant_folder"
+
+# The same for every variant; the code is in the installed package. Python-backend processes
+# take their packages from the `python3` that is first in PATH and ignore PYTHONPATH.
+MODEL_PY = '''\
+"""Written by trt-mtp; the model itself is trt_mtp/serve/triton_model.py."""
+
+import os
+import sys
+
+sys.path += [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
+from trt_mtp.serve.triton_model import TritonPythonModel  # noqa: E402
+
+__all__ = ["TritonPythonModel"]
+'''
+
+
+@dataclass(frozen=True, slots=True)
+class ModelConfig:
+    """What trt-mtp sets of a Triton ModelConfig: a decoupled, unbatched python-backend model.
+
+    Batching happens inside the engine, and an engine finds its own devices, so that one CPU
+    instance is right for every kind of engine.
+    """
+
+    name: str
+    inputs: tuple[TensorSpec, ...] = ()
+    outputs: tuple[TensorSpec, ...] = ()
+    parameters: dict[str, str] = field(default_factory=dict)
+
+
+def to_pbtxt(config: ModelConfig) -> str:
+    """`config` as the text of a config.pbtxt."""
+    from google.protobuf import text_format
+    from tritonclient.grpc import model_config_pb2 as pb
+
+    message: Any = pb.ModelConfig(name=config.name, backend="python", max_batch_size=0)
+    message.model_transaction_policy.decoupled = True
+    message.instance_group.add(count=1, kind=pb.ModelInstanceGroup.KIND_CPU)
+    for spec in config.inputs:
+        data_type = pb.DataType.Value(spec.data_type)
+        message.input.add(name=spec.name, data_type=data_type, dims=spec.dims, optional=True)
+    for spec in config.outputs:
+        data_type = pb.DataType.Value(spec.data_type)
+        message.output.add(name=spec.name, data_type=data_type, dims=spec.dims)
+    for key, value in config.parameters.items():
+        message.parameters[key].string_value = value
+    return text_format.MessageToString(message)
+
+
+def from_pbtxt(text: str) -> ModelConfig:
+    """The config in the text of a config.pbtxt; raises InputError when it is none."""
+    from google.protobuf import text_format
+    from tritonclient.grpc import model_config_pb2 as pb
+
+    message: Any = pb.ModelConfig()
+    try:
+        text_format.Parse(text, message)
+    except text_format.ParseError as error:
+        raise InputError(f"not a Triton model configuration: {error}") from None
+
+    def specs(tensors: Any) -> tuple[TensorSpec, ...]:
+        return tuple(
+            TensorSpec(tensor.name, pb.DataType.Name(tensor.data_type), tuple(tensor.dims))
+            for tensor in tensors
+        )
+
+    parameters = {key: value.string_value for key, value in message.parameters.items()}
+    return ModelConfig(message.name, specs(message.input), specs(message.output), parameters)
+
+
+def model_name(variant: EngineVariant, public_name: str = PUBLIC_NAME) -> str:
+    """The Triton model of a variant, `qwen_mtp_k3` for example."""
+    return f"{public_name}_{variant.name}"
+
+
+def variant_config(variant: EngineVariant, public_name: str = PUBLIC_NAME) -> ModelConfig:
+    """The Triton model that serves `variant`."""
+    return ModelConfig(
+        name=model_name(variant, public_name),
+        inputs=INPUTS,
+        outputs=OUTPUTS,
+        parameters={
+            MARK: f"trt-mtp {__version__}",
+            VARIANT_FOLDER: str(variant.folder.resolve()),
+            "draft_length": str(variant.draft_length),
+        },
+    )
+
+
+def render_repository(
+    variants: Sequence[EngineVariant], folder: Path, public_name: str = PUBLIC_NAME
+) -> tuple[str, ...]:
+    """Make `folder` a Triton repository of exactly `variants`; returns the models' names.
+
+    Models that trt-mtp wrote before and that are not among them are removed; whatever else lies
+    there stays. Raises InputError for two variants of one name, and for a model folder of that
+    name that is not ours.
+    """
+    configs = {model_name(variant, public_name): variant for variant in variants}
+    if len(configs) < len(variants):
+        names = sorted(variant.name for variant in variants)
+        raise InputError(f"two variants have the same name ({', '.join(names)}); serve one of them")
+    for name in configs:
+        if (folder / name).exists() and not _is_ours(folder / name):
+            raise InputError(f"{folder / name} was not written by trt-mtp; choose another folder")
+    for name, variant in configs.items():
+        write_atomic(folder / name / "1" / "model.py", MODEL_PY)
+        write_atomic(folder / name / "config.pbtxt", to_pbtxt(variant_config(variant, public_name)))
+    for stale in sorted(set(_our_models(folder)) - set(configs)):
+        _remove(folder / stale)
+    return tuple(configs)
+
+
+def _our_models(folder: Path) -> list[str]:
+    return [path.name for path in folder.iterdir() if path.is_dir() and _is_ours(path)]
+
+
+def _is_ours(model: Path) -> bool:
+    """True for a model folder that trt-mtp wrote; one without a config.pbtxt was left half-way."""
+    try:
+        text = (model / "config.pbtxt").read_text(encoding="utf-8")
+        return MARK in from_pbtxt(text).parameters
+    except FileNotFoundError:
+        model_py = model / "1" / "model.py"
+        return model_py.is_file() and model_py.read_text(encoding="utf-8") == MODEL_PY
+    except (OSError, UnicodeDecodeError, InputError):
+        return False
+
+
+def _remove(model: Path) -> None:
+    try:
+        (model / "config.pbtxt").unlink(missing_ok=True)  # first: Triton no longer sees a model
+        shutil.rmtree(model)
+    except OSError as error:
+        raise TrtMtpError(f"can't remove {model}: {error.strerror or error}") from error

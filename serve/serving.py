@@ -1,0 +1,81 @@
+"""Engine variants to a running Triton: resolve, render, start."""
+
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from trt_mtp.build.variant import RECORD, EngineVariant, list_variants, read_variant
+from trt_mtp.errors import InputError
+from trt_mtp.serve.repository import render_repository
+from trt_mtp.serve.triton import ANY_PORTS, Ports, Progress, TritonServer
+from trt_mtp.serve.triton_install import find_triton
+
+
+def resolve_variants(folders: Sequence[Path]) -> tuple[EngineVariant, ...]:
+    """The variants in `folders`, each a variant or a folder of variants, by draft length.
+
+    Raises InputError when one is neither, or when they are for different engines or models.
+    """
+    found: dict[Path, EngineVariant] = {}
+    for folder in folders:
+        is_variant = (folder / RECORD).is_file()
+        for variant in (read_variant(folder),) if is_variant else list_variants(folder):
+            found[variant.folder.resolve()] = variant
+    variants = tuple(sorted(found.values(), key=lambda variant: variant.draft_length))
+    for other in variants[1:]:
+        if other.record.fingerprint != variants[0].record.fingerprint:
+            raise InputError(
+                f"{variants[0].folder} and {other.folder} were built from different checkpoints or "
+                f"for different machines; serve them apart, or run `trt-mtp build` again"
+            )
+    return variants
+
+
+@contextmanager
+def serving(
+    variants: Sequence[EngineVariant],
+    *,
+    repository: Path | None = None,
+    ports: Ports = ANY_PORTS,
+    on_progress: Progress = lambda text: None,
+) -> Iterator[TritonServer]:
+    """A Triton that serves `variants`, stopped at the end; call its `check` now and then.
+
+    Without `repository` the model repository is temporary. The folder with Triton's log is removed
+    at the end unless something went wrong.
+    """
+    install = find_triton()
+    run_folder = Path(tempfile.mkdtemp(prefix="trt-mtp-serve-"))
+    repository = repository or run_folder / "model_repository"
+    try:
+        models = render_repository(variants, repository)
+        server = TritonServer(install, repository.resolve(), models, run_folder, ports)
+        try:
+            server.start(on_progress)
+            yield server
+        finally:
+            server.stop()
+    except (InputError, KeyboardInterrupt, GeneratorExit):
+        shutil.rmtree(run_folder, ignore_errors=True)
+        raise
+    shutil.rmtree(run_folder, ignore_errors=True)
+
+
+def describe(server: TritonServer, variants: Sequence[EngineVariant]) -> dict[str, Any]:
+    """What `trt-mtp serve --json` prints when it is ready."""
+    return {
+        "schema_version": 1,
+        "grpc": server.grpc_url,
+        "http": server.http_url,
+        "metrics": server.metrics_url,
+        "models": list(server.models),
+        "variants": [
+            {"name": variant.name, "draft_length": variant.draft_length, "model": model}
+            for variant, model in zip(variants, server.models, strict=True)
+        ],
+        "pid": server.pid,
+        "log": str(server.log),
+    }

@@ -1,0 +1,278 @@
+"""One tritonserver process: started, watched, started again when it dies, stopped for good."""
+
+import contextlib
+import http.client
+import os
+import re
+import secrets
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import trt_mtp
+from trt_mtp.errors import TrtMtpError
+from trt_mtp.serve.processes import children, die_with_parent, free_ports, is_alive, undisturbed
+from trt_mtp.serve.triton_install import TritonInstall
+
+HOST = "127.0.0.1"
+MANAGEMENT = "model-repository,shared-memory,trace,logging"
+EXIT_TIMEOUT_S = 10  # for answers in flight when the server is stopped
+START_ATTEMPTS = 3  # a free port can be taken between looking and binding
+MAX_RESTARTS = 5  # within RESTART_WINDOW_S, then give up
+RESTART_WINDOW_S = 120.0
+LOG_LINES = 12
+
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Ports:
+    """Where the server listens on 127.0.0.1; 0 takes a free port."""
+
+    grpc: int = 0
+    http: int = 0
+    metrics: int = 0
+
+
+ANY_PORTS = Ports()
+
+
+class TritonServer:
+    """Serves `models` of a model repository on 127.0.0.1.
+
+    Start and watch it from a thread that lives as long as the server is needed: the kernel ends
+    the server when that thread is gone.
+    """
+
+    def __init__(
+        self,
+        install: TritonInstall,
+        repository: Path,
+        models: Sequence[str],
+        run_folder: Path,
+        ports: Ports = ANY_PORTS,
+    ) -> None:
+        """`run_folder` takes the log and the backend links."""
+        self.models = tuple(models)
+        self.log = run_folder / "triton.log"
+        self.admin_key = secrets.token_hex(16)  # for the management calls, see MANAGEMENT
+        self._install = install
+        self._repository = repository
+        self._backends = run_folder / "backends"
+        self._wanted = ports
+        self._ports = ports
+        self._shm_prefix = f"trt_mtp_{os.getpid()}_{secrets.token_hex(4)}_"
+        self._process: subprocess.Popen[bytes] | None = None
+        self._stubs: tuple[int, ...] = ()
+        self._restarts: list[float] = []
+
+    @property
+    def pid(self) -> int:
+        """The process id of tritonserver; 0 when it isn't running."""
+        return self._process.pid if self._process else 0
+
+    @property
+    def stub_pids(self) -> tuple[int, ...]:
+        """The python-backend processes, one for each model, in no particular order."""
+        return self._stubs
+
+    @property
+    def grpc_url(self) -> str:
+        """host:port of KServe v2 gRPC."""
+        return f"{HOST}:{self._ports.grpc}"
+
+    @property
+    def http_url(self) -> str:
+        """host:port of KServe v2 HTTP."""
+        return f"{HOST}:{self._ports.http}"
+
+    @property
+    def metrics_url(self) -> str:
+        """host:port of the Prometheus metrics."""
+        return f"{HOST}:{self._ports.metrics}"
+
+    def start(self, on_progress: Progress = lambda text: None) -> None:
+        """Start the server and return when all models are ready.
+
+        Raises InputError for a wanted port that is in use, and TrtMtpError with the end of the
+        server's log when it dies.
+        """
+        for attempt in range(1, START_ATTEMPTS + 1):
+            wanted = {name: getattr(self._wanted, name) for name in Ports.__slots__}
+            self._ports = Ports(**free_ports(wanted))
+            try:
+                self._launch(on_progress)
+                return
+            except TrtMtpError:
+                if attempt == START_ATTEMPTS or not self._lost_a_port():
+                    raise
+
+    def check(self, on_progress: Progress = lambda text: None) -> None:
+        """Start the server again, on the same ports, when it or one of its models died.
+
+        Call it often. Raises TrtMtpError when it dies too often.
+        """
+        reason = self._failure()
+        if not reason:
+            return
+        now = time.monotonic()
+        self._restarts = [at for at in self._restarts if now - at < RESTART_WINDOW_S] + [now]
+        self._kill()
+        if len(self._restarts) > MAX_RESTARTS:
+            raise TrtMtpError(
+                f"{reason}, {len(self._restarts)} times in {RESTART_WINDOW_S:.0f} s; the end of "
+                f"{self.log}:\n{log_excerpt(self.log)}"
+            )
+        on_progress(f"{reason}; starting again")
+        time.sleep(0.5 * 2 ** (len(self._restarts) - 1) if len(self._restarts) > 1 else 0)
+        self._launch(on_progress)
+
+    def stop(self) -> None:
+        """Let answers in flight finish, EXIT_TIMEOUT_S at most, then leave nothing behind."""
+        with undisturbed():
+            if self._process is not None and not self._failure():
+                self._process.terminate()
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    self._process.wait(EXIT_TIMEOUT_S + 5)
+            self._kill()
+
+    def _launch(self, on_progress: Progress) -> None:
+        self._install.link_backends(self._backends)
+        with self.log.open("ab") as log:
+            self._process = subprocess.Popen(
+                self._command(),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env=self._environment(),
+                start_new_session=True,  # Ctrl-C is for us, and one kill reaches all
+                preexec_fn=die_with_parent(),
+            )
+        try:
+            self._wait_ready(on_progress)
+            self._stubs = tuple(children(self._process.pid))
+        except BaseException:
+            self._kill()
+            raise
+
+    def _wait_ready(self, on_progress: Progress) -> None:
+        process, size = self._process, self.log.stat().st_size
+        assert process is not None
+        num_loaded = -1
+        while not _is_ready(self._ports.http):
+            if process.poll() is not None:
+                raise TrtMtpError(
+                    f"tritonserver ended with code {process.returncode} while starting; the end "
+                    f"of {self.log}:\n{log_excerpt(self.log)}"
+                )
+            loaded = _count_loaded(self.log, size)
+            if loaded != num_loaded:
+                num_loaded = loaded
+                on_progress(f"Triton: {loaded} of {len(self.models)} models loaded")
+            time.sleep(0.05)
+
+    def _failure(self) -> str:
+        """What died, as the beginning of a sentence; empty when all is well."""
+        process = self._process
+        if process is None or process.poll() is not None:
+            code = f" with code {process.returncode}" if process else ""
+            return f"tritonserver ended{code}"
+        # Triton goes on without a dead model, says that it is ready, and lets its clients hang
+        dead = [pid for pid in self._stubs if not is_alive(pid)]
+        return f"the process of a model ended (pid {dead[0]})" if dead else ""
+
+    def _lost_a_port(self) -> bool:
+        text = self.log.read_text(encoding="utf-8", errors="replace")
+        return "Address already in use" in text or "failed to start" in text.lower()
+
+    def _kill(self) -> None:
+        """End the server and its models at once; remove their shared memory."""
+        if self._process is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait()
+        for pid in self._stubs:
+            while is_alive(pid):
+                time.sleep(0.01)
+        for region in Path("/dev/shm").glob(f"{self._shm_prefix}*"):
+            region.unlink(missing_ok=True)
+        self._process, self._stubs = None, ()
+
+    def _command(self) -> list[str]:
+        key = f"admin-key={self.admin_key}"
+        options = {
+            "model-repository": self._repository,
+            "backend-directory": self._backends,
+            "model-control-mode": "explicit",
+            "http-address": HOST,
+            "grpc-address": HOST,
+            "metrics-address": HOST,
+            "http-port": self._ports.http,
+            "grpc-port": self._ports.grpc,
+            "metrics-port": self._ports.metrics,
+            "http-restricted-api": f"{MANAGEMENT}:{key}",
+            "grpc-restricted-protocol": f"{MANAGEMENT}:{key}",
+            "backend-config": f"python,shm-region-prefix-name={self._shm_prefix}",
+            "model-load-thread-count": max(len(self.models), 1),
+            "pinned-memory-pool-byte-size": 0,
+            "exit-timeout-secs": EXIT_TIMEOUT_S,
+        }
+        command = [str(self._install.server), "--disable-auto-complete-config"]
+        command += [f"--{name}={value}" for name, value in options.items()]
+        return command + [f"--load-model={name}" for name in self.models]
+
+    def _environment(self) -> dict[str, str]:
+        """Ours, so that the models' processes run this Python with these packages.
+
+        They find Python, and with it a virtual environment, as `python3` in PATH; model.py adds
+        PYTHONPATH.
+        """
+        environment = dict(os.environ)
+        here = str(Path(trt_mtp.__file__).resolve().parents[1])
+        prepend(environment, "PYTHONPATH", [here])
+        prepend(environment, "PATH", [str(Path(sys.executable).parent)])
+        prepend(environment, "LD_LIBRARY_PATH", map(str, self._install.library_folders))
+        # one answer at a time computes on one core; idle thread pools only cost memory
+        for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+            environment.setdefault(name, "1")
+        return environment
+
+
+def prepend(environment: dict[str, str], name: str, folders: "Sequence[str] | map[str]") -> None:
+    """Put `folders` before those that a variable like PATH has."""
+    parts = [*folders, *environment.get(name, "").split(os.pathsep)]
+    environment[name] = os.pathsep.join(part for part in parts if part)
+
+
+def _is_ready(port: int) -> bool:
+    connection = http.client.HTTPConnection(HOST, port, timeout=1)
+    try:
+        connection.request("GET", "/v2/health/ready")
+        return connection.getresponse().status == 200
+    except OSError:
+        return False
+    except http.client.HTTPException:
+        return False
+    finally:
+        connection.close()
+
+
+def _count_loaded(log: Path, offset: int) -> int:
+    with log.open("rb") as file:
+        file.seek(offset)
+        return file.read().count(b"successfully loaded '")
+
+
+def log_excerpt(log: Path) -> str:
+    """The last lines of Triton's log that matter: without tables, banners and CUDA's absence."""
+    try:
+        text = log.read_text(encoding="utf-8", errors="replace")
+    except OSError as error:
+        return f"  (can't be read: {error.strerror})"
+    noise = re.compile(r"^\s*$|^[+|]|CudaDriverHelper|pinned_memory|cuda_memory|^I\d{4}")
+    lines = [line for line in text.splitlines() if not noise.search(line)]
+    return "\n".join(f"  {line}" for line in lines[-LOG_LINES:]) or "  (empty)"

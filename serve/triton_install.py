@@ -1,0 +1,121 @@
+"""Where tritonserver is: $TRITONSERVER, a local install, or the nvidia-pytriton wheel."""
+
+import ctypes.util
+import importlib.util
+import os
+import re
+import shutil
+import sys
+import sysconfig
+from dataclasses import dataclass
+from pathlib import Path
+
+from trt_mtp.errors import InputError, TrtMtpError
+
+PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
+STUB = "triton_python_backend_stub"
+LOCAL_SERVERS = (Path("/opt/tritonserver/bin/tritonserver"),)  # NVIDIA's containers
+
+
+@dataclass(frozen=True, slots=True)
+class TritonInstall:
+    """A tritonserver whose python backend runs this Python version."""
+
+    server: Path
+    backend_files: tuple[Path, ...]  # what the folder backends/python has to hold
+    library_folders: tuple[Path, ...] = ()
+
+    def link_backends(self, folder: Path) -> None:
+        """Make `folder` a backend directory for this server, of links."""
+        python = folder / "python"
+        python.mkdir(parents=True, exist_ok=True)
+        for file in self.backend_files:
+            link = python / file.name
+            link.unlink(missing_ok=True)
+            link.symlink_to(file)
+
+
+def find_triton() -> TritonInstall:
+    """The tritonserver to use.
+
+    Raises InputError when $TRITONSERVER is wrong, TrtMtpError when there is none that can run.
+    """
+    named = os.environ.get("TRITONSERVER")
+    if named:
+        return _named_install(Path(named))
+    on_path = shutil.which("tritonserver")
+    for server in (*LOCAL_SERVERS, *([Path(on_path)] if on_path else [])):
+        if server.is_file() and _stub_python(_stub_of(server)) == PYTHON:
+            return _local_install(server)
+    install = _wheel_install()
+    if install is None:
+        raise TrtMtpError(
+            "tritonserver not found: set TRITONSERVER to its path, "
+            "or install nvidia-pytriton==0.7.0"
+        )
+    return install
+
+
+def _named_install(server: Path) -> TritonInstall:
+    if not (server.is_file() and os.access(server, os.X_OK)):
+        raise InputError(f"TRITONSERVER is {server}, which is not a program that can be run")
+    if not _stub_of(server).is_file():
+        raise InputError(
+            f"TRITONSERVER is {server}, which has no python backend: {_stub_of(server)} is missing"
+        )
+    version = _stub_python(_stub_of(server))
+    if version != PYTHON:
+        raise InputError(
+            f"the python backend of {server} is made for Python {version}, and trt-mtp runs on "
+            f"{PYTHON}; run trt-mtp with Python {version}, or unset TRITONSERVER"
+        )
+    return _local_install(server)
+
+
+def _local_install(server: Path) -> TritonInstall:
+    return TritonInstall(server, tuple(sorted(_stub_of(server).parent.iterdir())))
+
+
+def _stub_of(server: Path) -> Path:
+    return server.resolve().parent.parent / "backends" / "python" / STUB
+
+
+def _stub_python(stub: Path) -> str:
+    """The Python version that a stub is linked with, as "3.12"; empty when unknown."""
+    try:
+        found = re.search(rb"libpython(3\.\d+)", stub.read_bytes())
+    except OSError:
+        return ""
+    return found[1].decode() if found else ""
+
+
+def _wheel_install() -> TritonInstall | None:
+    """The tritonserver in nvidia-pytriton, which has one stub for each Python version."""
+    spec = importlib.util.find_spec("pytriton")
+    if spec is None or not spec.submodule_search_locations:
+        return None
+    package = Path(next(iter(spec.submodule_search_locations)))
+    root = package / "tritonserver"
+    stub = root / "python_backend_stubs" / PYTHON / STUB
+    if not stub.is_file():
+        raise TrtMtpError(f"nvidia-pytriton has no python backend for Python {PYTHON} ({stub})")
+    libraries = package.parent / "nvidia_pytriton.libs"
+    backend = root / "backends" / "python"
+    files = (backend / "libtriton_python.so", backend / "triton_python_backend_utils.py", stub)
+    return TritonInstall(root / "bin" / "tritonserver", files, (libraries, *_python_library()))
+
+
+def _python_library() -> tuple[Path, ...]:
+    """The folder of the shared libpython that the stub needs, unless the loader finds it."""
+    if sys.version_info >= (3, 13):
+        return ()  # comes with the wheel
+    name = f"libpython{PYTHON}.so.1.0"
+    folder = Path(sysconfig.get_config_var("LIBDIR") or "/nonexistent")
+    if (folder / name).is_file():
+        return (folder,)
+    if ctypes.util.find_library(f"python{PYTHON}"):
+        return ()
+    raise TrtMtpError(
+        f"Triton's python backend needs {name}, which this system lacks; "
+        f"install it (Debian, Ubuntu: apt-get install libpython{PYTHON})"
+    )
