@@ -25,6 +25,10 @@ def open_engine(variant_folder: Path) -> Engine:
             max_batch_size=record["max_batch_size"],
             max_seq_len=record["max_seq_len"],
         )
+    if kind == "tensorrt-llm":
+        from trt_mtp.serve.engine.tensorrt_llm import TrtllmEngine
+
+        return TrtllmEngine(variant_folder)
     raise InputError(
         f"{variant_folder / 'variant.json'} names the engine {kind!r}; expected one of "
         f"{', '.join(KINDS)}{nearest(str(kind), KINDS)}"

@@ -1,0 +1,199 @@
+"""The TensorRT-LLM engine class, driven through a double of tensorrt_llm."""
+
+import os
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from trt_mtp.build.checkpoint import read_checkpoint
+from trt_mtp.build.tensorrt_llm import options_for, plan_variants, write_variants
+from trt_mtp.build.trtllm_version import supported_version
+from trt_mtp.errors import InputError, TrtMtpError
+from trt_mtp.serve.engine import open_engine
+from trt_mtp.serve.engine.base import Chunk, Engine, Request, SamplingParams
+from trt_mtp.serve.engine.collect import Answer, collect
+
+DOUBLES = Path(__file__).with_name("doubles")
+PROMPT = (1, 2, 3)
+
+
+@pytest.fixture(scope="module")
+def engines(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Variants k0, k1 and k3 of the tiny checkpoint, for TensorRT-LLM 1.3.0rc27."""
+    folder = tmp_path_factory.mktemp("trtllm") / "engines"
+    found = read_checkpoint(checkpoint)
+    options = options_for(
+        found, supported_version("1.3.0rc27"), None, max_batch_size=4, max_seq_len=256
+    )
+    write_variants(plan_variants(found, options, (0, 1, 3), folder), found, options, folder)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _double(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """`import tensorrt_llm` finds the double, and the environment is restored."""
+    monkeypatch.syspath_prepend(DOUBLES)
+    before = dict(os.environ)
+    yield
+    os.environ.clear()
+    os.environ.update(before)
+    for name in [name for name in sys.modules if name.split(".")[0] == "tensorrt_llm"]:
+        del sys.modules[name]
+
+
+@pytest.fixture
+def engine(engines: Path) -> Iterator[Engine]:
+    """The variant that drafts three tokens."""
+    opened = open_engine(engines / "k3")
+    yield opened
+    opened.close()
+
+
+def ask(engine: Engine, **sampling: object) -> Answer:
+    """One answer of 20 tokens to a fixed prompt."""
+    wanted = SamplingParams(**{"max_tokens": 20, "ignore_eos": True, **sampling})  # type: ignore[arg-type]
+    return collect(engine, [Request(PROMPT, wanted)])[0]
+
+
+def test_same_answer_at_every_length(engines: Path) -> None:
+    """Every draft length gives the same tokens, and the counters say how they came about."""
+    answers = {}
+    for name in ("k0", "k1", "k3"):
+        opened = open_engine(engines / name)
+        answers[name] = ask(opened)
+        opened.close()
+    assert answers["k0"].token_ids == answers["k1"].token_ids == answers["k3"].token_ids
+    assert answers["k0"].counters.num_steps == 19  # one token comes from the prompt's iteration
+    assert answers["k0"].counters.num_draft_tokens == 0
+    counters = answers["k3"].counters
+    assert counters.num_draft_tokens == 3 * counters.num_steps
+    assert counters.num_accepted_draft_tokens == 19 - counters.num_steps
+    assert counters.accepted_per_position == ()
+
+
+def test_streaming_is_whole(engine: Engine) -> None:
+    """Chunks arrive in order, the last alone has a finish reason, and together they are all."""
+    chunks: list[Chunk] = []
+    done = threading.Event()
+
+    def on_chunk(chunk: Chunk) -> None:
+        chunks.append(chunk)
+        if chunk.finish_reason:
+            done.set()
+
+    engine.submit(Request(PROMPT, SamplingParams(max_tokens=20, ignore_eos=True)), on_chunk)
+    assert done.wait(30)
+    assert [c.finish_reason for c in chunks] == [None] * (len(chunks) - 1) + ["length"]
+    counts = [c.num_output_tokens for c in chunks]
+    assert counts == sorted(counts)
+    assert counts[-1] == sum(len(c.token_ids) for c in chunks) == 20
+
+
+def test_sampling_is_passed_on(engine: Engine) -> None:
+    """A seed gives its own answer, again and again; greedy decoding ignores it."""
+    sampled = [ask(engine, temperature=0.8, seed=seed).token_ids for seed in (1, 1, 2)]
+    assert sampled[0] == sampled[1] != sampled[2]
+    assert ask(engine, seed=1).token_ids == ask(engine, seed=2).token_ids
+
+
+def test_stop_text_cuts_the_answer(engine: Engine) -> None:
+    """An answer ends before its stop text, with the tokens up to it."""
+    whole = ask(engine)
+    stop = whole.text[6:9]
+    cut = ask(engine, stop=(stop,))
+    assert cut.finish_reason == "stop"
+    assert cut.text == whole.text[: whole.text.index(stop)]
+    assert cut.token_ids == whole.token_ids[: len(cut.token_ids)]
+    assert len(cut.token_ids) < 20
+
+
+def test_cancel(engine: Engine) -> None:
+    """A cancelled request ends as cancelled, and others go on."""
+    reasons: list[str] = []
+    done = threading.Event()
+
+    def on_chunk(chunk: Chunk) -> None:
+        if chunk.finish_reason:
+            reasons.append(chunk.finish_reason)
+            done.set()
+
+    wanted = SamplingParams(max_tokens=250, ignore_eos=True)
+    engine.submit(Request(PROMPT, wanted), on_chunk).cancel()
+    assert done.wait(30)
+    assert reasons == ["cancelled"]
+    assert ask(engine).finish_reason == "length"
+
+
+def test_many_at_once(engine: Engine) -> None:
+    """Concurrent requests each get their own answer, and are counted."""
+    wanted = SamplingParams(max_tokens=12, ignore_eos=True)
+    requests = [Request((n, n + 1), wanted) for n in range(16)]
+    answers = collect(engine, requests)
+    alone = [collect(engine, [request])[0] for request in requests]
+    assert [a.token_ids for a in answers] == [a.token_ids for a in alone]
+    totals = engine.statistics()
+    assert totals.num_requests == 32
+    assert totals.num_output_tokens == 32 * 12
+    assert totals.num_running == 0
+
+
+@pytest.mark.parametrize(
+    ("request_", "says"),
+    [
+        (Request(()), "the prompt is empty"),
+        (Request((10**6,)), "input_ids must lie between"),
+        (Request((1,), SamplingParams(max_tokens=300)), "may be at most 256"),
+        (Request((1,), SamplingParams(top_p=0.0)), "top_p is 0.0"),
+        (Request((1,), SamplingParams(temperature=-1.0)), "temperature is -1.0"),
+        (Request((1,), SamplingParams(stop=("",))), "a stop text is empty"),
+        (Request((1,), SamplingParams(max_tokens=0)), "max_tokens is 0"),
+        (Request((1,), SamplingParams(top_k=-1)), "top_k is -1"),
+        (Request((1,), SamplingParams(seed=-1)), "seed is -1"),
+    ],
+)
+def test_impossible_requests(engine: Engine, request_: Request, says: str) -> None:
+    """A request that can't be run is refused at once, by name."""
+    with pytest.raises(InputError, match=says):
+        engine.submit(request_, lambda chunk: None)
+
+
+def test_failure_is_told(engine: Engine) -> None:
+    """When TensorRT-LLM fails, the request ends with its message."""
+    engine._llm.is_failing = True  # type: ignore[attr-defined]
+    with pytest.raises(TrtMtpError, match="illegal memory access"):
+        ask(engine)
+
+
+def test_environment_before_import(engines: Path) -> None:
+    """The variant's environment is there when tensorrt_llm is imported, which is when it counts."""
+    opened = open_engine(engines / "k3")
+    opened.close()
+    import tensorrt_llm
+
+    assert tensorrt_llm.ENVIRONMENT["TLLM_USE_FLASHINFER_GDN_PREFILL"] == "0"
+    assert "k3" not in tensorrt_llm.ENVIRONMENT["TLLM_AUTOTUNER_CACHE_PATH"]
+
+
+def test_refused_configuration(engines: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What TensorRT-LLM refuses at start is reported with its own words."""
+    monkeypatch.setenv("TENSORRT_LLM_DOUBLE_VERSION", "1.3.0rc18")
+    with pytest.raises(TrtMtpError, match=r"can't start k3: .*published from 1\.3\.0rc24 on"):
+        open_engine(engines / "k3")
+
+
+def test_close_ends_answers(engines: Path) -> None:
+    """Closing ends what is running as cancelled, and shuts TensorRT-LLM down once."""
+    opened = open_engine(engines / "k3")
+    reasons: list[str | None] = []
+    wanted = SamplingParams(max_tokens=250, ignore_eos=True)
+    for _ in range(3):
+        opened.submit(Request(PROMPT, wanted), lambda chunk: reasons.append(chunk.finish_reason))
+    opened.close()
+    opened.close()
+    assert [reason for reason in reasons if reason] == ["cancelled"] * 3
+    assert opened._llm.is_shut_down  # type: ignore[attr-defined]
+    with pytest.raises(TrtMtpError, match="is closed"):
+        opened.submit(Request(PROMPT), lambda chunk: None)
