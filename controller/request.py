@@ -19,7 +19,7 @@ MAX_JSON_BYTES = 32_768  # longer `messages` are read through two windows, not a
 MAX_NAME_CHARS = 256  # of session_id, tenant, latency_class
 
 GATEWAY_PARAMETERS = ("task", "draft_length", "session_id", "tenant", "latency_class")
-# https://github.com/triton-inference-server/server/tree/main/docs/protocol, the parameters extensions
+# github.com/triton-inference-server/server, docs/protocol: schedule policy and sequence extensions
 TRITON_PARAMETERS = (
     "priority",
     "timeout",
@@ -194,7 +194,7 @@ def _num_prompt_tokens(request: InferRequest) -> int | None:
 
 
 def _element(request: InferRequest, name: str) -> memoryview | None:
-    """The first element of a BYTES input, in its raw or its typed form; None where there is none."""
+    """The first element of a BYTES input, in its raw or its typed form."""
     data = request.tensor(name)
     if data is not None and len(data) >= 4:
         return data[4 : 4 + int.from_bytes(data[:4], "little")]
@@ -251,7 +251,8 @@ def _without_generation_prompt(tail: str) -> tuple[str, bool]:
     if at < 0 or len(tail) - at > 64:  # an earlier turn's
         return tail, False
     opening = tail[at:]
-    return tail[:at].rstrip().removesuffix(_CHAT_END), "<think>" in opening > "</think>" in opening
+    is_thinking = "<think>" in opening and "</think>" not in opening
+    return tail[:at].rstrip().removesuffix(_CHAT_END), is_thinking
 
 
 def _chat_prompt(data: bytes) -> _Prompt:

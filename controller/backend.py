@@ -1,0 +1,201 @@
+"""One Triton server behind the gateway: its variants, whether they are ready, and calls to it."""
+
+import asyncio
+import contextlib
+import logging
+import re
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+from tritonclient.grpc import service_pb2 as pb
+
+from trt_mtp.controller.decision import VariantState
+from trt_mtp.controller.kserve import SERVICE
+from trt_mtp.errors import TrtMtpError
+
+log = logging.getLogger(__name__)
+
+POLL_S = 1.0
+DISCOVERY_S = 10.0
+MAX_DRAFT_LENGTH = 16
+CALL_TIMEOUT_S = 5.0
+DEFAULT_MAX_BATCH_SIZE = 8  # of a variant whose configuration doesn't say
+DEFAULT_MAX_SEQ_LEN = 2_048
+CHANNEL_OPTIONS = (
+    ("grpc.max_receive_message_length", -1),  # what a variant answers is not ours to limit
+    ("grpc.max_send_message_length", -1),
+    ("grpc.use_local_subchannel_pool", 1),
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 2_000),
+)
+
+Metadata = tuple[tuple[str, str], ...]
+
+
+@dataclass(slots=True)
+class Hosted:
+    """A variant model on a Triton server, and what it is doing now."""
+
+    name: str  # k3
+    model_name: str  # qwen_mtp_k3
+    draft_length: int
+    max_batch_size: int
+    max_seq_len: int
+    fingerprint: str
+    outputs: frozenset[str]
+    is_ready: bool = False
+    num_running: int = 0
+
+    def state(self) -> VariantState:
+        """What a policy sees of it."""
+        return VariantState(
+            name=self.name,
+            draft_length=self.draft_length,
+            is_healthy=self.is_ready,
+            num_running=self.num_running,
+            max_batch_size=self.max_batch_size,
+            max_seq_len=self.max_seq_len,
+        )
+
+
+class Backend:
+    """A Triton server. Make it inside the event loop that uses it."""
+
+    def __init__(self, target: str, public_name: str) -> None:
+        self.target = target  # HOST:PORT
+        self.public_name = public_name
+        self.variants: dict[str, Hosted] = {}  # by name, in order of draft length
+        self._channel = grpc.aio.insecure_channel(target, options=CHANNEL_OPTIONS)
+        prefix = f"/{SERVICE.full_name}/"
+        self._unary = {
+            method.name: self._channel.unary_unary(prefix + method.name)
+            for method in SERVICE.methods
+        }
+        self._stream = self._channel.stream_stream(prefix + "ModelStreamInfer")
+        self._suspected = asyncio.Event()
+
+    async def call(
+        self, method: str, request: bytes, timeout_s: float | None, metadata: Metadata = ()
+    ) -> bytes:
+        """One unary RPC, bytes in and out; raises grpc.aio.AioRpcError."""
+        return bytes(await self._unary[method](request, timeout=timeout_s, metadata=metadata))
+
+    def open_stream(self, timeout_s: float | None, metadata: Metadata = ()) -> Any:
+        """A ModelStreamInfer call, bytes in and out."""
+        return self._stream(timeout=timeout_s, metadata=metadata)
+
+    def suspect(self, names: Iterable[str]) -> None:
+        """A call to these variants failed on the way: send them nothing until they say ready."""
+        for name in names:
+            if name in self.variants:
+                self.variants[name].is_ready = False
+        self._suspected.set()
+
+    async def refresh(self) -> None:
+        """Ask Triton which of its variants are ready."""
+        known = list(self.variants.values())
+        ready = await asyncio.gather(*(self._is_ready(variant) for variant in known))
+        for variant, is_ready in zip(known, ready, strict=True):
+            if is_ready != variant.is_ready:
+                log.info("%s is %s", variant.model_name, "ready" if is_ready else "not ready")
+            variant.is_ready = is_ready
+
+    async def discover(self) -> None:
+        """Find variants that are new.
+
+        Each possible name is asked for: the index of models is a management call, which Triton
+        may keep from us.
+        """
+        known = {variant.model_name for variant in self.variants.values()}
+        names = [f"{self.public_name}_k{length}" for length in range(MAX_DRAFT_LENGTH + 1)]
+        found = await asyncio.gather(
+            *(self._read_variant(name) for name in names if name not in known)
+        )
+        variants = [*self.variants.values(), *(variant for variant in found if variant)]
+        variants.sort(key=lambda variant: (variant.draft_length, variant.name))
+        self.variants = {variant.name: variant for variant in variants}
+
+    async def watch(self) -> None:
+        """Keep what is known of the variants fresh, for ever; looks at once after a failed call."""
+        next_discovery = 0.0
+        while True:
+            if time.monotonic() >= next_discovery:
+                await self.discover()
+                next_discovery = time.monotonic() + DISCOVERY_S
+            await self.refresh()
+            await asyncio.sleep(0.1)  # a storm of failures is one look, not one for each
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._suspected.wait(), POLL_S)
+            self._suspected.clear()
+
+    async def wait_ready(self, timeout_s: float) -> None:
+        """Wait for the first ready variant; raises TrtMtpError when none comes."""
+        deadline = time.monotonic() + timeout_s
+        while True:
+            await self.discover()
+            await self.refresh()
+            if any(variant.is_ready for variant in self.variants.values()):
+                return
+            if time.monotonic() > deadline:
+                raise TrtMtpError(await self._why_not_ready(timeout_s))
+            await asyncio.sleep(0.2)
+
+    async def close(self) -> None:
+        """Close the connection; calls in flight end."""
+        await self._channel.close()
+
+    async def _is_ready(self, variant: Hosted) -> bool:
+        request = pb.ModelReadyRequest(name=variant.model_name).SerializeToString()
+        try:
+            raw = await self.call("ModelReady", request, CALL_TIMEOUT_S)
+        except grpc.aio.AioRpcError:
+            return False
+        return bool(pb.ModelReadyResponse.FromString(raw).ready)
+
+    async def _read_variant(self, model_name: str) -> Hosted | None:
+        request = pb.ModelConfigRequest(name=model_name).SerializeToString()
+        try:
+            raw = await self.call("ModelConfig", request, CALL_TIMEOUT_S)
+        except grpc.aio.AioRpcError:
+            return None  # not there, or not yet
+        return _hosted(pb.ModelConfigResponse.FromString(raw).config, self.public_name)
+
+    async def _why_not_ready(self, timeout_s: float) -> str:
+        try:
+            await self.call("ServerLive", b"", CALL_TIMEOUT_S)
+        except grpc.aio.AioRpcError as error:
+            return (
+                f"no Triton answers at {self.target} within {timeout_s:g} s ({error.details()}): "
+                f"start it with `trt-mtp serve`, or name its gRPC address with --triton"
+            )
+        if self.variants:
+            names = ", ".join(variant.model_name for variant in self.variants.values())
+            return f"no variant got ready within {timeout_s:g} s at {self.target}: {names}"
+        return (
+            f"Triton at {self.target} has no model {self.public_name}_k<draft length>: "
+            f"serve variants with `trt-mtp serve`, or name their public model with --model"
+        )
+
+
+def _hosted(config: Any, public_name: str) -> Hosted:
+    """A variant from its pb.ModelConfig; a parameter that is missing or no number has a default."""
+    texts = {key: value.string_value for key, value in config.parameters.items()}
+    suffix = config.name.removeprefix(f"{public_name}_")
+
+    def number(key: str, default: int) -> int:
+        text = texts.get(key, "")
+        return int(text) if re.fullmatch(r"\d{1,9}", text) else default
+
+    return Hosted(
+        name=texts.get("variant") or suffix,
+        model_name=config.name,
+        draft_length=number("draft_length", int(suffix.removeprefix("k"))),
+        max_batch_size=number("max_batch_size", DEFAULT_MAX_BATCH_SIZE),
+        max_seq_len=number("max_seq_len", DEFAULT_MAX_SEQ_LEN),
+        fingerprint=texts.get("fingerprint", ""),
+        outputs=frozenset(output.name for output in config.output),
+    )

@@ -1,0 +1,192 @@
+"""The gateway: KServe v2 gRPC in front of Triton, where the public model is all its variants."""
+
+import asyncio
+import contextlib
+import functools
+import logging
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+
+from trt_mtp.controller.backend import Backend
+from trt_mtp.controller.dispatch import Dispatcher, RoutingPolicy
+from trt_mtp.controller.kserve import SERVICE, read_request
+from trt_mtp.controller.public_model import PublicModel
+from trt_mtp.controller.relay import (
+    Relay,
+    RpcFailure,
+    answer_once,
+    failure,
+    forwarded_metadata,
+)
+from trt_mtp.errors import InputError
+
+log = logging.getLogger(__name__)
+
+MANAGEMENT = frozenset(
+    {
+        "RepositoryModelLoad",
+        "RepositoryModelUnload",
+        "SystemSharedMemoryStatus",
+        "SystemSharedMemoryRegister",
+        "SystemSharedMemoryUnregister",
+        "CudaSharedMemoryStatus",
+        "CudaSharedMemoryRegister",
+        "CudaSharedMemoryUnregister",
+        "TraceSetting",
+        "LogSettings",
+    }
+)
+
+Unary = Callable[[bytes, Any], Awaitable[bytes]]
+
+
+@dataclass(frozen=True, slots=True)
+class GatewayConfig:
+    """How a gateway is reached and what it stands in front of."""
+
+    triton: str  # HOST:PORT of Triton's gRPC
+    model: str = "qwen_mtp"  # the public model
+    host: str = "127.0.0.1"
+    port: int = 8001  # 0 takes a free one
+    ready_timeout_s: float = 60.0
+    grace_s: float = 30.0  # for answers in flight when the gateway stops
+    max_message_bytes: int = 64 * 1024 * 1024
+
+
+class Gateway:
+    """Make, start and stop it inside one event loop."""
+
+    def __init__(self, config: GatewayConfig, policy: RoutingPolicy) -> None:
+        self.config = config
+        self.backend = Backend(config.triton, config.model)
+        self.dispatcher = Dispatcher(self.backend, policy)
+        self.port = 0  # known after start
+        self._relays: set[Relay] = set()
+        self._is_draining = False
+        self._watcher: asyncio.Task[None] | None = None
+        self._server = grpc.aio.server(
+            options=[
+                ("grpc.max_receive_message_length", config.max_message_bytes),
+                ("grpc.max_send_message_length", -1),
+                ("grpc.so_reuseport", 0),  # a port in use is an error, not a port shared
+            ]
+        )
+        handler = grpc.method_handlers_generic_handler(SERVICE.full_name, self._handlers())
+        self._server.add_generic_rpc_handlers((handler,))
+
+    @property
+    def address(self) -> str:
+        """HOST:PORT that clients connect to."""
+        return f"{self.config.host}:{self.port}"
+
+    async def start(self) -> None:
+        """Bind, wait for a ready variant, and serve.
+
+        Raises InputError for a port that is in use, TrtMtpError when no variant gets ready.
+        """
+        wanted = f"{self.config.host}:{self.config.port}"
+        try:
+            self.port = self._server.add_insecure_port(wanted)
+        except RuntimeError:
+            raise InputError(
+                f"can't listen on {wanted}: the port is in use or the address is not this "
+                f"machine's; choose others with --host and --port (0 takes a free port)"
+            ) from None
+        await self.backend.wait_ready(self.config.ready_timeout_s)
+        await self._server.start()
+        self._watcher = asyncio.create_task(self.backend.watch())
+
+    async def stop(self) -> None:
+        """Take no more requests, finish those in flight within the grace period, and close."""
+        self._is_draining = True
+        for relay in self._relays:
+            relay.drain()
+        await self._server.stop(self.config.grace_s)
+        if self._watcher is not None:
+            self._watcher.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._watcher
+        await self.backend.close()
+
+    def statistics(self) -> dict[str, Any]:
+        """Counters by task and by variant, as a JSON object."""
+        return self.dispatcher.statistics()
+
+    def _handlers(self) -> dict[str, Any]:
+        """One handler for each RPC of the service, bytes in and bytes out."""
+        answers = PublicModel(self.backend).answers()
+        handlers = {}
+        for method in SERVICE.methods:
+            if method.name == "ModelStreamInfer":
+                handlers[method.name] = grpc.stream_stream_rpc_method_handler(self._stream)
+                continue
+            if method.name in MANAGEMENT:
+                unary: Unary = functools.partial(_refuse, method.name)
+            elif method.name == "ModelInfer":
+                unary = self._infer
+            elif method.name in answers:
+                unary = functools.partial(self._about_model, method.name, answers[method.name])
+            else:
+                unary = functools.partial(self._pass, method.name)
+            handlers[method.name] = grpc.unary_unary_rpc_method_handler(_with_status(unary))
+        return handlers
+
+    async def _stream(self, _: object, context: Any) -> None:
+        relay = Relay(self.dispatcher, context)
+        self._relays.add(relay)
+        if self._is_draining:
+            relay.drain()
+        try:
+            await relay.run()
+        except RpcFailure as error:
+            await context.abort(error.code, error.details)
+        finally:
+            self._relays.discard(relay)
+
+    async def _infer(self, raw: bytes, context: Any) -> bytes:
+        try:
+            request = read_request(raw)
+        except InputError as error:
+            raise failure(error) from None
+        if request.message.model_name == self.config.model:
+            return await answer_once(self.dispatcher, request, context)
+        return await self._pass("ModelInfer", raw, context)
+
+    async def _about_model(
+        self,
+        method: str,
+        answer: Callable[[bytes, float | None], Awaitable[bytes | None]],
+        raw: bytes,
+        context: Any,
+    ) -> bytes:
+        own = await answer(raw, context.time_remaining())
+        return own if own is not None else await self._pass(method, raw, context)
+
+    async def _pass(self, method: str, raw: bytes, context: Any) -> bytes:
+        metadata = forwarded_metadata(context)
+        return await self.backend.call(method, raw, context.time_remaining(), metadata)
+
+
+def _with_status(unary: Unary) -> Unary:
+    """`unary`, with its failures and Triton's as the call's status."""
+
+    async def handle(raw: bytes, context: Any) -> bytes:
+        try:
+            return await unary(raw, context)
+        except RpcFailure as error:
+            await context.abort(error.code, error.details)
+        except grpc.aio.AioRpcError as error:
+            await context.abort(error.code(), error.details())
+        raise AssertionError("abort returned")
+
+    return handle
+
+
+async def _refuse(method: str, raw: bytes, context: Any) -> bytes:
+    raise RpcFailure(
+        grpc.StatusCode.PERMISSION_DENIED,
+        f"{method} is a management call, and this is the public port: make it on Triton's own",
+    )
