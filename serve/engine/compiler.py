@@ -9,6 +9,7 @@ from typing import Any, TypeVar, cast
 
 import numba
 
+COMPILED = ("compiler", "cycle", "forward", "kernels", "sampling")  # all modules with kernels
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
@@ -16,11 +17,11 @@ def cache_folder() -> Path:
     """Where compiled kernels of this very source are kept, for the user who runs this.
 
     numba looks only at the file of each function, not at the functions it has inlined; a folder
-    for each state of all sources keeps what it finds there right.
+    for each state of all compiled modules keeps what it finds there right.
     """
     digest = hashlib.sha256()
-    for source in sorted(Path(__file__).parent.glob("*.py")):
-        digest.update(source.read_bytes())
+    for name in COMPILED:
+        digest.update(Path(__file__).with_name(f"{name}.py").read_bytes())
     base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     folder = base / "trt-mtp" / f"kernels-{digest.hexdigest()[:16]}"
     try:
@@ -31,17 +32,18 @@ def cache_folder() -> Path:
     return folder
 
 
-numba.config.CACHE_DIR = str(cache_folder())
+numba.config.CACHE_DIR = str(cache_folder())  # type: ignore[attr-defined]
 
 
 def kernel(function: Function) -> Function:
     """Compile without the GIL, with fused multiply-add, and never reordering a sum."""
-    options = {"cache": True, "nogil": True, "error_model": "numpy", "fastmath": {"contract"}}
-    return cast(Function, numba.njit(**options)(function))
+    decorate = numba.njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract"})
+    return cast(Function, decorate(function))
 
 
 def reduction(function: Function) -> Function:
     """Like `kernel`, for sums over one row of a fixed length, which may be vectorised."""
-    fastmath = {"contract", "reassoc", "nsz"}
-    options = {"cache": True, "nogil": True, "error_model": "numpy", "fastmath": fastmath}
-    return cast(Function, numba.njit(**options)(function))
+    decorate = numba.njit(
+        cache=True, nogil=True, error_model="numpy", fastmath={"contract", "reassoc", "nsz"}
+    )
+    return cast(Function, decorate(function))

@@ -37,10 +37,10 @@ def read_eos_ids(folder: Path) -> frozenset[int]:
     for name in ("generation_config.json", "config.json"):
         if (folder / name).exists():
             config: dict[str, Any] = read_json(folder / name)
-            text_config = config.get("text_config") or {}
-            value = config.get("eos_token_id", text_config.get("eos_token_id"))
-            if value is not None:
-                return frozenset(value if isinstance(value, list) else [value])
+            for part in (config, config.get("text_config") or {}):
+                value = part.get("eos_token_id")
+                if value is not None:
+                    return frozenset(value if isinstance(value, list) else [value])
     return frozenset()
 
 
@@ -227,7 +227,7 @@ class CpuEngine:
         state.conv[slot] = 0
         state.delta[slot] = 0
         state.temperature[slot] = sampling.temperature
-        state.top_k[slot] = sampling.top_k
+        state.top_k[slot] = min(sampling.top_k, self._shape.vocab)
         state.top_p[slot] = sampling.top_p
         state.seed[slot] = sampling.seed
 

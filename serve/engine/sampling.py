@@ -80,10 +80,11 @@ def sample(
 ) -> int:
     """The token for `draw` in [0, 1): top-k first, then top-p of what is left, then inverse CDF.
 
-    row [V] logits; weights [V] is scratch. Temperature 0 is the argmax.
+    row [V] logits; weights [V] is scratch. Temperature 0 is the argmax, and so is one so low that
+    its inverse would overflow.
     """
     best = argmax(row)
-    if temperature <= 0.0:
+    if temperature < 1e-9:
         return best
     scale, top = F32(1.0 / temperature), row[best]
     for i in range(row.shape[0]):

@@ -13,11 +13,10 @@ from trt_mtp.errors import InputError
 from trt_mtp.files import read_json
 
 REPLACEMENT = "\ufffd"  # what an incomplete UTF-8 sequence decodes to
-MAX_UTF8_BYTES = 4  # and as many byte tokens, at most, complete it
 
 
-def _tojson(value: Any, indent: int | None = None) -> str:
-    return json.dumps(value, ensure_ascii=False, indent=indent)
+def _tojson(value: Any, ensure_ascii: bool = False, **options: Any) -> str:
+    return json.dumps(value, ensure_ascii=ensure_ascii, **options)
 
 
 def _raise(message: str) -> NoReturn:
@@ -86,28 +85,32 @@ class AnswerText:
         """`stop`: texts that end the answer."""
         self._tokenizer = codec.tokenizer
         self._stop = stop
-        self._ids: list[int] = []  # since the last character known to be whole
+        self._ids: list[int] = []  # the last tokens; they begin and end between two characters
         self._context = 0  # how many of these are there only because decoding needs them
+        self._num_sent = 0  # characters of their text that were released
         self._held = ""  # may be the start of a stop text
 
     def push(self, token: int) -> tuple[str, bool]:
         """The text that `token` makes final, and whether a stop text was completed."""
         self._ids.append(token)
-        before = self._decode(self._ids[: self._context])
-        after = self._decode(self._ids)
-        is_incomplete = len(self._ids) - self._context < MAX_UTF8_BYTES
-        if after.endswith(REPLACEMENT) and is_incomplete:
-            return "", False
-        self._ids = self._ids[self._context :]
-        self._context = len(self._ids)
-        return self._release(after[len(before) :])
+        text = self._decode(self._ids)
+        is_incomplete = text.endswith(REPLACEMENT)  # only its last character can still change
+        end = len(text) - is_incomplete
+        piece = text[self._num_sent : end]
+        self._num_sent = end
+        if not is_incomplete:
+            self._ids = self._ids[self._context :]
+            self._context, self._num_sent = len(self._ids), len(self._decode(self._ids))
+        return self._release(piece)
 
     def flush(self) -> str:
         """What was held back, when the answer ends without a stop text."""
-        before, after = self._decode(self._ids[: self._context]), self._decode(self._ids)
-        rest = self._held + after[len(before) :]
-        self._ids, self._context, self._held = [], 0, ""
+        rest = self._held + self._decode(self._ids)[self._num_sent :]
+        self._reset()
         return rest
+
+    def _reset(self) -> None:
+        self._ids, self._context, self._num_sent, self._held = [], 0, 0, ""
 
     def _decode(self, ids: list[int]) -> str:
         return self._tokenizer.decode(ids, skip_special_tokens=True) if ids else ""
@@ -116,8 +119,7 @@ class AnswerText:
         text = self._held + text
         found = [at for at in (text.find(stop) for stop in self._stop) if at >= 0]
         if found:
-            self._held = ""
-            self._ids, self._context = [], 0
+            self._reset()
             return text[: min(found)], True
         keep = max((_overlap(text, stop) for stop in self._stop), default=0)
         self._held = text[len(text) - keep :]
