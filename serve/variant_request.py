@@ -1,5 +1,6 @@
 """One Triton request, checked and turned into an engine request."""
 
+import difflib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -8,20 +9,13 @@ from typing import Any
 from numpy.typing import NDArray
 
 from trt_mtp.errors import InputError
-from trt_mtp.files import nearest
 from trt_mtp.serve.contract import INPUTS, OUTPUT_FLAGS, PARAMETERS, PROMPT_INPUTS
 from trt_mtp.serve.engine.base import Engine, Request, SamplingParams
 
 Inputs = Mapping[str, NDArray[Any]]
 
-# input -> field of SamplingParams
-_SAMPLING = {
-    "sampling_param_max_tokens": "max_tokens",
-    "sampling_param_temperature": "temperature",
-    "sampling_param_top_k": "top_k",
-    "sampling_param_top_p": "top_p",
-    "sampling_param_seed": "seed",
-}
+PREFIX = "sampling_param_"  # before the names of the fields of SamplingParams
+SAMPLING_FIELDS = ("max_tokens", "temperature", "top_k", "top_p", "seed")
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,12 +46,13 @@ def read_request(inputs: Inputs, parameters: str, engine: Engine) -> VariantRequ
 
 
 def _check_parameters(parameters: Mapping[str, Any]) -> None:
+    """Triton's HTTP `generate` makes a parameter of every key that is not an input."""
     for name in parameters:
         if name not in PARAMETERS:
-            inputs = [spec.name for spec in INPUTS]
-            hint = nearest(f"sampling_param_{name}", inputs) or nearest(
-                name, [*inputs, *PARAMETERS]
-            )
+            known = {spec.name.removeprefix(PREFIX): spec.name for spec in INPUTS}
+            known |= {parameter: parameter for parameter in PARAMETERS}
+            match = difflib.get_close_matches(name.removeprefix(PREFIX), known, n=1)
+            hint = f"; did you mean {known[match[0]]}?" if match else ""
             raise InputError(f"unknown request parameter {name!r}{hint}")
 
 
@@ -79,7 +74,11 @@ def _prompt_ids(inputs: Inputs, engine: Engine) -> tuple[int, ...]:
 
 
 def _sampling(inputs: Inputs) -> SamplingParams:
-    values = {field: inputs[name].item() for name, field in _SAMPLING.items() if name in inputs}
+    values = {
+        field: inputs[PREFIX + field].item()
+        for field in SAMPLING_FIELDS
+        if PREFIX + field in inputs
+    }
     if "sampling_param_stop" in inputs:
         stop = inputs["sampling_param_stop"].tolist()
         values["stop"] = tuple(_decode("sampling_param_stop", text) for text in stop)

@@ -1,0 +1,155 @@
+"""Triton requests as engine requests: what is accepted, and the sentence for what is not."""
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from trt_mtp.errors import InputError
+from trt_mtp.serve.engine.base import (
+    Chunk,
+    EngineStatistics,
+    Generation,
+    Request,
+    SamplingParams,
+)
+from trt_mtp.serve.variant_request import VariantRequest, read_request
+
+
+class BytesEngineDouble:
+    """An engine double whose tokens are bytes; it is asked to encode only."""
+
+    def encode(self, text: str) -> tuple[int, ...]:
+        """The UTF-8 bytes."""
+        return tuple(text.encode())
+
+    def encode_chat(
+        self, messages: list[dict[str, object]], tools: list[dict[str, object]] | None = None
+    ) -> tuple[int, ...]:
+        """The bytes of the contents and of the tools' JSON."""
+        text = "|".join(str(message.get("content")) for message in messages)
+        return self.encode(text + (json.dumps(tools) if tools else ""))
+
+    def submit(self, request: Request, on_chunk: Callable[[Chunk], None]) -> Generation:
+        """Not asked for."""
+        raise NotImplementedError
+
+    def statistics(self) -> EngineStatistics:
+        """Not asked for."""
+        raise NotImplementedError
+
+    def close(self) -> None:
+        """Nothing to close."""
+
+
+def read(parameters: str = "", **inputs: Any) -> VariantRequest:
+    """Read a request with `inputs`, texts and lists made tensors as Triton hands them over."""
+    tensors = {}
+    for name, value in inputs.items():
+        values = value if isinstance(value, list) else [value]
+        values = [text.encode() if isinstance(text, str) else text for text in values]
+        is_text = any(isinstance(text, bytes) for text in values)
+        tensors[name] = np.array(values, np.object_ if is_text else None)
+    return read_request(tensors, parameters, BytesEngineDouble())
+
+
+def test_a_request_with_a_text_only_has_the_defaults() -> None:
+    """Nothing but the prompt has to be given."""
+    found = read(text_input="ab")
+    assert found == VariantRequest(Request((97, 98)), False, "", frozenset())
+
+
+def test_every_sampling_input_arrives() -> None:
+    """Each sampling_param_ input becomes the field of its name."""
+    found = read(
+        input_ids=[5, 6],
+        streaming=True,
+        sampling_param_max_tokens=9,
+        sampling_param_temperature=0.5,
+        sampling_param_top_k=3,
+        sampling_param_top_p=0.25,
+        sampling_param_seed=np.uint64(2**64 - 1),
+        sampling_param_stop=["a", "é"],
+    )
+    sampling = SamplingParams(
+        max_tokens=9, temperature=0.5, top_k=3, top_p=0.25, seed=2**64 - 1, stop=("a", "é")
+    )
+    assert found.request == Request((5, 6), sampling)
+    assert found.is_streaming
+
+
+def test_messages_go_through_the_chat_template() -> None:
+    """messages and tools are JSON lists for the chat template."""
+    messages = json.dumps([{"role": "user", "content": "a"}, {"role": "user", "content": "b"}])
+    assert read(messages=messages).request.prompt_ids == tuple(b"a|b")
+    assert read(messages=messages, tools="[{}]").request.prompt_ids == tuple(b"a|b[{}]")
+
+
+def test_the_prompt_is_echoed_on_demand_only() -> None:
+    """The answer begins with the prompt where a client says so, and had sent text."""
+    assert read(text_input="ab", sampling_param_exclude_input_from_output=False).echo == "ab"
+    assert read(text_input="ab", sampling_param_exclude_input_from_output=True).echo == ""
+    assert read(input_ids=[1], sampling_param_exclude_input_from_output=False).echo == ""
+
+
+def test_flags_leave_outputs_out() -> None:
+    """A return flag that is false takes its outputs out of the answer; a true one does nothing."""
+    assert read(text_input="a", return_finish_reason=False).omitted == {"finish_reason"}
+    assert read(text_input="a", return_finish_reason=True).omitted == frozenset()
+    assert "num_steps" in read(text_input="a", sampling_param_return_perf_metrics=False).omitted
+
+
+def test_the_gateways_parameters_pass() -> None:
+    """Request parameters that are meant for the gateway are no error at a variant."""
+    read('{"task": "coding", "draft_length": "auto", "session_id": "s"}', text_input="a")
+
+
+@pytest.mark.parametrize(
+    ("inputs", "sentence"),
+    [
+        ({}, "exactly one of the inputs text_input, messages, input_ids; this request has none"),
+        ({"text_input": "a", "input_ids": [1]}, "this request has text_input and input_ids"),
+        ({"text_input": b"a\xff"}, r"text_input is not UTF-8 \(byte 1: invalid start byte\)"),
+        ({"text_input": "a", "sampling_param_stop": [b"\xff"]}, "sampling_param_stop is not UTF-8"),
+        ({"text_input": "a", "tools": "[{}]"}, "tools goes with messages"),
+        ({"messages": "[{"}, r"messages is not JSON \(column 3: "),
+        ({"messages": "[" * 100_000}, "messages is nested too deeply"),
+        ({"messages": "[]"}, "messages must be a JSON list of at least one object"),
+        ({"messages": '["hi"]'}, "messages must be a JSON list"),
+        ({"messages": '[{"role": "user"}]', "tools": "{}"}, "tools must be a JSON list"),
+    ],
+)
+def test_what_cannot_be_read_is_one_sentence(inputs: dict[str, Any], sentence: str) -> None:
+    """Wrong inputs are refused with a sentence that names them."""
+    with pytest.raises(InputError, match=sentence):
+        read(**inputs)
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("max_tokens", "sampling_param_max_tokens"),
+        ("draft_lenght", "draft_length"),
+        ("text_inputs", "text_input"),
+    ],
+)
+def test_an_unknown_parameter_names_the_nearest(name: str, meant: str) -> None:
+    """A parameter that nothing reads is refused, and the nearest known name is given."""
+    sentence = f"unknown request parameter '{name}'; did you mean {meant}"
+    with pytest.raises(InputError, match=sentence):
+        read(json.dumps({name: 1}), text_input="a")
+
+
+@given(st.binary())
+def test_any_bytes_are_a_prompt_or_a_sentence(text: bytes) -> None:
+    """No text, well-formed or not, ends in anything but a request or an InputError."""
+    for name in ("text_input", "messages"):
+        try:
+            found = read(**{name: text})
+        except InputError:
+            continue
+        assert found.request.prompt_ids == tuple(text) or name == "messages"
