@@ -1,0 +1,80 @@
+"""What a policy sees of a variant, and what it decided: plain values that round-trip JSON."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from trt_mtp.errors import InputError
+
+
+@dataclass(frozen=True, slots=True)
+class VariantState:
+    """One hosted variant as it is now."""
+
+    name: str
+    draft_length: int
+    is_healthy: bool
+    num_running: int  # requests in flight on it
+    max_batch_size: int
+    max_seq_len: int  # tokens, prompt and answer together
+
+
+@dataclass(frozen=True, slots=True)
+class CandidateScore:
+    """One variant's expected time for one request, in parts; `rejected` says why it can't serve."""
+
+    variant: str
+    draft_length: int
+    load: int = 0  # requests in flight on its device, this one included
+    acceptance_length: float = 0.0  # expected tokens per step
+    step_s: float = 0.0
+    wait_s: float = 0.0  # until a slot is free
+    prefill_s: float = 0.0  # of leaving the conversation's cache
+    total_s: float = 0.0  # wait + prefill + answer
+    score: float = 0.0  # 0..1, the best candidate's total_s over this one's
+    rejected: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """Where a request goes, and all that is needed to explain, replay and learn from it."""
+
+    decision_id: str
+    variant: str
+    draft_length: int
+    task: str
+    task_probabilities: tuple[tuple[str, float], ...]  # the likely tasks, most likely first
+    temperature_band: str
+    thinking: bool
+    reasons: tuple[str, ...]
+    candidates: tuple[CandidateScore, ...]
+    explored: bool
+    seed: int
+    now_s: float
+    session_id: str | None = None
+    tenant: str | None = None
+
+    @property
+    def chosen(self) -> CandidateScore:
+        """The candidate that was picked."""
+        return next(c for c in self.candidates if c.variant == self.variant)
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON object with stable keys."""
+        record = asdict(self)
+        record["task_probabilities"] = dict(self.task_probabilities)
+        record["reasons"] = list(self.reasons)
+        record["candidates"] = [asdict(candidate) for candidate in self.candidates]
+        return record
+
+    @classmethod
+    def from_json(cls, record: Mapping[str, Any]) -> "Decision":
+        """The decision that `to_json` wrote; raises InputError for anything else."""
+        try:
+            values = {field.name: record[field.name] for field in fields(cls)}
+            values["task_probabilities"] = tuple(values["task_probabilities"].items())
+            values["reasons"] = tuple(values["reasons"])
+            values["candidates"] = tuple(CandidateScore(**c) for c in values["candidates"])
+        except (KeyError, TypeError, AttributeError) as error:
+            raise InputError(f"not a decision record: {error} is missing or wrong") from None
+        return cls(**values)

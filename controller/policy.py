@@ -1,0 +1,308 @@
+"""Which variant a request goes to: filter, score, pick; and learning from what came of it.
+
+A request's expected time on a variant is wait + prefill + N · T(K, B) / AL(task, K), with T the
+step time at the load B it would then run at. Load decides first, because past some concurrency
+every draft length loses; then the task.
+"""
+
+import itertools
+import math
+import random
+import secrets
+from collections import OrderedDict
+from collections.abc import Sequence
+
+from trt_mtp.controller.acceptance import (
+    AcceptanceKey,
+    AcceptanceLearner,
+    Estimate,
+    temperature_band,
+)
+from trt_mtp.controller.counts import MAX_POSITIONS
+from trt_mtp.controller.decision import CandidateScore, Decision, VariantState
+from trt_mtp.controller.outcome import Outcome
+from trt_mtp.controller.profile import Profile
+from trt_mtp.controller.request import RequestFeatures
+from trt_mtp.controller.task import TaskGuess, guess_task
+from trt_mtp.errors import InputError, TrtMtpError
+
+__all__ = ["CandidateScore", "Decision", "NoVariantError", "Policy", "VariantState"]
+
+CHARS_PER_TOKEN = 4.0
+TYPICAL_ANSWER_TOKENS = 256  # max_tokens is a bound, not what an answer takes
+MAX_HOMES = 4096  # conversations whose variant is remembered
+MAX_EXPLORATION_LOSS = 0.25  # of a request's expected time
+TIE = 0.02  # shorter draft lengths win within the uncertainty, but never give away more
+
+
+class NoVariantError(TrtMtpError):
+    """No hosted variant can take the request; the message says why each can't."""
+
+
+class Policy:
+    """Chooses variants and learns from outcomes. One thread at a time.
+
+    `seed` fixes every random choice; `replica` names this gateway in merged state.
+    """
+
+    def __init__(
+        self, profile: Profile | None = None, *, seed: int = 0, replica: str = "local"
+    ) -> None:
+        self.profile = profile or Profile()
+        self.cost = self.profile.step_cost()
+        self.acceptance = AcceptanceLearner(
+            self.profile.priors(), replica, self.profile.decay_ratio
+        )
+        self.num_rejected_outcomes = 0
+        self._random = random.Random(seed)
+        self._prefix = secrets.token_hex(4)
+        self._numbers = itertools.count()
+        self._homes: OrderedDict[str, str] = OrderedDict()
+        self._last_length: dict[tuple[str, int], int] = {}
+
+    def choose(
+        self, features: RequestFeatures, variants: Sequence[VariantState], *, now_s: float
+    ) -> Decision:
+        """The variant for a request.
+
+        Raises InputError for a hint that names no task or no hosted length, and NoVariantError
+        when no variant can take the request.
+        """
+        guess = guess_task(features)
+        estimate = self._estimate(guess, features)
+        candidates = self._score(features, variants, estimate)
+        seed = self._random.getrandbits(32)
+        picked, explored, why = self._pick(features, guess.task, candidates, estimate, seed)
+        if features.session_id:
+            self._remember(features.session_id, picked.variant)
+        return Decision(
+            decision_id=f"{self._prefix}-{next(self._numbers):x}",
+            variant=picked.variant,
+            draft_length=picked.draft_length,
+            task=guess.task,
+            task_probabilities=guess.probabilities,
+            temperature_band=temperature_band(features.temperature),
+            thinking=features.thinking,
+            reasons=(*guess.reasons, *why),
+            candidates=candidates,
+            explored=explored,
+            seed=seed,
+            now_s=now_s,
+            session_id=features.session_id,
+            tenant=features.tenant,
+        )
+
+    def update(self, decision: Decision, outcome: Outcome) -> None:
+        """Learn from a finished request; an outcome that can't be true is counted and ignored."""
+        if outcome_problem(outcome):
+            self.num_rejected_outcomes += 1
+            return
+        chosen = decision.chosen
+        if outcome.draft_length != chosen.draft_length:
+            self.num_rejected_outcomes += 1
+            return
+        shares = {
+            AcceptanceKey(task, decision.temperature_band, decision.thinking): probability
+            for task, probability in decision.task_probabilities[:3]
+            if probability >= 0.1
+        }
+        self.acceptance.update(
+            shares,
+            outcome.num_steps,
+            outcome.accepted_per_position,
+            decision.tenant,
+            decision.session_id,
+        )
+        if outcome.ttft_s is not None and outcome.num_steps > 1:
+            seconds = outcome.duration_s - outcome.ttft_s
+            seen = self.cost.observe(
+                chosen.draft_length, chosen.load, seconds, outcome.num_steps - 1
+            )
+            self.num_rejected_outcomes += not seen
+
+    def _estimate(self, guess: TaskGuess, features: RequestFeatures) -> Estimate:
+        """Acceptance of a request whose task is only likely: time per step is what averages."""
+        band, thinking = temperature_band(features.temperature), features.thinking
+        parts = [
+            (share, self.acceptance.estimate(
+                AcceptanceKey(task, band, thinking), features.tenant, features.session_id
+            ))
+            for task, share in guess.probabilities[:3]
+        ]
+        if len(parts) == 1:
+            return parts[0][1]
+        total = sum([share for share, _ in parts])
+        lengths, deviations = [], []
+        for k in range(MAX_POSITIONS + 1):
+            lengths.append(total / sum([share / e.lengths[k] for share, e in parts]))
+            deviations.append(sum([share * e.deviations[k] for share, e in parts]) / total)
+        return Estimate(tuple(lengths), tuple(deviations), parts[0][1].weight)
+
+    def _score(
+        self, features: RequestFeatures, variants: Sequence[VariantState], estimate: Estimate
+    ) -> tuple[CandidateScore, ...]:
+        """Every variant, with its expected time or the reason that it can't serve."""
+        hint = features.hint_draft_length
+        if hint is not None and all(v.draft_length != hint for v in variants):
+            hosted = ", ".join(str(k) for k in sorted({v.draft_length for v in variants}))
+            raise InputError(f"draft_length is {hint}: expected auto or a hosted one ({hosted})")
+        num_tokens = features.num_prompt_tokens or int(features.num_chars / CHARS_PER_TOKEN)
+        total_running = sum([v.num_running for v in variants])
+        home = self._homes.get(features.session_id) if features.session_id else None
+        answer = min(max(features.max_tokens, 1), TYPICAL_ANSWER_TOKENS)
+        scored = []
+        for v in variants:
+            rejected = _rejection(v, features, num_tokens)
+            if rejected:
+                scored.append(CandidateScore(v.name, v.draft_length, rejected=rejected))
+                continue
+            load = (total_running if self.profile.shared_device else v.num_running) + 1
+            length = estimate.lengths[min(v.draft_length, MAX_POSITIONS)]
+            step_s = self.cost.step_s(v.draft_length, load)
+            wait_s = max(0, v.num_running + 1 - v.max_batch_size) * (
+                step_s * answer / length / max(v.max_batch_size, 1)
+            )
+            leaves = home is not None and home != v.name
+            prefill_s = num_tokens / self.profile.prefill_tokens_per_s if leaves else 0.0
+            total_s = wait_s + prefill_s + answer * step_s / length
+            scored.append(
+                CandidateScore(
+                    v.name, v.draft_length, load, length, step_s, wait_s, prefill_s, total_s
+                )
+            )
+        if all([c.rejected for c in scored]):
+            why = "; ".join(f"{c.variant} {c.rejected}" for c in scored) or "none is hosted"
+            raise NoVariantError(f"no variant can take this request: {why}")
+        return _with_scores(scored)
+
+    def _pick(
+        self,
+        features: RequestFeatures,
+        task: str,
+        candidates: tuple[CandidateScore, ...],
+        estimate: Estimate,
+        seed: int,
+    ) -> tuple[CandidateScore, bool, tuple[str, ...]]:
+        """The candidate to serve, whether it was taken to learn, and the reasons."""
+        usable = [c for c in candidates if not c.rejected]
+        if len(usable) == 1:
+            return usable[0], False, ("the only variant that can take it",)
+        best = max(usable, key=_score_then_shallow)
+        if features.hint_draft_length is not None:
+            return best, False, ("hint: the request names its draft length",)
+        steady, why = self._steady(task, usable, best, estimate)
+        if features.latency_class != "strict" and seed < self.profile.exploration * 2**32:
+            probe = _probe(usable, steady, estimate, seed)
+            if probe is not None:
+                return probe, True, (f"probing K={probe.draft_length} to learn",)
+        self._last_length[task, best.load.bit_length()] = steady.draft_length
+        return steady, False, (why,)
+
+    def _steady(
+        self, task: str, usable: list[CandidateScore], best: CandidateScore, estimate: Estimate
+    ) -> tuple[CandidateScore, str]:
+        """The best candidate, or one as good: the last draft length, or a shorter one."""
+        last = self._last_length.get((task, best.load.bit_length()))
+        if last is not None and last != best.draft_length:
+            floor = 1 - self.profile.hysteresis
+            same = [c for c in usable if c.draft_length == last and c.score >= floor]
+            if same:
+                return max(same, key=_score_then_shallow), f"K={last} as before: within hysteresis"
+        ties = [
+            c for c in usable
+            if c.draft_length < best.draft_length and c.score >= 1 - _tie(c, best, estimate)
+        ]
+        if ties:
+            tied = min(ties, key=_shallow_then_score)
+            return tied, f"K={tied.draft_length} ties with K={best.draft_length}: shorter wins"
+        return best, f"K={best.draft_length} finishes first at load {best.load}"
+
+    def _remember(self, session_id: str, variant: str) -> None:
+        self._homes[session_id] = variant
+        self._homes.move_to_end(session_id)
+        if len(self._homes) > MAX_HOMES:
+            self._homes.popitem(last=False)
+
+
+def outcome_problem(outcome: Outcome) -> str:
+    """Why an outcome can't be learned from; an empty string when it can."""
+    if outcome.finish_reason == "error":
+        return "it failed"
+    times = [outcome.duration_s] if outcome.ttft_s is None else [outcome.ttft_s, outcome.duration_s]
+    if not all(math.isfinite(t) and t >= 0 for t in times) or times != sorted(times):
+        return "its times can't be right"
+    counts = (outcome.num_steps, outcome.num_draft_tokens, outcome.num_output_tokens)
+    if min(counts) < 0:
+        return "a count is negative"
+    positions = (outcome.num_steps, *outcome.accepted_per_position, 0)
+    if any(a < b for a, b in itertools.pairwise(positions)):
+        return "more drafts were accepted than were reached"
+    return ""
+
+
+def _rejection(variant: VariantState, features: RequestFeatures, num_tokens: int) -> str:
+    """Why a variant may not serve a request; an empty string when it may."""
+    hint = features.hint_draft_length
+    if hint is not None and variant.draft_length != hint:
+        return f"has not the draft length asked for ({hint})"
+    if not variant.is_healthy:
+        return "is not healthy"
+    # a length estimated from characters is too rough to refuse by: the engine will know
+    if features.num_prompt_tokens and num_tokens >= variant.max_seq_len:
+        return f"holds {variant.max_seq_len} tokens and the prompt has {num_tokens}"
+    return ""
+
+
+def _with_scores(scored: list[CandidateScore]) -> tuple[CandidateScore, ...]:
+    best = min([c.total_s for c in scored if not c.rejected])
+    return tuple(
+        [
+            c if c.rejected else CandidateScore(
+                c.variant, c.draft_length, c.load, c.acceptance_length, c.step_s, c.wait_s,
+                c.prefill_s, c.total_s, best / c.total_s,
+            )
+            for c in scored
+        ]
+    )
+
+
+def _score_then_shallow(candidate: CandidateScore) -> tuple[float, int]:
+    return candidate.score, -candidate.draft_length
+
+
+def _shallow_then_score(candidate: CandidateScore) -> tuple[int, float]:
+    return candidate.draft_length, -candidate.score
+
+
+def _tie(shallow: CandidateScore, best: CandidateScore, estimate: Estimate) -> float:
+    """The loss at which `shallow` is as good: what is uncertain between the two lengths."""
+    k, deeper = (min(c.draft_length, MAX_POSITIONS) for c in (shallow, best))
+    uncertain = (estimate.deviations[deeper] - estimate.deviations[k]) / estimate.lengths[deeper]
+    return min(TIE, 0.5 * uncertain)
+
+
+def _probe(
+    usable: list[CandidateScore], steady: CandidateScore, estimate: Estimate, seed: int
+) -> CandidateScore | None:
+    """Another draft length to try: one that may be the best, and loses little if it isn't.
+
+    Where nothing is drafted, any length teaches, or acceptance that has risen would never be seen.
+    """
+    others = [
+        c for c in usable
+        if c.draft_length != steady.draft_length and c.score >= 1 - MAX_EXPLORATION_LOSS
+    ]
+    if not others:
+        return None
+    promising = [
+        c for c in others
+        if c.draft_length > steady.draft_length
+        and (steady.draft_length == 0 or c.score * _optimism(c, estimate) >= steady.score)
+    ]
+    choices = promising or [c for c in others if c.draft_length > 0]
+    return choices[seed % len(choices)] if choices else None
+
+
+def _optimism(candidate: CandidateScore, estimate: Estimate) -> float:
+    k = min(candidate.draft_length, MAX_POSITIONS)
+    return 1 + 2 * estimate.deviations[k] / estimate.lengths[k]

@@ -1,0 +1,127 @@
+"""The calibrated policy file: step costs of a rig, acceptance of each task, for one fingerprint."""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from trt_mtp.controller.acceptance import DECAY_RATIO
+from trt_mtp.controller.cost import Curve, StepCost
+from trt_mtp.controller.tasks import TASKS
+from trt_mtp.errors import InputError
+from trt_mtp.files import nearest, read_json, to_json, write_atomic
+
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Probability = Annotated[float, Field(gt=0, lt=1)]
+
+# First-draft acceptance p by task, of Qwen's MTP heads of the 27B class with thinking off; medians
+# over published series, see controller/data/SOURCES.md. A profile's own values replace them.
+PUBLISHED_ACCEPTANCE = {
+    "coding": 0.92,
+    "math": 0.91,
+    "reasoning": 0.84,
+    "stem": 0.82,
+    "humanities": 0.78,
+    "qa": 0.82,
+    "rag": 0.90,
+    "summarization": 0.86,
+    "multilingual": 0.84,
+    "writing": 0.68,
+    "roleplay": 0.70,
+    "structured_output": 0.96,
+    "tool_call": 0.92,
+}
+# R at one request of a dense 27B model, llama.cpp on one RTX 5090 (sudoingX/qwen38-mtp), risen at
+# larger batches as on an RTX 3090 with vLLM (R(3) 1.28, 1.22, 1.40, 1.84 at 1, 2, 4, 8).
+PUBLISHED_RATIOS = {
+    1: {1: 1.22, 2: 1.22, 4: 1.27, 8: 1.45, 32: 1.75},
+    2: {1: 1.34, 2: 1.36, 4: 1.48, 8: 1.80, 32: 2.40},
+    3: {1: 1.52, 2: 1.54, 4: 1.72, 8: 2.20, 32: 3.10},
+    5: {1: 1.85, 2: 1.90, 4: 2.20, 8: 3.00, 32: 4.60},
+}
+
+
+class Profile(BaseModel):
+    """What a policy starts from.
+
+    `plain_step_s` maps batch to seconds of a step at draft length 0; `step_ratio` maps draft
+    length to R by batch; `acceptance` maps tasks to the chance that a first draft is accepted.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    schema_version: Literal[1] = 1
+    fingerprint: str = ""  # what the numbers were measured on; empty fits anything
+    shared_device: bool = False  # the variants share one machine: load is the sum over all
+    plain_step_s: dict[int, Positive] = Field(default={1: 0.02, 8: 0.024, 32: 0.034}, min_length=1)
+    step_ratio: dict[int, dict[int, Positive]] = PUBLISHED_RATIOS
+    prefill_tokens_per_s: Positive = 2000.0
+    acceptance: dict[str, Probability] = PUBLISHED_ACCEPTANCE
+    decay_ratio: Annotated[float, Field(gt=0, le=1)] = DECAY_RATIO
+    exploration: Annotated[float, Field(ge=0, le=0.5)] = 0.02  # share of requests that probe
+    hysteresis: Annotated[float, Field(ge=0, le=0.5)] = 0.01  # gain that a change of length needs
+    notes: str = ""
+
+    @model_validator(mode="after")
+    def _check(self) -> "Profile":
+        for task in self.acceptance:
+            if task not in TASKS:
+                raise ValueError(f"acceptance.{task} is no task{nearest(task, TASKS)}")
+        for length, curve in self.step_ratio.items():
+            if length < 1 or not curve:
+                raise ValueError(f"step_ratio.{length}: lengths are 1 or more, with a batch each")
+        if any(batch < 1 for curve in (self.plain_step_s, *self.step_ratio.values())
+               for batch in curve):
+            raise ValueError("a batch is less than 1")
+        return self
+
+    def step_cost(self) -> StepCost:
+        """The cost table to start from."""
+        return StepCost(
+            _curve(self.plain_step_s), {k: _curve(curve) for k, curve in self.step_ratio.items()}
+        )
+
+    def priors(self) -> dict[str, float]:
+        """First-draft acceptance of every task; published values where the profile has none."""
+        return {**PUBLISHED_ACCEPTANCE, **self.acceptance}
+
+
+def _curve(values: dict[int, float]) -> Curve:
+    return tuple(sorted(values.items()))
+
+
+def read_profile(path: Path, fingerprint: str = "") -> Profile:
+    """The profile in `path`.
+
+    Raises InputError when it is missing, malformed, has an unknown key, or was measured on
+    something else than `fingerprint`.
+    """
+    profile = parse_profile(read_json(path), str(path))
+    if fingerprint and profile.fingerprint and profile.fingerprint != fingerprint:
+        raise InputError(
+            f"{path} was measured on {profile.fingerprint}, and this is {fingerprint}: "
+            "calibrate again, or remove its fingerprint to use it all the same"
+        )
+    return profile
+
+
+def parse_profile(value: Any, where: str) -> Profile:
+    """The profile in a JSON value that came from `where`; raises InputError."""
+    try:
+        return Profile.model_validate(value)
+    except ValidationError as error:
+        raise InputError(f"{where}: {_first_problem(error)}") from None
+
+
+def _first_problem(error: ValidationError) -> str:
+    problem = error.errors()[0]
+    key = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] == "extra_forbidden":
+        return f"unknown key {key!r}{nearest(key, Profile.model_fields)}"
+    message = problem["msg"].removeprefix("Value error, ")
+    return f"{key} is {problem['input']!r:.80}: {message}" if key else message
+
+
+def write_profile(path: Path, profile: Profile) -> None:
+    """Write `profile` atomically; `read_profile` gives it back."""
+    write_atomic(path, to_json(profile.model_dump(mode="json")))

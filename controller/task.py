@@ -1,0 +1,96 @@
+"""What a request asks for: probabilities over the tasks, with the reasons.
+
+Structure first (what the client says, tools, response format, temperature), then the text model
+over a bounded window. The work doesn't grow with the prompt.
+"""
+
+import math
+from dataclasses import dataclass
+
+from trt_mtp.controller.request import RequestFeatures
+from trt_mtp.controller.tasks import TASKS
+from trt_mtp.controller.text_model import TextModel, features, load_text_model
+from trt_mtp.errors import InputError
+from trt_mtp.files import nearest
+
+SYSTEM_CHARS = 600
+SYSTEM_WEIGHT = 0.5  # a system prompt says what a service is for, not what this request asks
+_INDEX = {task: i for i, task in enumerate(TASKS)}
+
+
+@dataclass(frozen=True, slots=True)
+class TaskGuess:
+    """The likely tasks, most likely first, and why."""
+
+    probabilities: tuple[tuple[str, float], ...]  # sums to 1
+    reasons: tuple[str, ...]
+
+    @property
+    def task(self) -> str:
+        """The most likely task."""
+        return self.probabilities[0][0]
+
+    @property
+    def confidence(self) -> float:
+        """The probability of the most likely task."""
+        return self.probabilities[0][1]
+
+
+def guess_task(request: RequestFeatures, model: TextModel | None = None) -> TaskGuess:
+    """The task of a request; raises InputError when its own hint names no task."""
+    if request.hint_task is not None:
+        return _hinted(request.hint_task)
+    model = model or load_text_model()
+    text = model.score(features(request.head, request.tail, request.num_chars))
+    scores, reasons = text.scores, []
+    if text.evidence:
+        reasons.append("text: " + ", ".join(text.evidence))
+    if request.system:
+        _add_system(model, request.system, scores, reasons)
+    _add_structure(request, scores, reasons)
+    return TaskGuess(_probabilities(scores), tuple(reasons))
+
+
+def _hinted(task: str) -> TaskGuess:
+    if task not in _INDEX:
+        raise InputError(
+            f"task is {task[:80]!r}{nearest(task[:80], TASKS)} (known: {', '.join(TASKS)})"
+        )
+    return TaskGuess(((task, 1.0),), ("hint: the request says so",))
+
+
+def _add_system(model: TextModel, system: str, scores: list[float], reasons: list[str]) -> None:
+    text = model.score(features(system[:SYSTEM_CHARS], "", 0))
+    for i, score in enumerate(text.scores):
+        scores[i] += SYSTEM_WEIGHT * (score - model.bias[i])
+    if text.evidence:
+        reasons.append("system prompt: " + ", ".join(text.evidence))
+
+
+def _add_structure(request: RequestFeatures, scores: list[float], reasons: list[str]) -> None:
+    """Log-odds of what no text says; set by hand, and corrected by what the drafts do."""
+    if request.has_response_format:
+        scores[_INDEX["structured_output"]] += 6.0
+        reasons.append("a response format is given")
+    elif request.has_tools:
+        scores[_INDEX["tool_call"]] += 4.0
+        reasons.append("tools are given")
+    if request.temperature >= 0.9:
+        for task in ("writing", "roleplay"):
+            scores[_INDEX[task]] += 0.4
+        reasons.append("high temperature")
+
+
+def _probabilities(scores: list[float]) -> tuple[tuple[str, float], ...]:
+    best = max(scores)
+    likely = [
+        (TASKS[i], math.exp(score - best))
+        for i, score in enumerate(scores)
+        if score - best > -3.9  # less than 2 % as likely: left out
+    ]
+    total = sum([p for _, p in likely])
+    return tuple(sorted([(task, p / total) for task, p in likely], key=_by_probability))
+
+
+def _by_probability(item: tuple[str, float]) -> float:
+    return -item[1]
