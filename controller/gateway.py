@@ -111,6 +111,19 @@ class Gateway:
                 await self._watcher
         await self.backend.close()
 
+    def describe(self) -> dict[str, Any]:
+        """What `trt-mtp gateway --json` prints when it is ready."""
+        return {
+            "schema_version": 1,
+            "gateway": self.address,
+            "model": self.config.model,
+            "triton": self.config.triton,
+            "variants": [
+                {"name": variant.name, "draft_length": variant.draft_length}
+                for variant in self.backend.variants.values()
+            ],
+        }
+
     def statistics(self) -> dict[str, Any]:
         """Counters by task and by variant, as a JSON object."""
         return self.dispatcher.statistics()

@@ -19,6 +19,14 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "inspect": ("trt_mtp.build.cli:inspect", "Show what a checkpoint is."),
     "build": ("trt_mtp.build.cli:build", "Build engine variants from a checkpoint."),
     "serve": ("trt_mtp.serve.cli:serve", "Serve variants with Triton until Ctrl-C or SIGTERM."),
+    "doctor": (
+        "trt_mtp.build.doctor_cli:doctor",
+        "Find what is wrong with variants and this machine.",
+    ),
+    "gateway": (
+        "trt_mtp.controller.cli:gateway",
+        "Route a public model to the variants that Triton hosts, until Ctrl-C or SIGTERM.",
+    ),
     "repo": ("trt_mtp.serve.cli:repo", "Work with Triton model repositories."),
 }
 

@@ -1,0 +1,73 @@
+"""The commands that route requests to variants."""
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import click
+
+
+@click.command()
+@click.option("--triton", required=True, metavar="HOST:PORT", help="Triton's gRPC address.")
+@click.option(
+    "--profile",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Calibrated policy file.  [default: published values]",
+)
+@click.option("--model", default="qwen_mtp", show_default=True, help="The public model's name.")
+@click.option("--host", default="127.0.0.1", show_default=True)
+@click.option("--port", type=click.IntRange(0, 65535), default=8001, show_default=True,
+              help="0 takes a free port.")
+@click.option(
+    "--state",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Keep what is learned in this file.",
+)
+@click.option("--max-message-mb", type=click.IntRange(1, 2047), default=64, show_default=True,
+              help="Longest request taken.")
+@click.option("--ready-timeout-s", type=click.FloatRange(0), default=60, show_default=True,
+              help="How long to wait for a ready variant.")
+@click.option("--json", "as_json", is_flag=True, help="Print one line of JSON when ready.")
+def gateway(
+    triton: str,
+    profile: Path | None,
+    model: str,
+    host: str,
+    port: int,
+    state: Path | None,
+    max_message_mb: int,
+    ready_timeout_s: float,
+    as_json: bool,
+) -> None:
+    """Route a public model to the variants that Triton hosts, until Ctrl-C or SIGTERM.
+
+    Clients use the model `qwen_mtp`; each request goes to one of the variants `qwen_mtp_k<draft
+    length>`. All other models are passed through. Counters are logged once a minute.
+
+    Example: trt-mtp gateway --triton 127.0.0.1:8101 --port 8001
+    """
+    from trt_mtp.controller.gateway import Gateway, GatewayConfig
+    from trt_mtp.controller.gateway_process import ProcessConfig, run_gateway
+
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+
+    def on_ready(running: Gateway) -> None:
+        ready = running.describe()
+        click.echo(json.dumps(ready) if as_json else ready_text(ready))
+
+    settings = GatewayConfig(
+        triton=triton,
+        model=model,
+        host=host,
+        port=port,
+        ready_timeout_s=ready_timeout_s,
+        max_message_bytes=max_message_mb * 1024 * 1024,
+    )
+    run_gateway(ProcessConfig(settings, profile, state), on_ready)
+
+
+def ready_text(ready: dict[str, Any]) -> str:
+    """The gateway's ready line for people."""
+    names = ", ".join(variant["name"] for variant in ready["variants"])
+    return f"gateway at {ready['gateway']}: {ready['model']} is {names}; Ctrl-C stops"

@@ -1,0 +1,116 @@
+"""The process around a gateway: signals, what was learned kept on disk, a line of counters."""
+
+import asyncio
+import contextlib
+import json
+import logging
+import signal
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from trt_mtp.controller.gateway import Gateway, GatewayConfig
+from trt_mtp.controller.policy import Policy
+from trt_mtp.controller.profile import Profile, read_profile
+from trt_mtp.errors import InputError, TrtMtpError
+from trt_mtp.files import read_json, to_json, write_atomic
+
+log = logging.getLogger(__name__)
+
+STATE_SCHEMA_VERSION = 1
+REPORT_S = 60.0
+END_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessConfig:
+    """What the command line adds to the gateway's own settings."""
+
+    gateway: GatewayConfig
+    profile: Path | None = None
+    state: Path | None = None  # what was learned: read at the start, written every minute
+
+
+def run_gateway(config: ProcessConfig, on_ready: Callable[[Gateway], None]) -> None:
+    """Run a gateway until SIGTERM, SIGHUP or Ctrl-C; a second one doesn't wait for answers.
+
+    Raises InputError for a wrong file or a port in use, TrtMtpError when no variant gets ready.
+    """
+    asyncio.run(_run(config, on_ready))
+
+
+async def _run(config: ProcessConfig, on_ready: Callable[[Gateway], None]) -> None:
+    profile = read_profile(config.profile) if config.profile else Profile()
+    policy = Policy(profile)
+    if config.state is not None:
+        load_state(config.state, policy)
+    gateway = Gateway(config.gateway, policy)
+    try:
+        await gateway.start()
+        check_fingerprint(profile, str(config.profile), gateway)
+        ended = _end_of_service()
+        on_ready(gateway)
+        while not ended.is_set():
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(ended.wait(), REPORT_S)
+            _report(gateway, policy, config.state)
+    finally:
+        await gateway.stop()
+    _report(gateway, policy, config.state)
+
+
+def _end_of_service() -> asyncio.Event:
+    """Set by the first signal; from then on signals do what they do without us."""
+    loop, ended = asyncio.get_running_loop(), asyncio.Event()
+
+    def end() -> None:
+        ended.set()
+        for number in END_SIGNALS:
+            loop.remove_signal_handler(number)
+
+    for number in END_SIGNALS:
+        loop.add_signal_handler(number, end)
+    return ended
+
+
+def check_fingerprint(profile: Profile, where: str, gateway: Gateway) -> None:
+    """Raise InputError when the profile was measured on other variants than those hosted."""
+    hosted = {v.fingerprint for v in gateway.backend.variants.values() if v.fingerprint}
+    if profile.fingerprint and hosted and profile.fingerprint not in hosted:
+        raise InputError(
+            f"{where} was measured on {profile.fingerprint}, and Triton hosts "
+            f"{', '.join(sorted(hosted))}: calibrate again, or leave --profile out"
+        )
+
+
+def load_state(path: Path, policy: Policy) -> None:
+    """Take over what an earlier gateway wrote; a file that isn't there yet is no error.
+
+    Raises InputError when the file is something else.
+    """
+    if not path.exists():
+        return
+    value = read_json(path)
+    try:
+        if value["schema_version"] != STATE_SCHEMA_VERSION:
+            raise ValueError(f"schema_version is {value['schema_version']!r}")
+        policy.acceptance.merge(value["acceptance"])
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(
+            f"{path} is not a gateway's state ({error}): remove it or name another with --state"
+        ) from None
+
+
+def save_state(path: Path, policy: Policy) -> None:
+    """Write what was learned; raises TrtMtpError when it can't be written."""
+    state = {"schema_version": STATE_SCHEMA_VERSION, "acceptance": policy.acceptance.to_json()}
+    write_atomic(path, to_json(state))
+
+
+def _report(gateway: Gateway, policy: Policy, state: Path | None) -> None:
+    log.info("counters %s", json.dumps(gateway.statistics(), separators=(",", ":")))
+    if state is not None:
+        try:
+            save_state(state, policy)
+        except TrtMtpError as error:  # a full disk may not cost answers
+            log.error("what was learned is not saved: %s", error)
