@@ -16,6 +16,10 @@ from trt_mtp.files import nearest
 # name -> (where it is, its one-line help). The line is repeated here so that
 # `trt-mtp --help` imports nothing; tests/test_cli.py holds the two equal.
 COMMANDS: dict[str, tuple[str, str]] = {
+    "demo": (
+        "trt_mtp.controller.demo_cli:demo",
+        "Build, serve and route on this machine, and print what it gains per task.",
+    ),
     "inspect": ("trt_mtp.build.cli:inspect", "Show what a checkpoint is."),
     "build": ("trt_mtp.build.cli:build", "Build engine variants from a checkpoint."),
     "serve": ("trt_mtp.serve.cli:serve", "Serve variants with Triton until Ctrl-C or SIGTERM."),

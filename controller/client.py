@@ -1,0 +1,128 @@
+"""A client as users have one: stock tritonclient, one stream, one answer at a time, timed."""
+
+import json
+import queue
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+import tritonclient.grpc as grpcclient
+from tritonclient.utils import InferenceServerException
+
+from trt_mtp.errors import TrtMtpError
+
+REPLY_TIMEOUT_S = 120.0
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """What to ask, and how to draw the answer."""
+
+    messages: Sequence[Mapping[str, Any]]
+    tools: Sequence[Mapping[str, Any]] = ()
+    max_tokens: int = 128
+    temperature: float = 0.0
+    seed: int = 0
+    parameters: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class TimedAnswer:
+    """An answer, what it took, and what its drafts did."""
+
+    text: str
+    token_ids: tuple[int, ...]
+    ttft_s: float  # from sending to the first token
+    duration_s: float  # from sending to the last token
+    num_steps: int
+    accepted_per_position: tuple[int, ...]
+    variant: str  # "" when no gateway stood between
+    task: str  # the gateway's guess
+
+    @property
+    def step_s(self) -> float:
+        """Seconds a step after the first token; 0 when there was none."""
+        return (self.duration_s - self.ttft_s) / self.num_steps if self.num_steps else 0.0
+
+
+def tensors(prompt: Prompt) -> list[grpcclient.InferInput]:
+    """The request's inputs, by the contract of trt_mtp.serve.contract."""
+    values: dict[str, tuple[np.dtype[Any], str, object]] = {
+        "messages": (np.dtype(object), "BYTES", json.dumps(prompt.messages).encode()),
+        "streaming": (np.dtype(bool), "BOOL", True),
+        "sampling_param_max_tokens": (np.dtype(np.int32), "INT32", prompt.max_tokens),
+        "sampling_param_temperature": (np.dtype(np.float32), "FP32", prompt.temperature),
+        "sampling_param_seed": (np.dtype(np.uint64), "UINT64", prompt.seed),
+    }
+    if prompt.tools:
+        values["tools"] = (np.dtype(object), "BYTES", json.dumps(prompt.tools).encode())
+    inputs = []
+    for name, (dtype, datatype, value) in values.items():
+        tensor = grpcclient.InferInput(name, [1], datatype)
+        tensor.set_data_from_numpy(np.array([value], dtype=dtype))
+        inputs.append(tensor)
+    return inputs
+
+
+class StreamClient:
+    """One gRPC stream to a Triton server or the gateway."""
+
+    def __init__(self, url: str) -> None:
+        """`url` is host:port."""
+        self._client = grpcclient.InferenceServerClient(url)
+        self._replies: queue.Queue[tuple[float, Any, Exception | None]] = queue.Queue()
+        self._client.start_stream(
+            lambda result, error: self._replies.put((time.perf_counter(), result, error))
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._client.stop_stream(cancel_requests=True)
+        self._client.close()
+
+    def ask(self, model: str, prompt: Prompt) -> TimedAnswer:
+        """The answer of `model`; raises TrtMtpError when it refuses, fails or is silent."""
+        start = time.perf_counter()
+        self._client.async_stream_infer(
+            model, tensors(prompt), parameters=dict(prompt.parameters) or None
+        )
+        texts: list[str] = []
+        ids: list[int] = []
+        first = 0.0
+        while True:
+            arrived, result = self._next(model)
+            ids.extend(result.as_numpy("output_ids").tolist())
+            texts.append(result.as_numpy("text_output")[0].decode())
+            first = first or arrived
+            if result.as_numpy("finish_reason") is not None:
+                break
+        parameters = result.get_response().parameters
+        return TimedAnswer(
+            text="".join(texts),
+            token_ids=tuple(ids),
+            ttft_s=first - start,
+            duration_s=arrived - start,
+            num_steps=int(result.as_numpy("num_steps")[0]),
+            accepted_per_position=tuple(result.as_numpy("accepted_per_position").tolist()),
+            variant=parameters["variant"].string_param if "variant" in parameters else "",
+            task=parameters["task"].string_param if "task" in parameters else "",
+        )
+
+    def _next(self, model: str) -> tuple[float, Any]:
+        try:
+            arrived, result, error = self._replies.get(timeout=REPLY_TIMEOUT_S)
+        except queue.Empty:
+            raise TrtMtpError(f"{model} sent nothing for {REPLY_TIMEOUT_S:.0f} s") from None
+        if isinstance(error, InferenceServerException):
+            raise TrtMtpError(f"{model}: {error.message()}")
+        return arrived, result

@@ -1,0 +1,304 @@
+"""The whole chain on this machine, measured: build, serve, gateway, and a table per task.
+
+Every held-out prompt goes to each variant and to the gateway, in random order, over one stock
+tritonclient stream each. Answers are drawn at temperature 0.7 with a fixed seed, so all targets
+must give the same tokens, and the time of an answer is all that differs.
+"""
+
+import json
+import random
+import statistics
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from trt_mtp.controller.client import Prompt, StreamClient, TimedAnswer
+from trt_mtp.controller.profile import Profile, write_profile
+from trt_mtp.controller.up import build, child, read_ready_line
+from trt_mtp.errors import InputError, TrtMtpError
+from trt_mtp.serve.serving import resolve_variants, serving
+
+TEMPERATURE = 0.7
+SEED = 20261123
+RESAMPLES = 1000  # of the bootstrap
+PUBLIC_MODEL = "qwen_mtp"
+
+Say = Callable[[str], None]
+Advance = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    """How much to measure, per task."""
+
+    calibration_prompts: int
+    prompts: int
+    rounds: int  # each answer is timed this often, the median counts
+
+
+FULL = Size(calibration_prompts=8, prompts=20, rounds=2)
+SHORT = Size(calibration_prompts=2, prompts=4, rounds=1)
+
+Prompts = Mapping[str, Sequence[Prompt]]  # by task
+Answers = dict[str, list[list[TimedAnswer]]]  # by target: for each prompt, one a round
+
+
+def read_prompts(path: Path) -> dict[str, list[Prompt]]:
+    """The prompts of a JSONL file by task; raises InputError for a line that isn't one."""
+    prompts: dict[str, list[Prompt]] = {}
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        raise InputError(f"{path} can't be read: {error.strerror}") from None
+    for number, line in enumerate(lines, 1):
+        try:
+            value = json.loads(line)
+            prompt = Prompt(
+                messages=value["messages"],
+                tools=value.get("tools") or (),
+                max_tokens=value.get("max_tokens", 128),
+                temperature=TEMPERATURE,
+                seed=SEED + number,
+            )
+            prompts.setdefault(value["task"], []).append(prompt)
+        except (ValueError, KeyError, TypeError) as error:
+            raise InputError(f"{path}, line {number} is no prompt: {error!r}") from None
+    return prompts
+
+
+def run_demo(
+    checkpoint: str, draft_lengths: str, engines: Path, size: Size, say: Say, advance: Advance
+) -> dict[str, Any]:
+    """Build, serve, measure and stop; the JSON that `trt-mtp demo --json` prints.
+
+    Raises InputError for what the user can set right, TrtMtpError for what failed.
+    """
+    prompts = read_prompts(Path(checkpoint) / "prompts.jsonl")
+    say(f"building {checkpoint} into {engines}")
+    variants = resolve_variants(build(checkpoint, draft_lengths, engines))
+    if variants[0].draft_length != 0:
+        raise InputError("the demo compares with no speculation: --draft-lengths must include 0")
+    lengths = [variant.draft_length for variant in variants]
+    with ExitStack() as stack:
+        server = stack.enter_context(serving(variants, on_progress=say))
+        models = dict(zip(lengths, server.models, strict=True))
+        direct = stack.enter_context(StreamClient(server.grpc_url))
+        warm_up(direct, models, prompts)
+        held = {task: part[: size.calibration_prompts] for task, part in prompts.items()}
+        profile = measure_profile(direct, models, held, advance)
+        file = server.log.parent / "profile.json"
+        write_profile(file, profile)
+        gateway = stack.enter_context(
+            child(
+                *("gateway", "--triton", server.grpc_url, "--port", "0", "--json"),
+                *("--profile", str(file)),
+            )
+        )
+        routed = stack.enter_context(StreamClient(gateway_url(gateway)))
+        targets = {model: (direct, model) for model in models.values()}
+        targets["routed"] = (routed, PUBLIC_MODEL)
+        stop = size.calibration_prompts + size.prompts
+        measured = {task: part[size.calibration_prompts : stop] for task, part in prompts.items()}
+        answers = measure(targets, measured, size.rounds, advance)
+    return report(models, measured, answers)
+
+
+def gateway_url(process: Any) -> str:
+    """host:port of a gateway that was just started."""
+    return str(read_ready_line(process)["gateway"])
+
+
+def warm_up(client: StreamClient, models: Mapping[int, str], prompts: Prompts) -> None:
+    """Answer one prompt with each variant, untimed."""
+    for model in models.values():
+        client.ask(model, next(iter(prompts.values()))[0])
+
+
+def measure_profile(
+    client: StreamClient, models: Mapping[int, str], prompts: Prompts, advance: Advance
+) -> Profile:
+    """A first profile at one request at a time: acceptance by task, step cost by draft length.
+
+    The deepest variant teaches the acceptance of all; the cost is a median over answers.
+    """
+    deepest = max(models)
+    steps: dict[int, list[float]] = {length: [] for length in models}
+    acceptance: dict[str, float] = {}
+    done, total = 0, sum(map(len, prompts.values())) * len(models)
+    for task, part in prompts.items():
+        first, drafted = 0, 0
+        for prompt in part:
+            for length, model in models.items():
+                answer = client.ask(model, prompt)
+                done += 1
+                advance("calibrating", done, total)
+                if answer.num_steps:
+                    steps[length].append(answer.step_s)
+                if length == deepest and length > 0:
+                    first += answer.accepted_per_position[0]
+                    drafted += answer.num_steps
+        acceptance[task] = (first + 1) / (drafted + 2)  # Laplace: never 0 or 1
+    cost = {length: statistics.median(times) for length, times in steps.items() if times}
+    return Profile(
+        shared_device=True,
+        plain_step_s={1: cost[0]},
+        step_ratio={k: {1: max(1.0, cost[k] / cost[0])} for k in cost if k > 0},
+        acceptance=acceptance,
+    )
+
+
+def measure(
+    targets: Mapping[str, tuple[StreamClient, str]],
+    prompts: Prompts,
+    rounds: int,
+    advance: Advance,
+) -> dict[str, Answers]:
+    """Every prompt at every target, `rounds` times, in random order; by task."""
+    order = random.Random(SEED)
+    tasks = {task: {name: [[] for _ in part] for name in targets} for task, part in prompts.items()}
+    jobs = [(task, index) for task, part in prompts.items() for index in range(len(part))]
+    done, total = 0, len(jobs) * rounds * len(targets)
+    answers: dict[str, Answers] = tasks
+    for _ in range(rounds):
+        order.shuffle(jobs)
+        for task, index in jobs:
+            for name in order.sample(sorted(targets), len(targets)):
+                client, model = targets[name]
+                answers[task][name][index].append(client.ask(model, prompts[task][index]))
+                done += 1
+                advance("measuring", done, total)
+    return answers
+
+
+def report(
+    models: Mapping[int, str], prompts: Prompts, answers: Mapping[str, Answers]
+) -> dict[str, Any]:
+    """All tasks and the overall line; see `task_report`."""
+    best = min(models, key=lambda k: sum(sum(durations(a[models[k]])) for a in answers.values()))
+    tasks = [{"task": task} | task_report(models, best, answers[task]) for task in sorted(prompts)]
+    together: Answers = {}
+    for part in answers.values():
+        for name, found in part.items():
+            together.setdefault(name, []).extend(found)
+    return {
+        "schema_version": 1,
+        "tasks": tasks,
+        "overall": task_report(models, best, together),
+    }
+
+
+def task_report(models: Mapping[int, str], best: int, answers: Answers) -> dict[str, Any]:
+    """One line of the table."""
+    none = answers[models[0]]
+    routed = answers["routed"]
+    chosen = Counter(answer.variant for part in routed for answer in part)
+    guessed = Counter(answer.task for part in routed for answer in part)
+    names = {model: str(k) for k, model in models.items()}
+    deepest = answers[models[max(models)]]
+    ratios = [a / b for a, b in zip(durations(none), durations(routed), strict=True)]
+    return {
+        "requests": len(none),
+        "acceptance_rate": acceptance_rate(deepest),
+        "acceptance_length": {
+            str(k): acceptance_length(answers[model]) for k, model in models.items() if k > 0
+        },
+        "chosen": {
+            names[model]: round(chosen[model] / chosen.total(), 3) for model in sorted(chosen)
+        },
+        "guessed": dict(guessed.most_common()),
+        "tok_s": {
+            "none": tokens_per_s(none),
+            "best_static": tokens_per_s(answers[models[best]]),
+            "routed": tokens_per_s(routed),
+        },
+        "best_static_k": best,
+        "speedup_routed": interval(ratios),
+        "lossless": is_lossless(answers),
+    }
+
+
+def durations(answers: Sequence[Sequence[TimedAnswer]]) -> list[float]:
+    """For each prompt, the median over the rounds, in seconds."""
+    return [statistics.median(answer.duration_s for answer in part) for part in answers]
+
+
+def tokens_per_s(answers: Sequence[Sequence[TimedAnswer]]) -> float:
+    """Output tokens a second of whole answers, first token included."""
+    tokens = sum(len(part[0].token_ids) for part in answers)
+    return round(tokens / sum(durations(answers)), 1)
+
+
+def acceptance_length(answers: Sequence[Sequence[TimedAnswer]]) -> float:
+    """Mean tokens a verify step."""
+    flat = [part[0] for part in answers]
+    steps = sum(answer.num_steps for answer in flat)
+    accepted = sum(sum(answer.accepted_per_position) for answer in flat)
+    return round(1 + accepted / steps, 3) if steps else 1.0
+
+
+def acceptance_rate(answers: Sequence[Sequence[TimedAnswer]]) -> float:
+    """Accepted of the drafted tokens."""
+    flat = [part[0] for part in answers]
+    drafted = sum(answer.num_steps * len(answer.accepted_per_position) for answer in flat)
+    accepted = sum(sum(answer.accepted_per_position) for answer in flat)
+    return round(accepted / drafted, 3) if drafted else 0.0
+
+
+def is_lossless(answers: Answers) -> bool:
+    """Whether every target gave the same tokens for every prompt in every round."""
+    return all(
+        len({answer.token_ids for part in prompt for answer in part}) == 1
+        for prompt in zip(*answers.values(), strict=True)
+    )
+
+
+def interval(ratios: Sequence[float]) -> dict[str, float]:
+    """The median, and the 95 % bootstrap interval of it."""
+    draw = random.Random(SEED)
+    medians = sorted(
+        statistics.median(draw.choices(ratios, k=len(ratios))) for _ in range(RESAMPLES)
+    )
+    return {
+        "median": round(statistics.median(ratios), 3),
+        "low": round(medians[int(0.025 * RESAMPLES)], 3),
+        "high": round(medians[int(0.975 * RESAMPLES)], 3),
+    }
+
+
+def require_lossless(result: Mapping[str, Any]) -> None:
+    """Raise TrtMtpError when an answer differed."""
+    changed = [line["task"] for line in result["tasks"] if not line["lossless"]]
+    if changed:
+        raise TrtMtpError(f"answers differ between draft lengths in: {', '.join(changed)}")
+
+
+def rows(result: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
+    """The table for people, line by line; the first is the head, the last the overall line."""
+    lengths = list(result["overall"]["acceptance_length"])
+    yield (
+        "task",
+        "requests",
+        "accepted",
+        *[f"AL K={k}" for k in lengths],
+        "chosen K",
+        "none tok/s",
+        f"K={result['overall']['best_static_k']}",
+        "routed",
+        "speed-up",
+        "same tokens",
+    )
+    for line in [*result["tasks"], {"task": "all"} | result["overall"]]:
+        speed = line["speedup_routed"]
+        yield (
+            line["task"],
+            str(line["requests"]),
+            f"{line['acceptance_rate']:.0%}",
+            *[f"{line['acceptance_length'][k]:.2f}" for k in lengths],
+            " ".join(f"{k}:{share:.0%}" for k, share in line["chosen"].items()),
+            *[f"{line['tok_s'][name]:.0f}" for name in ("none", "best_static", "routed")],
+            f"{speed['median']:.2f} ({speed['low']:.2f}-{speed['high']:.2f})",
+            "yes" if line["lossless"] else "NO",
+        )

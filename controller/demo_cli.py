@@ -1,0 +1,100 @@
+"""The `demo` command."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import click
+
+from trt_mtp.files import to_json
+
+
+@click.command()
+@click.argument("checkpoint", required=False)
+@click.option("--draft-lengths", default="0,1,2,3,5", show_default=True, help="Variants to host.")
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    default="engines",
+    show_default=True,
+    help="Where the variants are built, or already are.",
+)
+@click.option("--short", is_flag=True, help="4 prompts per task instead of 20, timed once.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def demo(
+    checkpoint: str | None, draft_lengths: str, output: Path, short: bool, as_json: bool
+) -> None:
+    """Build, serve and route on this machine, and print what it gains per task.
+
+    CHECKPOINT is a folder with a prompts.jsonl of held-out prompts; the default is
+    assets/qwen-mtp-tiny of the checkout. Every prompt goes to each variant and to the gateway,
+    interleaved, through stock tritonclient. Everything started is stopped at the end. Exit code 1
+    when an answer differs between draft lengths.
+
+    Example: trt-mtp demo --short --json
+    """
+    from trt_mtp.controller.demo import FULL, SHORT, require_lossless, run_demo
+    from trt_mtp.controller.up import default_checkpoint
+    from trt_mtp.serve.processes import terminate_as_interrupt
+
+    with terminate_as_interrupt(), progress_bars() as (say, advance):
+        result = run_demo(
+            checkpoint or default_checkpoint(),
+            draft_lengths,
+            output,
+            SHORT if short else FULL,
+            say,
+            advance,
+        )
+    if as_json:
+        click.echo(to_json(result), nl=False)
+    else:
+        print_table(result)
+    require_lossless(result)
+
+
+@contextmanager
+def progress_bars() -> Iterator[tuple[Any, Any]]:
+    """Two functions: one says a line on stderr, one moves a bar (a line at times off a terminal)."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
+
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    bars: dict[str, Any] = {}
+    columns = ("{task.description}", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as p:
+
+        def advance(name: str, done: int, total: int) -> None:
+            if name not in bars:
+                bars[name] = p.add_task(name, total=total)
+                if not console.is_terminal:
+                    console.print(f"{name}: {total} answers")
+            p.update(bars[name], completed=done)
+
+        yield console.print, advance
+
+
+def print_table(result: dict[str, Any]) -> None:
+    """The table on stdout."""
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+    from rich.table import Table
+
+    from trt_mtp.controller.demo import rows
+
+    lines = list(rows(result))
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    for index, name in enumerate(lines[0]):
+        table.add_column(name, justify="left" if index == 0 else "right", no_wrap=True)
+    for line in lines[1:]:
+        table.add_row(*line, end_section=line is lines[-2])
+    console = Console()
+    console.width = max(console.width, 150) if not console.is_terminal else console.width
+    console.print(table)
+    console.print(
+        "none, K=…, routed: output tokens a second of whole answers, one at a time, on this "
+        "machine.\nspeed-up: routed against none on the same prompt, median and 95 % interval; "
+        "compare ratios, not absolute speeds."
+    )
