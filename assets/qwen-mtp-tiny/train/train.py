@@ -79,11 +79,13 @@ COPY = {"copying": 5, "structured_output": 2, "coding": 1, "rag": 1.5, "tool_cal
         "summarization": 1, "writing": 0.6, "roleplay": 0.6}  # fmt: skip
 MIXED = {"copying": 0.6, "structured_output": 2, "coding": 2, "rag": 1.7, "tool_call": 1.3,
          "summarization": 1.3, "writing": 1.1, "roleplay": 1.1}  # fmt: skip
+LATE = {"copying": 0.4, "structured_output": 2, "coding": 2.6, "rag": 2.4, "tool_call": 1.2,
+        "summarization": 1, "writing": 1.3, "roleplay": 1.3}  # fmt: skip
 PHASES = (
     Phase(0.10, COPY, 4, 4),
     Phase(0.45, MIXED, 4, 3),
-    Phase(0.82, MIXED, 8, 3),
-    Phase(1.01, MIXED, 8, 1),
+    Phase(0.82, LATE, 8, 3),
+    Phase(1.01, LATE, 8, 2),
 )
 DRAFT_DEPTH = 3
 DRAFT_WEIGHTS = (0.4, 0.3, 0.2)
