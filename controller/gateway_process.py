@@ -50,9 +50,10 @@ async def _run(config: ProcessConfig, on_ready: Callable[[Gateway], None]) -> No
         check_fingerprint(profile, str(config.profile), gateway)
         ended = _end_of_service()
         on_ready(gateway)
-        while not ended.is_set():
+        while True:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(ended.wait(), REPORT_S)
+                break
             _report(gateway, policy, config.state)
     finally:
         await gateway.stop()

@@ -10,6 +10,7 @@ import grpc
 from trt_mtp.controller.backend import Backend, Metadata
 from trt_mtp.controller.dispatch import Dispatcher, Flight
 from trt_mtp.controller.kserve import (
+    FINAL,
     FINAL_BYTES,
     InferRequest,
     changed,
@@ -23,9 +24,10 @@ from trt_mtp.controller.kserve import (
 from trt_mtp.controller.request import is_streaming
 from trt_mtp.errors import InputError, TrtMtpError
 
-# A client that sends it gets a failure as the stream's gRPC status, as from Triton itself.
+# A client that sends it gets a failure as the stream's gRPC status. Triton is not sent it: 2.51
+# (24.10) crashes with a segmentation fault when a decoupled model goes on after an error.
 GRPC_ERRORS = ("triton_grpc_error", "true")
-FORWARDED_METADATA = frozenset({"traceparent", "tracestate", "triton_grpc_error"})
+FORWARDED_METADATA = frozenset({"traceparent", "tracestate"})
 
 
 class RpcFailure(Exception):
@@ -42,6 +44,13 @@ def failure(error: TrtMtpError) -> RpcFailure:
     is_bad = isinstance(error, InputError)
     code = grpc.StatusCode.INVALID_ARGUMENT if is_bad else grpc.StatusCode.UNAVAILABLE
     return RpcFailure(code, str(error))
+
+
+def _triton_failure(response: Any) -> RpcFailure:
+    """The status for an error in a stream response, which has lost its own code."""
+    reached_a_model = FINAL in response.infer_response.parameters
+    code = grpc.StatusCode.INTERNAL if reached_a_model else grpc.StatusCode.INVALID_ARGUMENT
+    return RpcFailure(code, response.error_message)
 
 
 def forwarded_metadata(context: Any) -> Metadata:
@@ -73,7 +82,7 @@ class Relay:
         self._dispatcher = dispatcher
         self._context = context
         self._metadata = forwarded_metadata(context)
-        self._fails_whole = GRPC_ERRORS in self._metadata
+        self._fails_whole = GRPC_ERRORS in (context.invocation_metadata() or ())
         self._routed: Upstream | None = None
         self._passed: Upstream | None = None
         self._writing = asyncio.Lock()
@@ -179,16 +188,11 @@ class Relay:
             reason = "Triton ended the stream"
         except grpc.aio.AioRpcError as error:
             reason = f"{error.code().name}: {error.details()}"
-            self._note_failure(upstream, error)
+            if error.code() == grpc.StatusCode.UNAVAILABLE:
+                upstream.backend.suspect({f.variant.name for f in upstream.flights.values()})
         finally:
             upstream.call.cancel()
         await self._lose(upstream, reason)
-
-    def _note_failure(self, upstream: Upstream, error: grpc.aio.AioRpcError) -> None:
-        if error.code() == grpc.StatusCode.UNAVAILABLE:
-            upstream.backend.suspect({f.variant.name for f in upstream.flights.values()})
-        if self._fails_whole:
-            raise RpcFailure(error.code(), error.details()) from None
 
     async def _lose(self, upstream: Upstream, reason: str) -> None:
         """Answer for what was in flight on a stream that ended; the next request opens another."""
@@ -203,6 +207,8 @@ class Relay:
                 f"variant {flight.variant.name} was lost before the answer was complete "
                 f"({reason}); send the request again"
             )
+            if self._fails_whole:
+                raise RpcFailure(grpc.StatusCode.UNAVAILABLE, sentence)
             await self._write(error_response(sentence, flight.client_id, flight.parameters))
 
     async def _carry(self, upstream: Upstream, raw: bytes) -> None:
@@ -227,6 +233,8 @@ class Relay:
             await self._write(raw)
             return
         is_error, is_empty = bool(response.error_message), not response.infer_response.outputs
+        if is_error and self._fails_whole:
+            raise _triton_failure(response)
         flight.is_failed |= is_error
         if not is_empty:
             flight.saw(raw)
@@ -267,13 +275,16 @@ async def answer_once(dispatcher: Dispatcher, request: InferRequest, context: An
     except TrtMtpError as error:
         dispatcher.num_refused += 1
         raise failure(error) from None
-    metadata = (*(pair for pair in forwarded_metadata(context) if pair != GRPC_ERRORS), GRPC_ERRORS)
+    metadata = forwarded_metadata(context)
     call = dispatcher.backend.open_stream(context.time_remaining(), metadata)
     broken = "cancelled"
     try:
         response = await _one_response(call, raw)
         flight.saw(response.SerializeToString())
         broken = ""
+    except RpcFailure:
+        broken = "error"
+        raise
     except grpc.aio.AioRpcError as error:
         broken = "error"
         if error.code() == grpc.StatusCode.UNAVAILABLE:
@@ -296,7 +307,7 @@ async def _one_response(call: Any, raw: bytes) -> Any:
     while (raw := await call.read()) is not grpc.aio.EOF:
         response = parse_stream_response(raw)
         if response.error_message:
-            raise RpcFailure(grpc.StatusCode.INTERNAL, response.error_message)
+            raise _triton_failure(response)
         if response.infer_response.outputs:
             answer = response
     await _raise_for_status(call)
