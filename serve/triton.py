@@ -166,8 +166,8 @@ class TritonServer:
         while not _is_ready(self._ports.http):
             if process.poll() is not None:
                 raise TrtMtpError(
-                    f"tritonserver ended with code {process.returncode} while starting; the end "
-                    f"of {self.log}:\n{log_excerpt(self.log)}"
+                    f"tritonserver ended with code {process.returncode} while starting"
+                    f"{load_failure(self.log)}; the end of {self.log}:\n{log_excerpt(self.log)}"
                 )
             loaded = _count_loaded(self.log, size)
             if loaded != num_loaded:
@@ -267,12 +267,22 @@ def _count_loaded(log: Path, offset: int) -> int:
         return file.read().count(b"successfully loaded '")
 
 
+def load_failure(log: Path) -> str:
+    """Which model could not be loaded last, and why, to be appended to a sentence."""
+    text = log.read_text(encoding="utf-8", errors="replace")
+    found = re.findall(r"failed to load '(\S+)' version \d+: (.+?)(?:\\n|\"$)", text, re.MULTILINE)
+    if not found:
+        return ""
+    model, reason = found[-1]
+    return f", because {model} can't be loaded: {reason.rpartition('Exception: ')[2]}"
+
+
 def log_excerpt(log: Path) -> str:
     """The last lines of Triton's log that matter: without tables, banners and CUDA's absence."""
     try:
         text = log.read_text(encoding="utf-8", errors="replace")
     except OSError as error:
         return f"  (can't be read: {error.strerror})"
-    noise = re.compile(r"^\s*$|^[+|]|CudaDriverHelper|pinned_memory|cuda_memory|^I\d{4}")
+    noise = re.compile(r"^\s*$|^[+|]|^I\d{4}|CudaDriverHelper|NVML|DCGM")
     lines = [line for line in text.splitlines() if not noise.search(line)]
     return "\n".join(f"  {line}" for line in lines[-LOG_LINES:]) or "  (empty)"

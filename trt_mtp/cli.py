@@ -20,6 +20,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "trt_mtp.controller.demo_cli:demo",
         "Build, serve and route on this machine, and print what it gains per task.",
     ),
+    "up": (
+        "trt_mtp.controller.up_cli:up",
+        "Build what is missing, serve it and route to it, until Ctrl-C or SIGTERM.",
+    ),
     "inspect": ("trt_mtp.build.cli:inspect", "Show what a checkpoint is."),
     "build": ("trt_mtp.build.cli:build", "Build engine variants from a checkpoint."),
     "serve": ("trt_mtp.serve.cli:serve", "Serve variants with Triton until Ctrl-C or SIGTERM."),
