@@ -60,9 +60,9 @@ class Rule:
 
 
 @cache
-def rules() -> tuple[Rule, ...]:
-    """build/data/preflight.json."""
-    stated = read_json(Path(__file__).with_name("data") / "preflight.json")["rules"]
+def rules(name: str = "preflight") -> tuple[Rule, ...]:
+    """Those of build/data/`name`.json."""
+    stated = read_json(Path(__file__).with_name("data") / f"{name}.json")["rules"]
     return tuple(
         Rule(
             id=rule["id"],
@@ -83,11 +83,11 @@ def _condition(facts: Facts, name: str, operator: str, value: Any = None) -> boo
     return OPERATORS[operator](facts.get(name), value)
 
 
-def preflight(version: Version, facts: Facts) -> tuple[Finding, ...]:
+def preflight(version: Version, facts: Facts, rules_name: str = "preflight") -> tuple[Finding, ...]:
     """What the rules find for a variant of `version`, errors first."""
     found = [
         Finding(rule.id, rule.severity, _filled(rule.says, facts), rule.source)
-        for rule in rules()
+        for rule in rules(rules_name)
         if rule.holds(version, facts)
     ]
     return tuple(sorted(found, key=lambda finding: SEVERITIES.index(finding.severity)))

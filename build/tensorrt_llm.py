@@ -147,6 +147,16 @@ def is_head_quantized(checkpoint: Checkpoint) -> bool:
     )
 
 
+def model_facts(checkpoint: Checkpoint) -> dict[str, Any]:
+    """What the preflight rules ask about a checkpoint."""
+    return {
+        "family": checkpoint.family,
+        "is_moe": checkpoint.is_moe,
+        "checkpoint_dtype": checkpoint_dtype(checkpoint),
+        "mtp_head_quantized": is_head_quantized(checkpoint),
+    }
+
+
 def plan_variants(
     checkpoint: Checkpoint, options: TrtllmOptions, draft_lengths: Iterable[int], engines: Path
 ) -> tuple[PlannedVariant, ...]:
@@ -155,13 +165,11 @@ def plan_variants(
     Raises InputError for an option that the version refuses, and DoesNotFit when a variant needs
     more memory than the GPU has.
     """
-    model = {
-        "family": options.shape.family,
-        "is_moe": options.shape.is_moe,
-        "checkpoint_dtype": options.quantize or options.checkpoint_dtype,
-        "mtp_head_quantized": is_head_quantized(checkpoint),
-        **({"gpu.sm": options.gpu.sm} if options.gpu else {}),
-    }
+    model = model_facts(checkpoint)
+    if options.quantize:
+        model["checkpoint_dtype"] = options.quantize
+    if options.gpu:
+        model["gpu.sm"] = options.gpu.sm
     return tuple(plan_variant(options, length, engines, model) for length in draft_lengths)
 
 
