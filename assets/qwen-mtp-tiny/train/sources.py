@@ -34,8 +34,6 @@ SKIPPED_TEXTS = (
     "comus",
     "poet",
 )
-GUTENBERG_END = re.compile(r"\*\*\* ?END|End of (the )?Project Gutenberg|End of this Etext", re.I)
-GUTENBERG_START = re.compile(r"\*\*\* ?START[^\n]*\n|\*END\*?THE SMALL PRINT[^\n]*\n")
 
 
 @dataclass(frozen=True)
@@ -204,11 +202,8 @@ def _plays(folder: Path) -> list[Speech]:
             file = archive.extractfile(member)
             assert file is not None
             text = file.read().decode("utf-8", "ignore").replace("\r\n", "\n")
-            start = GUTENBERG_START.search(text)
-            text = text[start.end() :] if start else text
-            end = GUTENBERG_END.search(text)
             title = name.removesuffix("_gut.txt").replace("_", " ").title()
-            speeches += _speeches(title, text[: end.start()] if end else text)
+            speeches += _speeches(title, text)
     return speeches
 
 

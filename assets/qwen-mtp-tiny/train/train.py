@@ -90,7 +90,7 @@ PHASES = (
 DRAFT_DEPTH = 3
 DRAFT_WEIGHTS = (0.4, 0.3, 0.2)
 WARMUP_STEPS = 60
-DECAY_FROM = 0.5
+DECAY_FROM = 0.6
 LOG_EVERY = 50  # steps
 SAVE_SECONDS = 240
 
@@ -142,15 +142,15 @@ class Run:
     def __init__(self, model: reference.Qwen35Mtp, args: argparse.Namespace) -> None:
         self.model, self.args = model, args
         self.optimizers = optimizer.make(model, args.muon_lr, args.adam_lr)
-        self.base = [(g, g["lr"]) for o in self.optimizers for g in o.param_groups]
         self.step = self.tokens = 0
         self.seconds = 0.0
         self.clock = time.monotonic()
 
     def train_on(self, batch: Batch, phase: Phase, factor: float) -> list[float]:
         """One update; returns the losses."""
-        for group, lr in self.base:
-            group["lr"] = lr * factor
+        for part, lr in zip(self.optimizers, (self.args.muon_lr, self.args.adam_lr), strict=True):
+            for group in part.param_groups:
+                group["lr"] = lr * factor
         layers = active_layers(phase.depth, len(self.model.model.layers))
         found = losses(self.model, batch, layers, self.step % phase.draft_every == 0)
         weights = (1.0, *DRAFT_WEIGHTS)
@@ -250,7 +250,7 @@ def main() -> None:
     """Read the command line and train."""
     here = Path(__file__).resolve().parent
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--minutes", type=float, default=95)
+    parser.add_argument("--minutes", type=float, default=90)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("-o", "--output", type=Path, default=here.parent)
     parser.add_argument("--sources", type=Path, default=here / "packages")
