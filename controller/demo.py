@@ -158,10 +158,11 @@ def measure(
 ) -> dict[str, Answers]:
     """Every prompt at every target, `rounds` times, in random order; by task."""
     order = random.Random(SEED)
-    tasks = {task: {name: [[] for _ in part] for name in targets} for task, part in prompts.items()}
+    answers: dict[str, Answers] = {
+        task: {name: [[] for _ in part] for name in targets} for task, part in prompts.items()
+    }
     jobs = [(task, index) for task, part in prompts.items() for index in range(len(part))]
     done, total = 0, len(jobs) * rounds * len(targets)
-    answers: dict[str, Answers] = tasks
     for _ in range(rounds):
         order.shuffle(jobs)
         for task, index in jobs:
@@ -196,7 +197,7 @@ def task_report(models: Mapping[int, str], best: int, answers: Answers) -> dict[
     routed = answers["routed"]
     chosen = Counter(answer.variant for part in routed for answer in part)
     guessed = Counter(answer.task for part in routed for answer in part)
-    names = {model: str(k) for k, model in models.items()}
+    names = {f"k{k}": str(k) for k in models}
     deepest = answers[models[max(models)]]
     ratios = [a / b for a, b in zip(durations(none), durations(routed), strict=True)]
     return {
@@ -205,9 +206,7 @@ def task_report(models: Mapping[int, str], best: int, answers: Answers) -> dict[
         "acceptance_length": {
             str(k): acceptance_length(answers[model]) for k, model in models.items() if k > 0
         },
-        "chosen": {
-            names[model]: round(chosen[model] / chosen.total(), 3) for model in sorted(chosen)
-        },
+        "chosen": {names[name]: round(chosen[name] / chosen.total(), 3) for name in sorted(chosen)},
         "guessed": dict(guessed.most_common()),
         "tok_s": {
             "none": tokens_per_s(none),

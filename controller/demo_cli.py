@@ -57,7 +57,7 @@ def demo(
 
 @contextmanager
 def progress_bars() -> Iterator[tuple[Any, Any]]:
-    """Two functions: one says a line on stderr, one moves a bar (a line at times off a terminal)."""
+    """Two functions: one says a line on stderr, one moves a bar (a line off a terminal)."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
