@@ -1,0 +1,181 @@
+"""serve/engine/text.py: chat templates, and answers that grow token by token."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers import AutoTokenizer
+
+from tests.engine_fixtures import ASSET
+from tests.tiny_model import make_checkpoint
+from trt_mtp.errors import InputError
+from trt_mtp.serve.engine.text import AnswerText, TextCodec
+
+TOOLS = [
+    {
+        "type": "function",
+        "function": {
+            "name": "find_flights",
+            "description": "Flüge <suchen> & finden",
+            "parameters": {
+                "type": "object",
+                "properties": {"city": {"type": "string"}, "seats": {"type": "integer"}},
+            },
+        },
+    }
+]
+CHATS: list[list[dict[str, object]]] = [
+    [{"role": "user", "content": "Hello"}],
+    [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "  Grüße, 世界 🙂\n"}],
+    [
+        {"role": "user", "content": "1 < 2 & 'x'"},
+        {"role": "assistant", "content": '{"a": [1, 2]}'},
+        {"role": "user", "content": "<|im_end|> again"},
+    ],
+]
+
+
+@pytest.fixture(scope="module")
+def codec(checkpoint: Path) -> TextCodec:
+    """A byte-level tokenizer in which most characters are several tokens."""
+    return TextCodec(checkpoint)
+
+
+def stream(
+    codec: TextCodec, tokens: list[int], stop: tuple[str, ...] = ()
+) -> tuple[list[str], bool]:
+    """The pieces that come out, flush included, and whether a stop text ended them."""
+    answer = AnswerText(codec, stop)
+    pieces = []
+    for token in tokens:
+        piece, is_stopped = answer.push(token)
+        pieces.append(piece)
+        if is_stopped:
+            return [*pieces, answer.flush()], True
+    return [*pieces, answer.flush()], False
+
+
+def cut(text: str, stop: tuple[str, ...]) -> str:
+    """`text` up to the first place where any stop text begins."""
+    return text[: min((at for at in (text.find(s) for s in stop) if at >= 0), default=len(text))]
+
+
+@given(tokens=st.lists(st.integers(0, 319), max_size=60))
+def test_any_tokens_give_the_text_of_the_whole(codec: TextCodec, tokens: list[int]) -> None:
+    """The pieces, joined, are the text of all tokens, invalid UTF-8 included."""
+    pieces, is_stopped = stream(codec, tokens)
+    assert "".join(pieces) == codec.tokenizer.decode(tokens, skip_special_tokens=True)
+    assert not is_stopped
+
+
+@given(text=st.text(max_size=30))
+def test_a_character_is_never_split(codec: TextCodec, text: str) -> None:
+    """No piece of valid text ends in a replacement character: characters come whole."""
+    pieces, _ = stream(codec, list(codec.tokenizer.encode(text).ids))
+    assert "".join(pieces[:-1]) == text.removesuffix("\ufffd")
+    assert "".join(pieces) == text
+
+
+def test_a_character_comes_with_its_last_byte(codec: TextCodec) -> None:
+    """A character of several tokens is held until it is whole, and no longer."""
+    tokens = list(codec.encode("🙂"))
+    assert len(tokens) == 4
+    pieces, _ = stream(codec, [*tokens, *codec.encode("!")])
+    assert pieces == ["", "", "", "🙂", "!", ""]
+
+
+@given(
+    text=st.text(alphabet="ab🙂", max_size=24),
+    stop=st.lists(st.text(alphabet="ab🙂", min_size=1, max_size=4), max_size=3).map(tuple),
+)
+def test_stop_texts_cut_where_the_first_one_begins(
+    codec: TextCodec, text: str, stop: tuple[str, ...]
+) -> None:
+    """The answer ends before the stop text that is complete first, wherever tokens split it."""
+    pieces, is_stopped = stream(codec, list(codec.encode(text)), stop)
+    ends = [text.find(s) + len(s) for s in stop if s in text]
+    assert is_stopped == bool(ends)
+    assert "".join(pieces) == cut(text[: min(ends, default=len(text))], stop)
+
+
+def test_text_is_held_only_while_it_may_begin_a_stop_text(codec: TextCodec) -> None:
+    """What can no longer become a stop text comes with the token that decides it."""
+    pieces, is_stopped = stream(codec, list(codec.encode("xENxEND")), ("END",))
+    assert pieces == ["x", "", "", "ENx", "", "", "", ""]
+    assert is_stopped
+
+
+def test_special_tokens_are_not_text(codec: TextCodec) -> None:
+    """Special tokens appear in no answer, and don't part the bytes around them."""
+    first, *rest = codec.encode("é")
+    pieces, _ = stream(codec, [0, first, 1, *rest, 2])
+    assert "".join(pieces) == "é"
+
+
+@pytest.mark.parametrize("tools", [None, TOOLS], ids=["plain", "tools"])
+@pytest.mark.parametrize("messages", CHATS, ids=["user", "system", "turns"])
+@pytest.mark.parametrize("name", ["tiny", "asset"])
+def test_chats_are_encoded_as_transformers_does(
+    checkpoint: Path, name: str, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None
+) -> None:
+    """encode_chat gives the ids of transformers' apply_chat_template."""
+    path = ASSET if name == "asset" else checkpoint
+    expected = AutoTokenizer.from_pretrained(path).apply_chat_template(
+        messages, tools=tools, add_generation_prompt=True, return_dict=False
+    )
+    assert TextCodec(path).encode_chat(messages, tools) == tuple(expected)
+
+
+def test_templates_have_the_filters_of_transformers(tmp_path: Path) -> None:
+    """tojson keeps characters and takes its options; raise_exception is one sentence."""
+    folder = make_checkpoint(tmp_path / "c")
+    (folder / "chat_template.jinja").write_text(
+        "{% if messages|length > 1 %}{{ raise_exception('one message only') }}{% endif %}"
+        "{{ messages[0].content | tojson(indent=1) }}{{ {'b': 1, 'a': '<é>'} | tojson }}"
+    )
+    codec = TextCodec(folder)
+    ids = codec.encode_chat([{"role": "user", "content": ["ü"]}])
+    assert codec.tokenizer.decode(list(ids)) == '[\n "ü"\n]{"b": 1, "a": "<é>"}'
+    with pytest.raises(InputError, match="one message only"):
+        codec.encode_chat([{"role": "user", "content": "x"}] * 2)
+
+
+@pytest.mark.parametrize(
+    "messages",
+    [[{"role": "user"}], [{"role": "user", "content": None}], [{"role": "user", "content": 3}]],
+    ids=["no content", "null", "a number"],
+)
+def test_messages_that_do_not_fit_are_refused(
+    codec: TextCodec, messages: list[dict[str, object]]
+) -> None:
+    """What the template can't render is an InputError in one sentence."""
+    with pytest.raises(InputError, match="messages don't fit the chat template"):
+        codec.encode_chat(messages)
+
+
+def test_the_template_may_lie_in_tokenizer_config(tmp_path: Path) -> None:
+    """Without chat_template.jinja the template of tokenizer_config.json counts."""
+    folder = make_checkpoint(tmp_path / "c")
+    (folder / "chat_template.jinja").unlink()
+    (folder / "tokenizer_config.json").write_text('{"chat_template": "{{ messages[0].content }}"}')
+    codec = TextCodec(folder)
+    assert codec.encode_chat([{"role": "user", "content": "ab"}]) == codec.encode("ab")
+
+
+def test_a_checkpoint_without_a_template_says_so(tmp_path: Path) -> None:
+    """Chat on a model without a template is an InputError that names the alternatives."""
+    folder = make_checkpoint(tmp_path / "c")
+    (folder / "chat_template.jinja").unlink()
+    with pytest.raises(InputError, match="no chat template; send text_input or input_ids"):
+        TextCodec(folder).encode_chat([{"role": "user", "content": "x"}])
+
+
+@pytest.mark.parametrize("content", [None, "{", '{"model": {}}'], ids=["missing", "cut", "other"])
+def test_a_damaged_tokenizer_is_named(tmp_path: Path, content: str | None) -> None:
+    """A tokenizer that can't be read is an InputError with its path."""
+    if content is not None:
+        (tmp_path / "tokenizer.json").write_text(content)
+    with pytest.raises(InputError, match=r"tokenizer\.json can't be read"):
+        TextCodec(tmp_path)
