@@ -247,7 +247,7 @@ def refuse_half_a_head(folder: Path) -> None:
     file.write_bytes(file.read_bytes().replace(b"mtp.norm.weight", b"mtp.nrom.weight"))
 
 
-REFUSED = {
+REFUSED: dict[Callable[[Path], None], str] = {
     refuse_moe: "use --engine tensorrt-llm",
     refuse_fp8: "is quantised (fp8)",
     refuse_bias: "attention_bias is True; the cpu engine needs False",

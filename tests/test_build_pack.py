@@ -40,10 +40,13 @@ def read_packed(folder: Path) -> dict[str, Floats]:
     tensors = {}
     for name, entry in index["tensors"].items():
         assert entry["offset"] % 64 == 0
-        dtype = {"float32": np.dtype("<f4"), "bfloat16": np.dtype("<u2")}[entry["dtype"]]
-        count = int(np.prod(entry["shape"]))
-        values = np.frombuffer(data, dtype, count, entry["offset"]).reshape(entry["shape"])
-        tensors[name] = from_bfloat16(values) if entry["dtype"] == "bfloat16" else values
+        count, offset = int(np.prod(entry["shape"])), entry["offset"]
+        if entry["dtype"] == "bfloat16":
+            values = from_bfloat16(np.frombuffer(data, np.uint16, count, offset))
+        else:
+            assert entry["dtype"] == "float32"
+            values = np.frombuffer(data, np.float32, count, offset)
+        tensors[name] = values.reshape(entry["shape"])
     return tensors
 
 
@@ -58,7 +61,8 @@ def test_every_weight_is_where_it_belongs(tmp_path: Path) -> None:
     tensors = load_file(source / "model.safetensors")
 
     def fused(prefix: str, *names: str) -> Floats:
-        return np.concatenate([tensors[f"{prefix}{name}.weight"] for name in names]).T
+        parts: list[Floats] = [tensors[f"{prefix}{name}.weight"] for name in names]
+        return np.concatenate(parts).T
 
     linear, full, head = "model.layers.0.", "model.layers.3.", "mtp.layers.0."
     expected = {
@@ -99,10 +103,12 @@ def test_half_precision_is_widened_exactly(tmp_path: Path, dtype: str) -> None:
     """Released names, shards and 16-bit types give the numbers of the 16-bit checkpoint."""
     _, plain = pack_tiny(tmp_path / "plain")
     _, packed = pack_tiny(tmp_path / "half", dtype=dtype, multimodal=True, num_shards=3)
-    stored = {"bfloat16": np.uint16, "float16": np.float16}[dtype]
     for name in ("embed_tokens", "layers.1.linear_attn.in_proj", "layers.2.input_layernorm"):
-        rounded = np.frombuffer(encode(plain[name], dtype), stored)
-        wide = from_bfloat16(rounded) if dtype == "bfloat16" else rounded.astype(np.float32)
+        data = encode(plain[name], dtype)
+        if dtype == "bfloat16":
+            wide = from_bfloat16(np.frombuffer(data, np.uint16))
+        else:
+            wide = np.frombuffer(data, np.float16).astype(np.float32)
         np.testing.assert_array_equal(packed[name].ravel(), wide)
     assert packed.keys() == plain.keys()
 

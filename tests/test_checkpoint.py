@@ -247,7 +247,7 @@ def no_weights(folder: Path) -> None:
     keep_only(folder, "config.json")
 
 
-BAD = {
+BAD: dict[Callable[[Path], None], str] = {
     missing_folder: "does not exist",
     a_file: "is a file; give the folder",
     empty: "is empty",
