@@ -19,6 +19,7 @@ from trt_mtp.build.tensorrt_llm import (
 from trt_mtp.build.trtllm_config import TrtllmOptions
 from trt_mtp.errors import InputError, TrtMtpError
 
+STDERR = 2  # what ModelOpt prints is no result of ours
 # where Model-Optimizer has had the script; the first is newer
 SCRIPTS = ("examples/hf_ptq/hf_ptq.py", "examples/llm_ptq/hf_ptq.py")
 
@@ -79,7 +80,7 @@ def run_modelopt(checkpoint: Checkpoint, method: str, folder: Path, modelopt: Pa
         *(sys.executable, str(script), "--pyt_ckpt_path", str(checkpoint.path)),
         *("--qformat", method, "--export_path", str(partial)),
     ]
-    done = subprocess.run(command, cwd=script.parent, stdout=sys.stderr, check=False)
+    done = subprocess.run(command, cwd=script.parent, stdout=STDERR, check=False)
     if done.returncode:
         raise TrtMtpError(
             f"ModelOpt failed with exit code {done.returncode}; its messages are above, and the "

@@ -29,6 +29,7 @@ from trt_mtp.build.store import (
 from trt_mtp.build.trtllm_config import (
     TrtllmOptions,
     check_options,
+    devices_of,
     environment,
     environment_text,
     llm_args,
@@ -158,7 +159,7 @@ def model_facts(checkpoint: Checkpoint) -> dict[str, Any]:
 
 
 def plan_variants(
-    checkpoint: Checkpoint, options: TrtllmOptions, draft_lengths: Iterable[int], engines: Path
+    checkpoint: Checkpoint, options: TrtllmOptions, draft_lengths: Sequence[int], engines: Path
 ) -> tuple[PlannedVariant, ...]:
     """One variant for each draft length, to be written below `engines`.
 
@@ -170,16 +171,26 @@ def plan_variants(
         model["checkpoint_dtype"] = options.quantize
     if options.gpu:
         model["gpu.sm"] = options.gpu.sm
-    return tuple(plan_variant(options, length, engines, model) for length in draft_lengths)
+    devices = devices_of(options, draft_lengths)
+    return tuple(
+        plan_variant(options, length, engines, model, devices.get(length))
+        for length in draft_lengths
+    )
 
 
 def plan_variant(
-    options: TrtllmOptions, draft_length: int, engines: Path, model: Mapping[str, Any]
+    options: TrtllmOptions,
+    draft_length: int,
+    engines: Path,
+    model: Mapping[str, Any],
+    devices: str | None,
 ) -> PlannedVariant:
-    """The variant that drafts `draft_length` tokens."""
+    """The variant that drafts `draft_length` tokens, on `devices` if they are given."""
     folder = engines.resolve() / variant_name(draft_length)
     args = llm_args(options, draft_length)
     variables = environment(options, args, engines.resolve() / AUTOTUNER_FOLDER)
+    if devices is not None:
+        variables["CUDA_VISIBLE_DEVICES"] = devices
     facts = variant_facts(options.version, args, variables, model)
     plan = memory_plan(options, draft_length, args)
     findings = preflight(options.version, facts)
@@ -332,6 +343,7 @@ def record_of(
         fingerprint=fingerprint_of(measured_on),
         details={
             "llm_args": LLM_ARGS_FILE,
+            "llm_args_hash": fingerprint_of(dict(variant.llm_args)),
             "environment": dict(variant.environment),
             "command": variant.shell_command,
             "memory": memory_json(variant.memory, variant.largest_batch),

@@ -19,7 +19,7 @@ MAX_SEQ_LEN = 8192
 UNSET: dict[str, Any] = {
     "trtllm_version": None, "gpu": None, "tp": None, "ep": None, "kv_cache_dtype": None,
     "state_dtype": None, "draft_len_schedule": None, "quantize": None, "modelopt": None,
-    "share_weights": None, "settings": (), "dry_run": False,
+    "share_weights": None, "devices": None, "settings": (), "dry_run": False,
 }  # fmt: skip
 
 OPTIONS = (
@@ -43,6 +43,9 @@ OPTIONS = (
         "--modelopt",
         type=click.Path(exists=True, file_okay=False, path_type=Path),
         help="A checkout of NVIDIA/Model-Optimizer, for --quantize.",
+    ),
+    click.option(
+        "--devices", metavar="N,N,…", help="GPUs for all variants, --tp for each in turn."
     ),
     click.option("--share-weights", type=click.Choice(["gms"]), help="Experimental."),
     click.option(
@@ -95,7 +98,7 @@ def run_trtllm(
         require_no_errors,
         write_variants,
     )
-    from trt_mtp.build.trtllm_config import parse_schedule
+    from trt_mtp.build.trtllm_config import parse_devices, parse_schedule
     from trt_mtp.build.trtllm_version import chosen_version
 
     schedule = values["draft_len_schedule"]
@@ -113,6 +116,7 @@ def run_trtllm(
         share_weights=values["share_weights"],
         quantize=values["quantize"],
         settings=values["settings"],
+        devices=parse_devices(values["devices"]) if values["devices"] else (),
     )
     planned = planned_quantization(checkpoint, options, output)
     variants = plan_variants(checkpoint, planned, lengths, output)

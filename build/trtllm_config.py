@@ -7,7 +7,7 @@ defaults would not make names the published recipe it comes from.
 import hashlib
 import json
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,6 +52,7 @@ class TrtllmOptions:
     share_weights: str | None = None
     quantize: str | None = None
     settings: tuple[str, ...] = ()  # --set
+    devices: tuple[int, ...] = ()  # GPUs for all variants together; empty: the server decides
 
 
 def max_num_tokens(options: TrtllmOptions, draft_length: int) -> int:
@@ -291,6 +292,38 @@ def check_options(options: TrtllmOptions) -> None:
             f"--share-weights gms: gms_config is published from {GMS_SINCE} on, not for "
             f"TensorRT-LLM {options.version}"
         )
+
+
+def devices_of(options: TrtllmOptions, draft_lengths: Sequence[int]) -> dict[int, str]:
+    """CUDA_VISIBLE_DEVICES of each variant: its own GPUs, in the order of `options.devices`.
+
+    Raises InputError when there are too few. Two variants on one GPU would each take most of the
+    memory that the other left, depending on which starts first, so that is not planned.
+    """
+    if not options.devices:
+        return {}
+    size, wanted = options.tensor_parallel, options.tensor_parallel * len(draft_lengths)
+    if len(options.devices) < wanted:
+        raise InputError(
+            f"--devices names {len(options.devices)} GPUs, and {len(draft_lengths)} variants of "
+            f"{size} need {wanted}; name more, or build fewer draft lengths"
+        )
+    return {
+        length: ",".join(map(str, options.devices[at * size : (at + 1) * size]))
+        for at, length in enumerate(draft_lengths)
+    }
+
+
+def parse_devices(text: str) -> tuple[int, ...]:
+    """`0,1,2` as GPU numbers; raises InputError.
+
+    >>> parse_devices("0, 2")
+    (0, 2)
+    """
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdecimal() for part in parts) or len(set(parts)) < len(parts):
+        raise InputError(f"--devices {text!r}: expected different GPU numbers, as in 0,1,2")
+    return tuple(int(part) for part in parts)
 
 
 def parse_schedule(text: str) -> dict[int, int]:
