@@ -22,7 +22,7 @@ from trt_mtp.build.digest import TEXT_FILES
 from trt_mtp.build.pack import pack_weights
 from trt_mtp.serve.engine import cycle, forward
 from trt_mtp.serve.engine.base import Chunk, Request, SamplingParams
-from trt_mtp.serve.engine.cpu import CpuEngine, allocate
+from trt_mtp.serve.engine.cpu import PREFILL_CHUNK, CpuEngine, allocate
 from trt_mtp.serve.engine.forward import Rows, Scratch, State
 from trt_mtp.serve.engine.kernels import Array
 from trt_mtp.serve.engine.weights import load_weights
@@ -185,7 +185,8 @@ class Model:
         state, scratch, rows = self.memory()
         state.tokens[0, : len(prompt)] = prompt
         fixed = (self.weights, self.shape, state, scratch, rows)
-        cycle.prefill(*fixed, 0, len(prompt), len(prompt), True)
+        for stop in (*range(PREFILL_CHUNK, len(prompt), PREFILL_CHUNK), len(prompt)):
+            cycle.prefill(*fixed, 0, stop, len(prompt), True)
         slots, emitted = np.zeros(1, np.int64), np.zeros(1, np.int64)
         drafts = np.zeros((1, self.draft_length), np.int64)
         for _ in range(num_steps):

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,11 @@ SAMPLING = SamplingParams(max_tokens=8)
 
 
 @pytest.fixture(scope="module")
-def engine(drafting: Path) -> CpuEngine:
+def engine(drafting: Path) -> Iterator[CpuEngine]:
     """An engine that stays open over all refusals."""
-    return CpuEngine(drafting, draft_length=1, max_batch_size=2, max_seq_len=64)
+    engine = CpuEngine(drafting, draft_length=1, max_batch_size=2, max_seq_len=64)
+    yield engine
+    engine.close()
 
 
 @pytest.mark.parametrize(
