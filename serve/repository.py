@@ -99,7 +99,12 @@ def variant_config(variant: EngineVariant, public_name: str = PUBLIC_NAME) -> Mo
         parameters={
             MARK: f"trt-mtp {__version__}",
             VARIANT_FOLDER: str(variant.folder.resolve()),
+            # for who routes to it
+            "variant": variant.name,
             "draft_length": str(variant.draft_length),
+            "max_batch_size": str(variant.record.max_batch_size),
+            "max_seq_len": str(variant.record.max_seq_len),
+            "fingerprint": variant.record.fingerprint,
         },
     )
 

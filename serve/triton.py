@@ -20,11 +20,12 @@ from trt_mtp.serve.triton_install import TritonInstall
 
 HOST = "127.0.0.1"
 MANAGEMENT = "model-repository,shared-memory,trace,logging"
-EXIT_TIMEOUT_S = 10  # for answers in flight when the server is stopped
+DRAIN_TIMEOUT_S = 10.0  # for answers in flight when the server is stopped
 START_ATTEMPTS = 3  # a free port can be taken between looking and binding
 MAX_RESTARTS = 5  # within RESTART_WINDOW_S, then give up
 RESTART_WINDOW_S = 120.0
 LOG_LINES = 12
+LOADED = b"successfully loaded '"  # in its log
 
 Progress = Callable[[str], None]
 
@@ -65,7 +66,7 @@ class TritonServer:
         self._backends = run_folder / "backends"
         self._wanted = ports
         self._ports = ports
-        self._shm_prefix = f"trt_mtp_{os.getpid()}_{secrets.token_hex(4)}_"
+        self.shm_prefix = f"trt_mtp_{os.getpid()}_{secrets.token_hex(4)}_"
         self._process: subprocess.Popen[bytes] | None = None
         self._stubs: tuple[int, ...] = ()
         self._restarts: list[float] = []
@@ -132,13 +133,24 @@ class TritonServer:
         self._launch(on_progress)
 
     def stop(self) -> None:
-        """Let answers in flight finish, EXIT_TIMEOUT_S at most, then leave nothing behind."""
+        """Let answers in flight finish, DRAIN_TIMEOUT_S at most, then leave nothing behind."""
         with undisturbed():
-            if self._process is not None and not self._failure():
-                self._process.terminate()
-                with contextlib.suppress(subprocess.TimeoutExpired):
-                    self._process.wait(EXIT_TIMEOUT_S + 5)
+            # Triton's own exit takes seconds to unload models, its whole timeout while a client is
+            # connected, and that too when it ever refused a request for its shape. Idle, there is
+            # nothing in it worth waiting for.
+            deadline = time.monotonic() + DRAIN_TIMEOUT_S
+            while not self._failure() and not self._is_idle() and time.monotonic() < deadline:
+                time.sleep(0.1)
             self._kill()
+
+    def _is_idle(self) -> bool:
+        """True when every model reports that no request runs or waits."""
+        try:
+            text = _get(self._ports.metrics, "/metrics").decode()
+        except (OSError, http.client.HTTPException):
+            return False
+        counts = re.findall(r"^trt_mtp_requests_(?:running|waiting){.*} (\S+)$", text, re.MULTILINE)
+        return len(counts) == 2 * len(self.models) and not any(map(float, counts))
 
     def _launch(self, on_progress: Progress) -> None:
         self._install.link_backends(self._backends)
@@ -198,7 +210,7 @@ class TritonServer:
         for pid in self._stubs:
             while is_alive(pid):
                 time.sleep(0.01)
-        for region in Path("/dev/shm").glob(f"{self._shm_prefix}*"):
+        for region in Path("/dev/shm").glob(f"{self.shm_prefix}*"):
             region.unlink(missing_ok=True)
         self._process, self._stubs = None, ()
 
@@ -216,10 +228,10 @@ class TritonServer:
             "metrics-port": self._ports.metrics,
             "http-restricted-api": f"{MANAGEMENT}:{key}",
             "grpc-restricted-protocol": f"{MANAGEMENT}:{key}",
-            "backend-config": f"python,shm-region-prefix-name={self._shm_prefix}",
+            "backend-config": f"python,shm-region-prefix-name={self.shm_prefix}",
             "model-load-thread-count": max(len(self.models), 1),
             "pinned-memory-pool-byte-size": 0,
-            "exit-timeout-secs": EXIT_TIMEOUT_S,
+            "exit-timeout-secs": 5,  # where we are killed and the kernel sends SIGTERM
         }
         command = [str(self._install.server), "--disable-auto-complete-config"]
         command += [f"--{name}={value}" for name, value in options.items()]
@@ -248,23 +260,31 @@ def prepend(environment: dict[str, str], name: str, folders: "Sequence[str] | ma
     environment[name] = os.pathsep.join(part for part in parts if part)
 
 
-def _is_ready(port: int) -> bool:
-    connection = http.client.HTTPConnection(HOST, port, timeout=1)
+def _get(port: int, path: str) -> bytes:
+    """GET from ourselves, whatever proxies there are; raises OSError, HTTPException."""
+    connection = http.client.HTTPConnection(HOST, port, timeout=5)
     try:
-        connection.request("GET", "/v2/health/ready")
-        return connection.getresponse().status == 200
-    except OSError:
-        return False
-    except http.client.HTTPException:
-        return False
+        connection.request("GET", path)
+        response = connection.getresponse()
+        if response.status != http.client.OK:
+            raise http.client.HTTPException(f"status {response.status}")
+        return response.read()
     finally:
         connection.close()
+
+
+def _is_ready(port: int) -> bool:
+    try:
+        _get(port, "/v2/health/ready")
+    except (OSError, http.client.HTTPException):
+        return False
+    return True
 
 
 def _count_loaded(log: Path, offset: int) -> int:
     with log.open("rb") as file:
         file.seek(offset)
-        return file.read().count(b"successfully loaded '")
+        return file.read().count(LOADED)
 
 
 def load_failure(log: Path) -> str:

@@ -10,7 +10,7 @@ import os
 import queue
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,11 +22,13 @@ from trt_mtp.errors import InputError, TrtMtpError
 from trt_mtp.serve.contract import OUTPUTS
 from trt_mtp.serve.engine import open_engine
 from trt_mtp.serve.engine.base import Chunk, Engine, Generation, Request, SamplingParams
+from trt_mtp.serve.variant_metrics import VariantMetrics
 from trt_mtp.serve.variant_request import VariantRequest, read_request
 
 log = logging.getLogger(__name__)
 
 CANCEL_POLL_S = 0.05  # asking Triton whether a client is still there takes about 50 µs a request
+PUBLISH_S = 1.0
 FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
 NUMPY_TYPES = {"TYPE_STRING": np.object_, "TYPE_INT32": np.int32}
 DTYPES = {spec.name: NUMPY_TYPES[spec.data_type] for spec in OUTPUTS}
@@ -106,7 +108,11 @@ class Courier:
     All chunks of a request that are waiting go out as one response.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, publish: Callable[[], None]) -> None:
+        """`publish` is called once a second while there are requests, and when that changes."""
+        self._publish = publish
+        self._publish_at = 0.0
+        self._was_idle = False
         self._inbox: queue.SimpleQueue[tuple[Flight, Chunk | None] | None] = queue.SimpleQueue()
         self._flights: set[Flight] = set()
         self._next_poll = 0.0
@@ -134,6 +140,7 @@ class Courier:
                 for flight in flights:
                     self._send(flight)
                 self._poll()
+                self._report()
             except Exception:  # one request's trouble may not end the others' answers
                 log.exception("Triton refused a call")
 
@@ -170,6 +177,12 @@ class Courier:
         for flight in self._flights:
             if flight.generation is not None and flight.sender.is_cancelled():
                 flight.generation.cancel()
+
+    def _report(self) -> None:
+        now, is_idle = time.monotonic(), not self._flights
+        if is_idle != self._was_idle or (now >= self._publish_at and not is_idle):
+            self._was_idle, self._publish_at = is_idle, now + PUBLISH_S
+            self._publish()
 
 
 @contextmanager
@@ -208,7 +221,11 @@ class TritonPythonModel:
             raise pb_utils.TritonModelException(str(error)) from None
         with one_at_a_time(folder.parent):
             warm_up(self._engine)
-        self._courier = Courier()
+        labels = {
+            "variant": folder.name,
+            "draft_length": parameters["draft_length"]["string_value"],
+        }
+        self._courier = Courier(VariantMetrics(self._engine, labels).publish)
 
     def execute(self, requests: list[Any]) -> None:
         """Submit `requests`; answers follow through their response senders."""

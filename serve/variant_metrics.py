@@ -1,0 +1,53 @@
+"""A variant's engine statistics as Prometheus metrics on Triton's metrics port."""
+
+from typing import Any
+
+import triton_python_backend_utils as pb_utils
+
+from trt_mtp.serve.engine.base import Engine
+
+# metric -> (field of EngineStatistics, help)
+GAUGES = {
+    "trt_mtp_requests_running": ("num_running", "Requests being answered"),
+    "trt_mtp_requests_waiting": ("num_waiting", "Requests that wait for a slot"),
+}
+COUNTERS = {
+    "trt_mtp_steps": ("num_steps", "Verify steps, summed over requests"),
+    "trt_mtp_output_tokens": ("num_output_tokens", "Tokens answered"),
+    "trt_mtp_draft_tokens": ("num_draft_tokens", "Tokens drafted"),
+    "trt_mtp_accepted_draft_tokens": ("num_accepted_draft_tokens", "Drafted tokens accepted"),
+}
+
+
+class VariantMetrics:
+    """What the engine did since this was made; one thread may publish."""
+
+    def __init__(self, engine: Engine, labels: dict[str, str]) -> None:
+        """Register the metrics with `labels`."""
+        self._engine = engine
+        self._published = engine.statistics()
+        # Triton forgets a metric whose family is garbage collected
+        self._families: list[Any] = []
+        self._gauges = self._register(GAUGES, pb_utils.MetricFamily.GAUGE, labels)
+        self._counters = self._register(COUNTERS, pb_utils.MetricFamily.COUNTER, labels)
+
+    def publish(self) -> None:
+        """Bring the metrics up to date; takes Triton some 0.1 ms each."""
+        now = self._engine.statistics()
+        for field, gauge in self._gauges.items():
+            gauge.set(getattr(now, field))
+        for field, counter in self._counters.items():
+            increment = getattr(now, field) - getattr(self._published, field)
+            if increment:
+                counter.increment(increment)
+        self._published = now
+
+    def _register(
+        self, definitions: dict[str, tuple[str, str]], kind: Any, labels: dict[str, str]
+    ) -> dict[str, Any]:
+        metrics = {}
+        for name, (field, description) in definitions.items():
+            family = pb_utils.MetricFamily(name=name, description=description, kind=kind)
+            self._families.append(family)
+            metrics[field] = family.Metric(labels=labels)
+        return metrics

@@ -1,0 +1,319 @@
+"""Variants on a real Triton, asked through a stock tritonclient; one server for most tests."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tritonclient.grpc as grpcclient
+from tritonclient.utils import InferenceServerException
+
+from tests.engine_fixtures import make_drafting_checkpoint
+from tests.triton_client import Response, streaming, text_of
+from trt_mtp.build.checkpoint import read_checkpoint
+from trt_mtp.build.cpu import build_cpu
+from trt_mtp.serve.contract import COUNTERS, OUTPUTS
+from trt_mtp.serve.processes import is_alive
+from trt_mtp.serve.serving import resolve_variants, serving
+from trt_mtp.serve.triton import TritonServer
+
+DEADLINE_S = 120.0
+LONG = 3900  # tokens; an answer that is there until it is cancelled
+PROMPT = "The name is Ada and the city is Paris."
+K0, K3 = "qwen_mtp_k0", "qwen_mtp_k3"
+
+
+@pytest.fixture(scope="session")
+def engines(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Variants of a small checkpoint whose drafts are right about half of the time."""
+    folder = tmp_path_factory.mktemp("serve")
+    checkpoint = make_drafting_checkpoint(folder / "checkpoint", max_position_embeddings=4096)
+    for name in ("config.json", "generation_config.json"):  # no token ends an answer
+        config = json.loads((checkpoint / name).read_text())
+        config.pop("eos_token_id", None)
+        (checkpoint / name).write_text(json.dumps(config))
+    build_cpu(
+        read_checkpoint(checkpoint),
+        [0, 3],
+        folder / "engines",
+        max_batch_size=2,
+        max_seq_len=4096,
+        progress=lambda *_: None,
+    )
+    return folder / "engines"
+
+
+@pytest.fixture(scope="session")
+def server(engines: Path) -> Iterator[TritonServer]:
+    """A running Triton with draft lengths 0 and 3, each of two requests at a time."""
+    with serving(resolve_variants([engines])) as running:
+        yield running
+
+
+def eventually(is_so: Callable[[], bool]) -> None:
+    """Wait until it is so."""
+    deadline = time.monotonic() + DEADLINE_S
+    while not is_so():
+        assert time.monotonic() < deadline, "it never became so"
+        time.sleep(0.02)
+
+
+def ask(server: TritonServer, model: str, **request: Any) -> list[Response]:
+    """One request over a stream of its own."""
+    with streaming(server.grpc_url) as stream:
+        return stream.ask(model, **request)
+
+
+def metric(server: TritonServer, name: str, variant: str = "k0") -> float:
+    """A metric of a variant on Triton's metrics port."""
+    text = get(f"http://{server.metrics_url}/metrics")
+    (value,) = re.findall(rf'^{name}{{.*variant="{variant}".*}} (\S+)$', text, re.MULTILINE)
+    return float(value)
+
+
+def get(url: str, body: object = None) -> str:
+    """What `url` answers, to JSON when there is some."""
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    data = None if body is None else json.dumps(body).encode()
+    with opener.open(url, data, timeout=DEADLINE_S) as reply:
+        text: str = reply.read().decode()
+        return text
+
+
+def is_busy(server: TritonServer) -> bool:
+    """True while draft length 0 has requests."""
+    names = ("trt_mtp_requests_running", "trt_mtp_requests_waiting")
+    return any(metric(server, name) for name in names)
+
+
+def test_the_model_says_what_it_takes(server: TritonServer) -> None:
+    """Metadata of the served model is the contract."""
+    with grpcclient.InferenceServerClient(server.grpc_url) as client:
+        metadata = client.get_model_metadata(K3)
+        assert {output.name for output in metadata.outputs} == {spec.name for spec in OUTPUTS}
+        parameters = client.get_model_config(K3).config.parameters
+        assert parameters["draft_length"].string_value == "3"
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.8])
+def test_answers_do_not_depend_on_the_draft_length(
+    server: TritonServer, temperature: float
+) -> None:
+    """The same request and seed has the same tokens with and without speculation."""
+    sampling = {
+        "sampling_param_temperature": temperature,
+        "sampling_param_seed": 11,
+        "sampling_param_max_tokens": 48,
+    }
+    plain, drafted = (ask(server, m, text_input=PROMPT, **sampling)[-1].outputs for m in (K0, K3))
+    assert plain["output_ids"] == drafted["output_ids"]
+    assert plain["num_draft_tokens"] == [0]
+    assert plain["accepted_per_position"] == []
+    assert drafted["num_accepted_draft_tokens"] > [0]
+
+
+def test_the_last_response_counts_the_drafts(server: TritonServer) -> None:
+    """The counters add up: each step brings one token and those of the accepted drafts."""
+    last = ask(server, K3, text_input=PROMPT, sampling_param_max_tokens=40)[-1].outputs
+    assert last["finish_reason"] == [b"length"]
+    assert last["num_output_tokens"] == [40] == [len(last["output_ids"])]
+    assert last["num_draft_tokens"][0] == 3 * last["num_steps"][0]
+    assert sum(last["accepted_per_position"]) == last["num_accepted_draft_tokens"][0]
+    assert last["accepted_per_position"] == sorted(last["accepted_per_position"], reverse=True)
+
+
+def test_pieces_of_a_stream_are_the_answer(server: TritonServer) -> None:
+    """Joined, the streamed texts and token ids are those of the answer in one piece."""
+    request = {"text_input": PROMPT, "sampling_param_max_tokens": 400}
+    whole = ask(server, K3, **request)
+    pieces = ask(server, K3, streaming=True, **request)
+    assert len(whole) == 1 < len(pieces)
+    assert text_of(pieces) == text_of(whole)
+    ids = [token for piece in pieces for token in piece.outputs.get("output_ids", [])]
+    assert ids == whole[0].outputs["output_ids"]
+    assert [piece.is_final for piece in pieces] == [False] * (len(pieces) - 1) + [True]
+    assert all(set(piece.outputs) <= {"text_output", "output_ids"} for piece in pieces[:-1])
+
+
+def test_only_outputs_that_are_asked_for_come(server: TritonServer) -> None:
+    """A client that names outputs gets those, and a flag that is false takes some away."""
+    short = {"text_input": PROMPT, "sampling_param_max_tokens": 4}
+    named = ask(server, K3, outputs=["text_output", "num_steps"], **short)[-1].outputs
+    assert set(named) == {"text_output", "num_steps"}
+    flagged = ask(server, K3, sampling_param_return_perf_metrics=False, **short)[-1].outputs
+    assert set(flagged) == {spec.name for spec in OUTPUTS} - COUNTERS
+
+
+def test_messages_token_ids_and_stop_texts(server: TritonServer) -> None:
+    """A chat is templated; token ids are taken as they are; a stop text ends the answer."""
+    chat = json.dumps([{"role": "user", "content": "hi"}])
+    answer = ask(server, K3, messages=chat, sampling_param_max_tokens=30)[-1].outputs
+    ids = np.array([1, 2, 3], np.int32)
+    same = ask(server, K0, input_ids=ids, sampling_param_max_tokens=3)[-1].outputs
+    assert same["num_input_tokens"] == [3]
+    text = answer["text_output"][0].decode()
+    stop = text[len(text) // 2]
+    stopped = ask(
+        server, K3, messages=chat, sampling_param_max_tokens=30, sampling_param_stop=[stop]
+    )[-1].outputs
+    assert stopped["text_output"][0].decode() == text[: text.index(stop)]
+    assert stopped["finish_reason"] == [b"stop"]
+
+
+def test_one_stream_takes_many_requests_at_once(server: TritonServer) -> None:
+    """More requests than slots on one stream are all answered, each under its own id."""
+    with streaming(server.grpc_url) as stream:
+        for number in range(5):
+            model = (K0, K3)[number % 2]
+            stream.send(
+                model,
+                request_id=str(number),
+                text_input=PROMPT,
+                sampling_param_max_tokens=60,
+                sampling_param_seed=number // 2,
+                sampling_param_temperature=1.0,
+            )
+        answers = {last.request_id: last.outputs["output_ids"] for last in finals(stream, 5)}
+    assert answers["0"] == answers["1"] != answers["2"] == answers["3"]
+
+
+def finals(stream: Any, count: int) -> list[Response]:
+    """The final responses of `count` requests."""
+    found: list[Response] = []
+    while len(found) < count:
+        response = stream.receive()
+        assert not response.error
+        if response.is_final:
+            found.append(response)
+    return found
+
+
+def test_http_streams_too(server: TritonServer) -> None:
+    """Triton's HTTP generate_stream sends the same pieces as server-sent events."""
+    body = {"text_input": PROMPT, "streaming": True, "sampling_param_max_tokens": 30}
+    url = f"http://{server.http_url}/v2/models/{K3}/generate_stream"
+    lines = [line for line in get(url, body).splitlines() if line]
+    events = [json.loads(line.removeprefix("data: ")) for line in lines]
+    whole = ask(server, K3, text_input=PROMPT, sampling_param_max_tokens=30)
+    assert "".join(event["text_output"] for event in events) == text_of(whole)
+    assert events[-1]["finish_reason"] == "length"
+
+
+@pytest.mark.parametrize(
+    ("request_", "sentence"),
+    [
+        ({}, "exactly one of the inputs"),
+        ({"text_input": ""}, "the prompt is empty"),
+        ({"text_input": b"\xff"}, "text_input is not UTF-8"),
+        ({"text_input": "long " * 2000}, "together they may be at most 4096"),
+        ({"text_input": ["a", "b"]}, r"unexpected shape for input 'text_input'.*Expected \[1\]"),
+        ({"text_input": "a", "input_ids": [1]}, "this request has text_input and input_ids"),
+        ({"input_ids": np.array([1.0], np.float32)}, "expects 'INT32'"),
+        ({"input_ids": [100_000]}, "input_ids must lie between 0 and"),
+        ({"text_input": "a", "sampling_param_max_token": 3}, "unexpected inference input"),
+        ({"text_input": "a", "sampling_param_max_tokens": 0}, "max_tokens is 0"),
+        ({"text_input": "a", "sampling_param_temperature": float("nan")}, "temperature is nan"),
+        ({"text_input": "a", "parameters": {"taks": "qa"}}, "'taks'; did you mean task"),
+        ({"messages": "[1"}, "messages is not JSON"),
+    ],
+)
+def test_bad_input_is_one_sentence_and_harms_no_one(
+    server: TritonServer, request_: dict[str, Any], sentence: str
+) -> None:
+    """A wrong request is refused with a sentence, and the next one on the stream is answered."""
+    with streaming(server.grpc_url) as stream:
+        (refusal,) = stream.ask(K3, **request_)
+        assert not refusal.outputs
+        assert re.search(sentence, refusal.error), refusal.error
+        assert "\n" not in refusal.error
+        assert stream.ask(K3, text_input="a", sampling_param_max_tokens=1)[-1].is_final
+
+
+def test_a_cancelled_request_frees_its_slot(server: TritonServer) -> None:
+    """Requests that run or wait are dropped long before their end when their client cancels."""
+    before = metric(server, "trt_mtp_output_tokens")
+    with streaming(server.grpc_url) as stream:
+        for _ in range(3):  # two run, one waits
+            stream.send(K0, text_input=PROMPT, streaming=True, sampling_param_max_tokens=LONG)
+        stream.receive()
+    eventually(lambda: not is_busy(server))
+    assert metric(server, "trt_mtp_output_tokens") - before < 3 * LONG
+
+
+VANISHING_CLIENT = f"""
+import sys
+from tests.triton_client import Stream
+stream = Stream(sys.argv[1])
+stream.send({K0!r}, text_input="a", streaming=True, sampling_param_max_tokens={LONG})
+stream.receive()
+print("started", flush=True)
+stream.receive_all()
+"""
+
+
+def test_a_client_that_vanishes_frees_its_slot(server: TritonServer) -> None:
+    """A client that is killed in the middle of an answer is noticed."""
+    before = metric(server, "trt_mtp_output_tokens")
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    client = subprocess.Popen(
+        [sys.executable, "-c", VANISHING_CLIENT, server.grpc_url],
+        stdout=subprocess.PIPE,
+        cwd=Path(__file__).parents[1],
+        env=environment,
+    )
+    with client:
+        assert client.stdout is not None
+        assert client.stdout.readline() == b"started\n"
+        client.kill()
+    eventually(lambda: not is_busy(server))
+    assert metric(server, "trt_mtp_output_tokens") - before < LONG
+
+
+def test_management_needs_the_key(server: TritonServer) -> None:
+    """Loading and unloading models is refused to who hasn't the key of this run."""
+    with grpcclient.InferenceServerClient(server.grpc_url) as client:
+        with pytest.raises(InferenceServerException, match="protocol is restricted"):
+            client.unload_model(K0)
+        headers = {"triton-grpc-protocol-admin-key": server.admin_key}
+        index = client.get_model_repository_index(headers=headers)
+        assert {model.name for model in index.models} == {K0, K3}
+
+
+@pytest.mark.parametrize("victim", ["model", "server"])
+def test_what_dies_is_started_again(server: TritonServer, victim: str) -> None:
+    """After a model's process or Triton is killed, the same ports answer again."""
+    urls, said = (server.grpc_url, server.http_url), list[str]()
+    server.check(said.append)
+    assert said == []
+    os.kill(server.pid if victim == "server" else server.stub_pids[0], signal.SIGKILL)
+    eventually(lambda: (server.check(said.append), bool(said))[1])
+    assert "; starting again" in said[0]
+    assert (server.grpc_url, server.http_url) == urls
+    for model in (K0, K3):
+        assert ask(server, model, text_input="a", sampling_param_max_tokens=1)[-1].is_final
+
+
+def test_answers_in_flight_are_finished_before_the_stop(engines: Path) -> None:
+    """Stopping waits for answers; then no process, shared memory or temporary folder is left."""
+    with serving(resolve_variants([engines / "k0"])) as running, streaming(running.grpc_url) as s:
+        pids = (running.pid, *running.stub_pids)
+        regions = f"{running.shm_prefix}*"
+        folder = running.log.parent
+        assert len(pids) == 2
+        assert list(Path("/dev/shm").glob(regions))
+        s.send("qwen_mtp_k0", text_input="a", streaming=True, sampling_param_max_tokens=1000)
+        s.receive()
+        running.stop()
+        assert s.receive_all()[-1].outputs["num_output_tokens"] == [1000]
+    assert not any(is_alive(pid) for pid in pids)
+    assert not list(Path("/dev/shm").glob(regions))
+    assert not folder.exists()
