@@ -95,6 +95,7 @@ def run_demo(
             child(
                 *("gateway", "--triton", server.grpc_url, "--port", "0", "--json"),
                 *("--profile", str(file)),
+                log=server.log.with_name("gateway.log"),
             )
         )
         routed = stack.enter_context(StreamClient(gateway_url(gateway)))

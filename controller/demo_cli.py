@@ -1,5 +1,6 @@
 """The `demo` command."""
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -39,6 +40,7 @@ def demo(
     from trt_mtp.controller.up import default_checkpoint
     from trt_mtp.serve.processes import terminate_as_interrupt
 
+    os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"  # no warning when a process is started beside it
     with terminate_as_interrupt(), progress_bars() as (say, advance):
         result = run_demo(
             checkpoint or default_checkpoint(),

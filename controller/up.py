@@ -5,7 +5,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -91,19 +91,24 @@ def build(checkpoint: str, draft_lengths: str, engines: Path) -> Sequence[Path]:
 
 
 @contextmanager
-def child(*arguments: str) -> Iterator["subprocess.Popen[bytes]"]:
-    """`trt-mtp` with `arguments`, its stdout a pipe; ended when the block is."""
+def child(*arguments: str, log: Path | None = None) -> Iterator["subprocess.Popen[bytes]"]:
+    """`trt-mtp` with `arguments`, its stdout a pipe; ended when the block is.
+
+    Its stderr is ours, or goes to the file `log`.
+    """
     environment = dict(os.environ)
     here = str(Path(trt_mtp.__file__).resolve().parents[1])
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, [here, environment.get("PYTHONPATH")]))
-    process = subprocess.Popen(
-        [sys.executable, "-m", "trt_mtp", *arguments],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        env=environment,
-        start_new_session=True,  # Ctrl-C is for us
-        preexec_fn=die_with_parent(),
-    )
+    with log.open("ab") if log else nullcontext() as stderr:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "trt_mtp", *arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=stderr,
+            env=environment,
+            start_new_session=True,  # Ctrl-C is for us
+            preexec_fn=die_with_parent(),
+        )
     try:
         yield process
     finally:
