@@ -130,7 +130,8 @@ def run_trtllm(
         variants = plan_variants(checkpoint, options, lengths, output)
         result = write_variants(variants, checkpoint, options, output)
     click.echo(variants_json(variants) if as_json else variants_text(variants), nl=not as_json)
-    click.echo(f"written to {output}: {', '.join(result.built) or 'nothing new'}", err=True)
+    built = ", ".join(result.built) or "nothing new"
+    click.echo(f"written to {output}: {built}; on the server, trt-mtp verify {output}", err=True)
 
 
 def variants_json(variants: Sequence[Any]) -> str:

@@ -27,6 +27,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "inspect": ("trt_mtp.build.cli:inspect", "Show what a checkpoint is."),
     "build": ("trt_mtp.build.cli:build", "Build engine variants from a checkpoint."),
     "serve": ("trt_mtp.serve.cli:serve", "Serve variants with Triton until Ctrl-C or SIGTERM."),
+    "verify": (
+        "trt_mtp.serve.verify_cli:verify",
+        "Run variants, compare their answers with no speculation, measure them, and record it.",
+    ),
     "doctor": (
         "trt_mtp.build.doctor_cli:doctor",
         "Find what is wrong with variants and this machine.",

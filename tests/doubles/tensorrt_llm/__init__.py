@@ -15,6 +15,7 @@ from typing import Any
 
 __version__ = os.environ.get("TENSORRT_LLM_DOUBLE_VERSION", "1.3.0rc27")
 ENVIRONMENT = dict(os.environ)  # as it was at import, which is when the real one reads it
+DIVERGES = "TENSORRT_LLM_DOUBLE_DIVERGES" in os.environ  # drafts change the eleventh token
 STEP_S = 0.001
 VOCABULARY = 256
 
@@ -89,6 +90,8 @@ class RequestOutput:
         for _ in range(most):
             tokens = [*self.prompt_token_ids, *answer.token_ids]
             token = next_token(tokens, self._sampling)
+            if DIVERGES and self._llm.draft_length and len(answer.token_ids) == 10:
+                token = (token + 1) % VOCABULARY
             answer.token_ids.append(token)
             if token == self._llm.end_id and not self._sampling.ignore_eos:
                 answer.finish_reason, self.finished = "stop", True
