@@ -17,10 +17,8 @@ import pytest
 import tritonclient.grpc as grpcclient
 from tritonclient.utils import InferenceServerException
 
-from tests.engine_fixtures import make_drafting_checkpoint
 from tests.triton_client import Response, streaming, text_of
-from trt_mtp.build.checkpoint import read_checkpoint
-from trt_mtp.build.cpu import build_cpu
+from tests.variants import build_engines
 from trt_mtp.serve.contract import COUNTERS, OUTPUTS
 from trt_mtp.serve.processes import is_alive
 from trt_mtp.serve.serving import resolve_variants, serving
@@ -35,21 +33,7 @@ K0, K3 = "qwen_mtp_k0", "qwen_mtp_k3"
 @pytest.fixture(scope="session")
 def engines(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Variants of a small checkpoint whose drafts are right about half of the time."""
-    folder = tmp_path_factory.mktemp("serve")
-    checkpoint = make_drafting_checkpoint(folder / "checkpoint", max_position_embeddings=4096)
-    for name in ("config.json", "generation_config.json"):  # no token ends an answer
-        config = json.loads((checkpoint / name).read_text())
-        config.pop("eos_token_id", None)
-        (checkpoint / name).write_text(json.dumps(config))
-    build_cpu(
-        read_checkpoint(checkpoint),
-        [0, 3],
-        folder / "engines",
-        max_batch_size=2,
-        max_seq_len=4096,
-        progress=lambda *_: None,
-    )
-    return folder / "engines"
+    return build_engines(tmp_path_factory.mktemp("serve"), [0, 3])
 
 
 @pytest.fixture(scope="session")

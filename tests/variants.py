@@ -1,8 +1,13 @@
-"""Variant records without an engine behind them."""
+"""Variants to serve: real ones that answer, and records without an engine behind them."""
 
+import json
+from collections.abc import Sequence
 from pathlib import Path
 
+from tests.engine_fixtures import make_drafting_checkpoint
 from trt_mtp import __version__
+from trt_mtp.build.checkpoint import read_checkpoint
+from trt_mtp.build.cpu import build_cpu
 from trt_mtp.build.variant import EngineVariant, VariantRecord, variant_name, write_variant
 
 
@@ -25,3 +30,24 @@ def make_variant(engines: Path, draft_length: int, *, fingerprint: str = "f0") -
         fingerprint=fingerprint,
     )
     return write_variant(engines / name, record)
+
+
+def build_engines(folder: Path, draft_lengths: Sequence[int]) -> Path:
+    """Variants, two requests at a time, whose drafts are right about half of the time.
+
+    No token ends their answers, so that max_tokens does.
+    """
+    checkpoint = make_drafting_checkpoint(folder / "checkpoint", max_position_embeddings=4096)
+    for name in ("config.json", "generation_config.json"):
+        config = json.loads((checkpoint / name).read_text())
+        config.pop("eos_token_id", None)
+        (checkpoint / name).write_text(json.dumps(config))
+    build_cpu(
+        read_checkpoint(checkpoint),
+        draft_lengths,
+        folder / "engines",
+        max_batch_size=2,
+        max_seq_len=4096,
+        progress=lambda *_: None,
+    )
+    return folder / "engines"
