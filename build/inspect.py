@@ -8,7 +8,7 @@ from trt_mtp.build.quantization import Quantization
 
 def describe(checkpoint: Checkpoint) -> dict[str, Any]:
     """What `trt-mtp inspect --json` prints."""
-    mtp = checkpoint.mtp
+    mtp, bytes_by_dtype = checkpoint.mtp, checkpoint.bytes_by_dtype
     return {
         "schema_version": 1,
         "path": str(checkpoint.path),
@@ -19,8 +19,8 @@ def describe(checkpoint: Checkpoint) -> dict[str, Any]:
         "num_layers": checkpoint.num_layers,
         "vocab_size": checkpoint.vocab_size,
         "context_length": checkpoint.context_length,
-        "num_bytes": checkpoint.num_bytes,
-        "bytes_by_dtype": checkpoint.bytes_by_dtype,
+        "num_bytes": sum(bytes_by_dtype.values()),
+        "bytes_by_dtype": bytes_by_dtype,
         "num_files": len({info.file for info in checkpoint.tensors.values()}),
         "num_tensors": len(checkpoint.tensors),
         "quantization": describe_quantization(checkpoint.quantization),

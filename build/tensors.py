@@ -4,10 +4,12 @@ Format: 8 bytes little-endian header length, that many bytes of JSON, then the d
 (https://huggingface.co/docs/safetensors, "Format").
 """
 
+import gc
 import json
 import math
 import re
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -42,14 +44,27 @@ def read_tensors(folder: Path) -> dict[str, TensorInfo]:
     and a tensor that is in the index but not in its shard.
     """
     index = folder / INDEX
-    weight_map = weight_map_of(index) if index.exists() else {}
     tensors: dict[str, TensorInfo] = {}
-    for file in list_shards(folder, weight_map):
-        tensors.update(read_header(file))
+    with collector_paused():
+        weight_map = weight_map_of(index) if index.exists() else {}
+        for file in list_shards(folder, weight_map):
+            tensors.update(read_header(file))
     if not tensors.keys() >= weight_map.keys():
         name = min(weight_map.keys() - tensors.keys())
         raise InputError(f"{folder / weight_map[name]} lacks the tensor {name} of {INDEX}; {AGAIN}")
     return tensors
+
+
+@contextmanager
+def collector_paused() -> Iterator[None]:
+    """No garbage collection inside: with 300,000 tensors it is a tenth of the time, for nothing."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 def list_shards(folder: Path, weight_map: dict[str, str]) -> list[Path]:
