@@ -199,10 +199,12 @@ class AcceptanceLearner:
         """All tasks together hold counts beside what the priors expected of the same steps."""
         self.own.setdefault("all", Counts()).add(num_steps, accepted, weight)
         expected, reached = [], float(num_steps)
-        for j, conditional in enumerate(prior_conditionals(self.priors[key.task], self.decay_ratio)[: len(accepted)]):
+        prior = prior_conditionals(self.priors[key.task], self.decay_ratio)
+        for conditional, seen in zip(prior, accepted, strict=False):
             expected.append(conditional * reached)
-            reached = accepted[j]
-        self.own.setdefault("expected", Counts()).add_expected(num_steps, accepted, expected, weight)
+            reached = seen
+        counts = self.own.setdefault("expected", Counts())
+        counts.add_expected(num_steps, accepted, expected, weight)
 
     def _add_session(
         self, session_id: str, num_steps: int, accepted: Sequence[int], weight: float
@@ -274,9 +276,14 @@ class AcceptanceLearner:
         Merging is associative, commutative and idempotent. Raises ValueError for a state that
         isn't one.
         """
-        for name, replica in state["replicas"].items():
-            version = int(replica["version"])
-            counts = {scope: Counts.from_json(value) for scope, value in replica["counts"].items()}
+        read = {
+            str(name): (
+                int(replica["version"]),
+                {scope: Counts.from_json(value) for scope, value in replica["counts"].items()},
+            )
+            for name, replica in state["replicas"].items()
+        }
+        for name, (version, counts) in read.items():
             if name == self.replica:
                 if version > self.version:
                     self.version, self.own = version, counts

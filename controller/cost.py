@@ -84,9 +84,7 @@ class StepCost:
         """The largest calibrated step time at any measured batch up to `batch`."""
         curves = [self.plain_step_s, *self.ratios.values()]
         knots = {b for curve in curves for b, _ in curve if b < batch} | {batch}
-        return max(
-            interpolate(self.plain_step_s, b) * self.ratio(draft_length, b) for b in knots
-        )
+        return max(interpolate(self.plain_step_s, b) * self.ratio(draft_length, b) for b in knots)
 
     def observe(self, draft_length: int, batch: int, seconds: float, num_steps: int) -> bool:
         """Correct the cell by one answer's time; False when the time can't be right."""
@@ -105,6 +103,14 @@ class StepCost:
         for known in [key for key in self._cache if _cell(*key) == cell]:
             del self._cache[known]
         return True
+
+    def restore(
+        self, common: float, num_observed: int, corrections: Mapping[tuple[int, int], float]
+    ) -> None:
+        """Take over corrections that were learned before."""
+        self.common, self.num_observed = _bounded(common), max(num_observed, 0)
+        self.corrections = {cell: _bounded(value) for cell, value in corrections.items()}
+        self._cache.clear()
 
 
 def _bounded(correction: float) -> float:

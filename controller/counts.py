@@ -34,7 +34,8 @@ class Counts:
     ) -> None:
         """As `add`, with `expected` successes in place of those seen among the same trials."""
         reached = float(num_steps)
-        for j, (seen, successes) in enumerate(zip(accepted[:MAX_POSITIONS], expected, strict=False)):
+        pairs = zip(accepted[:MAX_POSITIONS], expected, strict=False)
+        for j, (seen, successes) in enumerate(pairs):
             keep = max(0.0, 1 - weight * reached / MEMORY_STEPS)
             self.trials[j] = keep * self.trials[j] + weight * reached
             self.successes[j] = keep * self.successes[j] + weight * successes

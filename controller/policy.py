@@ -24,6 +24,7 @@ from trt_mtp.controller.outcome import Outcome
 from trt_mtp.controller.profile import Profile
 from trt_mtp.controller.request import RequestFeatures
 from trt_mtp.controller.task import TaskGuess, guess_task
+from trt_mtp.controller.text_model import load_text_model
 from trt_mtp.errors import InputError, TrtMtpError
 
 __all__ = ["CandidateScore", "Decision", "NoVariantError", "Policy", "VariantState"]
@@ -54,6 +55,7 @@ class Policy:
             self.profile.priors(), replica, self.profile.decay_ratio
         )
         self.num_rejected_outcomes = 0
+        load_text_model()  # now, not in the first request
         self._random = random.Random(seed)
         self._prefix = secrets.token_hex(4)
         self._numbers = itertools.count()
@@ -124,9 +126,12 @@ class Policy:
         """Acceptance of a request whose task is only likely: time per step is what averages."""
         band, thinking = temperature_band(features.temperature), features.thinking
         parts = [
-            (share, self.acceptance.estimate(
-                AcceptanceKey(task, band, thinking), features.tenant, features.session_id
-            ))
+            (
+                share,
+                self.acceptance.estimate(
+                    AcceptanceKey(task, band, thinking), features.tenant, features.session_id
+                ),
+            )
             for task, share in guess.probabilities[:3]
         ]
         if len(parts) == 1:
@@ -170,7 +175,7 @@ class Policy:
                     v.name, v.draft_length, load, length, step_s, wait_s, prefill_s, total_s
                 )
             )
-        if all([c.rejected for c in scored]):
+        if all(c.rejected for c in scored):
             why = "; ".join(f"{c.variant} {c.rejected}" for c in scored) or "none is hosted"
             raise NoVariantError(f"no variant can take this request: {why}")
         return _with_scores(scored)
@@ -209,7 +214,8 @@ class Policy:
             if same:
                 return max(same, key=_score_then_shallow), f"K={last} as before: within hysteresis"
         ties = [
-            c for c in usable
+            c
+            for c in usable
             if c.draft_length < best.draft_length and c.score >= 1 - _tie(c, best, estimate)
         ]
         if ties:
@@ -257,9 +263,18 @@ def _with_scores(scored: list[CandidateScore]) -> tuple[CandidateScore, ...]:
     best = min([c.total_s for c in scored if not c.rejected])
     return tuple(
         [
-            c if c.rejected else CandidateScore(
-                c.variant, c.draft_length, c.load, c.acceptance_length, c.step_s, c.wait_s,
-                c.prefill_s, c.total_s, best / c.total_s,
+            c
+            if c.rejected
+            else CandidateScore(
+                c.variant,
+                c.draft_length,
+                c.load,
+                c.acceptance_length,
+                c.step_s,
+                c.wait_s,
+                c.prefill_s,
+                c.total_s,
+                best / c.total_s,
             )
             for c in scored
         ]
@@ -289,17 +304,21 @@ def _probe(
     Where nothing is drafted, any length teaches, or acceptance that has risen would never be seen.
     """
     others = [
-        c for c in usable
+        c
+        for c in usable
         if c.draft_length != steady.draft_length and c.score >= 1 - MAX_EXPLORATION_LOSS
     ]
     if not others:
         return None
     promising = [
-        c for c in others
+        c
+        for c in others
         if c.draft_length > steady.draft_length
         and (steady.draft_length == 0 or c.score * _optimism(c, estimate) >= steady.score)
     ]
     choices = promising or [c for c in others if c.draft_length > 0]
+    if steady.draft_length == 0 and choices:
+        return min(choices, key=_shallow_then_score)  # the cheapest that teaches
     return choices[seed % len(choices)] if choices else None
 
 

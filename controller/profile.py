@@ -31,13 +31,14 @@ PUBLISHED_ACCEPTANCE = {
     "structured_output": 0.96,
     "tool_call": 0.92,
 }
-# R at one request of a dense 27B model, llama.cpp on one RTX 5090 (sudoingX/qwen38-mtp), risen at
-# larger batches as on an RTX 3090 with vLLM (R(3) 1.28, 1.22, 1.40, 1.84 at 1, 2, 4, 8).
+# R of a composite of published rigs, for a dense model of 27B. At one request: llama.cpp on an RTX
+# 5090 (sudoingX/qwen38-mtp). At 2, 4 and 8: risen about as vLLM's on an RTX 3090 (R(3) of 1.28,
+# 1.22, 1.40, 1.84). Published loads end there; at 128 stands the compute-bound limit, K + 1.
 PUBLISHED_RATIOS = {
-    1: {1: 1.22, 2: 1.22, 4: 1.27, 8: 1.45, 32: 1.75},
-    2: {1: 1.34, 2: 1.36, 4: 1.48, 8: 1.80, 32: 2.40},
-    3: {1: 1.52, 2: 1.54, 4: 1.72, 8: 2.20, 32: 3.10},
-    5: {1: 1.85, 2: 1.90, 4: 2.20, 8: 3.00, 32: 4.60},
+    1: {1: 1.22, 2: 1.22, 4: 1.27, 8: 1.45, 128: 2.0},
+    2: {1: 1.34, 2: 1.36, 4: 1.48, 8: 1.80, 128: 3.0},
+    3: {1: 1.52, 2: 1.54, 4: 1.72, 8: 2.20, 128: 4.0},
+    5: {1: 1.85, 2: 1.90, 4: 2.20, 8: 3.00, 128: 6.0},
 }
 
 
@@ -53,7 +54,7 @@ class Profile(BaseModel):
     schema_version: Literal[1] = 1
     fingerprint: str = ""  # what the numbers were measured on; empty fits anything
     shared_device: bool = False  # the variants share one machine: load is the sum over all
-    plain_step_s: dict[int, Positive] = Field(default={1: 0.02, 8: 0.024, 32: 0.034}, min_length=1)
+    plain_step_s: dict[int, Positive] = Field(default={1: 0.02, 8: 0.024, 128: 0.06}, min_length=1)
     step_ratio: dict[int, dict[int, Positive]] = PUBLISHED_RATIOS
     prefill_tokens_per_s: Positive = 2000.0
     acceptance: dict[str, Probability] = PUBLISHED_ACCEPTANCE
@@ -70,8 +71,9 @@ class Profile(BaseModel):
         for length, curve in self.step_ratio.items():
             if length < 1 or not curve:
                 raise ValueError(f"step_ratio.{length}: lengths are 1 or more, with a batch each")
-        if any(batch < 1 for curve in (self.plain_step_s, *self.step_ratio.values())
-               for batch in curve):
+        if any(
+            batch < 1 for curve in (self.plain_step_s, *self.step_ratio.values()) for batch in curve
+        ):
             raise ValueError("a batch is less than 1")
         return self
 

@@ -15,6 +15,7 @@ from trt_mtp.files import nearest
 
 SYSTEM_CHARS = 600
 SYSTEM_WEIGHT = 0.5  # a system prompt says what a service is for, not what this request asks
+_SERVICE_WORDS = ("assistant", "helpful", "expert", "model", "bot", "tool", "qwen", "engineer")
 _INDEX = {task: i for i, task in enumerate(TASKS)}
 
 
@@ -47,6 +48,9 @@ def guess_task(request: RequestFeatures, model: TextModel | None = None) -> Task
         reasons.append("text: " + ", ".join(text.evidence))
     if request.system:
         _add_system(model, request.system, scores, reasons)
+        if _casts_a_character(request.system):
+            scores[_INDEX["roleplay"]] += 2.5
+            reasons.append("the system prompt casts a character")
     _add_structure(request, scores, reasons)
     return TaskGuess(_probabilities(scores), tuple(reasons))
 
@@ -65,6 +69,14 @@ def _add_system(model: TextModel, system: str, scores: list[float], reasons: lis
         scores[i] += SYSTEM_WEIGHT * (score - model.bias[i])
     if text.evidence:
         reasons.append("system prompt: " + ", ".join(text.evidence))
+
+
+def _casts_a_character(system: str) -> bool:
+    """`You are Captain Ahab`, and not `You are a helpful assistant`."""
+    opening = system[:300].lower()
+    if not opening.startswith(("you are ", "you play ", "play ", "stay in character")):
+        return False
+    return not any(word in opening for word in _SERVICE_WORDS)
 
 
 def _add_structure(request: RequestFeatures, scores: list[float], reasons: list[str]) -> None:

@@ -9,6 +9,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -62,7 +63,7 @@ def features(head: str, tail: str, num_chars: int) -> set[bytes]:
         found.add(b"#not-ascii")
         ends = text if len(text) <= 2 * EDGE_CHARS else text[:EDGE_CHARS] + text[-EDGE_CHARS:]
         for run in _NO_SPACES.findall(ends):
-            found.update([(a + b).encode() for a, b in zip(run, run[1:], strict=False)])
+            found.update([(a + b).encode() for a, b in pairwise(run)])
     return found
 
 
@@ -99,9 +100,7 @@ class TextModel:
             for task, weight in weights[feature]:
                 scores[task] += weight
         best = scores.index(max(scores))
-        evidence = sorted(
-            [(-w, f) for f in hits for t, w in weights[f] if t == best and w > 0.4]
-        )
+        evidence = sorted([(-w, f) for f in hits for t, w in weights[f] if t == best and w > 0.4])
         return TextScore(scores, tuple([f.decode("utf-8", "replace") for _, f in evidence[:3]]))
 
 

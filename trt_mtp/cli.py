@@ -39,6 +39,18 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "trt_mtp.controller.cli:gateway",
         "Route a public model to the variants that Triton hosts, until Ctrl-C or SIGTERM.",
     ),
+    "explain": (
+        "trt_mtp.controller.policy_cli:explain",
+        "Show which variant a request would go to, and why.",
+    ),
+    "replay": (
+        "trt_mtp.controller.policy_cli:replay",
+        "Compare a decision log with the oracle, the best static length per load, and none.",
+    ),
+    "simulate": (
+        "trt_mtp.controller.policy_cli:simulate",
+        "Simulate a fleet of replicas at different draft lengths under several policies.",
+    ),
     "repo": ("trt_mtp.serve.cli:repo", "Work with Triton model repositories."),
 }
 

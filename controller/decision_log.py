@@ -1,0 +1,97 @@
+"""One compact line per request: what was decided and what came of it. No prompt text."""
+
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, NamedTuple, TextIO
+
+from trt_mtp.controller.decision import Decision
+from trt_mtp.controller.outcome import Outcome
+from trt_mtp.errors import InputError, TrtMtpError
+
+MAX_BYTES = 64 * 1024 * 1024  # of one file, then it is rotated
+MAX_FILES = 5  # the current one and .1 (newest) to .4
+
+
+class LogRecord(NamedTuple):
+    """A decision, its outcome, and the prompt where logging it was asked for."""
+
+    decision: Decision
+    outcome: Outcome
+    prompt: str | None = None
+
+
+class DecisionLog:
+    """Appends records to a file and rotates it. One thread at a time."""
+
+    def __init__(self, path: Path, *, max_bytes: int = MAX_BYTES, max_files: int = MAX_FILES):
+        self._path, self._max_bytes, self._max_files = path, max_bytes, max(max_files, 1)
+        self._file = self._open()
+
+    def append(self, decision: Decision, outcome: Outcome, prompt: str | None = None) -> None:
+        """Write one record; raises TrtMtpError when the disk is full or the file is gone."""
+        record: dict[str, Any] = {"decision": decision.to_json(), "outcome": asdict(outcome)}
+        if prompt is not None:
+            record["prompt"] = prompt
+        line = json.dumps(record, separators=(",", ":"), ensure_ascii=True) + "\n"
+        try:
+            if self._file.tell() and self._file.tell() + len(line) > self._max_bytes:
+                self._rotate()
+            self._file.write(line)  # line-buffered: a kill loses no whole line
+        except OSError as error:
+            raise TrtMtpError(f"can't write {self._path}: {error.strerror or error}") from error
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+    def _open(self) -> TextIO:
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            file = self._path.open("a", buffering=1, encoding="utf-8")
+            file.seek(0, os.SEEK_END)
+            return file
+        except OSError as error:
+            raise TrtMtpError(f"can't open {self._path}: {error.strerror or error}") from error
+
+    def _rotate(self) -> None:
+        self._file.close()
+        for number in range(self._max_files - 1, 0, -1):
+            older = self._path if number == 1 else self._numbered(number - 1)
+            if older.exists():
+                older.replace(self._numbered(number))
+        if self._max_files == 1:
+            self._path.unlink(missing_ok=True)
+        self._file = self._open()
+
+    def _numbered(self, number: int) -> Path:
+        return self._path.with_name(f"{self._path.name}.{number}")
+
+
+def read_log(path: Path) -> Iterator[LogRecord]:
+    """The records of a log file, in order.
+
+    Raises InputError for a line that is none; a last line that a kill cut short is left out.
+    """
+    try:
+        with path.open(encoding="utf-8") as file:
+            for number, line in enumerate(file, 1):
+                if not line.endswith("\n"):
+                    return
+                yield _record(line, f"{path}, line {number}")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} can't be read: {error}") from None
+
+
+def _record(line: str, where: str) -> LogRecord:
+    try:
+        value = json.loads(line)
+        outcome = Outcome(**value["outcome"])
+        positions = tuple(int(count) for count in value["outcome"]["accepted_per_position"])
+        decision = Decision.from_json(value["decision"])
+    except (ValueError, KeyError, TypeError, InputError) as error:
+        raise InputError(f"{where} is no decision record: {error}") from None
+    fields = {**asdict(outcome), "accepted_per_position": positions}
+    return LogRecord(decision, Outcome(**fields), value.get("prompt"))

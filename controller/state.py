@@ -1,0 +1,84 @@
+"""What a policy has learned, kept across restarts; a file that can't be used is set aside."""
+
+import json
+import math
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from trt_mtp.controller.policy import Policy
+from trt_mtp.files import to_json, write_atomic
+
+SCHEMA_VERSION = 1
+
+
+def state_to_json(policy: Policy) -> dict[str, Any]:
+    """The learned numbers of `policy`."""
+    cost = policy.cost
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "fingerprint": policy.profile.fingerprint,
+        "acceptance": policy.acceptance.to_json(),
+        "cost": {
+            "common": cost.common,
+            "num_observed": cost.num_observed,
+            "corrections": [[k, b, value] for (k, b), value in sorted(cost.corrections.items())],
+        },
+    }
+
+
+def save_state(path: Path, policy: Policy) -> None:
+    """Write the state atomically: a kill at any moment leaves the old file or the new one."""
+    write_atomic(path, to_json(state_to_json(policy)))
+
+
+def load_state(path: Path, policy: Policy) -> str:
+    """Take over the state in `path`; the returned sentence says what was done.
+
+    A file that is corrupt or belongs to another fingerprint is renamed, never overwritten, and
+    the policy starts from its profile.
+    """
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return f"{path} does not exist yet: starting from the profile"
+    except (OSError, ValueError, RecursionError) as error:
+        return _set_aside(path, f"can't be read ({error})")
+    try:
+        problem = _take_over(record, policy)
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+        problem = f"is no policy state ({type(error).__name__}: {error})"
+    if problem:
+        return _set_aside(path, problem)
+    return f"{path}: {policy.acceptance.version} answers learned before"
+
+
+def _take_over(record: Any, policy: Policy) -> str:
+    """Why `record` can't be used, or an empty string once it is in `policy`."""
+    if record["schema_version"] != SCHEMA_VERSION:
+        return f"has schema_version {record['schema_version']!r}, not {SCHEMA_VERSION}"
+    if record["fingerprint"] != policy.profile.fingerprint:
+        return f"belongs to {record['fingerprint']!r}, and this is {policy.profile.fingerprint!r}"
+    cost = record["cost"]
+    corrections = {(int(k), int(b)): float(value) for k, b, value in cost["corrections"]}
+    if not all(math.isfinite(v) for v in _numbers(cost["common"], corrections.values())):
+        return "holds a number that is not finite"
+    num_observed = int(cost["num_observed"])
+    policy.acceptance.merge(record["acceptance"])  # all or nothing
+    policy.cost.restore(float(cost["common"]), num_observed, corrections)
+    return ""
+
+
+def _numbers(first: Any, rest: Iterable[float]) -> list[float]:
+    return [float(first), *rest]
+
+
+def _set_aside(path: Path, problem: str) -> str:
+    number = 1
+    while (aside := path.with_name(f"{path.name}.aside-{number}")).exists():
+        number += 1
+    try:
+        path.rename(aside)
+    except OSError as error:
+        return f"{path} {problem} and can't be moved ({error}): starting from the profile"
+    return f"{path} {problem}: moved to {aside}, starting from the profile"
