@@ -73,6 +73,16 @@ def terminate_as_interrupt() -> Iterator[None]:
 
 
 @contextmanager
+def postponed() -> Iterator[None]:
+    """A signal that would end us inside does so at the end: for imports, which it would break."""
+    seen: list[int] = []
+    with _handlers(lambda number, frame: seen.append(number)):
+        yield
+    if seen:
+        raise KeyboardInterrupt
+
+
+@contextmanager
 def undisturbed() -> Iterator[None]:
     """Nothing that ends a program interrupts what is inside: it is the cleaning up."""
     with _handlers(signal.SIG_IGN):

@@ -9,6 +9,7 @@ from typing import Any
 
 from trt_mtp.build.variant import RECORD, EngineVariant, list_variants, read_variant
 from trt_mtp.errors import InputError
+from trt_mtp.serve.processes import postponed
 from trt_mtp.serve.repository import render_repository
 from trt_mtp.serve.triton import ANY_PORTS, Ports, Progress, TritonServer
 from trt_mtp.serve.triton_install import find_triton
@@ -51,7 +52,8 @@ def serving(
     run_folder = Path(tempfile.mkdtemp(prefix="trt-mtp-serve-"))
     repository = repository or run_folder / "model_repository"
     try:
-        models = render_repository(variants, repository)
+        with postponed():  # it imports tritonclient
+            models = render_repository(variants, repository)
         server = TritonServer(install, repository.resolve(), models, run_folder, ports)
         try:
             server.start(on_progress)

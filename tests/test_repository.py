@@ -63,7 +63,8 @@ def test_a_variant_becomes_a_decoupled_python_model(tmp_path: Path) -> None:
     assert config.parameters["variant_folder"] == str(tmp_path / "k3")
     assert "decoupled: true" in text
     assert 'backend: "python"' in text
-    assert "max_batch_size" not in text  # 0, the default: the engine batches
+    assert "\nmax_batch_size:" not in text  # 0, the default: the engine batches
+    assert config.parameters["max_batch_size"] == "8"  # of the engine
 
 
 def test_the_inputs_of_the_llmapi_model_keep_their_types() -> None:

@@ -149,7 +149,7 @@ def test_any_bytes_are_a_prompt_or_a_sentence(text: bytes) -> None:
     """No text, well-formed or not, ends in anything but a request or an InputError."""
     for name in ("text_input", "messages"):
         try:
-            found = read(**{name: text})
+            found = read("", **{name: text})
         except InputError:
             continue
         assert found.request.prompt_ids == tuple(text) or name == "messages"

@@ -279,7 +279,12 @@ def test_what_dies_is_started_again(server: TritonServer, victim: str) -> None:
     server.check(said.append)
     assert said == []
     os.kill(server.pid if victim == "server" else server.stub_pids[0], signal.SIGKILL)
-    eventually(lambda: (server.check(said.append), bool(said))[1])
+
+    def was_noticed() -> bool:
+        server.check(said.append)
+        return bool(said)
+
+    eventually(was_noticed)
     assert "; starting again" in said[0]
     assert (server.grpc_url, server.http_url) == urls
     for model in (K0, K3):
