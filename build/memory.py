@@ -40,6 +40,7 @@ class MemoryPlan:
     state_dtype: str = "float32"
     weight_dtype: str | None = None  # fp8 or nvfp4 when the checkpoint is to be quantised
     pool_fraction: float = POOL_FRACTION
+    has_vision: bool = False  # the vision tower is loaded too, on every GPU
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,7 +155,7 @@ def weight_bytes(shape: ModelShape, plan: MemoryPlan) -> int:
 def estimate(plan: MemoryPlan, gpu: Gpu | None) -> MemoryEstimate:
     """The memory of `plan`, and how many tokens the KV cache holds on `gpu`."""
     shape = plan.shape
-    weights = weight_bytes(shape, plan)
+    weights = weight_bytes(shape, plan) + (shape.vision_bytes if plan.has_vision else 0)
     mtp_head = shape.mtp_bytes // plan.tensor_parallel if plan.draft_length else 0
     steps = plan.max_batch_size * (plan.draft_length + 1)
     state = plan.max_batch_size * (

@@ -23,7 +23,6 @@ class ModelShape:
 
     family: str
     is_moe: bool
-    has_vision: bool
     is_quantized: bool
     hidden_size: int
     feed_forward_size: int  # of one token: all experts that it visits
@@ -41,9 +40,15 @@ class ModelShape:
     linear_value_head_dim: int
     conv_kernel: int
     weight_bytes: int
+    vision_bytes: int
     host_bytes: int  # weights that stay in the host's memory
     mtp_bytes: int
     num_linear_weights: int  # weights of matrices that quantisation would shrink
+
+    @property
+    def has_vision(self) -> bool:
+        """Whether the checkpoint has a vision tower."""
+        return self.vision_bytes > 0
 
     @property
     def parallel_sizes(self) -> tuple[int, ...]:
@@ -71,7 +76,6 @@ def shape_of(checkpoint: Checkpoint) -> ModelShape:
     return ModelShape(
         family=checkpoint.family,
         is_moe=checkpoint.is_moe,
-        has_vision=vision_bytes > 0,
         is_quantized=checkpoint.quantization is not None,
         hidden_size=int(config["hidden_size"]),
         feed_forward_size=feed_forward_size(checkpoint),
@@ -89,6 +93,7 @@ def shape_of(checkpoint: Checkpoint) -> ModelShape:
         linear_value_head_dim=int(config["linear_value_head_dim"]),
         conv_kernel=int(config["linear_conv_kernel_dim"]),
         weight_bytes=checkpoint.num_bytes - vision_bytes - host_bytes - checkpoint.mtp.num_bytes,
+        vision_bytes=vision_bytes,
         host_bytes=host_bytes,
         mtp_bytes=checkpoint.mtp.num_bytes,
         num_linear_weights=num_linear_weights(checkpoint),

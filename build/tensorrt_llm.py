@@ -116,6 +116,7 @@ def options_for(
         checkpoint_dtype=checkpoint_dtype(checkpoint),
         checkpoint_digest=checkpoint_digest(checkpoint),
         state_dtype=str(checkpoint.text_config.get("mamba_ssm_dtype", "float32")),
+        cache_dtype=cache_dtype(checkpoint),
         gpu=gpu,
         **chosen,
     )
@@ -132,6 +133,12 @@ def checkpoint_dtype(checkpoint: Checkpoint) -> str:
         if known in method:
             return known
     return method
+
+
+def cache_dtype(checkpoint: Checkpoint) -> str:
+    """What a KV cache of type auto is: ModelOpt's kv_cache_quant_algo, or as the activations."""
+    stated = checkpoint.quantization.kv_cache_dtype if checkpoint.quantization else None
+    return stated if stated in ("fp8", "nvfp4") else "bfloat16"
 
 
 def checkpoint_digest(checkpoint: Checkpoint) -> str:

@@ -27,7 +27,7 @@ OPTIONS = (
     click.option("--gpu", metavar="TYPE", help="As h100-80gb.  [default: the one that is here]"),
     click.option("--tp", type=click.IntRange(1, 64), help="GPUs that share a layer."),
     click.option("--ep", type=click.IntRange(1, 64), help="Of them, groups of whole experts."),
-    click.option("--kv-cache-dtype", type=click.Choice(["auto", "bfloat16", "fp8", "nvfp4"])),
+    click.option("--kv-cache-dtype", type=click.Choice(["auto", "fp8", "nvfp4"])),
     click.option(
         "--state-dtype",
         type=click.Choice(["auto", "bfloat16", "float32"]),

@@ -29,6 +29,19 @@ VISION_SWITCH_SINCE = parse_version("1.3.0rc27")
 PARSERS_SINCE = parse_version("1.3.0rc27")
 CONFIG_OPTION_SINCE = parse_version("1.3.0rc24")
 GMS_SINCE = parse_version("1.3.0rc27")
+# keys that other options set, and that more than the configuration depends on
+OWN_OPTIONS = {
+    "model": "CHECKPOINT",
+    "tensor_parallel_size": "--tp",
+    "moe_expert_parallel_size": "--ep",
+    "max_batch_size": "--max-batch-size",
+    "max_seq_len": "--max-seq-len",
+    "speculative_config.max_draft_len": "--draft-lengths",
+    "speculative_config.num_nextn_predict_layers": "--draft-lengths",
+    "speculative_config": "--draft-lengths",
+    "kv_cache_config": "its keys, as in kv_cache_config.dtype,",
+    "load_format": "--share-weights",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +53,8 @@ class TrtllmOptions:
     shape: ModelShape
     checkpoint_dtype: str  # bf16, fp8, nvfp4, …: for the autotuner's key
     checkpoint_digest: str
-    state_dtype: str  # what the states really are: the option's, else the checkpoint's own
+    state_dtype: str  # the checkpoint's own; --state-dtype is state_option
+    cache_dtype: str = "bfloat16"  # the checkpoint's own; --kv-cache-dtype is kv_cache_dtype
     gpu: Gpu | None = None
     tensor_parallel: int = 1
     expert_parallel: int = 1
@@ -176,6 +190,9 @@ def with_settings(
 ) -> dict[str, Any]:
     """`args` after every --set, those of speculative_config only where there is one."""
     for setting in options.settings:
+        path = setting.partition("=")[0].strip()
+        if path in OWN_OPTIONS:
+            raise InputError(f"--set {setting}: use {OWN_OPTIONS[path]} for {path}")
         changed = with_option(args, setting, options.version)
         if draft_length or "speculative_config" not in changed:
             args = changed
@@ -196,10 +213,11 @@ def memory_plan(options: TrtllmOptions, draft_length: int, args: Mapping[str, An
         max_seq_len=args["max_seq_len"],
         max_num_tokens=args["max_num_tokens"],
         tensor_parallel=args["tensor_parallel_size"],
-        kv_cache_dtype="bfloat16" if dtype == "auto" else dtype,
+        kv_cache_dtype=options.cache_dtype if dtype == "auto" else dtype,
         state_dtype=options.state_dtype if state == "auto" else state,
         weight_dtype=options.quantize,
         pool_fraction=cache["free_gpu_memory_fraction"],
+        has_vision=options.shape.has_vision and not args.get("disable_mm_encoder", False),
     )
 
 

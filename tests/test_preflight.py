@@ -100,6 +100,8 @@ TRIGGERS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "consumer-blackwell": (
         arguments(), {"is_moe": True, "gpu.sm": 120, "checkpoint_dtype": "nvfp4"}),
     "fp8-hardware": (arguments(), {"gpu.sm": 80}),
+    "kv-fp8-hardware": (arguments(kv_cache_config={**V1, "dtype": "fp8"}), {"gpu.sm": 80}),
+    "kv-nvfp4-hardware": (arguments(kv_cache_config={**V1, "dtype": "nvfp4"}), {}),
     "nvfp4-hardware": (arguments(), {"checkpoint_dtype": "nvfp4"}),
     "head-quantized": (arguments(), {"mtp_head_quantized": True}),
     "gms": (arguments(load_format="gms"), {}),
@@ -136,6 +138,7 @@ def test_without_drafts_most_are_silent(name: str) -> None:
         "prompt-in-one-piece", "batch-size-default", "kv-manager-v2-needed", "flash-next-version",
         "next-block-reuse", "cuda-graph-sizes", "cuda-graphs-small", "torch-compile",
         "autotuner-crash", "jit-race", "fp8-blackwell-start", "fp8-hardware", "nvfp4-hardware",
+        "kv-fp8-hardware", "kv-nvfp4-hardware",
         "gms", "gms-load-balancer",
     }  # fmt: skip
     assert set(found(plain, **where)) <= general

@@ -158,7 +158,9 @@ def test_set_goes_through() -> None:
         ("speculative_config.spec_dec_variant=2", "published from 1.4.0rc1 on"),
         ("stream_interval", "expected key=value"),
         ("stream_interval.deep=3", "has no keys below it|without keys below it"),
-        ("kv_cache_config=5", "expected the keys of KvCacheConfig"),
+        ("scheduler_config=5", "expected the keys of SchedulerConfig"),
+        ("speculative_config.max_draft_len=5", "use --draft-lengths"),
+        ("tensor_parallel_size=2", "use --tp"),
     ],
 )
 def test_set_is_checked(setting: str, says: str) -> None:
