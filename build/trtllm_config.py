@@ -21,6 +21,9 @@ from trt_mtp.build.trtllm_fields import problems, with_option
 from trt_mtp.build.trtllm_version import Version, parse_version
 from trt_mtp.errors import InputError
 
+FLASH_NEXT = "qwen3.8-flash-next"
+# examples/configs/curated/qwen3.8-flash-next.yaml @b744e0a5 in NVIDIA/TensorRT-LLM
+FLASH_NEXT_POOL_FRACTION = 0.5
 TOKENS_PER_BLOCK = 32  # KvCacheConfig.tokens_per_block's default
 PREFILL_TOKENS = 8192  # TorchLlmArgs.max_num_tokens' default
 CHUNKED_PREFILL_SINCE = parse_version("1.3.0rc24")
@@ -127,8 +130,11 @@ def llm_args(options: TrtllmOptions, draft_length: int) -> dict[str, Any]:
         "enable_iter_perf_stats": True,  # get_stats() carries the speculation's counters
         "return_perf_metrics": True,
     }
-    if uses_trtllm_experts(options):
-        args["moe_config"] = {"backend": "TRTLLM"}
+    backend = expert_backend(options)
+    if backend:
+        args["moe_config"] = {"backend": backend}
+    if options.shape.family == FLASH_NEXT:
+        args["trust_remote_code"] = True  # its curated YAML
     if options.shape.has_vision and options.version >= VISION_SWITCH_SINCE:
         args["disable_mm_encoder"] = True  # the same file; only text is served
     if options.share_weights == "gms":
@@ -138,14 +144,19 @@ def llm_args(options: TrtllmOptions, draft_length: int) -> dict[str, Any]:
     return with_settings(args, options, draft_length)
 
 
-def uses_trtllm_experts(options: TrtllmOptions) -> bool:
-    """Quantised experts on B200 and B300 class GPUs, as in the curated YAML of Qwen3.8.
+def expert_backend(options: TrtllmOptions) -> str | None:
+    """What computes the experts, where a curated YAML says so; None leaves it to TensorRT-LLM.
 
-    examples/configs/curated/qwen3.8-low-latency-mtp3.yaml @7fccbed0 in NVIDIA/TensorRT-LLM.
+    Quantised experts on B200 and B300 class GPUs: qwen3.8-low-latency-mtp3.yaml @7fccbed0.
+    Flash-Next in BF16: qwen3.8-flash-next.yaml @b744e0a5.
     """
+    if not options.shape.is_moe:
+        return None
     dtype = options.quantize or options.checkpoint_dtype
-    blackwell = options.gpu is not None and options.gpu.sm in (100, 103)
-    return options.shape.is_moe and blackwell and dtype in ("fp8", "nvfp4")
+    if options.shape.family == FLASH_NEXT and dtype == "bf16":
+        return "CUTLASS"
+    is_blackwell = options.gpu is not None and options.gpu.sm in (100, 103)
+    return "TRTLLM" if is_blackwell and dtype in ("fp8", "nvfp4") else None
 
 
 def parallel_experts(options: TrtllmOptions) -> dict[str, int]:
@@ -160,9 +171,10 @@ def parallel_experts(options: TrtllmOptions) -> dict[str, int]:
 
 def kv_cache_config(options: TrtllmOptions) -> dict[str, Any]:
     """Cache settings of the curated Qwen YAML files; no reuse across requests."""
+    is_flash_next = options.shape.family == FLASH_NEXT
     config: dict[str, Any] = {
         "enable_block_reuse": False,
-        "free_gpu_memory_fraction": POOL_FRACTION,
+        "free_gpu_memory_fraction": FLASH_NEXT_POOL_FRACTION if is_flash_next else POOL_FRACTION,
     }
     if options.kv_cache_dtype != "auto":
         config["dtype"] = options.kv_cache_dtype
@@ -171,7 +183,7 @@ def kv_cache_config(options: TrtllmOptions) -> dict[str, Any]:
     if options.version >= V2_MANAGER_SINCE:
         # Flash-Next needs the new manager (its deployment guide); the curated MTP YAML of the
         # others turns it off, and issue 18660 is about the new one
-        config["use_kv_cache_manager_v2"] = options.shape.family == "qwen3.8-flash-next"
+        config["use_kv_cache_manager_v2"] = is_flash_next
     return config
 
 
@@ -228,7 +240,7 @@ def environment(options: TrtllmOptions, args: Mapping[str, Any], cache: Path) ->
     # qwen3.5_fp4_b200_trt_mtp.sh, on 1.3.0rc18); no source says since when it does not, and
     # K = 0 gets it too so that every variant prefills with the same kernels
     variables["TLLM_USE_FLASHINFER_GDN_PREFILL"] = "0"
-    if options.shape.family == "qwen3.8-flash-next":
+    if options.shape.family == FLASH_NEXT:
         variables["TRTLLM_QWEN4_EXP_PLE_HOST_OFFLOAD"] = "1"  # its deployment guide
     return variables
 

@@ -85,6 +85,8 @@ TRIGGERS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "kv-manager-v2-needed": (
         arguments(kv_cache_config=V1), {"family": "qwen3.8-flash-next", "version": "1.3.0rc28"}),
     "flash-next-version": (arguments(), {"family": "qwen3.8-flash-next"}),
+    "flash-next-hardware": (
+        arguments(), {"family": "qwen3.8-flash-next", "version": "1.3.0rc28"}),
     "next-mtp": (arguments(), {"family": "qwen3-next"}),
     "next-block-reuse": (arguments(kv_cache_config={}), {"family": "qwen3-next"}),
     "deep-draft": (arguments({"max_draft_len": 8}), {}),
@@ -138,7 +140,7 @@ def test_without_drafts_most_are_silent(name: str) -> None:
         "prompt-in-one-piece", "batch-size-default", "kv-manager-v2-needed", "flash-next-version",
         "next-block-reuse", "cuda-graph-sizes", "cuda-graphs-small", "torch-compile",
         "autotuner-crash", "jit-race", "fp8-blackwell-start", "fp8-hardware", "nvfp4-hardware",
-        "kv-fp8-hardware", "kv-nvfp4-hardware",
+        "kv-fp8-hardware", "kv-nvfp4-hardware", "flash-next-hardware",
         "gms", "gms-load-balancer",
     }  # fmt: skip
     assert set(found(plain, **where)) <= general

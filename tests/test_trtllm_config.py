@@ -106,6 +106,30 @@ def test_agrees_with_the_curated_file() -> None:
             assert args[key] == value, key
 
 
+# examples/configs/curated/qwen3.8-flash-next.yaml @b744e0a5 in NVIDIA/TensorRT-LLM
+CURATED_FLASH_NEXT = {
+    "trust_remote_code": True,
+    "max_batch_size": 16,
+    "enable_chunked_prefill": True,
+    "cuda_graph_config": {"enable_padding": True, "max_batch_size": 16},
+    "moe_config": {"backend": "TRTLLM"},
+    "speculative_config": {"decoding_type": "MTP", "max_draft_len": 3},
+}
+
+
+def test_agrees_with_the_curated_file_of_flash_next() -> None:
+    """The curated YAML of Flash-Next in FP8 comes out, but for cache keys that it leaves open."""
+    checkpoint = real_checkpoint("qwen3.8-flash-next", "fp8")
+    version = supported_version("1.3.0rc28")
+    chosen = options_for(
+        checkpoint, version, find_gpu("b200-180gb"), max_batch_size=16, state_option="bfloat16"
+    )
+    args = llm_args(chosen, 3)
+    assert {key: args[key] for key in CURATED_FLASH_NEXT} == CURATED_FLASH_NEXT
+    assert args["kv_cache_config"]["free_gpu_memory_fraction"] == 0.5
+    assert args["kv_cache_config"]["mamba_ssm_cache_dtype"] == "bfloat16"
+
+
 def test_room_for_a_step() -> None:
     """max_num_tokens covers batch x (K + 1) and a prompt, in whole blocks of 32."""
     assert max_num_tokens(options(max_batch_size=2048), 7) == 2048 * 8

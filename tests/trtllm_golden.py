@@ -53,7 +53,8 @@ CASES = (
     Case("qwen3.5-122b-a10b", "fp8", "h100-80gb", 4, 4, 16, "auto", ALL[2:4], (0, 2, 4)),
     Case("qwen3.5-397b-a17b", "nvfp4", "b200-180gb", 4, 1, 64, "auto", ALL[:4], (0, 3, 7)),
     Case("qwen3.8-2.4t-a95b", "fp8", "gb300-277gb", 16, 1, 256, "auto", LATE, (0, 3)),
-    Case("qwen3.8-flash-next", "bf16", "h200-141gb", 4, 4, 32, "auto", ALL[4:], (0, 3)),
+    Case("qwen3.8-flash-next", "bf16", "b200-180gb", 2, 1, 16, "bfloat16", ALL[4:], (0, 3)),
+    Case("qwen3.8-flash-next", "fp8", "b200-180gb", 1, 1, 16, "bfloat16", ALL[4:5], (0, 3)),
     Case("qwen3-next-80b-a3b", "bf16", "h100-80gb", 4, 4, 16, "auto", LATE, (0, 1, 3)),
 )
 
