@@ -125,13 +125,19 @@ def options_for(
 
 
 def checkpoint_dtype(checkpoint: Checkpoint) -> str:
-    """bf16, fp8, nvfp4, or the method's own name."""
+    """bf16, fp8, nvfp4, or the method's own name.
+
+    NVIDIA's NVFP4 exports call themselves MIXED_PRECISION; what their tensors are decides then.
+    """
     if checkpoint.quantization is None:
         return "bf16"
     method = checkpoint.quantization.method
     for known in ("nvfp4", "fp8"):
         if known in method:
             return known
+    if "mixed" in method:
+        dtypes = {tensor.dtype for tensor in checkpoint.tensors.values()}
+        return "nvfp4" if dtypes & {"U8", "F4"} else "fp8"
     return method
 
 
@@ -208,6 +214,8 @@ def plan_variant(
         memory = require_fit(plan, options.gpu)
         batch = largest_batch(plan, options.gpu, full_length=True)
         findings += tuple(memory_findings(memory, plan.max_batch_size))
+    if options.shape.host_bytes:
+        findings += (host_table(options.shape.host_bytes),)
     return PlannedVariant(
         name=variant_name(draft_length),
         draft_length=draft_length,
@@ -231,6 +239,18 @@ def memory_findings(memory: MemoryEstimate, max_batch_size: int) -> Iterable[Fin
             f"{memory.full_length_requests} requests of full length at once; more of them wait",
             "trt-mtp's estimate",
         )
+
+
+def host_table(num_bytes: int) -> Finding:
+    """That a table stays in the host's memory."""
+    return Finding(
+        "host-table",
+        "info",
+        f"its n-gram table of {num_bytes / 1e9:.0f} GB stays in pinned memory of the host; the "
+        "guide asks for 128 GiB (BF16) or 96 GiB (FP8, NVFP4)",
+        "docs/source/deployment-guide/deployment-guide-for-qwen3.8-flash-next-on-trtllm.md "
+        "@866679de in NVIDIA/TensorRT-LLM",
+    )
 
 
 def require_no_errors(variants: Iterable[PlannedVariant]) -> None:

@@ -26,7 +26,11 @@ OPTIONS = (
     click.option("--trtllm-version", metavar="VERSION", help="[default: the installed one]"),
     click.option("--gpu", metavar="TYPE", help="As h100-80gb.  [default: the one that is here]"),
     click.option("--tp", type=click.IntRange(1, 64), help="GPUs that share a layer."),
-    click.option("--ep", type=click.IntRange(1, 64), help="Of them, groups of whole experts."),
+    click.option(
+        "--ep",
+        type=click.IntRange(1, 64),
+        help="Of them, groups of whole experts.  [default: 1; Flash-Next: --tp]",
+    ),
     click.option("--kv-cache-dtype", type=click.Choice(["auto", "fp8", "nvfp4"])),
     click.option(
         "--state-dtype",
@@ -107,7 +111,7 @@ def run_trtllm(
         chosen_version(values["trtllm_version"]),
         find_gpu(values["gpu"]) if values["gpu"] else detect_gpu(),
         tensor_parallel=values["tp"] or 1,
-        expert_parallel=values["ep"] or 1,
+        expert_parallel=values["ep"] or default_experts(checkpoint, values["tp"] or 1),
         max_batch_size=max_batch_size or MAX_BATCH_SIZE,
         max_seq_len=max_seq_len or min(MAX_SEQ_LEN, checkpoint.context_length),
         kv_cache_dtype=values["kv_cache_dtype"] or "auto",
@@ -132,6 +136,14 @@ def run_trtllm(
     click.echo(variants_json(variants) if as_json else variants_text(variants), nl=not as_json)
     built = ", ".join(result.built) or "nothing new"
     click.echo(f"written to {output}: {built}; on the server, trt-mtp verify {output}", err=True)
+
+
+def default_experts(checkpoint: Checkpoint, tensor_parallel: int) -> int:
+    """How many groups of whole experts: one, but for Flash-Next, whose experts must stay whole.
+
+    Its experts are five blocks of 128 wide, which a split would cut (its deployment guide).
+    """
+    return tensor_parallel if checkpoint.family == "qwen3.8-flash-next" else 1
 
 
 def variants_json(variants: Sequence[Any]) -> str:

@@ -274,7 +274,9 @@ def serve_command(options: TrtllmOptions, config: Path) -> list[str]:
     if options.version < CONFIG_OPTION_SINCE:
         command += ["--backend", "pytorch"]
     command += [name, str(config), "--port", "8000"]
-    if options.version >= PARSERS_SINCE and options.shape.family != "qwen3-next":
+    if options.shape.family == FLASH_NEXT:  # its deployment guide
+        command += ["--reasoning_parser", "auto", "--tool_parser", "auto"]
+    elif options.version >= PARSERS_SINCE and options.shape.family != "qwen3-next":
         # deployment guide "Qwen3.8 MoE and Qwen3.5 MoE"
         command += ["--reasoning_parser", "qwen3_5", "--tool_parser", "qwen3"]
     return command

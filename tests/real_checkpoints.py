@@ -203,10 +203,18 @@ KEPT = ("embed_tokens", "lm_head", "mtp.", "visual", "mlp.gate.", "shared_expert
         "conv1d", "in_proj_a.", "in_proj_b.", "in_proj_ba", "ngram_embedding")  # fmt: skip
 
 
+# the FP8 builds of models with experts have nothing but the experts in FP8 (deployment guide
+# "Qwen3.8 MoE and Qwen3.5 MoE")
+KEPT_BESIDE_EXPERTS = ("self_attn", "linear_attn", "shared_expert")
+
+
 def quantized(tensors: Iterator[Tensor], precision: str) -> Iterator[Tensor]:
     """`tensors` with the matrices in FP8 blocks of 128 x 128, or in NVFP4 groups of 16."""
-    for name, dtype, shape in tensors:
-        if precision == "bf16" or len(shape) < 2 or any(part in name for part in KEPT):
+    listed = list(tensors)
+    has_experts = any(".experts." in name for name, _, _ in listed)
+    kept = KEPT + KEPT_BESIDE_EXPERTS if has_experts else KEPT
+    for name, dtype, shape in listed:
+        if precision == "bf16" or len(shape) < 2 or any(part in name for part in kept):
             yield name, dtype, shape
             continue
         *stack, rows, columns = shape

@@ -76,7 +76,12 @@ def test_a_sound_machine(engines: Path, smi: Smi, monkeypatch: pytest.MonkeyPatc
 @pytest.mark.parametrize(
     ("lines", "version", "expected"),
     [
-        ("NVIDIA H100 80GB HBM3, 575.57.08", "1.3.0rc27", {"driver-old": "error"}),
+        ("NVIDIA H100 80GB HBM3, 570.86.15", "1.3.0rc27", {"driver-old": "error"}),
+        (
+            "NVIDIA H100 80GB HBM3, 575.57.08",
+            "1.3.0rc27",
+            {"driver-needs-compatibility": "warning"},
+        ),
         ("NVIDIA H100 80GB HBM3, 590.44.01", "1.3.0rc28", {"version-differs": "error"}),
         ("NVIDIA H100 80GB HBM3, 590.44.01", None, {"no-tensorrt-llm": "error"}),
     ],

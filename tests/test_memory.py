@@ -83,12 +83,14 @@ def test_rollback_of_the_27b() -> None:
     assert rollback_scratch(none.shape, none) == 0
 
 
-def test_2t_needs_sixteen_gpus() -> None:
-    """The FP8 2.4T fits on 16 GB300 and not on 8, as its deployment guide says."""
-    gpu = find_gpu("gb300-277gb")
+# minimum GPUs of the guides: docs/source/deployment-guide/deployment-guide-for-qwen3.8-qwen3.5-
+# on-trtllm.md @904707ff and …-qwen3.8-flash-next-… @866679de in NVIDIA/TensorRT-LLM
+@pytest.mark.parametrize("gpu", ["b200-180gb", "b300-288gb", "gb200-186gb", "gb300-277gb"])
+def test_2t_needs_sixteen_gpus(gpu: str) -> None:
+    """The FP8 2.4T fits on 16 GPUs of each kind and not on 8, as its deployment guide says."""
     wide = plan("qwen3.8-2.4t-a95b", "fp8", state_dtype="bfloat16", tensor_parallel=16)
-    assert estimate(wide, gpu).fits
-    assert not estimate(replace(wide, tensor_parallel=8), gpu).fits
+    assert estimate(wide, find_gpu(gpu)).fits
+    assert not estimate(replace(wide, tensor_parallel=8), find_gpu(gpu)).fits
     assert max(wide.shape.parallel_sizes) == 16
 
 
@@ -98,6 +100,17 @@ def test_397b_nvfp4_needs_four_gpus() -> None:
     four = plan("qwen3.5-397b-a17b", "nvfp4", tensor_parallel=4)
     assert estimate(four, gpu).fits
     assert not estimate(replace(four, tensor_parallel=1), gpu).fits
+
+
+def test_flash_next_in_bf16_needs_two_gpus() -> None:
+    """The BF16 Flash-Next fits on 2 GPUs of 142 GB, its guide's minimum, and not on 1."""
+    gpu = replace(find_gpu("h200-141gb"), memory_bytes=142 * 10**9)
+    two = plan(
+        "qwen3.8-flash-next", state_dtype="bfloat16", tensor_parallel=2, max_batch_size=4,
+        pool_fraction=0.5,
+    )  # fmt: skip
+    assert estimate(two, gpu).fits
+    assert not estimate(replace(two, tensor_parallel=1), gpu).fits
 
 
 def test_refusal_names_what_would_fit() -> None:
