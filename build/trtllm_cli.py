@@ -103,7 +103,7 @@ def run_trtllm(
         write_variants,
     )
     from trt_mtp.build.trtllm_config import parse_devices, parse_schedule
-    from trt_mtp.build.trtllm_version import chosen_version
+    from trt_mtp.build.trtllm_version import chosen_version, container_of
 
     schedule = values["draft_len_schedule"]
     options = options_for(
@@ -122,6 +122,9 @@ def run_trtllm(
         settings=values["settings"],
         devices=parse_devices(values["devices"]) if values["devices"] else (),
     )
+    image = container_of(options.version)
+    if image:
+        click.echo(f"the commands are for the container {image}", err=True)
     planned = planned_quantization(checkpoint, options, output)
     variants = plan_variants(checkpoint, planned, lengths, output)
     if values["dry_run"]:

@@ -93,6 +93,12 @@ def chosen_version(text: str | None) -> Version:
     return supported_version(text)
 
 
+def container_of(version: Version) -> str | None:
+    """The release image of `version`, where a public Qwen recipe names it."""
+    image = version_facts()["containers"].get(str(version))
+    return None if image is None else str(image)
+
+
 def what_was_read(version: Version) -> str:
     """Which published reference the fields of `version` come from; empty for its whole one."""
     read = version_facts()["read"]

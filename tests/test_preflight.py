@@ -92,6 +92,12 @@ TRIGGERS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "flash-next-experts": (
         arguments(moe_tensor_parallel_size=2),
         {"family": "qwen3.8-flash-next", "version": "1.3.0rc28", "gpu.sm": 100}),
+    "flash-next-depth": (
+        arguments({"max_draft_len": 5}),
+        {"family": "qwen3.8-flash-next", "version": "1.3.0rc28", "gpu.sm": 100}),
+    "flash-next-block-reuse": (
+        arguments(kv_cache_config=REUSE),
+        {"family": "qwen3.8-flash-next", "version": "1.3.0rc28", "gpu.sm": 100}),
     "next-mtp": (arguments(), {"family": "qwen3-next"}),
     "next-block-reuse": (arguments(kv_cache_config={}), {"family": "qwen3-next"}),
     "deep-draft": (arguments({"max_draft_len": 8}), {}),
@@ -146,7 +152,7 @@ def test_without_drafts_most_are_silent(name: str) -> None:
         "next-block-reuse", "cuda-graph-sizes", "cuda-graphs-small", "torch-compile",
         "autotuner-crash", "jit-race", "fp8-blackwell-start", "fp8-hardware", "nvfp4-hardware",
         "kv-fp8-hardware", "kv-nvfp4-hardware", "flash-next-hardware",
-        "flash-next-old-hardware", "flash-next-experts",
+        "flash-next-old-hardware", "flash-next-experts", "flash-next-block-reuse",
         "gms", "gms-load-balancer",
     }  # fmt: skip
     assert set(found(plain, **where)) <= general

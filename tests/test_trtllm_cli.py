@@ -37,6 +37,7 @@ def test_dry_run_prints_and_writes_nothing(checkpoint_27b: Path, tmp_path: Path)
     assert result.exit_code == 0
     assert f"trtllm-serve {checkpoint_27b} --config {engines}/k3/llm_args.yaml" in result.stdout
     assert "KV cache 13.3 = 191,227 tokens" in result.stdout
+    assert "container nvcr.io/nvidia/tensorrt-llm/release:1.3.0rc27" in result.stderr
     assert not engines.exists()
 
 
