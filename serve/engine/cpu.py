@@ -105,7 +105,7 @@ class CpuEngine:
         self.draft_length = draft_length
         self.max_seq_len = max_seq_len
         self.codec = TextCodec(shared)
-        self._eos_ids = read_eos_ids(shared)
+        self.eos_ids = read_eos_ids(shared)
         length = max_seq_len + draft_length + 1  # a verify step may look past the last token
         self._weights, self._shape, kinds = load_weights(shared, length)
         self._state, self._scratch, self._rows = allocate(
@@ -289,7 +289,7 @@ class CpuEngine:
 
     def _deliver(self, sequence: Sequence, tokens: list[int], is_step: bool = False) -> None:
         before = sequence.num_output_tokens
-        sequence.advance(tokens, self._eos_ids, is_step)
+        sequence.advance(tokens, self.eos_ids, is_step)
         self._totals["output"] += sequence.num_output_tokens - before
         if is_step:
             self._totals["steps"] += 1
