@@ -24,7 +24,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from benchmarks.llama_cpp import LlamaCpp, write_gguf
+from benchmarks._llama_cpp import LlamaCpp, write_gguf
 from tests.engine_fixtures import ASSET, pack
 from trt_mtp.serve.engine.base import Chunk, Request, SamplingParams
 from trt_mtp.serve.engine.cpu import CpuEngine
