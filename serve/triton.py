@@ -25,7 +25,7 @@ START_ATTEMPTS = 3  # a free port can be taken between looking and binding
 MAX_RESTARTS = 5  # within RESTART_WINDOW_S, then give up
 RESTART_WINDOW_S = 120.0
 LOG_LINES = 12
-LOADED = b"successfully loaded '"  # in its log
+LOADED, PORT_TAKEN = "successfully loaded '", "already in use"  # in its log
 
 Progress = Callable[[str], None]
 
@@ -70,6 +70,7 @@ class TritonServer:
         self._process: subprocess.Popen[bytes] | None = None
         self._stubs: tuple[int, ...] = ()
         self._restarts: list[float] = []
+        self._log_start = 0
 
     @property
     def pid(self) -> int:
@@ -109,7 +110,7 @@ class TritonServer:
                 self._launch(on_progress)
                 return
             except TrtMtpError:
-                if attempt == START_ATTEMPTS or not self._lost_a_port():
+                if attempt == START_ATTEMPTS or PORT_TAKEN not in self._read_log():
                     raise
 
     def check(self, on_progress: Progress = lambda text: None) -> None:
@@ -126,11 +127,14 @@ class TritonServer:
         if len(self._restarts) > MAX_RESTARTS:
             raise TrtMtpError(
                 f"{reason}, {len(self._restarts)} times in {RESTART_WINDOW_S:.0f} s; the end of "
-                f"{self.log}:\n{log_excerpt(self.log)}"
+                f"{self.log}:\n{log_excerpt(self._read_log())}"
             )
         on_progress(f"{reason}; starting again")
-        time.sleep(0.5 * 2 ** (len(self._restarts) - 1) if len(self._restarts) > 1 else 0)
-        self._launch(on_progress)
+        time.sleep(2.0 ** (len(self._restarts) - 2) if len(self._restarts) > 1 else 0)
+        try:
+            self._launch(on_progress)
+        except TrtMtpError as error:  # the next call tries again
+            on_progress(str(error))
 
     def stop(self) -> None:
         """Let answers in flight finish, DRAIN_TIMEOUT_S at most, then leave nothing behind."""
@@ -155,6 +159,7 @@ class TritonServer:
     def _launch(self, on_progress: Progress) -> None:
         self._install.link_backends(self._backends)
         with self.log.open("ab") as log:
+            self._log_start = log.tell()
             self._process = subprocess.Popen(
                 self._command(),
                 stdin=subprocess.DEVNULL,
@@ -172,20 +177,32 @@ class TritonServer:
             raise
 
     def _wait_ready(self, on_progress: Progress) -> None:
-        process, size = self._process, self.log.stat().st_size
+        process, num_loaded = self._process, -1
         assert process is not None
-        num_loaded = -1
-        while not _is_ready(self._ports.http):
+        while not self._is_ready():
+            log = self._read_log()
+            # it would take seconds to end, and without its metrics port it wouldn't
+            if PORT_TAKEN in log:
+                raise TrtMtpError(f"tritonserver lost a port:\n{log_excerpt(log)}")
             if process.poll() is not None:
                 raise TrtMtpError(
                     f"tritonserver ended with code {process.returncode} while starting"
-                    f"{load_failure(self.log)}; the end of {self.log}:\n{log_excerpt(self.log)}"
+                    f"{load_failure(log)}; the end of {self.log}:\n{log_excerpt(log)}"
                 )
-            loaded = _count_loaded(self.log, size)
-            if loaded != num_loaded:
-                num_loaded = loaded
-                on_progress(f"Triton: {loaded} of {len(self.models)} models loaded")
+            if log.count(LOADED) != num_loaded:
+                num_loaded = log.count(LOADED)
+                on_progress(f"Triton: {num_loaded} of {len(self.models)} models loaded")
             time.sleep(0.05)
+
+    def _is_ready(self) -> bool:
+        is_up = _answers(self._ports.http, "/v2/health/ready")
+        return is_up and _answers(self._ports.metrics, "/metrics")
+
+    def _read_log(self) -> str:
+        """Triton's log since it was last started."""
+        with self.log.open("rb") as file:
+            file.seek(self._log_start)
+            return file.read().decode(errors="replace")
 
     def _failure(self) -> str:
         """What died, as the beginning of a sentence; empty when all is well."""
@@ -196,10 +213,6 @@ class TritonServer:
         # Triton goes on without a dead model, says that it is ready, and lets its clients hang
         dead = [pid for pid in self._stubs if not is_alive(pid)]
         return f"the process of a model ended (pid {dead[0]})" if dead else ""
-
-    def _lost_a_port(self) -> bool:
-        text = self.log.read_text(encoding="utf-8", errors="replace")
-        return "Address already in use" in text or "failed to start" in text.lower()
 
     def _kill(self) -> None:
         """End the server and its models at once; remove their shared memory."""
@@ -273,36 +286,25 @@ def _get(port: int, path: str) -> bytes:
         connection.close()
 
 
-def _is_ready(port: int) -> bool:
+def _answers(port: int, path: str) -> bool:
     try:
-        _get(port, "/v2/health/ready")
+        _get(port, path)
     except (OSError, http.client.HTTPException):
         return False
     return True
 
 
-def _count_loaded(log: Path, offset: int) -> int:
-    with log.open("rb") as file:
-        file.seek(offset)
-        return file.read().count(LOADED)
-
-
-def load_failure(log: Path) -> str:
+def load_failure(log: str) -> str:
     """Which model could not be loaded last, and why, to be appended to a sentence."""
-    text = log.read_text(encoding="utf-8", errors="replace")
-    found = re.findall(r"failed to load '(\S+)' version \d+: (.+?)(?:\\n|\"$)", text, re.MULTILINE)
+    found = re.findall(r"failed to load '(\S+)' version \d+: (.+?)(?:\\n|\"$)", log, re.MULTILINE)
     if not found:
         return ""
     model, reason = found[-1]
     return f", because {model} can't be loaded: {reason.rpartition('Exception: ')[2]}"
 
 
-def log_excerpt(log: Path) -> str:
+def log_excerpt(log: str) -> str:
     """The last lines of Triton's log that matter: without tables, banners and CUDA's absence."""
-    try:
-        text = log.read_text(encoding="utf-8", errors="replace")
-    except OSError as error:
-        return f"  (can't be read: {error.strerror})"
     noise = re.compile(r"^\s*$|^[+|]|^I\d{4}|CudaDriverHelper|NVML|DCGM")
-    lines = [line for line in text.splitlines() if not noise.search(line)]
+    lines = [line for line in log.splitlines() if not noise.search(line)]
     return "\n".join(f"  {line}" for line in lines[-LOG_LINES:]) or "  (empty)"

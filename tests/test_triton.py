@@ -4,8 +4,10 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -19,8 +21,10 @@ from tritonclient.utils import InferenceServerException
 
 from tests.triton_client import Response, streaming, text_of
 from tests.variants import build_engines
+from trt_mtp.errors import TrtMtpError
+from trt_mtp.serve import triton
 from trt_mtp.serve.contract import COUNTERS, OUTPUTS
-from trt_mtp.serve.processes import is_alive
+from trt_mtp.serve.processes import free_ports, is_alive
 from trt_mtp.serve.serving import resolve_variants, serving
 from trt_mtp.serve.triton import TritonServer
 
@@ -289,6 +293,42 @@ def test_what_dies_is_started_again(server: TritonServer, victim: str) -> None:
     assert (server.grpc_url, server.http_url) == urls
     for model in (K0, K3):
         assert ask(server, model, text_input="a", sampling_param_max_tokens=1)[-1].is_final
+
+
+def test_what_dies_too_often_is_given_up(
+    engines: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After its allowance of restarts a server that dies is an error, and nothing is left."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))  # the log stays
+    monkeypatch.setattr(triton, "MAX_RESTARTS", 0)
+    with (  # noqa: PT012
+        pytest.raises(TrtMtpError, match=r"tritonserver ended with code -9, 1 times in 120 s"),
+        serving(resolve_variants([engines / "k0"])) as running,
+    ):
+        pids = (running.pid, *running.stub_pids)
+        os.kill(running.pid, signal.SIGKILL)
+        while True:
+            running.check()
+    assert not any(is_alive(pid) for pid in pids)
+
+
+@pytest.mark.parametrize("name", ["grpc", "http", "metrics"])
+def test_a_port_that_is_taken_at_the_last_moment(
+    engines: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """Another program may take a free port before Triton binds it; then other ports are taken."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        first_answer = [{name: port}]
+
+        def free_ports_double(wanted: dict[str, int]) -> dict[str, int]:
+            return free_ports(wanted) | (first_answer.pop() if first_answer else {})
+
+        monkeypatch.setattr(triton, "free_ports", free_ports_double)
+        with serving(resolve_variants([engines / "k0"])) as running:
+            assert not first_answer
+            assert getattr(running, f"{name}_url") != f"127.0.0.1:{port}"
+            assert ask(running, K0, text_input="a", sampling_param_max_tokens=1)[-1].is_final
 
 
 def test_answers_in_flight_are_finished_before_the_stop(engines: Path) -> None:
