@@ -2,13 +2,17 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from trt_mtp.build.checkpoint import Checkpoint
 from trt_mtp.errors import InputError
 from trt_mtp.files import to_json
+
+if TYPE_CHECKING:
+    from trt_mtp.build.tensorrt_llm import PlannedVariant
+    from trt_mtp.build.trtllm_config import TrtllmOptions
 
 Command = Callable[..., Any]
 LARGEST_DRAFT_LENGTH = 16
@@ -93,35 +97,12 @@ def run_trtllm(
     values: Mapping[str, Any],
 ) -> None:
     """Plan the variants, print them, and unless it is a dry run write them."""
-    from trt_mtp.build.gpus import detect_gpu, find_gpu
     from trt_mtp.build.quantize import planned_quantization, quantized_checkpoint
     from trt_mtp.build.store import locked
-    from trt_mtp.build.tensorrt_llm import (
-        options_for,
-        plan_variants,
-        require_no_errors,
-        write_variants,
-    )
-    from trt_mtp.build.trtllm_config import parse_devices, parse_schedule
-    from trt_mtp.build.trtllm_version import chosen_version, container_of
+    from trt_mtp.build.tensorrt_llm import plan_variants, require_no_errors, write_variants
+    from trt_mtp.build.trtllm_version import container_of
 
-    schedule = values["draft_len_schedule"]
-    options = options_for(
-        checkpoint,
-        chosen_version(values["trtllm_version"]),
-        find_gpu(values["gpu"]) if values["gpu"] else detect_gpu(),
-        tensor_parallel=values["tp"] or 1,
-        expert_parallel=values["ep"] or default_experts(checkpoint, values["tp"] or 1),
-        max_batch_size=max_batch_size or MAX_BATCH_SIZE,
-        max_seq_len=max_seq_len or min(MAX_SEQ_LEN, checkpoint.context_length),
-        kv_cache_dtype=values["kv_cache_dtype"] or "auto",
-        state_option=values["state_dtype"] or "auto",
-        schedule=parse_schedule(schedule) if schedule else None,
-        share_weights=values["share_weights"],
-        quantize=values["quantize"],
-        settings=values["settings"],
-        devices=parse_devices(values["devices"]) if values["devices"] else (),
-    )
+    options = options_of(checkpoint, max_batch_size, max_seq_len, values)
     image = container_of(options.version)
     if image:
         click.echo(f"the commands are for the container {image}", err=True)
@@ -141,6 +122,37 @@ def run_trtllm(
     click.echo(f"written to {output}: {built}; on the server, trt-mtp verify {output}", err=True)
 
 
+def options_of(
+    checkpoint: Checkpoint,
+    max_batch_size: int | None,
+    max_seq_len: int | None,
+    values: Mapping[str, Any],
+) -> "TrtllmOptions":
+    """What was typed, with defaults for what was not."""
+    from trt_mtp.build.gpus import detect_gpu, find_gpu
+    from trt_mtp.build.tensorrt_llm import options_for
+    from trt_mtp.build.trtllm_config import parse_devices, parse_schedule
+    from trt_mtp.build.trtllm_version import chosen_version
+
+    schedule, devices = values["draft_len_schedule"], values["devices"]
+    return options_for(
+        checkpoint,
+        chosen_version(values["trtllm_version"]),
+        find_gpu(values["gpu"]) if values["gpu"] else detect_gpu(),
+        tensor_parallel=values["tp"] or 1,
+        expert_parallel=values["ep"] or default_experts(checkpoint, values["tp"] or 1),
+        max_batch_size=max_batch_size or MAX_BATCH_SIZE,
+        max_seq_len=max_seq_len or min(MAX_SEQ_LEN, checkpoint.context_length),
+        kv_cache_dtype=values["kv_cache_dtype"] or "auto",
+        state_option=values["state_dtype"] or "auto",
+        schedule=parse_schedule(schedule) if schedule else None,
+        share_weights=values["share_weights"],
+        quantize=values["quantize"],
+        settings=values["settings"],
+        devices=parse_devices(devices) if devices else (),
+    )
+
+
 def default_experts(checkpoint: Checkpoint, tensor_parallel: int) -> int:
     """How many groups of whole experts: one, but for Flash-Next, whose experts must stay whole.
 
@@ -149,12 +161,12 @@ def default_experts(checkpoint: Checkpoint, tensor_parallel: int) -> int:
     return tensor_parallel if checkpoint.family == "qwen3.8-flash-next" else 1
 
 
-def variants_json(variants: Sequence[Any]) -> str:
+def variants_json(variants: Sequence["PlannedVariant"]) -> str:
     """What `trt-mtp build --engine tensorrt-llm --json` prints."""
     return to_json({"schema_version": 1, "variants": [variant.as_json() for variant in variants]})
 
 
-def variants_text(variants: Sequence[Any]) -> str:
+def variants_text(variants: Sequence["PlannedVariant"]) -> str:
     """Each variant with its memory and its command, then what is to be known about them."""
     blocks = [
         f"{variant.name}  drafts {variant.draft_length}\n"
@@ -172,7 +184,7 @@ def variants_text(variants: Sequence[Any]) -> str:
     return "\n\n".join(blocks)
 
 
-def memory_line(variant: Any) -> str:
+def memory_line(variant: "PlannedVariant") -> str:
     """The memory of a variant in one line, decimal gigabytes per GPU."""
     memory = variant.memory
     parts = {
