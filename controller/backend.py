@@ -127,10 +127,10 @@ class Backend:
                 await self.discover()
                 next_discovery = time.monotonic() + DISCOVERY_S
             await self.refresh()
+            self._suspected.clear()
             await asyncio.sleep(0.1)  # a storm of failures is one look, not one for each
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._suspected.wait(), POLL_S)
-            self._suspected.clear()
 
     async def wait_ready(self, timeout_s: float) -> None:
         """Wait for the first ready variant; raises TrtMtpError when none comes."""

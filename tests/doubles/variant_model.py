@@ -22,6 +22,11 @@ class TritonPythonModel:
         parameters = json.loads(args["model_config"])["parameters"]
         self.draft_length = int(parameters["draft_length"]["string_value"])
         self.notes = Path(parameters["notes"]["string_value"])
+        self.metrics = []  # always 0, so that nobody waits for this server's requests to end
+        for name in ("trt_mtp_requests_running", "trt_mtp_requests_waiting"):
+            kind = pb_utils.MetricFamily.GAUGE
+            family = pb_utils.MetricFamily(name=name, description=name, kind=kind)
+            self.metrics += [family, family.Metric(labels={"model": args["model_name"]})]
 
     def execute(self, requests: list[Any]) -> None:
         for request in requests:
