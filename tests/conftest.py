@@ -1,5 +1,6 @@
 """Fixtures that more than one file of tests uses."""
 
+import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,6 +11,9 @@ from hypothesis import settings
 
 from tests.tiny_model import make_checkpoint
 from trt_mtp.cli import main
+
+# Processes are started while this one is a gRPC client; gRPC's fork handlers crash the child.
+os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
 
 settings.register_profile("no-deadline", deadline=None)  # nothing here asserts on time
 settings.load_profile("no-deadline")

@@ -46,7 +46,7 @@ def text_of(response: pb.ModelStreamInferResponse) -> str:
     """The text that a response brings, without its length."""
     names = [output.name for output in response.infer_response.outputs]
     content = response.infer_response.raw_output_contents[names.index("text_output")]
-    return bytes(content[4:]).decode()
+    return str(content[4:], "utf-8")
 
 
 def parameter(response: pb.ModelStreamInferResponse, name: str) -> str:
