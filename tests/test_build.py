@@ -18,8 +18,10 @@ from hypothesis import strategies as st
 
 from tests.conftest import CliResult
 from tests.tiny_model import make_checkpoint, write_json
+from trt_mtp.build.checkpoint import read_checkpoint
+from trt_mtp.build.cpu import build_cpu
 from trt_mtp.build.draft_lengths import parse_draft_lengths
-from trt_mtp.build.store import SHARED, TEMPORARY
+from trt_mtp.build.store import SHARED, TEMPORARY, locked
 from trt_mtp.build.variant import list_variants, read_variant
 from trt_mtp.errors import InputError
 
@@ -359,6 +361,22 @@ def test_a_killed_build_leaves_no_half_variant(
     assert set(statuses(build(source))) == {"k0", "k1", "k3"}
     assert len(list_variants(tmp_path / "engines")) == 3
     assert not list((tmp_path / "engines" / SHARED).glob(f"{TEMPORARY}*"))
+
+
+def test_ctrl_c_cleans_up(source: Path, tmp_path: Path) -> None:
+    """An interrupted build takes its unfinished files with it."""
+    engines = tmp_path / "engines"
+
+    def interrupt(label: str, done: int, total: int) -> None:
+        if label == "packing the weights" and done > total // 2:
+            assert list((engines / SHARED).glob(f"{TEMPORARY}*/weights.bin"))
+            raise KeyboardInterrupt
+
+    found = read_checkpoint(source)
+    with locked(engines, lambda: None), pytest.raises(KeyboardInterrupt):
+        build_cpu(found, (0, 1), engines, max_batch_size=8, max_seq_len=None, progress=interrupt)
+    assert not list((engines / SHARED).iterdir())
+    assert not list(engines.glob("k*"))
 
 
 def test_two_builds_at_once_take_turns(source: Path, tmp_path: Path) -> None:

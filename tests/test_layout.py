@@ -46,6 +46,16 @@ def test_pypas_build_is_found_at_the_root() -> None:
     assert ROOT not in Path(spec.origin).parents or ".venv" in spec.origin
 
 
+def test_make_clean_leaves_the_sources() -> None:
+    """`make clean` removes what was made, and build/ is source."""
+    run = subprocess.run(
+        ["make", "-n", "clean"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    removed = [word for line in run.stdout.splitlines() for word in line.split()]
+    assert "engines" in removed
+    assert not {part.rstrip("/") for part in removed} & {*PARTS, "trt_mtp", "tests", "assets"}
+
+
 @pytest.mark.parametrize("part", PARTS)
 def test_imports_go_one_way(part: str) -> None:
     """controller -> serve -> build -> trt_mtp; nothing imports upward."""
