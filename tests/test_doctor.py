@@ -13,6 +13,7 @@ from click.testing import CliRunner
 
 from trt_mtp.build import doctor
 from trt_mtp.build.checkpoint import read_checkpoint
+from trt_mtp.build.cpu import build_cpu
 from trt_mtp.build.doctor import examine, machine_facts
 from trt_mtp.build.doctor_cli import doctor as command
 from trt_mtp.build.tensorrt_llm import options_for, plan_variants, write_variants
@@ -180,3 +181,19 @@ def test_command(engines: Path) -> None:
     assert {subject["name"] for subject in report["subjects"]} == {"k0", "k3", "machine"}
     text = CliRunner().invoke(command, [str(engines)])
     assert "error: it needs 1 NVIDIA GPU(s)" in text.stdout
+
+
+def test_embedded_variants(checkpoint: Path, tmp_path: Path) -> None:
+    """Variants of the CPU engine are well anywhere, as long as their shared files are there."""
+    built = tmp_path / "cpu"
+    build_cpu(
+        read_checkpoint(checkpoint),
+        (0, 1),
+        built,
+        max_batch_size=1,
+        max_seq_len=64,
+        progress=lambda what, done, total: None,
+    )
+    assert ids(built, "k0") == ids(built, "k1") == {}
+    (built / ".shared").rename(tmp_path / "moved")
+    assert ids(built, "k1") == {"shared-missing": "error"}
