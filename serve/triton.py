@@ -275,7 +275,7 @@ def prepend(environment: dict[str, str], name: str, folders: "Sequence[str] | ma
 
 def _get(port: int, path: str) -> bytes:
     """GET from ourselves, whatever proxies there are; raises OSError, HTTPException."""
-    connection = http.client.HTTPConnection(HOST, port, timeout=5)
+    connection = http.client.HTTPConnection(HOST, port, timeout=1)
     try:
         connection.request("GET", path)
         response = connection.getresponse()

@@ -225,7 +225,8 @@ class TritonPythonModel:
             "variant": folder.name,
             "draft_length": parameters["draft_length"]["string_value"],
         }
-        self._courier = Courier(VariantMetrics(self._engine, labels).publish)
+        metrics = VariantMetrics(self._engine, labels, pb_utils.MetricFamily)
+        self._courier = Courier(metrics.publish)
 
     def execute(self, requests: list[Any]) -> None:
         """Submit `requests`; answers follow through their response senders."""

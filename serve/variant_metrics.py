@@ -2,8 +2,6 @@
 
 from typing import Any
 
-import triton_python_backend_utils as pb_utils
-
 from trt_mtp.serve.engine.base import Engine
 
 # metric -> (field of EngineStatistics, help)
@@ -22,14 +20,14 @@ COUNTERS = {
 class VariantMetrics:
     """What the engine did since this was made; one thread may publish."""
 
-    def __init__(self, engine: Engine, labels: dict[str, str]) -> None:
-        """Register the metrics with `labels`."""
+    def __init__(self, engine: Engine, labels: dict[str, str], metric_family: Any) -> None:
+        """Register the metrics with `labels`; `metric_family` is pb_utils.MetricFamily."""
         self._engine = engine
         self._published = engine.statistics()
         # Triton forgets a metric whose family is garbage collected
         self._families: list[Any] = []
-        self._gauges = self._register(GAUGES, pb_utils.MetricFamily.GAUGE, labels)
-        self._counters = self._register(COUNTERS, pb_utils.MetricFamily.COUNTER, labels)
+        self._gauges = self._register(GAUGES, metric_family, "GAUGE", labels)
+        self._counters = self._register(COUNTERS, metric_family, "COUNTER", labels)
 
     def publish(self) -> None:
         """Bring the metrics up to date; takes Triton some 0.1 ms each."""
@@ -43,11 +41,15 @@ class VariantMetrics:
         self._published = now
 
     def _register(
-        self, definitions: dict[str, tuple[str, str]], kind: Any, labels: dict[str, str]
+        self,
+        definitions: dict[str, tuple[str, str]],
+        metric_family: Any,
+        kind: str,
+        labels: dict[str, str],
     ) -> dict[str, Any]:
         metrics = {}
-        for name, (field, description) in definitions.items():
-            family = pb_utils.MetricFamily(name=name, description=description, kind=kind)
+        for name, (field, text) in definitions.items():
+            family = metric_family(name=name, description=text, kind=getattr(metric_family, kind))
             self._families.append(family)
             metrics[field] = family.Metric(labels=labels)
         return metrics

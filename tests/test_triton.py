@@ -312,7 +312,7 @@ def test_what_dies_too_often_is_given_up(
     assert not any(is_alive(pid) for pid in pids)
 
 
-@pytest.mark.parametrize("name", ["grpc", "http", "metrics"])
+@pytest.mark.parametrize("name", ["grpc", "metrics"])
 def test_a_port_that_is_taken_at_the_last_moment(
     engines: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
