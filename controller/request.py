@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from trt_mtp.controller.kserve import InferRequest, parameter_value
 from trt_mtp.errors import InputError
 from trt_mtp.files import nearest
+from trt_mtp.serve.contract import PARAMETERS
 from trt_mtp.serve.engine.base import SamplingParams
 
 WINDOW_CHARS = 2_000  # of the prompt's start, its end and the system prompt
@@ -18,7 +19,6 @@ WINDOW_BYTES = 4 * WINDOW_CHARS  # a character has at most four
 MAX_JSON_BYTES = 32_768  # longer `messages` are read through two windows, not as JSON
 MAX_NAME_CHARS = 256  # of session_id, tenant, latency_class
 
-GATEWAY_PARAMETERS = ("task", "draft_length", "session_id", "tenant", "latency_class")
 # github.com/triton-inference-server/server, docs/protocol: schedule policy and sequence extensions
 TRITON_PARAMETERS = (
     "priority",
@@ -83,7 +83,7 @@ def read_hints(
     draft length that is not in `draft_lengths`.
     """
     values = {key: parameter_value(value) for key, value in request.message.parameters.items()}
-    known = GATEWAY_PARAMETERS + TRITON_PARAMETERS
+    known = PARAMETERS + TRITON_PARAMETERS
     for key in values:
         if key not in known:
             raise InputError(

@@ -64,4 +64,4 @@ OUTPUT_FLAGS: dict[str, frozenset[str]] = {
 }
 
 # Request parameters are the gateway's; a variant lets them pass and knows no others.
-PARAMETERS = ("task", "draft_length", "session_id", "tenant")
+PARAMETERS = ("task", "draft_length", "session_id", "tenant", "latency_class")
