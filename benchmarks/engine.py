@@ -199,9 +199,9 @@ def compare_transformers(
     import torch
     import transformers
 
-    transformers.logging.set_verbosity_error()
     torch.set_num_threads(1)
-    model = transformers.Qwen3_5ForCausalLM.from_pretrained(checkpoint, dtype=torch.float32).eval()
+    kind = transformers.Qwen3_5ForCausalLM
+    model: Any = kind.from_pretrained(checkpoint, dtype=torch.float32)
 
     def generate(prompt: Sequence[int]) -> list[int]:
         with torch.no_grad():

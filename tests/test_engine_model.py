@@ -60,7 +60,8 @@ def checkpoint_and_packed(
 
 def random_tokens(vocab: int, count: int) -> list[int]:
     """Tokens without meaning."""
-    return np.random.default_rng(count).integers(0, vocab, count).tolist()
+    tokens: list[int] = np.random.default_rng(count).integers(0, vocab, count).tolist()
+    return tokens
 
 
 def transformers_logits(checkpoint: Path, tokens: list[int]) -> Array:

@@ -23,7 +23,7 @@ def exact(logits: Logits, temperature: float, top_k: int, top_p: float) -> Float
     kept = weights[order] / weights[order].sum()
     before = np.cumsum(kept) - kept
     order = order[before < top_p]
-    result = np.zeros_like(weights)
+    result: Floats = np.zeros_like(weights)
     result[order] = weights[order] / weights[order].sum()
     return result
 

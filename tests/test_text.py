@@ -118,7 +118,7 @@ def test_special_tokens_are_not_text(codec: TextCodec) -> None:
 @pytest.mark.parametrize("messages", CHATS, ids=["user", "system", "turns"])
 @pytest.mark.parametrize("name", ["tiny", "asset"])
 def test_chats_are_encoded_as_transformers_does(
-    checkpoint: Path, name: str, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None
+    checkpoint: Path, name: str, messages: list[dict[str, Any]], tools: Any
 ) -> None:
     """encode_chat gives the ids of transformers' apply_chat_template."""
     path = ASSET if name == "asset" else checkpoint
