@@ -12,6 +12,7 @@ import sys
 import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from tests.engine_fixtures import ASSET
 from tests.tiny_model import make_checkpoint
@@ -22,7 +23,7 @@ from trt_mtp.serve.serving import resolve_variants, serving
 
 DRAFT_LENGTHS = (0, 1, 2, 3)
 MAX_RATIO = 1.5  # of four variants to one, where weights are what takes the memory
-LARGE = {
+LARGE: dict[str, Any] = {
     "hidden_size": 1024,
     "intermediate_size": 3584,
     "num_hidden_layers": 8,
@@ -66,8 +67,8 @@ def measure(name: str, checkpoint: Path, folder: Path) -> Footprint:
     )
     weights = sum(file.stat().st_size for file in (folder / ".shared").glob("*/weights.bin"))
     one, four = served_bytes([folder / "k3"]), served_bytes([folder])
-    sizes = (round(size / 1e6, 1) for size in (weights, one, four))
-    return Footprint(name, *sizes, ratio=round(four / one, 2))
+    megabytes = [round(size / 1e6, 1) for size in (weights, one, four)]
+    return Footprint(name, megabytes[0], megabytes[1], megabytes[2], round(four / one, 2))
 
 
 def main() -> None:

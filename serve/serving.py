@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from trt_mtp.build.variant import RECORD, EngineVariant, list_variants, read_variant
-from trt_mtp.errors import InputError
+from trt_mtp.errors import InputError, TrtMtpError
 from trt_mtp.serve.processes import postponed
 from trt_mtp.serve.repository import render_repository
 from trt_mtp.serve.triton import ANY_PORTS, Ports, Progress, TritonServer
@@ -49,7 +49,7 @@ def serving(
     at the end unless something went wrong.
     """
     install = find_triton()
-    run_folder = Path(tempfile.mkdtemp(prefix="trt-mtp-serve-"))
+    run_folder = _make_run_folder()
     repository = repository or run_folder / "model_repository"
     try:
         with postponed():  # it imports tritonclient
@@ -64,6 +64,13 @@ def serving(
         shutil.rmtree(run_folder, ignore_errors=True)
         raise
     shutil.rmtree(run_folder, ignore_errors=True)
+
+
+def _make_run_folder() -> Path:
+    try:
+        return Path(tempfile.mkdtemp(prefix="trt-mtp-serve-"))
+    except OSError as error:
+        raise TrtMtpError(f"can't make a temporary folder: {error}") from error
 
 
 def describe(server: TritonServer, variants: Sequence[EngineVariant]) -> dict[str, Any]:

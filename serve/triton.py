@@ -157,10 +157,22 @@ class TritonServer:
         return len(counts) == 2 * len(self.models) and not any(map(float, counts))
 
     def _launch(self, on_progress: Progress) -> None:
+        try:
+            self._process = self._spawn()
+        except OSError as error:
+            raise TrtMtpError(f"tritonserver can't be started: {error}") from error
+        try:
+            self._wait_ready(on_progress)
+            self._stubs = tuple(children(self._process.pid))
+        except BaseException:
+            self._kill()
+            raise
+
+    def _spawn(self) -> "subprocess.Popen[bytes]":
         self._install.link_backends(self._backends)
         with self.log.open("ab") as log:
             self._log_start = log.tell()
-            self._process = subprocess.Popen(
+            return subprocess.Popen(
                 self._command(),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -169,12 +181,6 @@ class TritonServer:
                 start_new_session=True,  # Ctrl-C is for us, and one kill reaches all
                 preexec_fn=die_with_parent(),
             )
-        try:
-            self._wait_ready(on_progress)
-            self._stubs = tuple(children(self._process.pid))
-        except BaseException:
-            self._kill()
-            raise
 
     def _wait_ready(self, on_progress: Progress) -> None:
         process, num_loaded = self._process, -1

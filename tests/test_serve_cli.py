@@ -161,6 +161,20 @@ def test_a_triton_that_dies_at_the_start_shows_its_log(
     assert "  no licence for this moon" in result.err
 
 
+def test_a_triton_for_another_machine_cannot_be_started(
+    cli: Callable[..., CliResult], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A tritonserver that the system can't run is one sentence and exit code 1."""
+    make_variant(tmp_path / "engines", 0)
+    server = fake_triton(tmp_path / "triton", "")
+    server.write_bytes(b"\x7fELF of another machine")
+    monkeypatch.setenv("TRITONSERVER", str(server))
+    result = cli("serve", tmp_path / "engines")
+    assert result.code == 1
+    assert "tritonserver can't be started: " in result.err
+    assert "Exec format error" in result.err
+
+
 def test_triton_for_another_python_is_refused(
     cli: Callable[..., CliResult], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
