@@ -35,6 +35,7 @@ def up(
     CHECKPOINT is a folder or the id of a model in the Hugging Face cache; the default is
     assets/qwen-mtp-tiny of the checkout. One line on stdout says when clients can come and where
     to; the public model is `qwen_mtp`. Everything listens on 127.0.0.1 and is stopped at the end.
+    The exit code is 0 after a signal, 130 when that came before the ready line.
 
     Example: trt-mtp up --draft-lengths 0,1,3 --json
     """

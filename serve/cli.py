@@ -43,7 +43,8 @@ def serve(
 
     ENGINES are variants, or folders of variants. Triton listens on 127.0.0.1, is started again
     when it dies, and leaves nothing behind. $TRITONSERVER names the tritonserver to use; without
-    it, a local install or the one in nvidia-pytriton is.
+    it, a local install or the one in nvidia-pytriton is. The exit code is 0 after a signal, 130
+    when that came before the ready line.
 
     Example: trt-mtp serve engines/ --grpc-port 8001
     """
