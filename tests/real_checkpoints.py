@@ -35,15 +35,15 @@ def write_real(
 ) -> Path:
     """The released model `name` in `folder`: config.json, index and sparse shards.
 
-    Quantised checkpoints have a tensor for each expert; `stacked` leaves them in one, which is
-    the same number of bytes and much quicker to write.
+    Quantised checkpoints and Qwen3-Next have a tensor for each expert; `stacked` leaves them in
+    one, which is the same number of bytes and much quicker to write.
     """
     folder.mkdir(parents=True, exist_ok=True)
     config = json.loads((FIXTURES / name / "config.json").read_text())
     if precision != "bf16":
         config["quantization_config"] = QUANTIZATION[precision]
     (folder / "config.json").write_text(json.dumps(config))
-    fused = stacked or precision == "bf16"
+    fused = stacked or (precision == "bf16" and config["model_type"] != "qwen3_next")
     tensors = list(quantized(model_tensors(config, fused=fused), precision))
     write_shards(folder, [t for t in tensors if with_mtp or t[0][:4] != "mtp."], num_shards)
     return folder
@@ -77,7 +77,6 @@ def model_tensors(config: dict[str, Any], *, fused: bool) -> Iterator[Tensor]:
     """Names and shapes of a BF16 checkpoint; `fused` stacks the experts, as Qwen3.5's are."""
     text = config.get("text_config", config)
     prefix = "model.language_model." if "text_config" in config else "model."
-    fused = fused and text["model_type"] != "qwen3_next"
     hidden, vocab = text["hidden_size"], text["vocab_size"]
     yield f"{prefix}embed_tokens.weight", "BF16", (vocab, hidden)
     for layer in range(text["num_hidden_layers"]):
