@@ -142,10 +142,14 @@ def compared(case: Case, runs: dict[str, list[Run]]) -> Result:
     ratios = [direct.wall_s / gateway.wall_s for direct, gateway in pairs]
 
     def added_ms(percentile: int) -> float:
-        return round(statistics.median(
-            quantile(gateway.ttft_s, percentile) - quantile(direct.ttft_s, percentile)
-            for direct, gateway in pairs
-        ) * 1e3, 2)
+        return round(
+            statistics.median(
+                quantile(gateway.ttft_s, percentile) - quantile(direct.ttft_s, percentile)
+                for direct, gateway in pairs
+            )
+            * 1e3,
+            2,
+        )
 
     cpu_us = statistics.median(g.cpu_s for _, g in pairs) / case.num_requests * 1e6
     return Result(
@@ -196,16 +200,20 @@ def gateway_process(triton: str) -> Iterator[tuple[str, int]]:
 
 def print_table(results: list[Result], costs: dict[str, float]) -> None:
     """The results for people."""
-    print(f"{'case':46} {'throughput, gateway/direct':>28} {'added TTFT p50':>15} {'p99':>9}"
-          f" {'CPU-µs/request':>15} {'CPU-µs/token':>13}")
+    print(
+        f"{'case':46} {'throughput, gateway/direct':>28} {'added TTFT p50':>15} {'p99':>9}"
+        f" {'CPU-µs/request':>15} {'CPU-µs/token':>13}"
+    )
     for result in results:
         ratio = (
             f"{result.throughput_ratio:.2f} ({result.throughput_ratio_low:.2f} to "
             f"{result.throughput_ratio_high:.2f})"
         )
-        print(f"{result.case:46} {ratio:>28} {result.added_ttft_p50_ms:12.2f} ms"
-              f" {result.added_ttft_p99_ms:6.2f} ms {result.cpu_us_per_request:15.0f}"
-              f" {result.cpu_us_per_token:13.0f}")
+        print(
+            f"{result.case:46} {ratio:>28} {result.added_ttft_p50_ms:12.2f} ms"
+            f" {result.added_ttft_p99_ms:6.2f} ms {result.cpu_us_per_request:15.0f}"
+            f" {result.cpu_us_per_token:13.0f}"
+        )
     for name, value in costs.items():
         print(f"{name.replace('_', ' ')}: {value:.0f}")
 

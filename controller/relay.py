@@ -258,7 +258,9 @@ async def _raise_for_status(call: Any) -> None:
     code = await call.code()
     if code != grpc.StatusCode.OK:
         raise grpc.aio.AioRpcError(
-            code, await call.initial_metadata(), await call.trailing_metadata(),
+            code,
+            await call.initial_metadata(),
+            await call.trailing_metadata(),
             details=await call.details(),
         )
 

@@ -103,8 +103,10 @@ def _task(value: object, tasks: Collection[str]) -> str | None:
         return None
     if value not in tasks:
         shown = str(value)[:MAX_NAME_CHARS]
-        raise InputError(f"request parameter task is {shown!r}, not a known task"
-                         f"{nearest(shown, tasks)} (known: {', '.join(tasks)})")
+        raise InputError(
+            f"request parameter task is {shown!r}, not a known task"
+            f"{nearest(shown, tasks)} (known: {', '.join(tasks)})"
+        )
     return str(value)
 
 
@@ -114,8 +116,10 @@ def _draft_length(value: object, draft_lengths: Collection[int]) -> int | None:
     text = str(value)[:MAX_NAME_CHARS] if not isinstance(value, bool) else repr(value)
     if not re.fullmatch(r"[0-9]{1,4}", text) or int(text) not in draft_lengths:
         hosted = ", ".join(str(length) for length in sorted(draft_lengths))
-        raise InputError(f"request parameter draft_length is {text!r}: expected auto or a hosted "
-                         f"draft length ({hosted})")
+        raise InputError(
+            f"request parameter draft_length is {text!r}: expected auto or a hosted "
+            f"draft length ({hosted})"
+        )
     return int(text)
 
 

@@ -132,9 +132,7 @@ def test_each_request_of_a_stream_is_routed_on_its_own(url: str) -> None:
     with raw_stream(url) as stream:
         for name, length in lengths.items():
             hints = {"draft_length": length if length else str(length)}
-            stream.send(
-                script_request(request_id=name, parameters=hints, tokens=4, delay_s=0.01)
-            )
+            stream.send(script_request(request_id=name, parameters=hints, tokens=4, delay_s=0.01))
         for _ in range(4 * len(lengths)):
             response = stream.receive()
             texts[response.infer_response.id].append(text_of(response))
