@@ -200,3 +200,15 @@ def wait_until(is_true: Callable[[], bool], timeout_s: float = 20.0) -> None:
     while not is_true():
         assert time.monotonic() < deadline, "it did not come to pass"
         time.sleep(0.01)
+
+
+def text_of(response: Any) -> str:
+    """The text that a response brings, without its length."""
+    names = [output.name for output in response.infer_response.outputs]
+    content: bytes = response.infer_response.raw_output_contents[names.index("text_output")]
+    return content[4:].decode()
+
+
+def parameter(response: Any, name: str) -> str:
+    """A text parameter of a response."""
+    return str(response.infer_response.parameters[name].string_param)

@@ -1,0 +1,149 @@
+"""Clients that leave, servers that die, and what is too much or no request at all."""
+
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import grpc
+import pytest
+import tritonclient.grpc
+
+from tests.gateway_fixtures import (
+    GatewayThread,
+    doubles,
+    raw_stream,
+    running_gateway,
+    script_request,
+    text_of,
+    triton_of_doubles,
+    wait_until,
+)
+from tests.triton_client import streaming, tensor
+from trt_mtp.serve.triton import TritonServer
+
+__all__ = ["doubles"]
+
+
+@pytest.fixture(scope="module")
+def gateway(doubles: TritonServer) -> Iterator[GatewayThread]:
+    """One gateway for the tests that leave it running."""
+    with running_gateway(doubles.grpc_url) as thread:
+        yield thread
+
+
+@pytest.fixture
+def url(gateway: GatewayThread) -> str:
+    """Where the gateway listens."""
+    return gateway.gateway.address
+
+
+def test_cancelling_reaches_the_variant(gateway: GatewayThread, doubles: TritonServer) -> None:
+    """A client that leaves frees its slot at once, and the policy is told."""
+    notes = doubles.log.parent / "notes"
+    before = len(gateway.policy.outcomes)
+    with streaming(gateway.gateway.address) as stream:
+        script = '{"tokens": 2000, "delay_s": 0.02, "name": "gone"}'
+        stream.send("qwen_mtp", text_input=script, streaming=True)
+        stream.receive()
+        assert gateway.gateway.statistics()["variants"]["k3"]["num_running"] == 1
+    wait_until((notes / "cancelled-gone").exists)
+    wait_until(lambda: len(gateway.policy.outcomes) > before)
+    assert gateway.policy.outcomes[-1][1].finish_reason == "cancelled"
+    assert gateway.gateway.statistics()["variants"]["k3"]["num_running"] == 0
+
+
+def test_a_deadline_reaches_the_variant(gateway: GatewayThread, doubles: TritonServer) -> None:
+    """A client's deadline ends its request upstream as well."""
+    client = tritonclient.grpc.InferenceServerClient(gateway.gateway.address)
+    script = '{"tokens": 100, "delay_s": 0.05, "name": "late"}'
+    with pytest.raises(tritonclient.utils.InferenceServerException, match="Deadline"):
+        client.infer("qwen_mtp", [tensor("text_input", script)], client_timeout=0.5)
+    client.close()
+    wait_until((doubles.log.parent / "notes" / "cancelled-late").exists)
+
+
+def test_a_message_beyond_the_limit_is_refused(doubles: TritonServer) -> None:
+    """The limit on messages is the gateway's, and says what it is."""
+    with (
+        running_gateway(doubles.grpc_url, max_message_bytes=10_000) as small,
+        raw_stream(small.gateway.address) as stream,
+    ):
+        stream.send(script_request(name="x" * 20_000))
+        with pytest.raises(grpc.RpcError, match="larger than max") as failed:
+            stream.receive()
+    assert failed.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
+def test_losing_triton_gives_a_clear_error_and_coming_back_is_noticed(tmp_path: Path) -> None:
+    """Requests in flight end in a sentence, later ones are refused; both until Triton is back."""
+    with (
+        triton_of_doubles(tmp_path) as triton,
+        running_gateway(triton.grpc_url) as thread,
+        raw_stream(thread.gateway.address) as stream,
+    ):
+        stream.send(script_request(request_id="r", tokens=1000, delay_s=0.02))
+        assert text_of(stream.receive()) == "w0"
+        os.kill(triton.pid, signal.SIGKILL)
+        while not (response := stream.receive()).error_message:
+            pass
+        assert response.error_message.startswith("variant k3 was lost before the answer was")
+        assert response.error_message.endswith("send the request again")
+        assert response.infer_response.id == "r"
+        assert thread.policy.outcomes[-1][1].finish_reason == "error"
+        variants = thread.gateway.statistics()["variants"]
+        assert not variants["k3"]["is_ready"]
+
+        def is_back() -> bool:
+            triton.check()  # starts it again once it is seen to be dead
+            return bool(thread.gateway.statistics()["variants"]["k3"]["is_ready"])
+
+        wait_until(is_back)
+        stream.send(script_request(tokens=1))
+        assert text_of(stream.receive()) == "w0"
+
+
+def test_stopping_finishes_answers_in_flight(doubles: TritonServer) -> None:
+    """A stopping gateway takes no more requests and completes those it has."""
+    with running_gateway(doubles.grpc_url) as thread, raw_stream(thread.gateway.address) as busy:
+        idle = raw_stream(thread.gateway.address)
+        with idle as waiting:
+            waiting.send(script_request(tokens=1))
+            assert text_of(waiting.receive()) == "w0"
+            busy.send(script_request(tokens=20, delay_s=0.02))
+            assert text_of(busy.receive()) == "w0"
+            stopping = thread.run(thread.gateway.stop())
+            assert [text_of(busy.receive()) for _ in range(19)][-1] == "w19"
+            for stream in (waiting, busy):
+                with pytest.raises(grpc.RpcError, match="shutting down") as ended:
+                    stream.receive()
+                assert ended.value.code() == grpc.StatusCode.UNAVAILABLE
+            stopping.result(10)
+
+
+def test_a_client_that_asks_for_grpc_errors_gets_a_status(doubles: TritonServer, url: str) -> None:
+    """The gateway answers the header itself: Triton 2.51 crashes when it is asked to."""
+    with raw_stream(url, (("triton_grpc_error", "true"),)) as stream:
+        stream.send(script_request(tokens=3, error_at=1))
+        assert text_of(stream.receive()) == "w0"
+        with pytest.raises(grpc.RpcError) as failed:
+            stream.receive()
+    assert failed.value.code() == grpc.StatusCode.INTERNAL
+    assert failed.value.details() == "the engine broke"
+    with raw_stream(url, (("triton_grpc_error", "true"),)) as stream:
+        stream.send(script_request(parameters={"task": "maths"}))
+        with pytest.raises(grpc.RpcError, match="did you mean math"):
+            stream.receive()
+    assert doubles.stub_pids
+    with raw_stream(url) as stream:
+        stream.send(script_request(tokens=1))
+        assert text_of(stream.receive()) == "w0"
+
+
+def test_bytes_that_are_no_request_end_the_stream(url: str) -> None:
+    """After garbage nothing that follows can be trusted."""
+    with raw_stream(url) as stream:
+        stream.send(b"\x0a\xff\xff")
+        with pytest.raises(grpc.RpcError) as failed:
+            stream.receive()
+    assert failed.value.code() == grpc.StatusCode.INVALID_ARGUMENT
