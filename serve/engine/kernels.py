@@ -206,30 +206,40 @@ def attend(
     """
     group, d = scores.shape[0], values.shape[1]
     scale = F32(1.0 / math.sqrt(d))
-    scores[:, :length] = F32(0)
+    for g in range(group):
+        for j in range(length):
+            scores[g, j] = F32(0)
     for i in range(0, d, 4):
-        k0, k1, k2, k3 = keys[i], keys[i + 1], keys[i + 2], keys[i + 3]
         for g in range(group):
-            q, s = queries[first + g], scores[g]
-            q0, q1, q2, q3 = q[i] * scale, q[i + 1] * scale, q[i + 2] * scale, q[i + 3] * scale
+            q0, q1 = queries[first + g, i] * scale, queries[first + g, i + 1] * scale
+            q2, q3 = queries[first + g, i + 2] * scale, queries[first + g, i + 3] * scale
             for j in range(length):
-                s[j] = s[j] + q0 * k0[j] + q1 * k1[j] + q2 * k2[j] + q3 * k3[j]
+                scores[g, j] = (
+                    scores[g, j]
+                    + q0 * keys[i, j]
+                    + q1 * keys[i + 1, j]
+                    + q2 * keys[i + 2, j]
+                    + q3 * keys[i + 3, j]
+                )
     for g in range(group):
         _softmax(scores[g, :length])
         out[first + g, :] = F32(0)
     whole = length - length % 4
     for j in range(0, whole, 4):
-        v0, v1, v2, v3 = values[j], values[j + 1], values[j + 2], values[j + 3]
         for g in range(group):
-            o, s = out[first + g], scores[g]
-            p0, p1, p2, p3 = s[j], s[j + 1], s[j + 2], s[j + 3]
+            p0, p1, p2, p3 = scores[g, j], scores[g, j + 1], scores[g, j + 2], scores[g, j + 3]
             for i in range(d):
-                o[i] = o[i] + p0 * v0[i] + p1 * v1[i] + p2 * v2[i] + p3 * v3[i]
+                out[first + g, i] = (
+                    out[first + g, i]
+                    + p0 * values[j, i]
+                    + p1 * values[j + 1, i]
+                    + p2 * values[j + 2, i]
+                    + p3 * values[j + 3, i]
+                )
     for j in range(whole, length):
         for g in range(group):
-            o, p, v = out[first + g], scores[g, j], values[j]
             for i in range(d):
-                o[i] += p * v[i]
+                out[first + g, i] += scores[g, j] * values[j, i]
 
 
 @kernel
@@ -266,23 +276,28 @@ def delta_step(
     S' = decay * S; S'' = S' + key (beta * (value - key S'))^T; out = query S''
     (Gated Delta Networks, arXiv:2412.06464, eq. 10).
     """
+    # indexed in two dimensions, because a slice in a loop costs numba a reference count
     n = scratch.shape[0]
     scratch[:] = F32(0)
     for i in range(0, key.shape[0], 4):
         k0, k1, k2, k3 = key[i], key[i + 1], key[i + 2], key[i + 3]
-        b0, b1, b2, b3 = before[i], before[i + 1], before[i + 2], before[i + 3]
         for j in range(n):
-            scratch[j] = scratch[j] + k0 * b0[j] + k1 * b1[j] + k2 * b2[j] + k3 * b3[j]
+            scratch[j] = (
+                scratch[j]
+                + k0 * before[i, j]
+                + k1 * before[i + 1, j]
+                + k2 * before[i + 2, j]
+                + k3 * before[i + 3, j]
+            )
     f = F32(decay)
     for j in range(n):
         scratch[j] = (value[j] - f * scratch[j]) * F32(beta)
     out[:] = F32(0)
     for i in range(0, key.shape[0], 2):
         k0, k1, q0, q1 = key[i], key[i + 1], query[i], query[i + 1]
-        b0, b1, a0, a1 = before[i], before[i + 1], after[i], after[i + 1]
         for j in range(n):
-            s0 = f * b0[j] + k0 * scratch[j]
-            s1 = f * b1[j] + k1 * scratch[j]
-            a0[j] = s0
-            a1[j] = s1
+            s0 = f * before[i, j] + k0 * scratch[j]
+            s1 = f * before[i + 1, j] + k1 * scratch[j]
+            after[i, j] = s0
+            after[i + 1, j] = s1
             out[j] = out[j] + q0 * s0 + q1 * s1
