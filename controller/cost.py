@@ -56,6 +56,7 @@ class StepCost:
     num_observed: int = 0
     corrections: dict[tuple[int, int], float] = field(default_factory=dict)  # a cell's, beyond it
     _cache: dict[tuple[int, int], float] = field(default_factory=dict)
+    _common_factor: float = 1.0
 
     def ratio(self, draft_length: int, batch: int) -> float:
         """R(K, B) as calibrated, at least 1."""
@@ -78,13 +79,16 @@ class StepCost:
             step = self._calibrated(draft_length, batch)
             step *= math.exp(self.corrections.get(_cell(draft_length, batch), 0.0))
             self._cache[draft_length, batch] = step
-        return step * math.exp(self.common)
+        return step * self._common_factor
 
     def _calibrated(self, draft_length: int, batch: int) -> float:
-        """The largest calibrated step time at any measured batch up to `batch`."""
-        curves = [self.plain_step_s, *self.ratios.values()]
-        knots = {b for curve in curves for b, _ in curve if b < batch} | {batch}
-        return max(interpolate(self.plain_step_s, b) * self.ratio(draft_length, b) for b in knots)
+        """Between the step times at the measured batches, each at least its predecessor's."""
+        curve, highest = [], 0.0
+        for knot in sorted({b for c in (self.plain_step_s, *self.ratios.values()) for b, _ in c}):
+            step = interpolate(self.plain_step_s, knot) * self.ratio(draft_length, knot)
+            highest = max(highest, step)
+            curve.append((knot, highest))
+        return interpolate(tuple(curve), batch)
 
     def observe(self, draft_length: int, batch: int, seconds: float, num_steps: int) -> bool:
         """Correct the cell by one answer's time; False when the time can't be right."""
@@ -97,6 +101,7 @@ class StepCost:
         self.num_observed += 1
         self.common += (error - self.common) * max(1 / self.num_observed, COMMON_RATE)
         self.common = _bounded(self.common)
+        self._common_factor = math.exp(self.common)
         old = self.corrections.get(cell, 0.0)
         new = old + CORRECTION_RATE * (error - self.common - old)
         self.corrections[cell] = _bounded(new)
@@ -109,6 +114,7 @@ class StepCost:
     ) -> None:
         """Take over corrections that were learned before."""
         self.common, self.num_observed = _bounded(common), max(num_observed, 0)
+        self._common_factor = math.exp(self.common)
         self.corrections = {cell: _bounded(value) for cell, value in corrections.items()}
         self._cache.clear()
 

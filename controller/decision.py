@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import Any
+from typing import Any, NamedTuple
 
 from trt_mtp.errors import InputError
 
@@ -19,8 +19,7 @@ class VariantState:
     max_seq_len: int  # tokens, prompt and answer together
 
 
-@dataclass(frozen=True, slots=True)
-class CandidateScore:
+class CandidateScore(NamedTuple):
     """One variant's expected time for one request, in parts; `rejected` says why it can't serve."""
 
     variant: str
@@ -64,7 +63,7 @@ class Decision:
         record = asdict(self)
         record["task_probabilities"] = dict(self.task_probabilities)
         record["reasons"] = list(self.reasons)
-        record["candidates"] = [asdict(candidate) for candidate in self.candidates]
+        record["candidates"] = [candidate._asdict() for candidate in self.candidates]
         return record
 
     @classmethod

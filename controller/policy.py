@@ -33,11 +33,38 @@ CHARS_PER_TOKEN = 4.0
 TYPICAL_ANSWER_TOKENS = 256  # max_tokens is a bound, not what an answer takes
 MAX_HOMES = 4096  # conversations whose variant is remembered
 MAX_EXPLORATION_LOSS = 0.25  # of a request's expected time
+MIN_SHARE = 0.1  # tasks less likely than this neither count in a decision nor learn from it
 TIE = 0.02  # shorter draft lengths win within the uncertainty, but never give away more
 
 
 class NoVariantError(TrtMtpError):
     """No hosted variant can take the request; the message says why each can't."""
+
+
+# load, acceptance length, step_s, wait_s, prefill_s, total_s
+_Time = tuple[int, float, float, float, float, float]
+
+
+class Expected:
+    """Acceptance of a request whose task is only likely: what averages is the time per token."""
+
+    __slots__ = ("_parts", "_total")
+
+    def __init__(self, parts: list[tuple[float, Estimate]]) -> None:
+        self._parts = parts
+        self._total = sum([share for share, _ in parts])
+
+    def length(self, draft_length: int) -> float:
+        """The acceptance length."""
+        k = min(draft_length, MAX_POSITIONS)
+        if len(self._parts) == 1:
+            return self._parts[0][1].lengths[k]
+        return self._total / sum([share / e.lengths[k] for share, e in self._parts])
+
+    def deviation(self, draft_length: int) -> float:
+        """How uncertain it is, one standard deviation."""
+        k = min(draft_length, MAX_POSITIONS)
+        return sum([share * e.deviations[k] for share, e in self._parts]) / self._total
 
 
 class Policy:
@@ -55,6 +82,7 @@ class Policy:
             self.profile.priors(), replica, self.profile.decay_ratio
         )
         self.num_rejected_outcomes = 0
+        self._prefill_tokens_per_s = self.profile.prefill_tokens_per_s
         load_text_model()  # now, not in the first request
         self._random = random.Random(seed)
         self._prefix = secrets.token_hex(4)
@@ -71,10 +99,10 @@ class Policy:
         when no variant can take the request.
         """
         guess = guess_task(features)
-        estimate = self._estimate(guess, features)
-        candidates = self._score(features, variants, estimate)
+        expected = self._expect(guess, features)
+        candidates = self._score(features, variants, expected)
         seed = self._random.getrandbits(32)
-        picked, explored, why = self._pick(features, guess.task, candidates, estimate, seed)
+        picked, explored, why = self._pick(features, guess.task, candidates, expected, seed)
         if features.session_id:
             self._remember(features.session_id, picked.variant)
         return Decision(
@@ -106,7 +134,7 @@ class Policy:
         shares = {
             AcceptanceKey(task, decision.temperature_band, decision.thinking): probability
             for task, probability in decision.task_probabilities[:3]
-            if probability >= 0.1
+            if probability >= MIN_SHARE
         }
         self.acceptance.update(
             shares,
@@ -122,70 +150,55 @@ class Policy:
             )
             self.num_rejected_outcomes += not seen
 
-    def _estimate(self, guess: TaskGuess, features: RequestFeatures) -> Estimate:
-        """Acceptance of a request whose task is only likely: time per step is what averages."""
+    def _expect(self, guess: TaskGuess, features: RequestFeatures) -> "Expected":
         band, thinking = temperature_band(features.temperature), features.thinking
-        parts = [
-            (
-                share,
-                self.acceptance.estimate(
-                    AcceptanceKey(task, band, thinking), features.tenant, features.session_id
-                ),
-            )
-            for task, share in guess.probabilities[:3]
-        ]
-        if len(parts) == 1:
-            return parts[0][1]
-        total = sum([share for share, _ in parts])
-        lengths, deviations = [], []
-        for k in range(MAX_POSITIONS + 1):
-            lengths.append(total / sum([share / e.lengths[k] for share, e in parts]))
-            deviations.append(sum([share * e.deviations[k] for share, e in parts]) / total)
-        return Estimate(tuple(lengths), tuple(deviations), parts[0][1].weight)
+        estimate, tenant, session = self.acceptance.estimate, features.tenant, features.session_id
+        return Expected(
+            [
+                (share, estimate(AcceptanceKey(task, band, thinking), tenant, session))
+                for task, share in guess.probabilities[:3]
+                if share >= MIN_SHARE
+            ]
+        )
 
     def _score(
-        self, features: RequestFeatures, variants: Sequence[VariantState], estimate: Estimate
+        self, features: RequestFeatures, variants: Sequence[VariantState], expected: Expected
     ) -> tuple[CandidateScore, ...]:
         """Every variant, with its expected time or the reason that it can't serve."""
         hint = features.hint_draft_length
         if hint is not None and all(v.draft_length != hint for v in variants):
             hosted = ", ".join(str(k) for k in sorted({v.draft_length for v in variants}))
             raise InputError(f"draft_length is {hint}: expected auto or a hosted one ({hosted})")
+        home = self._homes.get(features.session_id) if features.session_id else None
         num_tokens = features.num_prompt_tokens or int(features.num_chars / CHARS_PER_TOKEN)
         total_running = sum([v.num_running for v in variants])
-        home = self._homes.get(features.session_id) if features.session_id else None
-        answer = min(max(features.max_tokens, 1), TYPICAL_ANSWER_TOKENS)
-        scored = []
+        shared, answer = self.profile.shared_device, min(features.max_tokens, TYPICAL_ANSWER_TOKENS)
+        times = []
         for v in variants:
-            rejected = _rejection(v, features, num_tokens)
-            if rejected:
-                scored.append(CandidateScore(v.name, v.draft_length, rejected=rejected))
-                continue
-            load = (total_running if self.profile.shared_device else v.num_running) + 1
-            length = estimate.lengths[min(v.draft_length, MAX_POSITIONS)]
-            step_s = self.cost.step_s(v.draft_length, load)
-            wait_s = max(0, v.num_running + 1 - v.max_batch_size) * (
-                step_s * answer / length / max(v.max_batch_size, 1)
-            )
-            leaves = home is not None and home != v.name
-            prefill_s = num_tokens / self.profile.prefill_tokens_per_s if leaves else 0.0
-            total_s = wait_s + prefill_s + answer * step_s / length
-            scored.append(
-                CandidateScore(
-                    v.name, v.draft_length, load, length, step_s, wait_s, prefill_s, total_s
-                )
-            )
-        if all(c.rejected for c in scored):
-            why = "; ".join(f"{c.variant} {c.rejected}" for c in scored) or "none is hosted"
-            raise NoVariantError(f"no variant can take this request: {why}")
-        return _with_scores(scored)
+            moves = home is not None and home != v.name
+            load = (total_running if shared else v.num_running) + 1
+            length = expected.length(v.draft_length)
+            times.append(self._time(v, load, length, answer, num_tokens if moves else 0))
+        rejections = [_rejection(v, features, num_tokens) for v in variants]
+        return _with_scores(variants, rejections, times)
+
+    def _time(
+        self, v: VariantState, load: int, length: float, answer: int, moved_tokens: int
+    ) -> _Time:
+        """The expected time on `v`, in parts."""
+        step_s = self.cost.step_s(v.draft_length, load)
+        answer_s = step_s / length * (answer if answer > 0 else 1)
+        ahead = v.num_running + 1 - v.max_batch_size
+        wait_s = ahead * answer_s / max(v.max_batch_size, 1) if ahead > 0 else 0.0
+        prefill_s = moved_tokens / self._prefill_tokens_per_s
+        return load, length, step_s, wait_s, prefill_s, wait_s + prefill_s + answer_s
 
     def _pick(
         self,
         features: RequestFeatures,
         task: str,
         candidates: tuple[CandidateScore, ...],
-        estimate: Estimate,
+        expected: Expected,
         seed: int,
     ) -> tuple[CandidateScore, bool, tuple[str, ...]]:
         """The candidate to serve, whether it was taken to learn, and the reasons."""
@@ -195,16 +208,16 @@ class Policy:
         best = max(usable, key=_score_then_shallow)
         if features.hint_draft_length is not None:
             return best, False, ("hint: the request names its draft length",)
-        steady, why = self._steady(task, usable, best, estimate)
+        steady, why = self._steady(task, usable, best, expected)
         if features.latency_class != "strict" and seed < self.profile.exploration * 2**32:
-            probe = _probe(usable, steady, estimate, seed)
+            probe = _probe(usable, steady, expected, seed)
             if probe is not None:
                 return probe, True, (f"probing K={probe.draft_length} to learn",)
         self._last_length[task, best.load.bit_length()] = steady.draft_length
         return steady, False, (why,)
 
     def _steady(
-        self, task: str, usable: list[CandidateScore], best: CandidateScore, estimate: Estimate
+        self, task: str, usable: list[CandidateScore], best: CandidateScore, expected: Expected
     ) -> tuple[CandidateScore, str]:
         """The best candidate, or one as good: the last draft length, or a shorter one."""
         last = self._last_length.get((task, best.load.bit_length()))
@@ -216,7 +229,9 @@ class Policy:
         ties = [
             c
             for c in usable
-            if c.draft_length < best.draft_length and c.score >= 1 - _tie(c, best, estimate)
+            if c.draft_length < best.draft_length
+            and c.score >= 1 - TIE
+            and c.score >= 1 - _tie(c, best, expected)
         ]
         if ties:
             tied = min(ties, key=_shallow_then_score)
@@ -259,24 +274,22 @@ def _rejection(variant: VariantState, features: RequestFeatures, num_tokens: int
     return ""
 
 
-def _with_scores(scored: list[CandidateScore]) -> tuple[CandidateScore, ...]:
-    best = min([c.total_s for c in scored if not c.rejected])
+def _with_scores(
+    variants: Sequence[VariantState], rejections: Sequence[str], times: Sequence[_Time]
+) -> tuple[CandidateScore, ...]:
+    """The candidates; raises NoVariantError where all are rejected."""
+    usable = [time[5] for time, rejected in zip(times, rejections, strict=True) if not rejected]
+    if not usable:
+        pairs = zip(variants, rejections, strict=True)
+        why = "; ".join(f"{v.name} {rejected}" for v, rejected in pairs) or "none is hosted"
+        raise NoVariantError(f"no variant can take this request: {why}")
+    best = min(usable)
     return tuple(
         [
-            c
-            if c.rejected
-            else CandidateScore(
-                c.variant,
-                c.draft_length,
-                c.load,
-                c.acceptance_length,
-                c.step_s,
-                c.wait_s,
-                c.prefill_s,
-                c.total_s,
-                best / c.total_s,
-            )
-            for c in scored
+            CandidateScore(v.name, v.draft_length, rejected=rejected)
+            if rejected
+            else CandidateScore(v.name, v.draft_length, *time, best / time[5])
+            for v, rejected, time in zip(variants, rejections, times, strict=True)
         ]
     )
 
@@ -289,15 +302,14 @@ def _shallow_then_score(candidate: CandidateScore) -> tuple[int, float]:
     return candidate.draft_length, -candidate.score
 
 
-def _tie(shallow: CandidateScore, best: CandidateScore, estimate: Estimate) -> float:
+def _tie(shallow: CandidateScore, best: CandidateScore, expected: Expected) -> float:
     """The loss at which `shallow` is as good: what is uncertain between the two lengths."""
-    k, deeper = (min(c.draft_length, MAX_POSITIONS) for c in (shallow, best))
-    uncertain = (estimate.deviations[deeper] - estimate.deviations[k]) / estimate.lengths[deeper]
-    return min(TIE, 0.5 * uncertain)
+    uncertain = expected.deviation(best.draft_length) - expected.deviation(shallow.draft_length)
+    return min(TIE, 0.5 * uncertain / best.acceptance_length)
 
 
 def _probe(
-    usable: list[CandidateScore], steady: CandidateScore, estimate: Estimate, seed: int
+    usable: list[CandidateScore], steady: CandidateScore, expected: Expected, seed: int
 ) -> CandidateScore | None:
     """Another draft length to try: one that may be the best, and loses little if it isn't.
 
@@ -314,7 +326,7 @@ def _probe(
         c
         for c in others
         if c.draft_length > steady.draft_length
-        and (steady.draft_length == 0 or c.score * _optimism(c, estimate) >= steady.score)
+        and (steady.draft_length == 0 or c.score * _optimism(c, expected) >= steady.score)
     ]
     choices = promising or [c for c in others if c.draft_length > 0]
     if steady.draft_length == 0 and choices:
@@ -322,6 +334,5 @@ def _probe(
     return choices[seed % len(choices)] if choices else None
 
 
-def _optimism(candidate: CandidateScore, estimate: Estimate) -> float:
-    k = min(candidate.draft_length, MAX_POSITIONS)
-    return 1 + 2 * estimate.deviations[k] / estimate.lengths[k]
+def _optimism(candidate: CandidateScore, expected: Expected) -> float:
+    return 1 + 2 * expected.deviation(candidate.draft_length) / candidate.acceptance_length

@@ -15,8 +15,8 @@ from typing import NamedTuple
 
 from trt_mtp.controller.tasks import TASKS
 
-WINDOW_CHARS = 1000  # read from each end
-EDGE_WORDS = 24  # the first and the last words, where instructions lie, are features twice
+WINDOW_CHARS = 500  # read from each end
+EDGE_WORDS = 16  # the first and the last words, where instructions lie, are features twice
 EDGE_CHARS = 150  # of each end, read as pairs of characters where a script has no spaces
 MODEL_PATH = Path(__file__).parent / "data" / "task_model.json"
 
@@ -25,38 +25,44 @@ _WORD_BYTES = bytes(
     byte | 0x20 if 65 <= byte <= 90 else byte if byte >= 128 or 97 <= byte <= 122 else 32
     for byte in range(256)
 )
-_DIGITS = b"0123456789"
 _NO_SPACES = re.compile("[\u3040-\u30ff\u4e00-\u9fff]{2,}")  # Chinese and Japanese
-_MARKS = (  # substring of the text -> feature
-    ("```", b"#fence"),
-    ('":', b"#json"),
-    ('"properties"', b"#schema"),
-    ("[1]", b"#numbered-source"),
-    ("\\", b"#backslash"),
-    ("$", b"#dollar"),
-    (" = ", b"#equals"),
-    ("()", b"#call"),
-    ("</", b"#tag"),
-    ("\n\n", b"#paragraphs"),
-    ("\n- ", b"#list"),
-    ("|", b"#table"),
-    ("http", b"#link"),
+_LETTERS_DIGITS_SPACE = bytes(
+    byte for byte in range(256) if byte >= 128 or byte == 32 or chr(byte).isalnum()
+)
+_NOT_DIGITS = bytes(byte for byte in range(256) if not 48 <= byte <= 57)
+_MARKS = (  # what is left of a text without letters, digits and spaces -> feature
+    (b"```", b"#fence"),
+    (b'":', b"#json"),
+    (b"[]", b"#numbered"),
+    (b"\\", b"#backslash"),
+    (b"$", b"#dollar"),
+    (b"=", b"#equals"),
+    (b"()", b"#call"),
+    (b"</", b"#tag"),
+    (b"\n\n", b"#paragraphs"),
+    (b"\n-", b"#list"),
+    (b"|", b"#table"),
+    (b"://", b"#link"),
 )
 
 
 def features(head: str, tail: str, num_chars: int) -> set[bytes]:
     """The features of a prompt; `head` and `tail` are its ends, equal where it is short."""
-    text = head if num_chars <= 2 * WINDOW_CHARS else _window(head, tail)
+    if num_chars <= 2 * WINDOW_CHARS:
+        text = head
+    else:
+        text = f"{head[:WINDOW_CHARS]}\n{tail[-WINDOW_CHARS:]}"
     raw = text.encode("utf-8", "replace")
     words = raw.translate(_WORD_BYTES).split()
     found = set(words)
     edges = words if len(words) <= 2 * EDGE_WORDS else words[:EDGE_WORDS] + words[-EDGE_WORDS:]
     found.update([b"^" + word for word in edges])
-    found.update([mark for piece, mark in _MARKS if piece in text])
+    signs = raw.translate(None, _LETTERS_DIGITS_SPACE)
+    found.update([mark for piece, mark in _MARKS if piece in signs])
     found.add(_size_mark(num_chars))
-    digits = len(raw) - len(raw.translate(None, _DIGITS))
-    if digits:
-        found.add(b"#many-digits" if digits * 16 > len(raw) else b"#digits")
+    num_digits = len(raw.translate(None, _NOT_DIGITS))
+    if num_digits:
+        found.add(b"#many-digits" if num_digits * 16 > len(raw) else b"#digits")
     if text[-3:].rstrip().endswith(("?", "？")):  # noqa: RUF001 - the full-width question mark
         found.add(b"#question")
     if not text.isascii():
@@ -65,10 +71,6 @@ def features(head: str, tail: str, num_chars: int) -> set[bytes]:
         for run in _NO_SPACES.findall(ends):
             found.update([(a + b).encode() for a, b in pairwise(run)])
     return found
-
-
-def _window(head: str, tail: str) -> str:
-    return head[:WINDOW_CHARS] + "\n" + tail[-WINDOW_CHARS:]
 
 
 def _size_mark(num_chars: int) -> bytes:
@@ -91,6 +93,7 @@ class TextModel:
     bias: tuple[float, ...]
     weights: Mapping[bytes, tuple[tuple[int, float], ...]]
     known: frozenset[bytes]
+    strong: tuple[Mapping[bytes, float], ...]  # by task: telling features, minus their weights
 
     def score(self, found: set[bytes]) -> TextScore:
         """Log-odds of every task for the features of a prompt."""
@@ -100,8 +103,9 @@ class TextModel:
             for task, weight in weights[feature]:
                 scores[task] += weight
         best = scores.index(max(scores))
-        evidence = sorted([(-w, f) for f in hits for t, w in weights[f] if t == best and w > 0.4])
-        return TextScore(scores, tuple([f.decode("utf-8", "replace") for _, f in evidence[:3]]))
+        strong = self.strong[best]
+        evidence = sorted(hits & strong.keys(), key=strong.__getitem__)[:3]
+        return TextScore(scores, tuple([f.decode("utf-8", "replace") for f in evidence]))
 
 
 @cache
@@ -114,4 +118,8 @@ def load_text_model(path: Path = MODEL_PATH) -> TextModel:
         feature.encode(): tuple((int(task), float(weight)) for task, weight in pairs)
         for feature, pairs in record["weights"].items()
     }
-    return TextModel(tuple(record["bias"]), weights, frozenset(weights))
+    strong = tuple(
+        {f: -w for f, pairs in weights.items() for t, w in pairs if t == task and w > 0.4}
+        for task in range(len(TASKS))
+    )
+    return TextModel(tuple(record["bias"]), weights, frozenset(weights), strong)

@@ -22,7 +22,7 @@ MAX_ALTERNATIVES = 3  # prompts made from a line
 WORDS = "k"  # the source that is a list of telling words, always trained on
 L1 = 3e-4
 STEPS = 200
-MIN_WEIGHT = 0.02
+MIN_WEIGHT = 0.1
 _ALTERNATIVES = re.compile(r"\{([^{}]*\|[^{}]*)\}")
 
 Matrix = NDArray[np.floating[Any]]

@@ -1,0 +1,32 @@
+"""Requests, variants and outcomes for the tests of the policy."""
+
+from dataclasses import replace
+from typing import Any
+
+from trt_mtp.controller.decision import VariantState
+from trt_mtp.controller.outcome import Outcome
+from trt_mtp.controller.request import RequestFeatures
+
+_BLANK = RequestFeatures(
+    "", "", 0, "", False, False, 0.7, 128, False, None, None, None, None, None, None
+)
+
+
+def request(text: str = "", **changes: Any) -> RequestFeatures:
+    """A request with this prompt."""
+    features = replace(_BLANK, head=text[:2000], tail=text[-2000:], num_chars=len(text))
+    return replace(features, **changes)
+
+
+def variants(*lengths: int, load: int = 0, **changes: Any) -> list[VariantState]:
+    """Hosted variants `k<length>` with `load` requests in flight on each."""
+    return [replace(VariantState(f"k{k}", k, True, load, 64, 4096), **changes) for k in lengths]
+
+
+def outcome(draft_length: int, acceptance: float = 0.8, num_steps: int = 50) -> Outcome:
+    """An answer whose every draft was accepted with this share."""
+    accepted = tuple(int(num_steps * acceptance ** (j + 1)) for j in range(draft_length))
+    return Outcome(
+        draft_length, num_steps, num_steps * draft_length, sum(accepted), accepted,
+        num_steps + sum(accepted), 0.1, 0.1 + 0.03 * (num_steps - 1), "stop",
+    )  # fmt: skip

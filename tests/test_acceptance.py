@@ -1,0 +1,179 @@
+"""What the drafts teach: pooling, forgetting, drift, merging."""
+
+import itertools
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from trt_mtp.controller.acceptance import (
+    AcceptanceKey,
+    AcceptanceLearner,
+    acceptance_lengths,
+    prior_conditionals,
+)
+from trt_mtp.controller.counts import Counts
+from trt_mtp.controller.profile import PUBLISHED_ACCEPTANCE
+
+CODING = AcceptanceKey("coding", "low", False)
+WRITING = AcceptanceKey("writing", "low", False)
+
+
+def learner(name: str = "local") -> AcceptanceLearner:
+    return AcceptanceLearner(PUBLISHED_ACCEPTANCE, name)
+
+
+def teach(brain: AcceptanceLearner, key: AcceptanceKey, accepted: list[int], times: int) -> None:
+    for _ in range(times):
+        brain.update({key: 1.0}, 100, accepted)
+
+
+def test_acceptance_length_is_one_and_the_sum_of_survivals() -> None:
+    """AL(K) = 1 + S_1 + ... + S_K with S_{j+1} = c_{j+1} S_j."""
+    assert acceptance_lengths((0.9, 0.8, 0.5)) == pytest.approx((1.0, 1.9, 2.62, 2.98))
+
+
+def test_without_data_the_prior_holds() -> None:
+    """A task nobody has answered has the acceptance of one number and the published decay."""
+    expected = acceptance_lengths(prior_conditionals(PUBLISHED_ACCEPTANCE["coding"]))
+    assert learner().estimate(CODING).lengths == pytest.approx(expected)
+
+
+def test_counts_replace_the_prior() -> None:
+    """After many answers the estimate is what was counted."""
+    brain = learner()
+    teach(brain, CODING, [50, 20, 5], 200)
+    lengths = brain.estimate(CODING).lengths
+    assert lengths[1] == pytest.approx(1.5, abs=0.03)
+    assert lengths[3] == pytest.approx(1.75, abs=0.04)
+
+
+def test_an_answer_teaches_every_shorter_length() -> None:
+    """One answer served at K = 3 moves AL(1), AL(2) and AL(3)."""
+    brain = learner()
+    before = brain.estimate(WRITING).lengths
+    teach(brain, WRITING, [95, 90, 85], 20)
+    after = brain.estimate(WRITING).lengths
+    assert all(after[k] > before[k] + 0.1 for k in (1, 2, 3))
+
+
+def test_the_first_draft_says_something_of_the_later_ones() -> None:
+    """Answers at K = 1 shift AL(5) the same way, less surely."""
+    brain = learner()
+    before = brain.estimate(CODING).lengths[5]
+    teach(brain, CODING, [40], 50)
+    assert brain.estimate(CODING).lengths[5] < before - 0.5
+
+
+def test_no_drafts_teach_nothing() -> None:
+    """An answer at K = 0 changes no number."""
+    brain = learner()
+    brain.update({CODING: 1.0}, 100, [])
+    assert brain.to_json() == learner().to_json()
+
+
+def test_a_shift_of_all_tasks_reaches_tasks_never_seen() -> None:
+    """A weaker head shows in tasks that nobody has asked yet."""
+    brain = learner()
+    for key in (CODING, WRITING):
+        teach(brain, key, [40, 15], 60)
+    math = AcceptanceKey("math", "low", False)
+    assert brain.estimate(math).lengths[1] < learner().estimate(math).lengths[1] - 0.05
+
+
+def test_conversation_and_tenant_refine_the_task() -> None:
+    """A conversation with poor drafts is expected to stay poor; others of its task are not."""
+    brain = learner()
+    teach(brain, CODING, [90, 80], 50)
+    for _ in range(5):
+        brain.update({CODING: 1.0}, 100, [30, 10], tenant="a", session_id="s")
+    others = brain.estimate(CODING).lengths[2]
+    assert brain.estimate(CODING, tenant="a").lengths[2] < others
+    assert brain.estimate(CODING, session_id="s").lengths[2] < others - 0.3
+
+
+def test_one_long_answer_does_not_outweigh_many() -> None:
+    """Steps of one request are correlated, so 100,000 of them count as about fifty."""
+    brain = learner()
+    brain.update({CODING: 1.0}, 100_000, [10_000])
+    assert brain.estimate(CODING).lengths[1] > 1.25
+
+
+def test_old_answers_are_forgotten() -> None:
+    """After a change the estimate follows, however long the old state lasted."""
+    brain = learner()
+    teach(brain, CODING, [90], 2000)
+    teach(brain, CODING, [50], 250)
+    assert brain.estimate(CODING).lengths[1] == pytest.approx(1.5, abs=0.08)
+
+
+def test_drift_raises_an_alarm_and_steady_traffic_none() -> None:
+    """A sustained shift of a known cell is reported with its direction."""
+    brain = learner()
+    teach(brain, CODING, [90], 300)
+    assert brain.alarms == []
+    teach(brain, CODING, [50], 100)
+    assert {(a.key, a.direction) for a in brain.alarms} == {("coding/low/direct", "down")}
+    assert len(brain.alarms) < 4
+
+
+answers = st.lists(
+    st.tuples(st.sampled_from([CODING, WRITING]), st.integers(1, 200), st.integers(0, 200)),
+    max_size=8,
+)
+
+
+def taught(name: str, items: list[tuple[AcceptanceKey, int, int]]) -> dict[str, Any]:
+    brain = learner(name)
+    for key, steps, accepted in items:
+        first = min(steps, accepted)
+        brain.update({key: 1.0}, steps, [first, first // 2])
+    return brain.to_json()
+
+
+@given(answers, answers, answers)
+def test_merging_is_associative_commutative_and_idempotent(
+    a: list[Any], b: list[Any], c: list[Any]
+) -> None:
+    """Gateways that exchange states in any order, any number of times, agree."""
+    states = [taught(name, items) for name, items in (("a", a), ("b", b), ("c", c))]
+    results = []
+    for order in itertools.permutations(states):
+        brain = learner("reader")
+        for state in (*order, order[0]):
+            brain.merge(json.loads(json.dumps(state)))
+        estimates = [brain.estimate(key).lengths for key in (CODING, WRITING)]
+        results.append((brain.to_json(), estimates))
+    assert all(result == results[0] for result in results)
+
+
+@given(answers)
+def test_state_round_trips_json(items: list[Any]) -> None:
+    """A learner restored from its JSON state estimates the same."""
+    brain = learner("a")
+    state = taught("a", items)
+    brain.merge(json.loads(json.dumps(state)))
+    assert brain.to_json() == state
+
+
+@pytest.mark.parametrize(
+    ("trials", "successes"), [([1.0], [2.0]), ([-1.0], [-1.0]), ([float("nan")], [0.0]), ([1], [])]
+)
+def test_counts_that_cannot_be_are_refused(trials: list[float], successes: list[float]) -> None:
+    """More successes than trials, negative, NaN or ragged counts raise ValueError."""
+    with pytest.raises(ValueError, match=r"successes|length"):
+        Counts.from_json({"trials": trials, "successes": successes})
+
+
+@given(st.integers(1, 10_000), st.lists(st.integers(0, 10_000), min_size=1, max_size=8))
+def test_survival_never_rises_with_depth(steps: int, counts: list[int]) -> None:
+    """Whatever was counted, AL(K) grows with K by steps of at most one that shrink."""
+    accepted = sorted((min(count, steps) for count in counts), reverse=True)
+    brain = learner()
+    brain.update({CODING: 1.0}, steps, accepted)
+    lengths = brain.estimate(CODING).lengths
+    gains = [b - a for a, b in itertools.pairwise(lengths)]
+    assert all(0 <= gain <= 1 for gain in gains)
+    assert all(b <= a + 1e-12 for a, b in itertools.pairwise(gains))

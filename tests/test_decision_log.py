@@ -1,0 +1,96 @@
+"""One line per request, rotated; and what a replay makes of it."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from tests.policy_fixtures import outcome, request, variants
+from trt_mtp.controller.decision_log import DecisionLog, LogRecord, read_log
+from trt_mtp.controller.policy import Policy
+from trt_mtp.controller.profile import Profile
+from trt_mtp.controller.replay import replay
+from trt_mtp.errors import InputError
+
+
+def records(lengths: list[int], acceptance: float = 0.8) -> list[LogRecord]:
+    """Requests that named their draft lengths."""
+    policy = Policy(Profile(exploration=0.0))
+    found = []
+    for k in lengths:
+        features = request(hint_task="coding", hint_draft_length=None)
+        hosted = variants(0, 1, 3)
+        decision = policy.choose(features, hosted, now_s=0.0)
+        decision = replace(decision, variant=f"k{k}", draft_length=k)
+        found.append(LogRecord(decision, outcome(k, acceptance)))
+    return found
+
+
+def write(path: Path, items: list[LogRecord], **options: int) -> None:
+    log = DecisionLog(path, **options)
+    for item in items:
+        log.append(*item)
+    log.close()
+
+
+def test_round_trip(tmp_path: Path) -> None:
+    """What is written is read back, in order, and holds no prompt unless asked."""
+    items = [*records([0, 3]), records([1])[0]._replace(prompt="hello")]
+    write(tmp_path / "log", items)
+    write(tmp_path / "log", items)
+    assert list(read_log(tmp_path / "log")) == [*items, *items]
+    assert next(read_log(tmp_path / "log")).prompt is None
+
+
+def test_a_line_cut_by_a_kill_is_left_out(tmp_path: Path) -> None:
+    """The last line may be half; any other broken line is an error with its number."""
+    write(tmp_path / "log", records([0, 3]))
+    whole = (tmp_path / "log").read_bytes()
+    (tmp_path / "log").write_bytes(whole[:-20])
+    assert len(list(read_log(tmp_path / "log"))) == 1
+    (tmp_path / "log").write_bytes(b"{}\n" + whole)
+    with pytest.raises(InputError, match="line 1 is no decision record"):
+        list(read_log(tmp_path / "log"))
+
+
+def test_rotation_bounds_the_disk(tmp_path: Path) -> None:
+    """A log never takes more than its files times their size, and keeps the newest records."""
+    write(tmp_path / "log", records([0] * 40), max_bytes=8000, max_files=3)
+    files = sorted(tmp_path.iterdir())
+    assert [file.name for file in files] == ["log", "log.1", "log.2"]
+    assert all(file.stat().st_size <= 8000 for file in files)
+    assert sum(len(list(read_log(file))) for file in files) < 40
+
+
+def test_replay_of_the_best_choices_has_no_regret() -> None:
+    """Where every request went to the best length, nothing was lost and much gained on none."""
+    report = replay(records([3] * 60))
+    assert report["regret"] == pytest.approx(0, abs=1e-6)
+    assert report["over_none"]["ratio"] > 1.5
+    assert report["over_none"]["low"] <= report["over_none"]["ratio"] <= report["over_none"]["high"]
+
+
+def test_replay_of_bad_choices_says_what_they_cost() -> None:
+    """Requests that went to none lose what drafts would have gained."""
+    report = replay(records([3] * 60 + [0] * 60))
+    assert report["regret"] > 0.15
+    assert report["over_best_static"]["ratio"] < 0.9
+    assert report["tasks"][0]["chosen"] == {"0": 0.5, "3": 0.5}
+
+
+def test_another_policy_can_be_replayed() -> None:
+    """A learning policy over the same log finds the length that the log's didn't."""
+    items = records([3] * 30 + [0] * 30)
+    assert replay(items, policy="learned")["regret"] < replay(items)["regret"]
+    with pytest.raises(InputError, match="not one of"):
+        replay(items, policy="best")
+
+
+def test_failed_requests_are_counted_and_left_out() -> None:
+    """An outcome that can't be true teaches a replay nothing."""
+    bad = records([3])[0]
+    items = [*records([3] * 5), bad._replace(outcome=replace(bad.outcome, num_steps=-1))]
+    report = replay(items)
+    assert (report["requests"], report["requests_skipped"]) == (5, 1)
+    with pytest.raises(InputError, match="no finished request"):
+        replay([])

@@ -1,0 +1,125 @@
+"""`trt-mtp explain`, `replay` and `simulate` as a user types them."""
+
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.policy_fixtures import outcome, request, variants
+from trt_mtp.controller.decision_log import DecisionLog
+from trt_mtp.controller.explain import explain_jsonl, features_from_json, idle_variants
+from trt_mtp.controller.policy import Policy
+from trt_mtp.controller.policy_cli import explain, replay
+from trt_mtp.errors import InputError
+
+RUNNER = CliRunner()
+
+
+def run(*arguments: str, stdin: str | bytes = "") -> Result:
+    return RUNNER.invoke(explain, list(arguments), input=stdin)
+
+
+def test_a_prompt_is_explained_for_people() -> None:
+    """Task, variant, reasons and every candidate's parts are shown."""
+    result = run("Write a Rust function that reverses a list")
+    assert result.exit_code == 0
+    for word in ("coding", "variant", "why", "score", "k0", "k5"):
+        assert word in result.output
+
+
+def test_lines_in_lines_out_with_stable_keys() -> None:
+    """Every request line gives one decision line, in order, with its id."""
+    lines = [
+        {"prompt": "Translate to German: hello", "id": 7},
+        {"messages": [{"role": "user", "content": "Write a poem"}], "temperature": 1.0},
+        {"prompt": "x", "draft_length": 1, "task": "auto"},
+    ]
+    result = run("--jsonl", "-", "--json", stdin="\n".join(json.dumps(line) for line in lines))
+    assert result.exit_code == 0
+    found = [json.loads(line) for line in result.stdout.splitlines()]
+    assert [row["task"] for row in found[:2]] == ["multilingual", "writing"]
+    assert found[0]["id"] == 7
+    assert found[2]["variant"] == "k1"
+    keys = {"task", "task_probabilities", "variant", "scores", "reasons", "decision_us"}
+    assert all(keys <= set(row) for row in found)
+
+
+def test_a_bad_line_is_reported_and_the_others_are_decided() -> None:
+    """Broken JSON, unknown keys and wrong hints don't stop the rest; the exit code is 2."""
+    wrong = ["{", '{"promt": "x"}', '{"prompt": "x", "task": "codin"}']
+    lines = [*wrong, '{"prompt": "Solve 2+2"}']
+    result = run("--jsonl", "-", "--json", stdin="\n".join(lines))
+    assert result.exit_code == 2
+    found = [json.loads(line) for line in result.stdout.splitlines()]
+    assert "not JSON" in found[0]["error"]
+    assert "did you mean prompt" in found[1]["error"]
+    assert "did you mean coding" in found[2]["error"]
+    assert found[3]["task"] == "math"
+
+
+def test_invalid_utf8_is_read_with_replacements() -> None:
+    """Bytes that are no UTF-8 are no reason to fail."""
+    result = run("--jsonl", "-", "--json", stdin=b'{"prompt": "Solve \xff\xfe 2x = 4"}\n')
+    assert result.exit_code == 0
+    assert json.loads(result.stdout)["task"] == "math"
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        [],
+        {},
+        {"prompt": "x", "messages": []},
+        {"prompt": 3},
+        {"messages": "x"},
+        {"messages": [3]},
+        {"prompt": "x", "temperature": -1},
+        {"prompt": "x", "temperature": True},
+        {"prompt": "x", "max_tokens": "many"},
+        {"prompt": "x", "draft_length": -1},
+        {"prompt": "x", "draft_length": 1.5},
+        {"prompt": "x", "session_id": 3},
+    ],
+)
+def test_wrong_requests_are_refused(value: object) -> None:
+    """A request of the wrong shape is one sentence."""
+    with pytest.raises(InputError):
+        features_from_json(value)
+
+
+@given(st.recursive(st.none() | st.booleans() | st.floats() | st.text(),
+                    lambda c: st.lists(c) | st.dictionaries(st.text(), c), max_leaves=5))  # fmt: skip
+def test_any_json_value_gives_a_decision_or_an_error(value: object) -> None:
+    """No value of any shape ends in a traceback."""
+    line = json.dumps({"messages": [value], "tools": value}).encode()
+    for result in explain_jsonl(Policy(), [line], idle_variants((0, 3))):
+        assert "error" in result or result["variant"] in ("k0", "k3")
+
+
+@pytest.mark.parametrize(
+    "arguments", [[], ["a", "--jsonl", "-"], ["--decision", "x"], ["a", "--draft-lengths", "1,1"],
+                  ["a", "--draft-lengths", "x"], ["a", "--state", "/nonexistent"]]
+)  # fmt: skip
+def test_wrong_usage_is_one_sentence(arguments: list[str]) -> None:
+    """Missing, contradicting and malformed options are InputErrors."""
+    assert isinstance(run(*arguments).exception, InputError)
+
+
+def test_a_logged_decision_is_explained_and_replayed(tmp_path: Path) -> None:
+    """The id that a response carries finds its decision in the log."""
+    path = tmp_path / "log.jsonl"
+    log, policy = DecisionLog(path), Policy()
+    for _ in range(5):
+        decision = policy.choose(request("Write a poem"), variants(0, 1, 3), now_s=0.0)
+        log.append(decision, outcome(decision.draft_length))
+    log.close()
+    result = run("--log", str(path), "--decision", decision.decision_id, "--json")
+    assert json.loads(result.stdout)["decision_id"] == decision.decision_id
+    missing = run("--log", str(path), "--decision", "nope")
+    assert isinstance(missing.exception, InputError)
+    replayed = RUNNER.invoke(replay, [str(path), "--json"])
+    assert json.loads(replayed.stdout)["requests"] == 5
+    assert "over_oracle" in RUNNER.invoke(replay, [str(path)]).output

@@ -1,0 +1,183 @@
+"""The simulator: queues, policies, regret, and the check against published measurements."""
+
+import csv
+import json
+import random
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from trt_mtp.controller import regret
+from trt_mtp.controller.cost import StepCost
+from trt_mtp.controller.fleet import Fleet, InFlight, bursts, poisson, split
+from trt_mtp.controller.measurements import (
+    MEASUREMENTS_PATH,
+    STEP_COSTS_PATH,
+    read_measurements,
+    read_step_ratios,
+)
+from trt_mtp.controller.policy_cli import simulate as command
+from trt_mtp.controller.simulate import Settings, simulate
+from trt_mtp.controller.simulate_check import check, cross_predict
+from trt_mtp.controller.world import MIXES, World, parse_mix, published_cost
+from trt_mtp.errors import InputError
+
+COST = StepCost(((1, 0.02), (8, 0.04)), {1: ((1, 1.25),)})
+
+
+def test_a_lone_request_takes_its_steps() -> None:
+    """With nothing else running, n steps take n times T(K, 1)."""
+    world, fleet = World(COST), Fleet([0], COST)
+    request = world.draw({"coding": 1.0})
+    fleet.submit(fleet.least_loaded(0), InFlight(request, 0.0, 0, None), 0.0)
+    [(ended_s, _)] = fleet.finished_until(1e9)
+    assert ended_s == pytest.approx(request.num_tokens * 0.02)
+
+
+def test_requests_that_share_a_replica_slow_each_other() -> None:
+    """Eight requests run at the step time of a batch of eight while all are there."""
+    world, fleet = World(COST), Fleet([0], COST)
+    request = world.draw({"coding": 1.0})
+    for _ in range(8):
+        fleet.submit(fleet.least_loaded(0), InFlight(request, 0.0, 0, None), 0.0)
+    ended = [time_s for time_s, _ in fleet.finished_until(1e9)]
+    assert len(ended) == 8
+    assert ended[0] == pytest.approx(request.num_tokens * 0.04)
+
+
+def test_a_full_batch_makes_others_wait() -> None:
+    """The second of two requests on a batch of one starts when the first ends."""
+    world, fleet = World(COST), Fleet([0], COST, max_batch_size=1)
+    request = world.draw({"coding": 1.0})
+    for _ in range(2):
+        fleet.submit(fleet.least_loaded(0), InFlight(request, 0.0, 0, None), 0.0)
+    ended = [time_s for time_s, _ in fleet.finished_until(1e9)]
+    assert ended[1] == pytest.approx(2 * ended[0])
+
+
+def test_every_request_ends_and_the_same_seed_repeats() -> None:
+    """Nothing is lost, and a simulation is its seed."""
+    settings = Settings(MIXES["chat"], num_requests=400, rate_per_s=30, num_replicas=6)
+    first = simulate(settings)
+    assert first.num_requests == 400
+    assert simulate(settings) == first
+    assert simulate(replace(settings, seed=1)) != first
+
+
+def test_speculation_pays_when_idle_and_costs_when_overloaded() -> None:
+    """K = 3 is faster than none at low load, and the learning policy is never far from the best."""
+    low = Settings(MIXES["agent"], num_requests=600, rate_per_s=1, num_replicas=9)
+    none, static, learned, oracle = (
+        simulate(replace(low, policy=policy)) for policy in ("none", "static", "learned", "oracle")
+    )
+    assert static.user_tokens_per_s > 1.7 * none.user_tokens_per_s
+    assert learned.user_tokens_per_s > 0.9 * oracle.user_tokens_per_s
+
+
+def test_arrivals_have_their_rate() -> None:
+    """Poisson and bursty arrivals both come at the rate asked for."""
+    for process in (poisson, bursts):
+        times = process(10.0, random.Random(0))
+        last = [next(times) for _ in range(20_000)][-1]
+        assert 20_000 / last == pytest.approx(10, rel=0.05)
+
+
+def test_every_length_gets_a_replica() -> None:
+    """A fleet is divided by shares with no length left out."""
+    assert split(10, {0: 0.01, 3: 0.99}).count(0) == 1
+    assert len(split(17, {0: 1, 1: 1, 3: 1})) == 17
+
+
+@pytest.mark.parametrize("text", ["cod", "coding", "coding=x", "coding=-1", "coding=inf", ""])
+def test_a_wrong_mix_is_refused(text: str) -> None:
+    """A mix is a known name or shares of known tasks."""
+    with pytest.raises(InputError, match="mix"):
+        parse_mix(text)
+
+
+def test_regret_is_small_and_nothing_loses_against_none() -> None:
+    """On a mixed load the learned policy is near the oracle and no task is slower than none."""
+    scenario = regret.Scenario("x", "low", (MIXES["code-creative"],), 1, 1000)
+    overall, tasks = regret.run(scenario)
+    assert overall.over("oracle") > 0.96
+    assert min(times.over("none") for times in tasks.values()) > 0.98
+
+
+def test_wrong_priors_are_unlearned() -> None:
+    """Five hundred requests after a start from reversed priors little is lost."""
+    assert regret.recovery(1000)["agent"] > 0.96
+
+
+def _few(tmp_path: Path, source: Path, keep: int) -> Path:
+    with source.open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    wanted = [row for row in rows if "rtx-5090" in row["source_url"]][:keep]
+    path = tmp_path / source.name
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(wanted)
+    return path
+
+
+def test_published_speedups_are_predicted_from_the_other_half(tmp_path: Path) -> None:
+    """One source's rows, given without the rest, are predicted within a few percent."""
+    measurements = _few(tmp_path, MEASUREMENTS_PATH, 200)
+    report = check(measurements, _few(tmp_path, STEP_COSTS_PATH, 200))
+    assert report["rows_predicted"] > 60
+    assert report["median_abs_error"] < 0.06
+    assert report["best_k_within_1"] >= 0.85
+    assert report["per_source"][0]["rows_predicted"] == report["rows_predicted"]
+
+
+def test_a_prediction_does_not_look_at_its_row(tmp_path: Path) -> None:
+    """Changing the rows of one half changes nothing in what is predicted for that half."""
+    rows = read_measurements(_few(tmp_path, MEASUREMENTS_PATH, 60))
+    before = {id(p.row): p.predicted for p in cross_predict(rows, [])}
+    target = next(iter(rows))
+    changed = [replace(r, speedup=99.0, acceptance_length=None) if r is target else r for r in rows]
+    after = cross_predict(changed, [])
+    moved = next(p for p in after if p.row.speedup == 99.0)
+    assert moved.predicted == pytest.approx(before[id(target)])
+
+
+def test_derived_step_ratios_are_kept_from_their_own_source() -> None:
+    """A ratio computed from a source's speedups is no help in predicting them."""
+    rows = read_measurements(MEASUREMENTS_PATH)[:40]
+    derived = [r for r in read_step_ratios(STEP_COSTS_PATH) if r.is_derived]
+    own = [r for r in derived if r.source in {row.source for row in rows}]
+    with_them = [p.predicted for p in cross_predict(rows, own)]
+    assert with_them == [p.predicted for p in cross_predict(rows, [])]
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [(b"", "no column"), (b"a,b\n1,2\n", "no column"), (b"\xff\xfe\x00", "can't be read")],
+)
+def test_files_that_are_no_measurements_are_refused(
+    tmp_path: Path, content: bytes, said: str
+) -> None:
+    """The missing column or the encoding is named."""
+    (tmp_path / "m.csv").write_bytes(content)
+    with pytest.raises(InputError, match=said):
+        read_measurements(tmp_path / "m.csv")
+
+
+def test_the_command_prints_tables_and_json() -> None:
+    """`simulate` compares policies; its JSON has one result each."""
+    runner = CliRunner()
+    arguments = ["--requests", "200", "--policy", "none,learned"]
+    result = runner.invoke(command, [*arguments, "--json"])
+    assert [r["policy"] for r in json.loads(result.stdout)["results"]] == ["none", "learned"]
+    assert "fleet tok/s" in runner.invoke(command, arguments).output
+    wrong = runner.invoke(command, ["--policy", "leaned"])
+    assert isinstance(wrong.exception, InputError)
+
+
+def test_the_shipped_table_has_loads_up_to_overload() -> None:
+    """The simulated rig has a load at which every length loses."""
+    cost = published_cost()
+    assert cost.ratio(1, 1) < 1.3
+    assert cost.ratio(1, 128) == pytest.approx(2.0)
