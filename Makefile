@@ -63,8 +63,9 @@ lock:
 	@(echo '# Exact versions of what tests, lint and benchmarks need on top. Made by `make lock`.'; \
 		echo '# torch has no build tag: the Makefile decides where it comes from (CONTRIBUTING.md).'; \
 		echo '-r requirements.lock'; \
-		$(call FROZEN) | grep -vxFf requirements.lock) > requirements-dev.lock
+		$(call FROZEN,--all --exclude pip) | grep -vxFf requirements.lock) > requirements-dev.lock
 	rm -rf $(VENV)-lock
-# without ourselves, pip's own packages, torch's build tag and its CUDA libraries
-FROZEN = $(VENV)-lock/bin/python -m pip freeze --exclude trt-mtp \
+# without ourselves, torch's build tag and its CUDA libraries; --all is for setuptools, which torch
+# needs and pip hides
+FROZEN = $(VENV)-lock/bin/python -m pip freeze --exclude trt-mtp $(1) \
 	| sed -E 's/\+(cpu|cu[0-9]+)$$//; /^(nvidia-.*-cu[0-9]+|nvidia-cu|cuda-|triton=)/d'
