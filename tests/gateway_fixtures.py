@@ -73,7 +73,7 @@ class GatewayThread:
         async def make() -> Gateway:
             return Gateway(config, policy)
 
-        self.gateway = self.run(make()).result(10)
+        self.gateway: Gateway = self.run(make()).result(10)
 
     def run(self, work: Coroutine[Any, Any, Any]) -> "Future[Any]":
         """Start `work` in the gateway's loop."""
