@@ -41,7 +41,19 @@ $(VENV)/.runtime: requirements.lock pyproject.toml
 	@echo "installing requirements.lock"
 	@$(PIP) -r requirements.lock
 	@$(PIP) --no-deps --no-build-isolation -e .
+	@$(BIN)/python -c 'from trt_mtp.serve.triton_install import find_triton; find_triton()' \
+		2>/dev/null || $(FETCH_LIBPYTHON)
 	@touch $@
+
+# Triton's python backend is linked with the shared libpython, which Debian's python3 lacks. Take it
+# out of its package, which needs no root; what is missing then is said when Triton is started.
+FETCH_LIBPYTHON = ( \
+	mkdir -p $(VENV)/deb && cd $(VENV)/deb && \
+	name=libpython$$(../bin/python -c 'import sys; print("%d.%d" % sys.version_info[:2])') && \
+	{ apt-get download -qq $$name 2>/dev/null \
+		|| { apt-get update -qq && apt-get download -qq $$name; }; } && \
+	dpkg -x $$name*.deb . && cp -L usr/lib/*/$$name.so.1.0 ../lib/ ) \
+	|| echo "could not fetch the shared libpython; trt-mtp serve will say what to install"
 
 $(VENV)/.dev: requirements-dev.lock $(VENV)/.runtime
 	@echo "installing requirements-dev.lock"

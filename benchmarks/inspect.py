@@ -1,8 +1,8 @@
 """Time and memory of inspecting a 2.4-terabyte checkpoint: `python -m benchmarks.inspect`.
 
 The checkpoint has the names and shapes of Qwen3.8-2.4T-A95B in FP8, one tensor for each expert, in
-400 sparse files, so that it takes next to no room on the disk. The limit is on processor time, which
-other programs on the machine disturb less than the time on the clock.
+400 sparse files, so that it takes next to no room on the disk. The limit is on processor time,
+which other programs on the machine disturb less than the time on the clock.
 """
 
 import os

@@ -110,9 +110,9 @@ def _python_library() -> tuple[Path, ...]:
     if sys.version_info >= (3, 13):
         return ()  # comes with the wheel
     name = f"libpython{PYTHON}.so.1.0"
-    folder = Path(sysconfig.get_config_var("LIBDIR") or "/nonexistent")
-    if (folder / name).is_file():
-        return (folder,)
+    for folder in (sysconfig.get_config_var("LIBDIR") or "", f"{sys.prefix}/lib"):
+        if (Path(folder) / name).is_file():
+            return (Path(folder),)
     if ctypes.util.find_library(f"python{PYTHON}"):
         return ()
     raise TrtMtpError(

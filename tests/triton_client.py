@@ -117,4 +117,6 @@ def _response(result: Any, error: Any) -> Response:
 
 def text_of(responses: Sequence[Response]) -> str:
     """The texts of all responses, joined."""
-    return b"".join(response.outputs.get("text_output", [b""])[0] for response in responses).decode()
+    return b"".join(
+        response.outputs.get("text_output", [b""])[0] for response in responses
+    ).decode()
