@@ -65,7 +65,7 @@ def test_a_changed_answer_is_seen_and_fails() -> None:
     changed["routed"][1] = [answer(2.0, (8, 4), tokens=19, variant="k2"), changed["routed"][1][1]]
     result = report(MODELS, {"coding": []}, {"coding": changed})
     assert result["tasks"][0]["lossless"] is False
-    with pytest.raises(TrtMtpError, match="answers differ .* coding"):
+    with pytest.raises(TrtMtpError, match=r"answers differ .* coding"):
         require_lossless(result)
 
 
