@@ -1,6 +1,6 @@
 """How long a decision takes: features to variant, by size of prompt, and decisions per second.
 
-Run `python benchmarks/decision.py [--json]`. Targets: 2,000 characters p50 at most 50 us and p99 at
+Run `python -m benchmarks.decision [--json]`. Targets: 2,000 characters p50 at most 50 us and p99 at
 most 250 us, 220 KB within 1.5 times that, 10,000 decisions a second on one core.
 """
 

@@ -1,6 +1,6 @@
 """What routing gains and loses on published mixes, and whether the model predicts what was seen.
 
-Run `python benchmarks/regret.py [--json] [--requests N] [--seeds N]`. Targets: at least 0.98 of the
+Run `python -m benchmarks.regret [--json] [--requests N] [--seeds N]`. Targets: at least 0.98 of the
 oracle, 1.00 of the best static length per load on average, 0.99 of none in every task; speedups
 predicted with a median error of at most 6 %, and the best draft length within 1 in 85 %.
 """

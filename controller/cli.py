@@ -17,17 +17,37 @@ import click
 )
 @click.option("--model", default="qwen_mtp", show_default=True, help="The public model's name.")
 @click.option("--host", default="127.0.0.1", show_default=True)
-@click.option("--port", type=click.IntRange(0, 65535), default=8001, show_default=True,
-              help="0 takes a free port.")
+@click.option(
+    "--port",
+    type=click.IntRange(0, 65535),
+    default=8001,
+    show_default=True,
+    help="0 takes a free port.",
+)
 @click.option(
     "--state",
     type=click.Path(path_type=Path, dir_okay=False),
     help="Keep what is learned in this file.",
 )
-@click.option("--max-message-mb", type=click.IntRange(1, 2047), default=64, show_default=True,
-              help="Longest request taken.")
-@click.option("--ready-timeout-s", type=click.FloatRange(0), default=60, show_default=True,
-              help="How long to wait for a ready variant.")
+@click.option(
+    "--decision-log",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Log every decision and its outcome, for replay and explain.",
+)
+@click.option(
+    "--max-message-mb",
+    type=click.IntRange(1, 2047),
+    default=64,
+    show_default=True,
+    help="Longest request taken.",
+)
+@click.option(
+    "--ready-timeout-s",
+    type=click.FloatRange(0),
+    default=60,
+    show_default=True,
+    help="How long to wait for a ready variant.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one line of JSON when ready.")
 def gateway(
     triton: str,
@@ -36,6 +56,7 @@ def gateway(
     host: str,
     port: int,
     state: Path | None,
+    decision_log: Path | None,
     max_message_mb: int,
     ready_timeout_s: float,
     as_json: bool,
@@ -64,7 +85,7 @@ def gateway(
         ready_timeout_s=ready_timeout_s,
         max_message_bytes=max_message_mb * 1024 * 1024,
     )
-    run_gateway(ProcessConfig(settings, profile, state), on_ready)
+    run_gateway(ProcessConfig(settings, profile, state, decision_log), on_ready)
 
 
 def ready_text(ready: dict[str, Any]) -> str:

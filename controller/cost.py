@@ -58,7 +58,7 @@ class StepCost:
     _cache: dict[tuple[int, int], float] = field(default_factory=dict)
     _common_factor: float = 1.0
 
-    def ratio(self, draft_length: int, batch: int) -> float:
+    def ratio(self, draft_length: int, batch: float) -> float:
         """R(K, B) as calibrated, at least 1."""
         if draft_length == 0:
             return 1.0

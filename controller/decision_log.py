@@ -1,14 +1,18 @@
 """One compact line per request: what was decided and what came of it. No prompt text."""
 
+import errno
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
+from io import FileIO
 from pathlib import Path
-from typing import Any, NamedTuple, TextIO
+from typing import Any, NamedTuple
 
-from trt_mtp.controller.decision import Decision
+from trt_mtp.controller.decision import Decision, VariantState
 from trt_mtp.controller.outcome import Outcome
+from trt_mtp.controller.policy import Policy
+from trt_mtp.controller.request import RequestFeatures
 from trt_mtp.errors import InputError, TrtMtpError
 
 MAX_BYTES = 64 * 1024 * 1024  # of one file, then it is rotated
@@ -35,11 +39,15 @@ class DecisionLog:
         record: dict[str, Any] = {"decision": decision.to_json(), "outcome": asdict(outcome)}
         if prompt is not None:
             record["prompt"] = prompt
-        line = json.dumps(record, separators=(",", ":"), ensure_ascii=True) + "\n"
+        line = json.dumps(record, separators=(",", ":"), ensure_ascii=True).encode() + b"\n"
         try:
-            if self._file.tell() and self._file.tell() + len(line) > self._max_bytes:
+            size = self._file.tell()
+            if size and size + len(line) > self._max_bytes:
                 self._rotate()
-            self._file.write(line)  # line-buffered: a kill loses no whole line
+                size = 0
+            if self._file.write(line) != len(line):
+                self._file.truncate(size)
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         except OSError as error:
             raise TrtMtpError(f"can't write {self._path}: {error.strerror or error}") from error
 
@@ -47,12 +55,10 @@ class DecisionLog:
         """Close the file."""
         self._file.close()
 
-    def _open(self) -> TextIO:
+    def _open(self) -> FileIO:
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            file = self._path.open("a", buffering=1, encoding="utf-8")
-            file.seek(0, os.SEEK_END)
-            return file
+            return FileIO(self._path, "a")  # unbuffered: a kill loses no whole line
         except OSError as error:
             raise TrtMtpError(f"can't open {self._path}: {error.strerror or error}") from error
 
@@ -68,6 +74,27 @@ class DecisionLog:
 
     def _numbered(self, number: int) -> Path:
         return self._path.with_name(f"{self._path.name}.{number}")
+
+
+class LoggedPolicy:
+    """A policy whose decisions are logged with their outcomes; a full disk costs no answer."""
+
+    def __init__(self, policy: Policy, log: DecisionLog) -> None:
+        self._policy, self._log, self.num_lost = policy, log, 0
+
+    def choose(
+        self, features: RequestFeatures, variants: Sequence[VariantState], *, now_s: float
+    ) -> Decision:
+        """As the policy does it."""
+        return self._policy.choose(features, variants, now_s=now_s)
+
+    def update(self, decision: Decision, outcome: Outcome) -> None:
+        """Learn, and log; a line that can't be written is counted."""
+        self._policy.update(decision, outcome)
+        try:
+            self._log.append(decision, outcome)
+        except TrtMtpError:
+            self.num_lost += 1
 
 
 def read_log(path: Path) -> Iterator[LogRecord]:

@@ -9,15 +9,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from trt_mtp.controller.decision_log import DecisionLog, LoggedPolicy
 from trt_mtp.controller.gateway import Gateway, GatewayConfig
 from trt_mtp.controller.policy import Policy
 from trt_mtp.controller.profile import Profile, read_profile
+from trt_mtp.controller.state import load_state, save_state
 from trt_mtp.errors import InputError, TrtMtpError
-from trt_mtp.files import read_json, to_json, write_atomic
 
 log = logging.getLogger(__name__)
 
-STATE_SCHEMA_VERSION = 1
 REPORT_S = 60.0
 END_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
@@ -29,6 +29,7 @@ class ProcessConfig:
     gateway: GatewayConfig
     profile: Path | None = None
     state: Path | None = None  # what was learned: read at the start, written every minute
+    decision_log: Path | None = None  # one line per request, for `trt-mtp replay`
 
 
 def run_gateway(config: ProcessConfig, on_ready: Callable[[Gateway], None]) -> None:
@@ -43,8 +44,9 @@ async def _run(config: ProcessConfig, on_ready: Callable[[Gateway], None]) -> No
     profile = read_profile(config.profile) if config.profile else Profile()
     policy = Policy(profile)
     if config.state is not None:
-        load_state(config.state, policy)
-    gateway = Gateway(config.gateway, policy)
+        log.info("%s", load_state(config.state, policy))
+    decisions = DecisionLog(config.decision_log) if config.decision_log else None
+    gateway = Gateway(config.gateway, LoggedPolicy(policy, decisions) if decisions else policy)
     try:
         await gateway.start()
         check_fingerprint(profile, str(config.profile), gateway)
@@ -58,6 +60,8 @@ async def _run(config: ProcessConfig, on_ready: Callable[[Gateway], None]) -> No
     finally:
         await gateway.stop()
     _report(gateway, policy, config.state)
+    if decisions is not None:
+        decisions.close()
 
 
 def _end_of_service() -> asyncio.Event:
@@ -82,30 +86,6 @@ def check_fingerprint(profile: Profile, where: str, gateway: Gateway) -> None:
             f"{where} was measured on {profile.fingerprint}, and Triton hosts "
             f"{', '.join(sorted(hosted))}: calibrate again, or leave --profile out"
         )
-
-
-def load_state(path: Path, policy: Policy) -> None:
-    """Take over what an earlier gateway wrote; a file that isn't there yet is no error.
-
-    Raises InputError when the file is something else.
-    """
-    if not path.exists():
-        return
-    value = read_json(path)
-    try:
-        if value["schema_version"] != STATE_SCHEMA_VERSION:
-            raise ValueError(f"schema_version is {value['schema_version']!r}")
-        policy.acceptance.merge(value["acceptance"])
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(
-            f"{path} is not a gateway's state ({error}): remove it or name another with --state"
-        ) from None
-
-
-def save_state(path: Path, policy: Policy) -> None:
-    """Write what was learned; raises TrtMtpError when it can't be written."""
-    state = {"schema_version": STATE_SCHEMA_VERSION, "acceptance": policy.acceptance.to_json()}
-    write_atomic(path, to_json(state))
 
 
 def _report(gateway: Gateway, policy: Policy, state: Path | None) -> None:

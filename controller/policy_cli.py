@@ -106,13 +106,11 @@ def _print_all(results: Iterable[dict[str, Any]], as_json: bool, to_text: Any) -
 def _policy(profile: Path | None, state: Path | None, seed: int) -> Any:
     from trt_mtp.controller.policy import Policy
     from trt_mtp.controller.profile import read_profile
-    from trt_mtp.controller.state import load_state
+    from trt_mtp.controller.state import read_state
 
     policy = Policy(read_profile(profile) if profile else None, seed=seed)
     if state is not None:
-        if not state.exists():
-            raise InputError(f"{state} does not exist")
-        click.echo(load_state(state, policy), err=True)
+        read_state(state, policy)
     return policy
 
 

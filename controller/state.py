@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from trt_mtp.controller.policy import Policy
+from trt_mtp.errors import InputError
 from trt_mtp.files import to_json, write_atomic
 
 SCHEMA_VERSION = 1
@@ -38,19 +39,27 @@ def load_state(path: Path, policy: Policy) -> str:
     A file that is corrupt or belongs to another fingerprint is renamed, never overwritten, and
     the policy starts from its profile.
     """
+    if not path.exists():
+        return f"{path} does not exist yet: starting from the profile"
+    try:
+        read_state(path, policy)
+    except InputError as error:
+        return _set_aside(path, str(error))
+    return f"{path}: {policy.acceptance.version} answers learned before"
+
+
+def read_state(path: Path, policy: Policy) -> None:
+    """Take over the state in `path`, or raise InputError and leave file and policy as they are."""
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return f"{path} does not exist yet: starting from the profile"
     except (OSError, ValueError, RecursionError) as error:
-        return _set_aside(path, f"can't be read ({error})")
+        raise InputError(f"{path} can't be read as a policy's state: {error}") from None
     try:
         problem = _take_over(record, policy)
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
-        problem = f"is no policy state ({type(error).__name__}: {error})"
+        problem = f"is no policy's state ({type(error).__name__}: {error})"
     if problem:
-        return _set_aside(path, problem)
-    return f"{path}: {policy.acceptance.version} answers learned before"
+        raise InputError(f"{path} {problem}")
 
 
 def _take_over(record: Any, policy: Policy) -> str:
@@ -80,5 +89,5 @@ def _set_aside(path: Path, problem: str) -> str:
     try:
         path.rename(aside)
     except OSError as error:
-        return f"{path} {problem} and can't be moved ({error}): starting from the profile"
-    return f"{path} {problem}: moved to {aside}, starting from the profile"
+        return f"{problem}; can't be moved ({error}): starting from the profile"
+    return f"{problem}; moved to {aside}, starting from the profile"

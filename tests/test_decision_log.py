@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.policy_fixtures import outcome, request, variants
-from trt_mtp.controller.decision_log import DecisionLog, LogRecord, read_log
+from trt_mtp.controller.decision_log import DecisionLog, LoggedPolicy, LogRecord, read_log
 from trt_mtp.controller.policy import Policy
 from trt_mtp.controller.profile import Profile
 from trt_mtp.controller.replay import replay
@@ -94,3 +94,18 @@ def test_failed_requests_are_counted_and_left_out() -> None:
     assert (report["requests"], report["requests_skipped"]) == (5, 1)
     with pytest.raises(InputError, match="no finished request"):
         replay([])
+
+
+def test_a_logged_policy_decides_as_the_policy_and_outlives_a_full_disk(tmp_path: Path) -> None:
+    """Logging adds a line per outcome; a log that can't be written costs a count, no answer."""
+    log = DecisionLog(tmp_path / "log")
+    policy = LoggedPolicy(Policy(), log)
+    decision = policy.choose(request(hint_task="coding"), variants(3), now_s=0.0)
+    policy.update(decision, outcome(3))
+    assert [record.decision for record in read_log(tmp_path / "log")] == [decision]
+    log.close()
+    full_log = DecisionLog(Path("/dev/full"))
+    full = LoggedPolicy(Policy(), full_log)
+    full.update(decision, outcome(3))
+    assert full.num_lost == 1
+    full_log.close()

@@ -90,8 +90,14 @@ def test_wrong_requests_are_refused(value: object) -> None:
         features_from_json(value)
 
 
-@given(st.recursive(st.none() | st.booleans() | st.floats() | st.text(),
-                    lambda c: st.lists(c) | st.dictionaries(st.text(), c), max_leaves=5))  # fmt: skip
+JSON_VALUES = st.recursive(
+    st.none() | st.booleans() | st.floats() | st.text(),
+    lambda children: st.lists(children) | st.dictionaries(st.text(), children),
+    max_leaves=5,
+)
+
+
+@given(JSON_VALUES)
 def test_any_json_value_gives_a_decision_or_an_error(value: object) -> None:
     """No value of any shape ends in a traceback."""
     line = json.dumps({"messages": [value], "tools": value}).encode()

@@ -193,8 +193,6 @@ def test_wrong_starts_end_in_a_sentence(
 ) -> None:
     """A port in use, no Triton, no variants, a wrong file: exit code and sentence for each."""
     port = doubles.grpc_url.partition(":")[2]
-    state = tmp_path / "state.json"
-    state.write_text('{"schema_version": 9}')
     profile = tmp_path / "profile.json"
     profile.write_text('{"schema_version": 1, "prefil_tokens_per_s": 3}')
     common = ("gateway", "--ready-timeout-s", "0.2", "--triton")
@@ -202,7 +200,6 @@ def test_wrong_starts_end_in_a_sentence(
         ((doubles.grpc_url, "--port", port), 2, f"can't listen on 127.0.0.1:{port}"),
         (("127.0.0.1:1", "--port", "0"), 1, "no Triton answers at 127.0.0.1:1"),
         ((doubles.grpc_url, "--port", "0", "--model", "lama"), 1, "has no model lama_k"),
-        ((doubles.grpc_url, "--port", "0", "--state", str(state)), 2, "is not a gateway's state"),
         ((doubles.grpc_url, "--port", "0", "--profile", str(profile)), 2, "did you mean prefill"),
     ):
         result = cli(*common, *options)

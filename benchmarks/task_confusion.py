@@ -1,0 +1,63 @@
+"""Which tasks are taken for which, each way of asking held out in turn, and what it costs.
+
+Run `python -m benchmarks.task_confusion [--json]`. A wrong guess costs the difference between the
+draft length that is best for the guessed task and the one for the true task, at one request in
+flight on the composite rig of controller/profile.py, before anything was learned.
+"""
+
+import json
+import sys
+
+import numpy as np
+
+from trt_mtp.controller.acceptance import acceptance_lengths, prior_conditionals
+from trt_mtp.controller.profile import PUBLISHED_ACCEPTANCE
+from trt_mtp.controller.tasks import TASKS
+from trt_mtp.controller.train_task_model import confusion, read_prompts
+from trt_mtp.controller.world import published_cost
+
+HOSTED = (0, 1, 2, 3, 5)
+
+
+def speeds(task: str) -> list[float]:
+    """Speedup over none of each hosted length."""
+    lengths = acceptance_lengths(prior_conditionals(PUBLISHED_ACCEPTANCE[task]))
+    return [lengths[k] / published_cost().ratio(k, 1) for k in HOSTED]
+
+
+def loss(true: str, guessed: str) -> float:
+    """The share of the true task's best throughput that a guess gives away."""
+    own, other = speeds(true), speeds(guessed)
+    return 1 - own[other.index(max(other))] / max(own)
+
+
+def main() -> None:
+    """Confusions over all held-out prompts, and their cost."""
+    prompts = read_prompts()
+    counts = sum(confusion(prompts, source) for source in ("a", "w", "s"))
+    losses = np.array([[loss(true, guessed) for guessed in TASKS] for true in TASKS])
+    mean_loss = float((counts * losses).sum() / np.sum(counts))
+    accuracy = float(np.trace(counts) / np.sum(counts))
+    if "--json" in sys.argv[1:]:
+        print(
+            json.dumps(
+                {
+                    "schema_version": 1,
+                    "tasks": TASKS,
+                    "counts": np.array(counts).tolist(),
+                    "accuracy": round(accuracy, 4),
+                    "mean_loss": round(mean_loss, 4),
+                }
+            )
+        )
+        return
+    print(" " * 18 + " ".join(f"{task[:5]:>5}" for task in TASKS) + "  loss when wrong")
+    for i, task in enumerate(TASKS):
+        wrong = np.sum(counts[i]) - counts[i][i]
+        cost = float((counts[i] * losses[i]).sum() / max(wrong, 1))
+        print(f"{task:<18}" + " ".join(f"{n:>5}" for n in counts[i]) + f"  {cost:.1%}")
+    print(f"accuracy {accuracy:.3f}, throughput lost to wrong guesses {mean_loss:.2%}")
+
+
+if __name__ == "__main__":
+    main()
