@@ -229,7 +229,10 @@ def main() -> None:
         pack(args.model, Path(folder))
         count = len(settings)
         answers = pool.map(run, [Path(folder)] * count, [prompts] * count, settings)
-        runs = dict(zip(settings, answers, strict=True))
+        runs: dict[Setting, list[Answer]] = {}
+        for setting, found in zip(settings, answers, strict=True):
+            runs[setting] = found
+            print(f"{setting}: {acceptance_length(found):.3f} tokens a step", flush=True)
     if args.samples:
         lines = [json.dumps({**asdict(s), **asdict(a)}) for s, found in runs.items() for a in found]
         args.samples.write_text("\n".join(lines) + "\n", encoding="utf-8")
