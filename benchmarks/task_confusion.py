@@ -34,7 +34,7 @@ def loss(true: str, guessed: str) -> float:
 def main() -> None:
     """Confusions over all held-out prompts, and their cost."""
     prompts = read_prompts()
-    counts = np.sum([confusion(prompts, source) for source in ("a", "w", "s")], axis=0)
+    counts = np.array([confusion(prompts, source) for source in ("a", "w", "s")]).sum(axis=0)
     losses = np.array([[loss(true, guessed) for guessed in TASKS] for true in TASKS])
     mean_loss = float((counts * losses).sum() / np.sum(counts))
     accuracy = float(np.trace(counts) / np.sum(counts))
