@@ -280,13 +280,13 @@ def rows(result: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
     lengths = list(result["overall"]["acceptance_length"])
     yield (
         "task",
-        "requests",
+        "answers",
         "accepted",
-        *[f"AL K={k}" for k in lengths],
+        f"AL at K={','.join(lengths)}",
         "chosen K",
-        "none tok/s",
-        f"K={result['overall']['best_static_k']}",
-        "routed",
+        "none",
+        "best K",
+        "routed tok/s",
         "speed-up",
         "same tokens",
     )
@@ -296,7 +296,7 @@ def rows(result: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
             line["task"],
             str(line["requests"]),
             f"{line['acceptance_rate']:.0%}",
-            *[f"{line['acceptance_length'][k]:.2f}" for k in lengths],
+            " ".join(f"{line['acceptance_length'][k]:.2f}" for k in lengths),
             " ".join(f"{k}:{share:.0%}" for k, share in line["chosen"].items()),
             *[f"{line['tok_s'][name]:.0f}" for name in ("none", "best_static", "routed")],
             f"{speed['median']:.2f} ({speed['low']:.2f}-{speed['high']:.2f})",

@@ -10,6 +10,8 @@ import click
 
 from trt_mtp.files import to_json
 
+TABLE_WIDTH = 118
+
 
 @click.command()
 @click.argument("checkpoint", required=False)
@@ -36,11 +38,11 @@ def demo(
 
     Example: trt-mtp demo --short --json
     """
+    os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"  # its fork handlers crash the child; set first
     from trt_mtp.controller.demo import FULL, SHORT, require_lossless, run_demo
     from trt_mtp.controller.up import default_checkpoint
     from trt_mtp.serve.processes import terminate_as_interrupt
 
-    os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"  # no warning when a process is started beside it
     with terminate_as_interrupt(), progress_bars() as (say, advance):
         result = run_demo(
             checkpoint or default_checkpoint(),
@@ -79,7 +81,7 @@ def progress_bars() -> Iterator[tuple[Any, Any]]:
 
 
 def print_table(result: dict[str, Any]) -> None:
-    """The table on stdout."""
+    """The table on stdout, never cut to the width of a terminal."""
     from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.table import Table
@@ -92,11 +94,11 @@ def print_table(result: dict[str, Any]) -> None:
         table.add_column(name, justify="left" if index == 0 else "right", no_wrap=True)
     for line in lines[1:]:
         table.add_row(*line, end_section=line is lines[-2])
-    console = Console()
-    console.width = max(console.width, 150) if not console.is_terminal else console.width
-    console.print(table)
+    console = Console(soft_wrap=True, highlight=False)
+    console.print(table, width=max(console.width, TABLE_WIDTH))
+    best = result["overall"]["best_static_k"]
     console.print(
-        "none, K=…, routed: output tokens a second of whole answers, one at a time, on this "
-        "machine.\nspeed-up: routed against none on the same prompt, median and 95 % interval; "
-        "compare ratios, not absolute speeds."
+        "tok/s: output tokens a second of whole answers, one at a time: without speculation, with\n"
+        f"K={best} for all (the best single draft length), and routed. Speed-up: routed against\n"
+        "none on the same prompt, median and 95 % interval. Compare ratios, not absolute speeds."
     )

@@ -13,10 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from trt_mtp.errors import InputError, TrtMtpError
+from trt_mtp.errors import TrtMtpError
 from trt_mtp.files import read_json
 from trt_mtp.serve.engine import cycle, forward
 from trt_mtp.serve.engine.base import Chunk, EngineStatistics, Request
+from trt_mtp.serve.engine.checks import check_request
 from trt_mtp.serve.engine.sequence import Sequence
 from trt_mtp.serve.engine.text import AnswerText, TextCodec
 from trt_mtp.serve.engine.weights import (
@@ -29,7 +30,6 @@ from trt_mtp.serve.engine.weights import (
 log = logging.getLogger(__name__)
 
 PREFILL_CHUNK = 64  # prompt tokens a turn; bounds how long decoding requests wait
-MAX_SEED = 2**64
 
 
 def read_eos_ids(folder: Path) -> frozenset[int]:
@@ -133,7 +133,7 @@ class CpuEngine:
 
     def submit(self, request: Request, on_chunk: Callable[[Chunk], None]) -> Sequence:
         """Queue `request`; `on_chunk` is called from the engine's thread, in order."""
-        self._check(request)
+        check_request(request, self._shape.vocab, self.max_seq_len)
         text = AnswerText(self.codec, request.sampling.stop)
         sequence = Sequence(request, on_chunk, text, self.draft_length)
         with self._wake:
@@ -164,31 +164,6 @@ class CpuEngine:
             self._wake.notify()
         if threading.current_thread() is not self._thread:
             self._thread.join()
-
-    def _check(self, request: Request) -> None:
-        """Raise InputError when `request` can't be run at all."""
-        sampling, num_prompt = request.sampling, len(request.prompt_ids)
-        if num_prompt == 0:
-            raise InputError("the prompt is empty; at least one token is needed")
-        if sampling.max_tokens < 1:
-            raise InputError(f"max_tokens is {sampling.max_tokens}; expected at least 1")
-        if num_prompt + sampling.max_tokens > self.max_seq_len:
-            raise InputError(
-                f"the prompt has {num_prompt} tokens and max_tokens is {sampling.max_tokens}; "
-                f"together they may be at most {self.max_seq_len} for this variant"
-            )
-        if not all(0 <= token < self._shape.vocab for token in request.prompt_ids):
-            raise InputError(f"input_ids must lie between 0 and {self._shape.vocab - 1}")
-        if not 0.0 <= sampling.temperature <= 100.0:
-            raise InputError(f"temperature is {sampling.temperature}; expected 0 to 100")
-        if sampling.top_k < 0:
-            raise InputError(f"top_k is {sampling.top_k}; expected 0 (all) or more")
-        if not 0.0 < sampling.top_p <= 1.0:
-            raise InputError(f"top_p is {sampling.top_p}; expected more than 0, at most 1")
-        if not 0 <= sampling.seed < MAX_SEED:
-            raise InputError(f"seed is {sampling.seed}; expected 0 to 2**64 - 1")
-        if "" in sampling.stop:
-            raise InputError("a stop text is empty; expected at least one character")
 
     def _run(self) -> None:
         """The engine's thread: turn after turn until closed."""

@@ -15,7 +15,7 @@ from typing import Any
 
 import yaml
 
-from trt_mtp.errors import InputError, TrtMtpError
+from trt_mtp.errors import TrtMtpError
 from trt_mtp.files import read_json
 from trt_mtp.serve.engine.base import (
     Chunk,
@@ -25,11 +25,11 @@ from trt_mtp.serve.engine.base import (
     SamplingParams,
     SpeculationCounters,
 )
+from trt_mtp.serve.engine.checks import check_request
 from trt_mtp.serve.engine.text import AnswerText, TextCodec
 
 log = logging.getLogger(__name__)
 
-MAX_SEED = 2**64
 FINISH_REASONS: dict[str, FinishReason] = {
     "stop": "stop",
     "length": "length",
@@ -199,7 +199,7 @@ class TrtllmEngine:
 
     def submit(self, request: Request, on_chunk: Callable[[Chunk], None]) -> TrtllmGeneration:
         """Hand `request` over; `on_chunk` is called from the loop's thread, in order."""
-        self._check(request)
+        check_request(request, self._vocab_size, self.max_seq_len)
         text = AnswerText(self.codec, request.sampling.stop)
         generation = TrtllmGeneration(request, on_chunk, text, self._loop)
         with self._lock:
@@ -214,31 +214,6 @@ class TrtllmEngine:
         task = asyncio.run_coroutine_threadsafe(answer, self._loop)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-
-    def _check(self, request: Request) -> None:
-        """Raise InputError when `request` can't be run at all."""
-        sampling, num_prompt = request.sampling, len(request.prompt_ids)
-        if num_prompt == 0:
-            raise InputError("the prompt is empty; at least one token is needed")
-        if sampling.max_tokens < 1:
-            raise InputError(f"max_tokens is {sampling.max_tokens}; expected at least 1")
-        if num_prompt + sampling.max_tokens > self.max_seq_len:
-            raise InputError(
-                f"the prompt has {num_prompt} tokens and max_tokens is {sampling.max_tokens}; "
-                f"together they may be at most {self.max_seq_len} for this variant"
-            )
-        if not all(0 <= token < self._vocab_size for token in request.prompt_ids):
-            raise InputError(f"input_ids must lie between 0 and {self._vocab_size - 1}")
-        if not 0.0 <= sampling.temperature <= 100.0:
-            raise InputError(f"temperature is {sampling.temperature}; expected 0 to 100")
-        if sampling.top_k < 0:
-            raise InputError(f"top_k is {sampling.top_k}; expected 0 (all) or more")
-        if not 0.0 < sampling.top_p <= 1.0:
-            raise InputError(f"top_p is {sampling.top_p}; expected more than 0, at most 1")
-        if not 0 <= sampling.seed < MAX_SEED:
-            raise InputError(f"seed is {sampling.seed}; expected 0 to 2**64 - 1")
-        if "" in sampling.stop:
-            raise InputError("a stop text is empty; expected at least one character")
 
     async def _answer(self, generation: TrtllmGeneration) -> None:
         try:
@@ -303,6 +278,7 @@ class TrtllmEngine:
             self._totals["output"] += generation.num_tokens
             self._totals["drafts"] += counters.num_draft_tokens
             self._totals["accepted"] += counters.num_accepted_draft_tokens
+            self._running.discard(generation)  # before whoever waits for the end looks
         generation.send(text + generation.text.flush(), token_ids, counters, reason)
 
     def statistics(self) -> EngineStatistics:

@@ -1,0 +1,32 @@
+"""What no engine can run, refused before it is queued."""
+
+from trt_mtp.errors import InputError
+from trt_mtp.serve.engine.base import Request
+
+MAX_SEED = 2**64
+
+
+def check_request(request: Request, vocab_size: int, max_seq_len: int) -> None:
+    """Raise InputError when `request` can't be run at all by a variant of these sizes."""
+    sampling, num_prompt = request.sampling, len(request.prompt_ids)
+    if num_prompt == 0:
+        raise InputError("the prompt is empty; at least one token is needed")
+    if sampling.max_tokens < 1:
+        raise InputError(f"max_tokens is {sampling.max_tokens}; expected at least 1")
+    if num_prompt + sampling.max_tokens > max_seq_len:
+        raise InputError(
+            f"the prompt has {num_prompt} tokens and max_tokens is {sampling.max_tokens}; "
+            f"together they may be at most {max_seq_len} for this variant"
+        )
+    if not all(0 <= token < vocab_size for token in request.prompt_ids):
+        raise InputError(f"input_ids must lie between 0 and {vocab_size - 1}")
+    if not 0.0 <= sampling.temperature <= 100.0:
+        raise InputError(f"temperature is {sampling.temperature}; expected 0 to 100")
+    if sampling.top_k < 0:
+        raise InputError(f"top_k is {sampling.top_k}; expected 0 (all) or more")
+    if not 0.0 < sampling.top_p <= 1.0:
+        raise InputError(f"top_p is {sampling.top_p}; expected more than 0, at most 1")
+    if not 0 <= sampling.seed < MAX_SEED:
+        raise InputError(f"seed is {sampling.seed}; expected 0 to 2**64 - 1")
+    if "" in sampling.stop:
+        raise InputError("a stop text is empty; expected at least one character")
