@@ -121,12 +121,12 @@ def run(
     return timelines
 
 
-def cycle_seconds(timelines: Sequence[Timeline]) -> float:
-    """The median time of a step in which all requests were decoding."""
+def cycle_seconds(timelines: Sequence[Timeline]) -> float | None:
+    """The median time of a step in which all requests were decoding, if there was one."""
     first = max(timeline.times[0] for timeline in timelines)
     last = min(timeline.times[-1] for timeline in timelines)
     inside = [t for t in timelines[0].times if first <= t <= last]
-    return statistics.median(b - a for a, b in pairwise(inside))
+    return statistics.median(b - a for a, b in pairwise(inside)) if len(inside) > 1 else None
 
 
 def decoding_tok_s(timelines: Sequence[Timeline]) -> float:
@@ -152,7 +152,9 @@ def measure_costs(
         part = [prompts[(group * batch_size + i) % len(prompts)] for i in range(batch_size)]
         results = {k: run(engine, part, TEMPERATURE) for k, engine in engines.items()}
         for k, timelines in results.items():
-            costs[k].append(cycle_seconds(timelines) / cycle_seconds(results[0]))
+            step, plain = cycle_seconds(timelines), cycle_seconds(results[0])
+            if step and plain:
+                costs[k].append(step / plain)
             speedups[k].append(decoding_tok_s(timelines) / decoding_tok_s(results[0]))
             sizes[k] += [count for timeline in timelines for count in timeline.counts[1:]]
     return [

@@ -94,8 +94,9 @@ def print_table(result: dict[str, Any]) -> None:
         table.add_column(name, justify="left" if index == 0 else "right", no_wrap=True)
     for line in lines[1:]:
         table.add_row(*line, end_section=line is lines[-2])
-    console = Console(soft_wrap=True, highlight=False)
-    console.print(table, width=max(console.width, TABLE_WIDTH))
+    console = Console(highlight=False)
+    console.width = max(console.width, TABLE_WIDTH)
+    console.print(table)
     best = result["overall"]["best_static_k"]
     console.print(
         "tok/s: output tokens a second of whole answers, one at a time: without speculation, with\n"
