@@ -10,7 +10,7 @@ import click
 
 from trt_mtp.files import to_json
 
-TABLE_WIDTH = 118
+TABLE_WIDTH = 200  # at most; it takes what it needs
 
 
 @click.command()
