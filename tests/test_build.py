@@ -13,14 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from tests.conftest import CliResult
 from tests.tiny_model import make_checkpoint, write_json
 from trt_mtp.build.checkpoint import read_checkpoint
 from trt_mtp.build.cpu import build_cpu
-from trt_mtp.build.draft_lengths import parse_draft_lengths
 from trt_mtp.build.store import SHARED, TEMPORARY, locked
 from trt_mtp.build.variant import list_variants, read_variant
 from trt_mtp.errors import InputError
@@ -191,24 +188,6 @@ def test_each_bad_draft_length_has_its_sentence(
     assert result.err.count("\n") == 1
     assert BAD_LENGTHS[lengths] in result.err
     assert not engines.exists()
-
-
-@given(st.sets(st.integers(0, 15), min_size=1), st.randoms())
-def test_draft_lengths_come_back_in_order(lengths: set[int], random: Any) -> None:
-    """Any distinct lengths in range are accepted, in any order, with any spaces."""
-    shuffled = sorted(lengths, key=lambda _: random.random())
-    text = ",".join(f"{' ' * random.randrange(3)}{length}" for length in shuffled)
-    assert parse_draft_lengths(text, largest=15) == tuple(sorted(lengths))
-
-
-@given(st.text(max_size=12))
-def test_any_text_is_a_list_or_refused(text: str) -> None:
-    """Whatever is typed ends in draft lengths or in one sentence that quotes it."""
-    try:
-        lengths = parse_draft_lengths(text, largest=15)
-    except InputError:
-        return
-    assert all(0 <= length <= 15 for length in lengths)
 
 
 def refuse_moe(folder: Path) -> None:
