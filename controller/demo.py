@@ -200,7 +200,6 @@ def task_report(models: Mapping[int, str], best: int, answers: Answers) -> dict[
     guessed = Counter(answer.task for part in routed for answer in part)
     names = {f"k{k}": str(k) for k in models}
     deepest = answers[models[max(models)]]
-    ratios = [a / b for a, b in zip(durations(none), durations(routed), strict=True)]
     return {
         "requests": len(none),
         "acceptance_rate": acceptance_rate(deepest),
@@ -215,7 +214,8 @@ def task_report(models: Mapping[int, str], best: int, answers: Answers) -> dict[
             "routed": tokens_per_s(routed),
         },
         "best_static_k": best,
-        "speedup_routed": interval(ratios),
+        "speedup_routed": interval(ratios(durations(none), durations(routed))),
+        "speedup_routed_decode": interval(ratios(decode_times(none), decode_times(routed))),
         "lossless": is_lossless(answers),
     }
 
@@ -223,6 +223,18 @@ def task_report(models: Mapping[int, str], best: int, answers: Answers) -> dict[
 def durations(answers: Sequence[Sequence[TimedAnswer]]) -> list[float]:
     """For each prompt, the median over the rounds, in seconds."""
     return [statistics.median(answer.duration_s for answer in part) for part in answers]
+
+
+def decode_times(answers: Sequence[Sequence[TimedAnswer]]) -> list[float]:
+    """Like `durations`, from the first token on: what speculation works on."""
+    return [
+        statistics.median(answer.duration_s - answer.ttft_s for answer in part) for part in answers
+    ]
+
+
+def ratios(before: Sequence[float], after: Sequence[float]) -> list[float]:
+    """Speed-ups, prompt by prompt; answers of one token take no time to decode and are left out."""
+    return [a / b for a, b in zip(before, after, strict=True) if a > 0 and b > 0]
 
 
 def tokens_per_s(answers: Sequence[Sequence[TimedAnswer]]) -> float:
@@ -255,14 +267,14 @@ def is_lossless(answers: Answers) -> bool:
     )
 
 
-def interval(ratios: Sequence[float]) -> dict[str, float]:
+def interval(values: Sequence[float]) -> dict[str, float]:
     """The median, and the 95 % bootstrap interval of it."""
     draw = random.Random(SEED)
     medians = sorted(
-        statistics.median(draw.choices(ratios, k=len(ratios))) for _ in range(RESAMPLES)
+        statistics.median(draw.choices(values, k=len(values))) for _ in range(RESAMPLES)
     )
     return {
-        "median": round(statistics.median(ratios), 3),
+        "median": round(statistics.median(values), 3),
         "low": round(medians[int(0.025 * RESAMPLES)], 3),
         "high": round(medians[int(0.975 * RESAMPLES)], 3),
     }
@@ -288,10 +300,10 @@ def rows(result: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
         "best K",
         "routed tok/s",
         "speed-up",
+        "after 1st token",
         "same tokens",
     )
     for line in [*result["tasks"], {"task": "all"} | result["overall"]]:
-        speed = line["speedup_routed"]
         yield (
             line["task"],
             str(line["requests"]),
@@ -299,6 +311,9 @@ def rows(result: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
             " ".join(f"{line['acceptance_length'][k]:.2f}" for k in lengths),
             " ".join(f"{k}:{s:.0%}" for k, s in line["chosen"].items() if s >= 0.05),
             *[f"{line['tok_s'][name]:.0f}" for name in ("none", "best_static", "routed")],
-            f"{speed['median']:.2f} ({speed['low']:.2f}-{speed['high']:.2f})",
+            *[
+                "{median:.2f} ({low:.2f}-{high:.2f})".format(**line[name])
+                for name in ("speedup_routed", "speedup_routed_decode")
+            ],
             "yes" if line["lossless"] else "NO",
         )

@@ -55,6 +55,7 @@ def test_report_is_computed_from_the_answers() -> None:
     assert line["tok_s"] == {"none": 6.7, "best_static": 13.3, "routed": 13.3}
     assert line["best_static_k"] == 2
     assert line["speedup_routed"] == {"median": 2.0, "low": 2.0, "high": 2.0}
+    assert line["speedup_routed_decode"]["low"] == 2.053  # (4 - 0.1) / (2 - 0.1)
     assert line["lossless"] is True
     assert result["overall"]["requests"] == 2
 
