@@ -8,22 +8,14 @@ from typing import Any
 
 import click
 
+from trt_mtp.controller.up_cli import stack_options
 from trt_mtp.files import to_json
 
 TABLE_WIDTH = 200  # at most; it takes what it needs
 
 
 @click.command()
-@click.argument("checkpoint", required=False)
-@click.option("--draft-lengths", default="0,1,2,3,5", show_default=True, help="Variants to host.")
-@click.option(
-    "-o",
-    "--output",
-    type=click.Path(path_type=Path),
-    default="engines",
-    show_default=True,
-    help="Where the variants are built, or already are.",
-)
+@stack_options
 @click.option("--short", is_flag=True, help="4 prompts per task instead of 20, timed once.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def demo(

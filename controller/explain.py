@@ -9,7 +9,7 @@ from typing import Any
 from trt_mtp.controller.decision import Decision, VariantState
 from trt_mtp.controller.decision_log import read_log
 from trt_mtp.controller.policy import Policy
-from trt_mtp.controller.request import WINDOW_CHARS, RequestFeatures
+from trt_mtp.controller.request import WINDOW_CHARS, RequestFeatures, content_text
 from trt_mtp.errors import InputError, TrtMtpError
 from trt_mtp.files import nearest
 
@@ -66,17 +66,9 @@ def _texts(value: Mapping[str, Any]) -> tuple[str, str]:
     messages = value["messages"]
     if not isinstance(messages, list) or not all(isinstance(m, dict) for m in messages):
         raise InputError("messages is a list of objects with role and content")
-    system = "\n".join(_content(m) for m in messages if m.get("role") == "system")
-    turns = [_content(m) for m in messages if m.get("role") not in ("system", "assistant")]
+    system = "\n".join(content_text(m) for m in messages if m.get("role") == "system")
+    turns = [content_text(m) for m in messages if m.get("role") not in ("system", "assistant")]
     return system, "\n".join(turns)
-
-
-def _content(message: Mapping[str, Any]) -> str:
-    content = message.get("content")
-    if isinstance(content, list):
-        parts = [part.get("text") for part in content if isinstance(part, dict)]
-        return "\n".join(part for part in parts if isinstance(part, str))
-    return content if isinstance(content, str) else ""
 
 
 def _text(value: Mapping[str, Any], key: str) -> str | None:

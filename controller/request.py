@@ -274,7 +274,7 @@ def _chat_prompt(data: bytes) -> _Prompt:
         head=_joined(turns)[:WINDOW_CHARS],
         tail=_joined(turns)[-WINDOW_CHARS:],
         num_chars=len(data.decode(errors="ignore")),
-        system=_content(system)[:WINDOW_CHARS],
+        system=content_text(system)[:WINDOW_CHARS],
         has_tools=bool(options.get("tools")) or any(m.get("role") == "tool" for m in turns),
         has_response_format=bool(options.get("response_format")),
         thinking=options.get("enable_thinking") is True,
@@ -282,10 +282,11 @@ def _chat_prompt(data: bytes) -> _Prompt:
 
 
 def _joined(messages: Sequence[Mapping[str, object]]) -> str:
-    return "\n".join(_content(message) for message in messages)
+    return "\n".join(content_text(message) for message in messages)
 
 
-def _content(message: Mapping[str, object]) -> str:
+def content_text(message: Mapping[str, object]) -> str:
+    """The text of a chat message, whose content may be a list of parts."""
     content = message.get("content")
     if isinstance(content, list):
         parts = [part.get("text") for part in content if isinstance(part, dict)]
@@ -304,7 +305,7 @@ def _long_chat_prompt(data: memoryview) -> _Prompt:
         except (ValueError, RecursionError):  # longer than the window
             message, end = {}, 0
         if message.get("role") == "system":
-            system, head = _content(message), head[end:]
+            system, head = content_text(message), head[end:]
     outside = head + tail  # keys inside a content have their quotes escaped
     return _Prompt(
         head=_unescaped(head)[:WINDOW_CHARS],

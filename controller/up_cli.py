@@ -2,6 +2,7 @@
 
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import click
@@ -9,17 +10,31 @@ import click
 WATCH_INTERVAL_S = 0.25
 
 
-@click.command()
-@click.argument("checkpoint", required=False)
-@click.option("--draft-lengths", default="0,1,2,3,5", show_default=True, help="Variants to host.")
-@click.option(
-    "-o",
-    "--output",
-    type=click.Path(path_type=Path),
-    default="engines",
-    show_default=True,
-    help="Where the variants are built, or already are.",
+STACK_OPTIONS = (
+    click.argument("checkpoint", required=False),
+    click.option(
+        "--draft-lengths", default="0,1,2,3,5", show_default=True, help="Variants to host."
+    ),
+    click.option(
+        "-o",
+        "--output",
+        type=click.Path(path_type=Path),
+        default="engines",
+        show_default=True,
+        help="Where the variants are built, or already are.",
+    ),
 )
+
+
+def stack_options(command: Callable[..., None]) -> Callable[..., None]:
+    """The checkpoint, its variants and where they are: what `up` and `demo` share."""
+    for add in reversed(STACK_OPTIONS):
+        command = add(command)
+    return command
+
+
+@click.command()
+@stack_options
 @click.option(
     "--gateway-port",
     type=click.IntRange(0, 65535),

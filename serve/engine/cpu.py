@@ -21,7 +21,6 @@ from trt_mtp.serve.engine.checks import check_request
 from trt_mtp.serve.engine.sequence import Sequence
 from trt_mtp.serve.engine.text import AnswerText, TextCodec
 from trt_mtp.serve.engine.weights import (
-    empty_rows,
     load_weights,
     mixed_width,
     projection_width,
@@ -52,8 +51,8 @@ def allocate(
     num_linear = kinds.count("linear_attention")
     values = shape.num_value_heads * shape.value_dim
     channels = 2 * shape.num_key_heads * shape.key_dim + values
-    rows = -(-max(PREFILL_CHUNK, slots * (k + 1)) // 4) * 4
-    verify_rows = -(-slots * (k + 1) // 4) * 4
+    verify_rows = slots * (k + 1)
+    num_rows = max(PREFILL_CHUNK, verify_rows)
 
     def zeros(*size: int) -> Any:
         return np.zeros(size, np.float32)
@@ -76,19 +75,20 @@ def allocate(
         seed=np.zeros(slots, np.uint64),
     )
     scratch = forward.Scratch(
-        x=zeros(rows, shape.hidden),
-        normed=zeros(rows, shape.hidden),
-        wide=zeros(rows, projection_width(shape)),
-        mixed=zeros(rows, mixed_width(shape)),
-        added=zeros(rows, shape.hidden),
+        x=zeros(num_rows, shape.hidden),
+        normed=zeros(num_rows, shape.hidden),
+        wide=zeros(num_rows, projection_width(shape)),
+        mixed=zeros(num_rows, mixed_width(shape)),
+        added=zeros(num_rows, shape.hidden),
         logits=zeros(verify_rows, shape.vocab),
         scores=zeros(shape.num_heads // shape.num_kv_heads, length),
         probabilities=zeros(shape.vocab),
         channels=zeros(channels),
         delta=zeros(shape.value_dim),
-        draft=zeros(-(-slots // 4) * 4, shape.hidden),
+        draft=zeros(slots, shape.hidden),
     )
-    return state, scratch, forward.Rows(*empty_rows(rows))
+    rows = forward.Rows(*(np.zeros(num_rows, np.int64) for _ in range(3)))
+    return state, scratch, rows
 
 
 class CpuEngine:

@@ -44,7 +44,7 @@ def prefill(
     forward.trunk(weights, m, state, s, rows, n)
     state.done[slot] = stop
     if stop == num_prompt:
-        # the last row alone, from a fresh row 0, so that `linear` may pad its rows
+        # the last row alone; s.normed is still needed below
         s.added[0, :] = s.normed[n - 1]
         forward.logits(weights, m, s.added, 1, s.logits)
         state.tokens[slot, stop] = _draw(state, s, 0, slot, stop)

@@ -84,7 +84,7 @@ class Rows(NamedTuple):
 
 
 class Scratch(NamedTuple):
-    """Buffers of one pass, N rounded up to a multiple of 4."""
+    """Buffers of one pass."""
 
     x: Array  # [N, d] residual stream
     normed: Array  # [N, d]; after a pass, the hidden states

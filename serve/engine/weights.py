@@ -13,7 +13,7 @@ import numpy as np
 from trt_mtp.errors import InputError
 from trt_mtp.files import read_json
 from trt_mtp.serve.engine import forward
-from trt_mtp.serve.engine.forward import Ints, Shape, Weights
+from trt_mtp.serve.engine.forward import Shape, Weights
 from trt_mtp.serve.engine.kernels import Array
 
 LINEAR_FIELDS = {
@@ -178,8 +178,3 @@ def mixed_width(shape: Shape) -> int:
         shape.num_heads * shape.head_dim,
         shape.intermediate,
     )
-
-
-def empty_rows(count: int) -> tuple[Ints, Ints, Ints]:
-    """Token, slot and position of `count` rows."""
-    return (np.zeros(count, np.int64), np.zeros(count, np.int64), np.zeros(count, np.int64))
