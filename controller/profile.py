@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from trt_mtp.controller.acceptance import DECAY_RATIO
+from trt_mtp.controller.calibration import Calibration
 from trt_mtp.controller.cost import Curve, StepCost
 from trt_mtp.controller.tasks import TASKS
 from trt_mtp.errors import InputError
@@ -62,6 +63,11 @@ class Profile(BaseModel):
     exploration: Annotated[float, Field(ge=0, le=0.5)] = 0.02  # share of requests that probe
     hysteresis: Annotated[float, Field(ge=0, le=0.5)] = 0.01  # gain that a change of length needs
     notes: str = ""
+    # what `trt-mtp calibrate` adds: the parts behind the fingerprint, effective counts by
+    # `task/band/direct|thinking` as acceptance.py keeps them, and what was measured
+    measured_on: dict[str, str] = {}
+    posteriors: dict[str, dict[str, list[float]]] = {}
+    calibration: Calibration | None = None
 
     @model_validator(mode="after")
     def _check(self) -> "Profile":

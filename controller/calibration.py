@@ -1,0 +1,124 @@
+"""What a calibration measured and concludes: the part of a profile that people read.
+
+Cells are task x draft length x concurrency. Times are milliseconds as a client sees them, speeds
+are output tokens a second, intervals hold the true value with 95 % confidence.
+"""
+
+from typing import Annotated, Literal, NamedTuple
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Count = Annotated[int, Field(ge=0)]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+
+# why a cell was measured no further
+Ended = Literal["tight", "hopeless", "budget", "max", "failed"]
+
+
+class Interval(NamedTuple):
+    """An estimate and its 95 % confidence interval; JSON: [value, low, high]."""
+
+    value: Finite
+    low: Finite
+    high: Finite
+
+
+class Percentiles(NamedTuple):
+    """Of one latency, in milliseconds; JSON: [p50, p95, p99]."""
+
+    p50: Finite
+    p95: Finite
+    p99: Finite
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Cell(_Record):
+    """One task at one draft length and one number of requests at a time."""
+
+    task: str
+    draft_length: Count
+    concurrency: Annotated[int, Field(ge=1)]
+    num_requests: Count
+    num_output_tokens: Count
+    num_steps: Count  # verify steps after the prompt; plain steps at draft length 0
+    accepted_per_position: tuple[Count, ...] = ()  # [K], steps whose first j+1 drafts were accepted
+    ttft_ms: Percentiles
+    tpot_ms: Percentiles  # (last token - first token) / (tokens - 1), of each request
+    itl_ms: Percentiles  # between two messages of an answer that bring tokens
+    tokens_per_s: Interval  # of all requests at a time together
+    # time per token without speculation over this one's, on the same prompts in the same run;
+    # none at draft length 0
+    speedup: Interval | None = None
+    ended: Ended
+
+    @property
+    def acceptance_length(self) -> float:
+        """Mean tokens a verify step emits, 1 to K + 1."""
+        return 1 + sum(self.accepted_per_position) / self.num_steps if self.num_steps else 1.0
+
+    @property
+    def acceptance_rate(self) -> float:
+        """Accepted of the drafted tokens; 0 at draft length 0."""
+        return (self.acceptance_length - 1) / self.draft_length if self.draft_length else 0.0
+
+
+class PredictionQuality(_Record):
+    """How well AL(task, K) / R(K, load) says the speedups of the cells that were measured.
+
+    Each cell is predicted from all the others.
+    """
+
+    num_cells: Count
+    median_abs_error: Finite  # a fraction
+    p90_abs_error: Finite
+
+
+class Crossover(_Record):
+    """From which concurrency on a draft length loses against no speculation."""
+
+    task: str
+    draft_length: Count
+    concurrency: float | None  # interpolated; none where it wins up to the highest one measured
+
+
+class BestLength(_Record):
+    """The draft length to use for a task at a concurrency; 0 is no speculation."""
+
+    task: str
+    concurrency: Annotated[int, Field(ge=1)]
+    draft_length: Count
+    speedup: Interval  # over no speculation; 1 where the draft length is 0
+    ties: tuple[Count, ...] = ()  # other lengths whose interval can't be told from it
+
+
+class Recommendation(_Record):
+    """What to do, from the numbers."""
+
+    draft_length: Count  # the best single one for all tasks, at the lowest concurrency
+    speedup: Interval  # of it over no speculation, all tasks alike
+    routed_speedup: Interval  # of the best length per task and concurrency over that single one
+    hold_one: bool  # true where routing gains less than its uncertainty: host one variant
+    best: tuple[BestLength, ...]
+
+
+class Calibration(_Record):
+    """Everything a calibration run measured."""
+
+    created: str  # ISO 8601, UTC
+    seed: int
+    prompts: str  # the prompt set's name and short hash
+    temperature: float
+    max_tokens: int
+    duration_s: float
+    tasks: tuple[str, ...]
+    draft_lengths: tuple[Count, ...]
+    concurrencies: tuple[int, ...]
+    environment: dict[str, str]  # machine, processor, GPU, Triton, engine, trt-mtp …
+    cells: tuple[Cell, ...]
+    unmeasured: tuple[tuple[str, int, int], ...] = ()  # task, draft length, concurrency
+    prediction: PredictionQuality | None = None  # none with too few cells
+    crossovers: tuple[Crossover, ...] = ()
+    recommendation: Recommendation | None = None  # none without a variant at draft length 0
