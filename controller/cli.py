@@ -25,6 +25,11 @@ import click
     help="0 takes a free port.",
 )
 @click.option(
+    "--http-port",
+    type=click.IntRange(0, 65535),
+    help="Serve HTTP there as well, with /metrics; 0 takes a free port.  [default: no HTTP]",
+)
+@click.option(
     "--state",
     type=click.Path(path_type=Path, dir_okay=False),
     help="Keep what is learned in this file.",
@@ -55,6 +60,7 @@ def gateway(
     model: str,
     host: str,
     port: int,
+    http_port: int | None,
     state: Path | None,
     decision_log: Path | None,
     max_message_mb: int,
@@ -82,6 +88,7 @@ def gateway(
         model=model,
         host=host,
         port=port,
+        http_port=http_port,
         ready_timeout_s=ready_timeout_s,
         max_message_bytes=max_message_mb * 1024 * 1024,
     )

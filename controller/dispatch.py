@@ -18,8 +18,15 @@ from trt_mtp.controller.kserve import (
     response_change,
     text_output,
 )
+from trt_mtp.controller.metrics import GatewayMetrics
 from trt_mtp.controller.outcome import Outcome
-from trt_mtp.controller.request import RequestFeatures, check_inputs, read_features, read_hints
+from trt_mtp.controller.request import (
+    RequestFeatures,
+    check_inputs,
+    is_streaming,
+    read_features,
+    read_hints,
+)
 from trt_mtp.controller.tasks import TASKS
 from trt_mtp.serve.contract import COUNTERS
 
@@ -54,6 +61,7 @@ class Flight:
     parameters: dict[str, str]  # the same for one that the gateway writes
     is_empty_final_wanted: bool
     unasked: OutputFilter | None
+    is_streaming: bool
     started_s: float
     first_s: float | None = None  # of the first response with outputs
     last: bytes = b""  # the latest response with outputs: the counters come with the last one
@@ -89,6 +97,7 @@ class Dispatcher:
         self.counters: dict[str, TaskCounters] = {}
         self.num_refused = 0
         self._policy = policy
+        self._metrics = GatewayMetrics()
 
     def admit(self, request: InferRequest, taken_ids: Collection[bytes]) -> tuple[Flight, bytes]:
         """A decision for a request to the public model, and the request to send to its variant.
@@ -99,11 +108,11 @@ class Dispatcher:
         started_s = time.monotonic()
         hints = read_hints(request, TASKS, {v.draft_length for v in variants.values()})
         check_inputs(request)
-        decision = self._policy.choose(
-            read_features(request, hints),
-            [variant.state() for variant in variants.values()],
-            now_s=time.time(),
-        )
+        features = read_features(request, hints)
+        states = [variant.state() for variant in variants.values()]
+        before_s = time.perf_counter()
+        decision = self._policy.choose(features, states, now_s=time.time())
+        decision_s = time.perf_counter() - before_s
         flight = self._flight(request, decision, taken_ids, started_s)
         raw = readdressed(
             request.raw,
@@ -112,7 +121,13 @@ class Dispatcher:
             flight.unasked.names if flight.unasked else (),
         )
         self._count_admitted(flight)
+        self._metrics.admitted(decision, flight.variant.name, decision_s)
         return flight, raw
+
+    def refused(self) -> None:
+        """Count a request that `admit` raised for."""
+        self.num_refused += 1
+        self._metrics.refused()
 
     def finish(self, flight: Flight, broken: str = "") -> None:
         """Count and learn from a request that is over; `broken` is "cancelled" or "error".
@@ -122,10 +137,23 @@ class Dispatcher:
         flight.variant.num_running -= 1
         outcome = _outcome(flight, "error" if flight.is_failed else broken)
         self._count_finished(flight, outcome)
+        self._metrics.finished(
+            flight.decision.task, flight.variant.name, outcome, flight.is_streaming
+        )
         try:
             self._policy.update(flight.decision, outcome)
         except Exception:  # what is learned may not cost an answer
             log.exception("the policy could not learn from %s", flight.decision.decision_id)
+
+    def is_ready(self) -> bool:
+        """True while a variant can take requests."""
+        return any(variant.is_ready for variant in self.backend.variants.values())
+
+    def render_metrics(self) -> bytes:
+        """What was counted and timed, in Prometheus' text format."""
+        return self._metrics.render(
+            {variant.name: variant.is_ready for variant in self.backend.variants.values()}
+        )
 
     def statistics(self) -> dict[str, Any]:
         """Counters by task and by variant, as a JSON object."""
@@ -170,6 +198,7 @@ class Dispatcher:
             if EMPTY_FINAL in message.parameters
             else False,
             unasked=OutputFilter.of(unasked) if unasked else None,
+            is_streaming=is_streaming(request),
             started_s=started_s,
         )
 

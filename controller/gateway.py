@@ -6,7 +6,7 @@ import functools
 import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import grpc
 
@@ -22,6 +22,9 @@ from trt_mtp.controller.relay import (
     forwarded_metadata,
 )
 from trt_mtp.errors import InputError
+
+if TYPE_CHECKING:
+    from trt_mtp.controller.gateway_http import HttpServer
 
 log = logging.getLogger(__name__)
 
@@ -51,6 +54,7 @@ class GatewayConfig:
     model: str = "qwen_mtp"  # the public model
     host: str = "127.0.0.1"
     port: int = 8001  # 0 takes a free one
+    http_port: int | None = None  # None: no HTTP; 0 takes a free one
     ready_timeout_s: float = 60.0
     grace_s: float = 30.0  # for answers in flight when the gateway stops
     max_message_bytes: int = 64 * 1024 * 1024
@@ -64,6 +68,8 @@ class Gateway:
         self.backend = Backend(config.triton, config.model)
         self.dispatcher = Dispatcher(self.backend, policy)
         self.port = 0  # known after start
+        self.http_port: int | None = None  # known after start, where there is one
+        self._http: HttpServer | None = None
         self._relays: set[Relay] = set()
         self._is_draining = False
         self._watcher: asyncio.Task[None] | None = None
@@ -82,6 +88,11 @@ class Gateway:
         """HOST:PORT that clients connect to."""
         return f"{self.config.host}:{self.port}"
 
+    @property
+    def http_address(self) -> str | None:
+        """HOST:PORT of HTTP, where it is served."""
+        return None if self.http_port is None else f"{self.config.host}:{self.http_port}"
+
     async def start(self) -> None:
         """Bind, wait for a ready variant, and serve.
 
@@ -96,8 +107,17 @@ class Gateway:
                 f"machine's; choose others with --host and --port (0 takes a free port)"
             ) from None
         await self.backend.wait_ready(self.config.ready_timeout_s)
+        await self._start_http()
         await self._server.start()
         self._watcher = asyncio.create_task(self.backend.watch())
+
+    async def _start_http(self) -> None:
+        if self.config.http_port is None:
+            return
+        from trt_mtp.controller.gateway_http import HttpServer  # aiohttp takes its time
+
+        self._http = HttpServer(self.dispatcher)
+        self.http_port = await self._http.start(self.config.host, self.config.http_port)
 
     async def stop(self) -> None:
         """Take no more requests, finish those in flight within the grace period, and close."""
@@ -105,6 +125,8 @@ class Gateway:
         for relay in self._relays:
             relay.drain()
         await self._server.stop(self.config.grace_s)
+        if self._http is not None:
+            await self._http.stop()
         if self._watcher is not None:
             self._watcher.cancel()
             with contextlib.suppress(asyncio.CancelledError):
@@ -116,6 +138,7 @@ class Gateway:
         return {
             "schema_version": 1,
             "gateway": self.address,
+            "http": self.http_address,
             "model": self.config.model,
             "triton": self.config.triton,
             "variants": [

@@ -151,7 +151,7 @@ class Relay:
         await _write(upstream.call.write(raw))
 
     async def _refuse(self, error: TrtMtpError, request_id: str) -> None:
-        self._dispatcher.num_refused += 1
+        self._dispatcher.refused()
         if self._fails_whole:
             raise failure(error)
         await self._write(error_response(str(error), request_id, {}))
@@ -275,7 +275,7 @@ async def answer_once(dispatcher: Dispatcher, request: InferRequest, context: An
             raise InputError("ModelInfer gives one answer: use ModelStreamInfer to set streaming")
         flight, raw = dispatcher.admit(request, ())
     except TrtMtpError as error:
-        dispatcher.num_refused += 1
+        dispatcher.refused()
         raise failure(error) from None
     metadata = forwarded_metadata(context)
     call = dispatcher.backend.open_stream(context.time_remaining(), metadata)

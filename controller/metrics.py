@@ -1,0 +1,181 @@
+"""What the gateway counts and times, as Prometheus metrics.
+
+Labels are `task`, one of the known tasks, and `variant`, one that is or was hosted: their number
+is bounded whatever clients send.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    disable_created_metrics,
+    generate_latest,
+)
+
+from trt_mtp.controller.decision import Decision
+from trt_mtp.controller.outcome import Outcome
+from trt_mtp.controller.tasks import TASKS
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+PREFIX = "trt_mtp_gateway_"
+OTHER_TASK = "other"  # what a policy calls a task that is not among ours
+
+TTFT_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+TPOT_S = (0.001, 0.0025, 0.005, 0.01, 0.015, 0.02, 0.03, 0.05, 0.075, 0.1, 0.2, 0.5, 1.0)
+ACCEPTANCE_LENGTHS = (1.0, 1.25, 1.5, 1.75, 2.0, 2.5, 3.0, 3.5, 4.0, 5.0, 6.0, 8.0)
+DECISION_S = (25e-6, 50e-6, 100e-6, 200e-6, 500e-6, 1e-3, 2.5e-3, 5e-3, 10e-3, 50e-3)
+REGRETS = (0.0, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0)
+
+# without a time stamp beside every series, which nobody reads
+disable_created_metrics()  # type: ignore[no-untyped-call]
+
+
+@dataclass(frozen=True, slots=True)
+class _Series:
+    """The metrics of one task on one variant, looked up once."""
+
+    requests: Any
+    failed: Any
+    cancelled: Any
+    failed_over: Any
+    output_tokens: Any
+    steps: Any
+    draft_tokens: Any
+    accepted_draft_tokens: Any
+    ttft: Any
+    tpot: Any
+    acceptance_length: Any
+
+
+class GatewayMetrics:
+    """Told of every request when it is admitted and when it is over; nothing is done per token."""
+
+    def __init__(self) -> None:
+        self._registry = CollectorRegistry()
+        self._series: dict[tuple[str, str], _Series] = {}
+        self._families = _Series(
+            requests=self._counter("requests", "Requests sent to a variant"),
+            failed=self._counter("requests_failed", "Requests whose answer broke off"),
+            cancelled=self._counter("requests_cancelled", "Requests whose client left"),
+            failed_over=self._counter(
+                "requests_failed_over", "Requests continued elsewhere, by the variant they left"
+            ),
+            output_tokens=self._counter("output_tokens", "Tokens answered"),
+            steps=self._counter("steps", "Verify steps"),
+            draft_tokens=self._counter("draft_tokens", "Tokens drafted"),
+            accepted_draft_tokens=self._counter("accepted_draft_tokens", "Drafts accepted"),
+            ttft=self._histogram(
+                "ttft_seconds", "Time to the first token of streamed answers", TTFT_S
+            ),
+            tpot=self._histogram(
+                "tpot_seconds", "Time per token after the first of streamed answers", TPOT_S
+            ),
+            acceptance_length=self._histogram(
+                "acceptance_length", "Tokens per step where drafts are made", ACCEPTANCE_LENGTHS
+            ),
+        )
+        self._refused = self._counter("requests_refused", "Requests that were not admitted", ())
+        self._waiting = self._gauge("requests_waiting", "Requests waiting for a variant", ())
+        self._in_flight = self._gauge("requests_in_flight", "Requests being answered")
+        self._ready = self._gauge("variant_ready", "1 for a variant that can take requests")
+        self._decision = self._histogram(
+            "decision_seconds", "Time to choose a variant", DECISION_S, ()
+        )
+        self._regret = self._histogram(
+            "regret_ratio",
+            "Expected time on the chosen variant over that on the best one, less 1",
+            REGRETS,
+            ("task",),
+        )
+
+    def admitted(self, decision: Decision, variant: str, decision_s: float) -> None:
+        """A request was decided, in `decision_s`, and goes to `variant`."""
+        self._of(decision.task, variant).requests.inc()
+        self._in_flight.labels(variant).inc()
+        self._decision.observe(decision_s)
+        regret = regret_of(decision)
+        if regret is not None:
+            self._regret.labels(_known(decision.task)).observe(regret)
+
+    def finished(self, task: str, variant: str, outcome: Outcome, is_streaming: bool) -> None:
+        """A request that was admitted is over."""
+        series = self._of(task, variant)
+        self._in_flight.labels(variant).dec()
+        if outcome.finish_reason == "error":
+            series.failed.inc()
+        elif outcome.finish_reason == "cancelled":
+            series.cancelled.inc()
+        series.output_tokens.inc(outcome.num_output_tokens)
+        series.steps.inc(outcome.num_steps)
+        series.draft_tokens.inc(outcome.num_draft_tokens)
+        series.accepted_draft_tokens.inc(outcome.num_accepted_draft_tokens)
+        if outcome.num_draft_tokens and outcome.num_steps:
+            length = 1 + outcome.num_accepted_draft_tokens / outcome.num_steps
+            series.acceptance_length.observe(length)
+        if is_streaming and outcome.ttft_s is not None:
+            series.ttft.observe(outcome.ttft_s)
+            if outcome.num_output_tokens > 1:
+                decode_s = outcome.duration_s - outcome.ttft_s
+                series.tpot.observe(decode_s / (outcome.num_output_tokens - 1))
+
+    def failed_over(self, task: str, variant: str) -> None:
+        """A request left `variant`, which failed it, and goes on elsewhere."""
+        self._of(task, variant).failed_over.inc()
+
+    def refused(self) -> None:
+        """A request was not admitted."""
+        self._refused.inc()
+
+    def waiting(self, change: int) -> None:
+        """`change` more requests wait for a variant."""
+        self._waiting.inc(change)
+
+    def render(self, ready: dict[str, bool]) -> bytes:
+        """All metrics in Prometheus' text format; `ready` has the hosted variants."""
+        for variant, is_ready in ready.items():
+            self._ready.labels(variant).set(is_ready)
+        return generate_latest(self._registry)
+
+    def _of(self, task: str, variant: str) -> _Series:
+        labels = (_known(task), variant)
+        series = self._series.get(labels)
+        if series is None:
+            names = _Series.__slots__
+            series = _Series(*(getattr(self._families, name).labels(*labels) for name in names))
+            self._series[labels] = series
+        return series
+
+    def _counter(
+        self, name: str, text: str, labels: tuple[str, ...] = ("task", "variant")
+    ) -> Counter:
+        return Counter(PREFIX + name, text, labels, registry=self._registry)
+
+    def _gauge(self, name: str, text: str, labels: tuple[str, ...] = ("variant",)) -> Gauge:
+        return Gauge(PREFIX + name, text, labels, registry=self._registry)
+
+    def _histogram(
+        self,
+        name: str,
+        text: str,
+        buckets: tuple[float, ...],
+        labels: tuple[str, ...] = ("task", "variant"),
+    ) -> Histogram:
+        return Histogram(PREFIX + name, text, labels, registry=self._registry, buckets=buckets)
+
+
+def _known(task: str) -> str:
+    return task if task in TASKS else OTHER_TASK
+
+
+def regret_of(decision: Decision) -> float | None:
+    """How much longer the chosen variant is expected to take than the best one, as a ratio less 1.
+
+    None for a decision that has no expected times.
+    """
+    times = [c.total_s for c in decision.candidates if not c.rejected and c.total_s > 0]
+    chosen_s = decision.chosen.total_s
+    return chosen_s / min(times) - 1 if times and chosen_s > 0 else None
