@@ -262,7 +262,7 @@ def compare_llama_cpp(
 
 def first_end(tokens: Sequence[int], engine: CpuEngine) -> int:
     """How many tokens come before the first end token, which llama.cpp bans and we run past."""
-    ends = [tokens.index(token) for token in engine.eos_ids if token in tokens]
+    ends = [tokens.index(token) for token in engine.codec.eos_ids if token in tokens]
     return min(ends, default=len(tokens))
 
 

@@ -2,7 +2,7 @@
 
 Inputs that TensorRT-LLM's own `llmapi` Triton model has keep its names and types
 (github.com/NVIDIA/TensorRT-LLM, triton_backend/all_models/llmapi/tensorrt_llm/config.pbtxt), so
-that its clients work unchanged. `input_ids`, `messages` and `tools` are additions.
+that its clients work unchanged. `input_ids`, `messages`, `tools` and `emitted_ids` are additions.
 """
 
 from dataclasses import dataclass
@@ -27,6 +27,7 @@ INPUTS = (
     TensorSpec("messages", "TYPE_STRING"),  # JSON: a list of chat messages
     TensorSpec("tools", "TYPE_STRING"),  # JSON: a list of tools, for the chat template
     TensorSpec("input_ids", "TYPE_INT32", (-1,)),
+    TensorSpec("emitted_ids", "TYPE_INT32", (-1,)),  # of this answer, which the client has already
     TensorSpec("streaming", "TYPE_BOOL"),
     TensorSpec("sampling_param_max_tokens", "TYPE_INT32"),
     TensorSpec("sampling_param_temperature", "TYPE_FP32"),

@@ -36,7 +36,7 @@ def read_request(inputs: Inputs, parameters: str, engine: Engine) -> VariantRequ
     _check_parameters(json.loads(parameters) if parameters else {})
     flags = {name: bool(inputs[name].item()) for name in OUTPUT_FLAGS if name in inputs}
     return VariantRequest(
-        request=Request(_prompt_ids(inputs, engine), _sampling(inputs)),
+        request=Request(_prompt_ids(inputs, engine), _sampling(inputs), _emitted_ids(inputs)),
         is_streaming="streaming" in inputs and bool(inputs["streaming"].item()),
         echo=_echo(inputs),
         omitted=frozenset[str]().union(
@@ -73,6 +73,10 @@ def _prompt_ids(inputs: Inputs, engine: Engine) -> tuple[int, ...]:
     return engine.encode_chat(_objects(inputs, "messages"), tools)
 
 
+def _emitted_ids(inputs: Inputs) -> tuple[int, ...]:
+    return tuple(inputs["emitted_ids"].tolist()) if "emitted_ids" in inputs else ()
+
+
 def _sampling(inputs: Inputs) -> SamplingParams:
     values = {
         field: inputs[PREFIX + field].item()
@@ -86,8 +90,10 @@ def _sampling(inputs: Inputs) -> SamplingParams:
 
 
 def _echo(inputs: Inputs) -> str:
-    """The prompt, for a client that asks for it and sent it as text."""
+    """The prompt, for a client that asks for it, sent it as text, and has nothing yet."""
     name = "sampling_param_exclude_input_from_output"
+    if _emitted_ids(inputs):
+        return ""
     if name in inputs and not inputs[name].item() and "text_input" in inputs:
         return _text(inputs, "text_input")
     return ""

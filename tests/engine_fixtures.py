@@ -5,6 +5,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -42,11 +43,11 @@ def pack(checkpoint: Path, folder: Path) -> Path:
     return folder
 
 
-def make_drafting_checkpoint(folder: Path, **config: Any) -> Path:
+def make_drafting_checkpoint(folder: Path, *, verse: Sequence[int] = (), **config: Any) -> Path:
     """A checkpoint whose MTP head is right about half of the time, as random weights never are.
 
     The trunk mostly follows a fixed permutation of the vocabulary and so does the head; both are
-    disturbed by their random layers.
+    disturbed by their random layers. Tokens of `verse`, all different, follow each other in it.
     """
     folder.mkdir(parents=True, exist_ok=True)
     values = text_config_of("bfloat16", tie_word_embeddings=False, **config)
@@ -57,6 +58,9 @@ def make_drafting_checkpoint(folder: Path, **config: Any) -> Path:
             tensors[name] *= np.float32(0.5 if name.startswith("mtp.") else 0.25)
     embedding, hidden = tensors["model.embed_tokens.weight"], values["hidden_size"]
     successor = rng.permutation(values["vocab_size"])
+    for token, after in pairwise(verse):
+        successor[np.flatnonzero(successor == after)[0]] = successor[token]
+        successor[token] = after
     tensors["lm_head.weight"][successor] = embedding * np.float32(0.5)
     tensors["mtp.fc.weight"][:, :hidden] = np.eye(hidden, dtype=np.float32)
     tensors["mtp.fc.weight"][:, hidden:] *= np.float32(0.25)

@@ -3,6 +3,7 @@
 from collections import Counter
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ PROMPT = (11, 29, 5)
 LENGTH = 3
 TOP_K = 4
 TEMPERATURE = 1.5
-SMALL = {"num_hidden_layers": 2, "full_attention_interval": 2, "hidden_size": 32}
+SMALL: dict[str, Any] = {"num_hidden_layers": 2, "full_attention_interval": 2, "hidden_size": 32}
 
 
 @pytest.fixture(scope="module")

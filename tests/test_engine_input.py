@@ -13,7 +13,8 @@ from tests.engine_fixtures import Answer, generate, opened
 from trt_mtp.errors import InputError
 from trt_mtp.serve.engine import open_engine
 from trt_mtp.serve.engine.base import Request, SamplingParams
-from trt_mtp.serve.engine.cpu import CpuEngine, read_eos_ids
+from trt_mtp.serve.engine.cpu import CpuEngine
+from trt_mtp.serve.engine.text import read_eos_ids
 
 SAMPLING = SamplingParams(max_tokens=8)
 

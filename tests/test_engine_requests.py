@@ -13,8 +13,9 @@ from tests.engine_fixtures import Answer, generate, mixed_requests, opened
 from trt_mtp.errors import TrtMtpError
 from trt_mtp.serve.engine import cycle
 from trt_mtp.serve.engine.base import Chunk, Request, SamplingParams
-from trt_mtp.serve.engine.cpu import CpuEngine, read_eos_ids
+from trt_mtp.serve.engine.cpu import CpuEngine
 from trt_mtp.serve.engine.sequence import Sequence
+from trt_mtp.serve.engine.text import read_eos_ids
 
 LONG = SamplingParams(max_tokens=200, ignore_eos=True)
 NUM_REQUESTS = 24

@@ -96,6 +96,15 @@ def test_the_prompt_is_echoed_on_demand_only() -> None:
     assert read(input_ids=[1], sampling_param_exclude_input_from_output=False).echo == ""
 
 
+def test_an_answer_that_goes_on_has_no_echo() -> None:
+    """Tokens that the client has arrive beside the prompt, which isn't echoed again."""
+    begun: dict[str, Any] = {"text_input": "ab", "sampling_param_exclude_input_from_output": False}
+    found = read(**begun, emitted_ids=[7, 8])
+    assert found.request == Request((97, 98), emitted_ids=(7, 8))
+    assert found.echo == ""
+    assert read(**begun, emitted_ids=[]) == read(**begun)
+
+
 def test_flags_leave_outputs_out() -> None:
     """A return flag that is false takes its outputs out of the answer; a true one does nothing."""
     assert read(text_input="a", return_finish_reason=False).omitted == {"finish_reason"}

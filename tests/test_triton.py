@@ -157,6 +157,34 @@ def test_messages_token_ids_and_stop_texts(server: TritonServer) -> None:
     assert stopped["finish_reason"] == [b"stop"]
 
 
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        {"text_input": PROMPT, "sampling_param_exclude_input_from_output": False},
+        {"messages": json.dumps([{"role": "user", "content": "hi"}])},
+        {"input_ids": [5, 6, 7]},
+    ],
+    ids=lambda prompt: next(iter(prompt)),
+)
+def test_another_variant_continues_an_answer(server: TritonServer, prompt: dict[str, Any]) -> None:
+    """Given the tokens of a broken answer, the other variant sends the rest and counts all."""
+    request = {**prompt, "streaming": True, "sampling_param_max_tokens": 40}
+    request |= {"sampling_param_temperature": 0.9, "sampling_param_seed": 3}
+    whole = ask(server, K0, **request)
+    seen = whole[: len(whole) // 2]
+    emitted = [token for piece in seen for token in piece.outputs["output_ids"]]
+    rest = ask(server, K3, emitted_ids=emitted, **request)
+    assert text_of(seen) + text_of(rest) == text_of(whole)
+    tokens = [token for piece in rest for token in piece.outputs["output_ids"]]
+    assert len(emitted) + len(tokens) == 40
+    last, expected = rest[-1].outputs, whole[-1].outputs
+    for name in ("finish_reason", "num_input_tokens", "num_output_tokens"):
+        assert last[name] == expected[name]
+    assert last["num_steps"][0] + last["num_accepted_draft_tokens"][0] == len(tokens) - 1
+    none = ask(server, K3, emitted_ids=np.array([], np.int32), **request)
+    assert text_of(none) == text_of(whole)
+
+
 def test_one_stream_takes_many_requests_at_once(server: TritonServer) -> None:
     """More requests than slots on one stream are all answered, each under its own id."""
     with streaming(server.grpc_url) as stream:
@@ -212,6 +240,7 @@ def test_http_streams_too(server: TritonServer) -> None:
         ({"text_input": "a", "sampling_param_temperature": float("nan")}, "temperature is nan"),
         ({"text_input": "a", "parameters": {"taks": "qa"}}, "'taks'; did you mean task"),
         ({"messages": "[1"}, "messages is not JSON"),
+        ({"text_input": "a", "emitted_ids": [3] * 128}, "the answer is complete"),
     ],
 )
 def test_bad_input_is_one_sentence_and_harms_no_one(

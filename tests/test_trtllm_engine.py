@@ -110,6 +110,37 @@ def test_stop_text_cuts_the_answer(engine: Engine) -> None:
     assert len(cut.token_ids) < 20
 
 
+@pytest.mark.parametrize("sampling", [{}, {"temperature": 0.8, "seed": 5}])
+def test_another_variant_goes_on(
+    engines: Path, engine: Engine, sampling: dict[str, object]
+) -> None:
+    """After the tokens of a broken answer come the rest of it, counted as one answer."""
+    whole = ask(engine, **sampling)
+    wanted = SamplingParams(max_tokens=20, ignore_eos=True, **sampling)  # type: ignore[arg-type]
+    other = open_engine(engines / "k1")
+    for seam in (1, 7, 19):
+        chunks: list[Chunk] = []
+        done = threading.Event()
+
+        def on_chunk(
+            chunk: Chunk, chunks: list[Chunk] = chunks, done: threading.Event = done
+        ) -> None:
+            chunks.append(chunk)
+            if chunk.finish_reason:
+                done.set()
+
+        other.submit(Request(PROMPT, wanted, whole.token_ids[:seam]), on_chunk)
+        assert done.wait(30)
+        tokens = [token for chunk in chunks for token in chunk.token_ids]
+        assert tokens == list(whole.token_ids[seam:])
+        assert whole.text.endswith("".join(chunk.text for chunk in chunks))
+        assert (chunks[-1].num_output_tokens, chunks[-1].finish_reason) == (20, "length")
+        counters = chunks[-1].counters
+        assert len(tokens) == 1 + counters.num_steps + counters.num_accepted_draft_tokens
+    assert other.statistics().num_output_tokens == 19 + 13 + 1
+    other.close()
+
+
 def test_cancel(engine: Engine) -> None:
     """A cancelled request ends as cancelled, and others go on."""
     reasons: list[str] = []
@@ -152,6 +183,8 @@ def test_many_at_once(engine: Engine) -> None:
         (Request((1,), SamplingParams(max_tokens=0)), "max_tokens is 0"),
         (Request((1,), SamplingParams(top_k=-1)), "top_k is -1"),
         (Request((1,), SamplingParams(seed=-1)), "seed is -1"),
+        (Request((1,), SamplingParams(max_tokens=2), (5, 5)), "the answer is complete"),
+        (Request((1,), SamplingParams(), (5, 2)), "ended with token 2 of emitted_ids"),
     ],
 )
 def test_impossible_requests(engine: Engine, request_: Request, says: str) -> None:

@@ -26,15 +26,26 @@ class SamplingParams:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One prompt to continue."""
+    """One prompt to continue; or an answer, after the tokens that another variant emitted.
+
+    Emitted tokens count as output: max_tokens and num_output_tokens include them. Stop texts and
+    characters that cross the seam come out as they would have in one piece; nothing that the
+    emitted tokens had already made final is sent again.
+    """
 
     prompt_ids: tuple[int, ...]
     sampling: SamplingParams = field(default_factory=SamplingParams)
+    emitted_ids: tuple[int, ...] = ()
+
+    @property
+    def context_ids(self) -> tuple[int, ...]:
+        """All tokens that the next one follows."""
+        return self.prompt_ids + self.emitted_ids
 
 
 @dataclass(frozen=True, slots=True)
 class SpeculationCounters:
-    """What the drafts of one request did so far; all zero where nothing was drafted."""
+    """What the drafts of one request did so far in this engine; all zero without drafts."""
 
     num_steps: int = 0  # verify steps; plain steps at draft length 0
     num_draft_tokens: int = 0
@@ -53,7 +64,7 @@ class Chunk:
     text: str
     token_ids: tuple[int, ...]
     counters: SpeculationCounters
-    num_output_tokens: int  # so far
+    num_output_tokens: int  # so far, those of Request.emitted_ids among them
     finish_reason: FinishReason | None = None  # set on the last chunk only
     error: str = ""  # one sentence, with finish_reason "error"
 
@@ -85,7 +96,8 @@ class Engine(Protocol):
         """Queue `request`; `on_chunk` is called from an engine thread, in order, and must be quick.
 
         Raises InputError when the request can't be run at all (empty or too long a prompt,
-        a token id or sampling value out of range); everything later arrives as a chunk.
+        a token id or sampling value out of range, an answer that its emitted tokens ended);
+        everything later arrives as a chunk.
         """
 
     def encode(self, text: str) -> tuple[int, ...]:

@@ -18,8 +18,14 @@ def check_request(request: Request, vocab_size: int, max_seq_len: int) -> None:
             f"the prompt has {num_prompt} tokens and max_tokens is {sampling.max_tokens}; "
             f"together they may be at most {max_seq_len} for this variant"
         )
-    if not all(0 <= token < vocab_size for token in request.prompt_ids):
-        raise InputError(f"input_ids must lie between 0 and {vocab_size - 1}")
+    for name, ids in (("input_ids", request.prompt_ids), ("emitted_ids", request.emitted_ids)):
+        if not all(0 <= token < vocab_size for token in ids):
+            raise InputError(f"{name} must lie between 0 and {vocab_size - 1}")
+    if len(request.emitted_ids) >= sampling.max_tokens:
+        raise InputError(
+            f"emitted_ids has {len(request.emitted_ids)} tokens and max_tokens is "
+            f"{sampling.max_tokens}; the answer is complete"
+        )
     if not 0.0 <= sampling.temperature <= 100.0:
         raise InputError(f"temperature is {sampling.temperature}; expected 0 to 100")
     if sampling.top_k < 0:

@@ -14,12 +14,11 @@ from typing import Any
 import numpy as np
 
 from trt_mtp.errors import TrtMtpError
-from trt_mtp.files import read_json
 from trt_mtp.serve.engine import cycle, forward
 from trt_mtp.serve.engine.base import Chunk, EngineStatistics, Request
 from trt_mtp.serve.engine.checks import check_request
 from trt_mtp.serve.engine.sequence import Sequence
-from trt_mtp.serve.engine.text import AnswerText, TextCodec
+from trt_mtp.serve.engine.text import TextCodec, begin_answer
 from trt_mtp.serve.engine.weights import (
     load_weights,
     mixed_width,
@@ -29,18 +28,6 @@ from trt_mtp.serve.engine.weights import (
 log = logging.getLogger(__name__)
 
 PREFILL_CHUNK = 64  # prompt tokens a turn; bounds how long decoding requests wait
-
-
-def read_eos_ids(folder: Path) -> frozenset[int]:
-    """The token ids that end an answer, from generation_config.json or config.json."""
-    for name in ("generation_config.json", "config.json"):
-        if (folder / name).exists():
-            config: dict[str, Any] = read_json(folder / name)
-            for part in (config, config.get("text_config") or {}):
-                value = part.get("eos_token_id")
-                if value is not None:
-                    return frozenset(value if isinstance(value, list) else [value])
-    return frozenset()
 
 
 def allocate(
@@ -105,7 +92,6 @@ class CpuEngine:
         self.draft_length = draft_length
         self.max_seq_len = max_seq_len
         self.codec = TextCodec(shared)
-        self.eos_ids = read_eos_ids(shared)
         length = max_seq_len + draft_length + 1  # a verify step may look past the last token
         self._weights, self._shape, kinds = load_weights(shared, length)
         self._state, self._scratch, self._rows = allocate(
@@ -134,7 +120,7 @@ class CpuEngine:
     def submit(self, request: Request, on_chunk: Callable[[Chunk], None]) -> Sequence:
         """Queue `request`; `on_chunk` is called from the engine's thread, in order."""
         check_request(request, self._shape.vocab, self.max_seq_len)
-        text = AnswerText(self.codec, request.sampling.stop)
+        text = begin_answer(self.codec, request)
         sequence = Sequence(request, on_chunk, text, self.draft_length)
         with self._wake:
             if self._is_closed:
@@ -196,7 +182,7 @@ class CpuEngine:
     def _admit(self, sequence: Sequence, slot: int) -> None:
         state, sampling = self._state, sequence.request.sampling
         sequence.slot = slot
-        state.tokens[slot, : sequence.num_prompt_tokens] = sequence.request.prompt_ids
+        state.tokens[slot, : sequence.num_context_tokens] = sequence.request.context_ids
         state.done[slot] = 0
         state.pending[slot] = 0
         state.conv[slot] = 0
@@ -218,12 +204,12 @@ class CpuEngine:
             sequence.finish("cancelled")
 
     def _prefill_one(self) -> None:
-        """One chunk of the oldest prompt that is not done."""
+        """One chunk of the oldest request whose context is not done."""
         sequence = next((s for s in self._running if not s.is_prefilled), None)
         if sequence is None:
             return
-        num_prompt, slot = sequence.num_prompt_tokens, sequence.slot
-        stop = min(sequence.num_prefilled + PREFILL_CHUNK, num_prompt)
+        num_context, slot = sequence.num_context_tokens, sequence.slot
+        stop = min(sequence.num_prefilled + PREFILL_CHUNK, num_context)
         cycle.prefill(
             self._weights,
             self._shape,
@@ -232,12 +218,12 @@ class CpuEngine:
             self._rows,
             slot,
             stop,
-            num_prompt,
+            num_context,
             self.draft_length > 0,
         )
         sequence.num_prefilled = stop
         if sequence.is_prefilled:
-            self._deliver(sequence, [int(self._state.tokens[slot, num_prompt])])
+            self._deliver(sequence, [int(self._state.tokens[slot, num_context])])
 
     def _decode(self) -> None:
         """One draft-and-verify cycle for every request that is past its prompt."""
@@ -264,7 +250,7 @@ class CpuEngine:
 
     def _deliver(self, sequence: Sequence, tokens: list[int], is_step: bool = False) -> None:
         before = sequence.num_output_tokens
-        sequence.advance(tokens, self.eos_ids, is_step)
+        sequence.advance(tokens, self.codec.eos_ids, is_step)
         self._totals["output"] += sequence.num_output_tokens - before
         if is_step:
             self._totals["steps"] += 1

@@ -17,13 +17,14 @@ class Sequence:
     draft_length: int
     slot: int = -1  # -1 while waiting
     num_prefilled: int = 0
-    num_output_tokens: int = 0
+    num_output_tokens: int = field(init=False)  # emitted ones included
     num_steps: int = 0
     accepted_per_position: list[int] = field(default_factory=list)
     is_cancelled: bool = False
     finish_reason: FinishReason | None = None
 
     def __post_init__(self) -> None:
+        self.num_output_tokens = len(self.request.emitted_ids)
         self.accepted_per_position = [0] * self.draft_length
 
     def cancel(self) -> None:
@@ -31,12 +32,12 @@ class Sequence:
         self.is_cancelled = True
 
     @property
-    def num_prompt_tokens(self) -> int:
-        return len(self.request.prompt_ids)
+    def num_context_tokens(self) -> int:
+        return len(self.request.prompt_ids) + len(self.request.emitted_ids)
 
     @property
     def is_prefilled(self) -> bool:
-        return self.num_prefilled == self.num_prompt_tokens
+        return self.num_prefilled == self.num_context_tokens
 
     @property
     def counters(self) -> SpeculationCounters:

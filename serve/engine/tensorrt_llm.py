@@ -26,7 +26,7 @@ from trt_mtp.serve.engine.base import (
     SpeculationCounters,
 )
 from trt_mtp.serve.engine.checks import check_request
-from trt_mtp.serve.engine.text import AnswerText, TextCodec
+from trt_mtp.serve.engine.text import AnswerText, TextCodec, begin_answer
 
 log = logging.getLogger(__name__)
 
@@ -60,14 +60,15 @@ def load_llm(folder: Path, record: Mapping[str, Any]) -> Any:
         raise TrtMtpError(f"TensorRT-LLM can't start {folder.name}: {error}") from error
 
 
-def sampling_params(sampling: SamplingParams) -> dict[str, Any]:
-    """The arguments of `tensorrt_llm.SamplingParams` for `sampling`.
+def sampling_params(sampling: SamplingParams, num_emitted: int = 0) -> dict[str, Any]:
+    """The arguments of `tensorrt_llm.SamplingParams` for `sampling`, `num_emitted` tokens being
+    part of the prompt.
 
     Greedy decoding is asked for by top_k = 1, which every version takes as that. Stop texts stay
     here, so that an answer is cut at the same character by every engine.
     """
     wanted: dict[str, Any] = {
-        "max_tokens": sampling.max_tokens,
+        "max_tokens": sampling.max_tokens - num_emitted,
         "ignore_eos": sampling.ignore_eos,
         "detokenize": False,
         "return_perf_metrics": True,
@@ -116,7 +117,7 @@ class TrtllmGeneration:
     ) -> None:
         self.request = request
         self.text = text
-        self.num_tokens = 0
+        self.num_tokens = 0  # of this engine
         self.is_cancelled = False
         self.output: Any = None
         self._on_chunk = on_chunk
@@ -152,7 +153,8 @@ class TrtllmGeneration:
         error: str = "",
     ) -> None:
         """Hand a chunk on; a receiver that is gone ends the request."""
-        chunk = Chunk(text, token_ids, counters, self.num_tokens, finish_reason, error)
+        num_output_tokens = len(self.request.emitted_ids) + self.num_tokens
+        chunk = Chunk(text, token_ids, counters, num_output_tokens, finish_reason, error)
         try:
             self._on_chunk(chunk)
         except Exception:
@@ -200,7 +202,7 @@ class TrtllmEngine:
     def submit(self, request: Request, on_chunk: Callable[[Chunk], None]) -> TrtllmGeneration:
         """Hand `request` over; `on_chunk` is called from the loop's thread, in order."""
         check_request(request, self._vocab_size, self.max_seq_len)
-        text = AnswerText(self.codec, request.sampling.stop)
+        text = begin_answer(self.codec, request)
         generation = TrtllmGeneration(request, on_chunk, text, self._loop)
         with self._lock:
             if self._is_closed:
@@ -234,8 +236,8 @@ class TrtllmEngine:
         request = generation.request
         # inside the loop, where alone its result can be awaited
         generation.output = self._llm.generate_async(
-            list(request.prompt_ids),
-            TrtllmSampling(**sampling_params(request.sampling)),
+            list(request.context_ids),
+            TrtllmSampling(**sampling_params(request.sampling, len(request.emitted_ids))),
             streaming=True,
         )
         async for output in generation.output:

@@ -11,6 +11,7 @@ from tokenizers import Tokenizer
 
 from trt_mtp.errors import InputError
 from trt_mtp.files import read_json
+from trt_mtp.serve.engine.base import Request
 
 REPLACEMENT = "\ufffd"  # what an incomplete UTF-8 sequence decodes to
 
@@ -46,8 +47,20 @@ def read_template(folder: Path) -> str:
     return source
 
 
+def read_eos_ids(folder: Path) -> frozenset[int]:
+    """The token ids that end an answer, from generation_config.json or config.json."""
+    for name in ("generation_config.json", "config.json"):
+        if (folder / name).exists():
+            config: dict[str, Any] = read_json(folder / name)
+            for part in (config, config.get("text_config") or {}):
+                value = part.get("eos_token_id")
+                if value is not None:
+                    return frozenset(value if isinstance(value, list) else [value])
+    return frozenset()
+
+
 class TextCodec:
-    """The tokenizer and chat template of one checkpoint."""
+    """The tokenizer, end tokens and chat template of one checkpoint."""
 
     def __init__(self, folder: Path) -> None:
         """Read tokenizer.json in `folder`; the chat template is read when it is first needed."""
@@ -55,6 +68,7 @@ class TextCodec:
             self.tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
         except Exception as error:  # tokenizers raises plain Exception
             raise InputError(f"{folder / 'tokenizer.json'} can't be read: {error}") from None
+        self.eos_ids = read_eos_ids(folder)
         self._folder = folder
         self._template: jinja2.Template | None = None
 
@@ -124,6 +138,19 @@ class AnswerText:
         keep = max((_overlap(text, stop) for stop in self._stop), default=0)
         self._held = text[len(text) - keep :]
         return text[: len(text) - keep], False
+
+
+def begin_answer(codec: TextCodec, request: Request) -> AnswerText:
+    """The text of the answer to `request`, where its emitted tokens left it.
+
+    Raises InputError when the answer ended with one of them.
+    """
+    text = AnswerText(codec, request.sampling.stop)
+    ends = frozenset[int]() if request.sampling.ignore_eos else codec.eos_ids
+    for count, token in enumerate(request.emitted_ids, start=1):
+        if token in ends or text.push(token)[1]:
+            raise InputError(f"the answer ended with token {count} of emitted_ids; it is complete")
+    return text
 
 
 def _overlap(text: str, stop: str) -> int:

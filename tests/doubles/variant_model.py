@@ -1,11 +1,15 @@
 """A double of a variant's Triton model: answers as the JSON object in the prompt says.
 
-Keys: tokens (default 3), delay_s before each, error_at a token, error_with_final (the error is also
-the last message), separate_final (the last message is an empty one of its own), name (touches the
-file cancelled-<name> in the folder that the model's parameter `notes` names).
+Token number i has the id i and the text "w<i>"; tokens that the request brings as emitted_ids are
+not sent again. Keys: tokens (default 3), delay_s before each, separate_final (the last message is
+an empty one of its own), name (touches the file cancelled-<name> in the folder that the model's
+parameter `notes` names). Faults, each before the token that it names, of the draft lengths in
+`faulty` (default: all): error_at (error_with_final: the error is also the last message), hang_at
+(no further message until the client leaves), die_at (the process ends).
 """
 
 import json
+import os
 import threading
 import time
 from pathlib import Path
@@ -15,6 +19,7 @@ import numpy as np
 import triton_python_backend_utils as pb_utils
 
 FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
+POLL_S = 0.01
 
 
 class TritonPythonModel:
@@ -42,36 +47,50 @@ class TritonPythonModel:
             script = json.loads(value("text_input", b"{}"))
         except ValueError:
             script = {}
+        emitted = pb_utils.get_input_tensor_by_name(request, "emitted_ids")
+        num_emitted = 0 if emitted is None else emitted.as_numpy().size
         num_tokens = script.get("tokens", 3)
-        for index in range(num_tokens):
+        if num_emitted and num_emitted >= num_tokens:
+            self.fail(sender, "the answer is complete")
+            return
+        is_faulty = self.draft_length in script.get("faulty", [self.draft_length])
+        for index in range(num_emitted, num_tokens):
             time.sleep(script.get("delay_s", 0))
+            if is_faulty and script.get("hang_at") == index:
+                while not sender.is_cancelled():
+                    time.sleep(POLL_S)
             if sender.is_cancelled():
                 (self.notes / f"cancelled-{script.get('name')}").touch()
                 sender.send(flags=FINAL)
                 return
-            if script.get("error_at") == index:
-                self.fail(sender, script.get("error_with_final", False))
+            if is_faulty and script.get("die_at") == index:
+                os._exit(1)
+            if is_faulty and script.get("error_at") == index:
+                self.fail(sender, "the engine broke", script.get("error_with_final", False))
                 return
             is_last = index == num_tokens - 1
             if is_last or value("streaming", False):
                 flags = FINAL if is_last and not script.get("separate_final") else 0
-                sender.send(self.response(index, is_last, wanted), flags=flags)
+                sender.send(self.response(index, num_emitted, is_last, wanted), flags=flags)
         if script.get("separate_final"):
             sender.send(flags=FINAL)
 
-    def fail(self, sender: Any, with_final: bool) -> None:
-        error = pb_utils.InferenceResponse(error=pb_utils.TritonError("the engine broke"))
+    def fail(self, sender: Any, message: str, with_final: bool = False) -> None:
+        error = pb_utils.InferenceResponse(error=pb_utils.TritonError(message))
         sender.send(error, flags=FINAL if with_final else 0)
         if not with_final:
             sender.send(flags=FINAL)
 
-    def response(self, index: int, is_last: bool, wanted: list[str]) -> Any:
-        steps, k = index + 1, self.draft_length
-        values: dict[str, Any] = {"text_output": np.array([f"w{index}".encode()], np.object_)}
+    def response(self, index: int, num_emitted: int, is_last: bool, wanted: list[str]) -> Any:
+        steps, k = index + 1 - num_emitted, self.draft_length
+        values: dict[str, Any] = {
+            "text_output": np.array([f"w{index}".encode()], np.object_),
+            "output_ids": np.array([index], np.int32),
+        }
         if is_last:
             values["finish_reason"] = np.array([b"length"], np.object_)
             numbers = {
-                "num_output_tokens": [steps],
+                "num_output_tokens": [index + 1],
                 "num_steps": [steps],
                 "num_draft_tokens": [steps * k],
                 "num_accepted_draft_tokens": [k],
