@@ -71,7 +71,8 @@ class StepCost:
 
     def step_s(self, draft_length: int, batch: int) -> float:
         """Expected seconds of one step, corrected by what was observed."""
-        batch = max(batch, 1)
+        if batch < 1:
+            batch = 1
         step = self._cache.get((draft_length, batch))
         if step is None:
             if len(self._cache) > 100_000:

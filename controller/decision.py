@@ -1,7 +1,7 @@
 """What a policy sees of a variant, and what it decided: plain values that round-trip JSON."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from trt_mtp.errors import InputError
@@ -34,8 +34,7 @@ class CandidateScore(NamedTuple):
     rejected: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Decision:
+class Decision(NamedTuple):
     """Where a request goes, and all that is needed to explain, replay and learn from it."""
 
     decision_id: str
@@ -60,7 +59,7 @@ class Decision:
 
     def to_json(self) -> dict[str, Any]:
         """A JSON object with stable keys."""
-        record = asdict(self)
+        record = self._asdict()
         record["task_probabilities"] = dict(self.task_probabilities)
         record["reasons"] = list(self.reasons)
         record["candidates"] = [candidate._asdict() for candidate in self.candidates]
@@ -70,7 +69,7 @@ class Decision:
     def from_json(cls, record: Mapping[str, Any]) -> "Decision":
         """The decision that `to_json` wrote; raises InputError for anything else."""
         try:
-            values = {field.name: record[field.name] for field in fields(cls)}
+            values = {name: record[name] for name in cls._fields}
             values["task_probabilities"] = tuple(values["task_probabilities"].items())
             values["reasons"] = tuple(values["reasons"])
             values["candidates"] = tuple(CandidateScore(**c) for c in values["candidates"])

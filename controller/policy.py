@@ -11,6 +11,7 @@ import random
 import secrets
 from collections import OrderedDict
 from collections.abc import Sequence
+from operator import attrgetter
 
 from trt_mtp.controller.acceptance import (
     AcceptanceKey,
@@ -36,6 +37,9 @@ MAX_EXPLORATION_LOSS = 0.25  # of a request's expected time
 MIN_SHARE = 0.1  # tasks less likely than this neither count in a decision nor learn from it
 TIE = 0.02  # shorter draft lengths win within the uncertainty, but never give away more
 
+_FASTEST = attrgetter("total_s", "draft_length")
+_SHALLOWEST = attrgetter("draft_length", "total_s")
+
 
 class NoVariantError(TrtMtpError):
     """No hosted variant can take the request; the message says why each can't."""
@@ -56,7 +60,7 @@ class Expected:
 
     def length(self, draft_length: int) -> float:
         """The acceptance length."""
-        k = min(draft_length, MAX_POSITIONS)
+        k = draft_length if draft_length < MAX_POSITIONS else MAX_POSITIONS
         if len(self._parts) == 1:
             return self._parts[0][1].lengths[k]
         return self._total / sum([share / e.lengths[k] for share, e in self._parts])
@@ -171,15 +175,19 @@ class Policy:
             raise InputError(f"draft_length is {hint}: expected auto or a hosted one ({hosted})")
         home = self._homes.get(features.session_id) if features.session_id else None
         num_tokens = features.num_prompt_tokens or int(features.num_chars / CHARS_PER_TOKEN)
-        total_running = sum([v.num_running for v in variants])
-        shared, answer = self.profile.shared_device, min(features.max_tokens, TYPICAL_ANSWER_TOKENS)
+        answer = max(1, min(features.max_tokens, TYPICAL_ANSWER_TOKENS))
+        shared = sum([v.num_running for v in variants]) if self.profile.shared_device else None
         times = []
         for v in variants:
             moves = home is not None and home != v.name
-            load = (total_running if shared else v.num_running) + 1
+            load = (v.num_running if shared is None else shared) + 1
             length = expected.length(v.draft_length)
             times.append(self._time(v, load, length, answer, num_tokens if moves else 0))
-        rejections = [_rejection(v, features, num_tokens) for v in variants]
+        asks = hint is not None or features.num_prompt_tokens is not None
+        rejections = [
+            "" if v.is_healthy and not asks else _rejection(v, features, num_tokens)
+            for v in variants
+        ]
         return _with_scores(variants, rejections, times)
 
     def _time(
@@ -187,7 +195,7 @@ class Policy:
     ) -> _Time:
         """The expected time on `v`, in parts."""
         step_s = self.cost.step_s(v.draft_length, load)
-        answer_s = step_s / length * (answer if answer > 0 else 1)
+        answer_s = step_s / length * answer
         ahead = v.num_running + 1 - v.max_batch_size
         wait_s = ahead * answer_s / max(v.max_batch_size, 1) if ahead > 0 else 0.0
         prefill_s = moved_tokens / self._prefill_tokens_per_s
@@ -205,7 +213,7 @@ class Policy:
         usable = [c for c in candidates if not c.rejected]
         if len(usable) == 1:
             return usable[0], False, ("the only variant that can take it",)
-        best = max(usable, key=_score_then_shallow)
+        best = min(usable, key=_FASTEST)
         if features.hint_draft_length is not None:
             return best, False, ("hint: the request names its draft length",)
         steady, why = self._steady(task, usable, best, expected)
@@ -225,7 +233,7 @@ class Policy:
             floor = 1 - self.profile.hysteresis
             same = [c for c in usable if c.draft_length == last and c.score >= floor]
             if same:
-                return max(same, key=_score_then_shallow), f"K={last} as before: within hysteresis"
+                return min(same, key=_FASTEST), f"K={last} as before: within hysteresis"
         ties = [
             c
             for c in usable
@@ -234,7 +242,7 @@ class Policy:
             and c.score >= 1 - _tie(c, best, expected)
         ]
         if ties:
-            tied = min(ties, key=_shallow_then_score)
+            tied = min(ties, key=_SHALLOWEST)
             return tied, f"K={tied.draft_length} ties with K={best.draft_length}: shorter wins"
         return best, f"K={best.draft_length} finishes first at load {best.load}"
 
@@ -288,18 +296,15 @@ def _with_scores(
         [
             CandidateScore(v.name, v.draft_length, rejected=rejected)
             if rejected
-            else CandidateScore(v.name, v.draft_length, *time, best / time[5])
-            for v, rejected, time in zip(variants, rejections, times, strict=True)
+            else CandidateScore(
+                v.name, v.draft_length, load, length, step_s, wait_s, prefill_s, total_s,
+                best / total_s, "",
+            )
+            for v, rejected, (load, length, step_s, wait_s, prefill_s, total_s) in zip(
+                variants, rejections, times, strict=True
+            )
         ]
-    )
-
-
-def _score_then_shallow(candidate: CandidateScore) -> tuple[float, int]:
-    return candidate.score, -candidate.draft_length
-
-
-def _shallow_then_score(candidate: CandidateScore) -> tuple[int, float]:
-    return candidate.draft_length, -candidate.score
+    )  # fmt: skip
 
 
 def _tie(shallow: CandidateScore, best: CandidateScore, expected: Expected) -> float:
@@ -330,7 +335,7 @@ def _probe(
     ]
     choices = promising or [c for c in others if c.draft_length > 0]
     if steady.draft_length == 0 and choices:
-        return min(choices, key=_shallow_then_score)  # the cheapest that teaches
+        return min(choices, key=_SHALLOWEST)  # the cheapest that teaches
     return choices[seed % len(choices)] if choices else None
 
 

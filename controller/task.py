@@ -5,16 +5,18 @@ over a bounded window. The work doesn't grow with the prompt.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from trt_mtp.controller.request import RequestFeatures
 from trt_mtp.controller.tasks import TASKS
-from trt_mtp.controller.text_model import TextModel, features, load_text_model
+from trt_mtp.controller.text_model import TextModel, load_text_model, read_words
 from trt_mtp.errors import InputError
 from trt_mtp.files import nearest
 
 SYSTEM_CHARS = 600
 SYSTEM_WEIGHT = 0.5  # a system prompt says what a service is for, not what this request asks
+MAX_LAG = 3.9  # log-odds behind the best from which a task is left out: 2 % as likely
 _SERVICE_WORDS = ("assistant", "helpful", "expert", "model", "bot", "tool", "qwen", "engineer")
 _INDEX = {task: i for i, task in enumerate(TASKS)}
 
@@ -42,7 +44,7 @@ def guess_task(request: RequestFeatures, model: TextModel | None = None) -> Task
     if request.hint_task is not None:
         return _hinted(request.hint_task)
     model = model or load_text_model()
-    text = model.score(features(request.head, request.tail, request.num_chars))
+    text = model.score(read_words(request.head, request.tail, request.num_chars))
     scores, reasons = text.scores, []
     if text.evidence:
         reasons.append("text: " + ", ".join(text.evidence))
@@ -64,7 +66,7 @@ def _hinted(task: str) -> TaskGuess:
 
 
 def _add_system(model: TextModel, system: str, scores: list[float], reasons: list[str]) -> None:
-    text = model.score(features(system[:SYSTEM_CHARS], "", 0))
+    text = model.score(read_words(system[:SYSTEM_CHARS], "", 0))
     for i, score in enumerate(text.scores):
         scores[i] += SYSTEM_WEIGHT * (score - model.bias[i])
     if text.evidence:
@@ -93,16 +95,13 @@ def _add_structure(request: RequestFeatures, scores: list[float], reasons: list[
         reasons.append("high temperature")
 
 
-def _probabilities(scores: list[float]) -> tuple[tuple[str, float], ...]:
+def _probabilities(scores: Sequence[float]) -> tuple[tuple[str, float], ...]:
     best = max(scores)
-    likely = [
-        (TASKS[i], math.exp(score - best))
-        for i, score in enumerate(scores)
-        if score - best > -3.9  # less than 2 % as likely: left out
-    ]
-    total = sum([p for _, p in likely])
-    return tuple(sorted([(task, p / total) for task, p in likely], key=_by_probability))
-
-
-def _by_probability(item: tuple[str, float]) -> float:
-    return -item[1]
+    floor = best - MAX_LAG
+    likely = [(score, task) for score, task in zip(scores, TASKS, strict=True) if score > floor]
+    if len(likely) == 1:
+        return ((likely[0][1], 1.0),)
+    likely.sort(reverse=True)
+    shares = [math.exp(score - best) for score, _ in likely]
+    total = sum(shares)
+    return tuple([(task, share / total) for (_, task), share in zip(likely, shares, strict=True)])

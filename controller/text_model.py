@@ -1,13 +1,13 @@
 """A linear model of tasks over the words and marks of a bounded window of text.
 
 Its weights are few, readable and lie in data/task_model.json, which
-`python -m trt_mtp.controller.train_task_model` writes from data/task_prompts.jsonl.
+`python -m trt_mtp.controller.train_task_model` writes from data/task_prompts.txt.
 """
 
 import json
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+import struct
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
@@ -15,9 +15,10 @@ from typing import NamedTuple
 
 from trt_mtp.controller.tasks import TASKS
 
-WINDOW_CHARS = 500  # read from each end
-EDGE_WORDS = 16  # the first and the last words, where instructions lie, are features twice
+WINDOW_CHARS = 200  # read from each end
+EDGE_WORDS = 12  # the first and the last words, where instructions lie, are features twice
 EDGE_CHARS = 150  # of each end, read as pairs of characters where a script has no spaces
+TELLING = 0.5  # log-odds from which a word is named as a reason
 MODEL_PATH = Path(__file__).parent / "data" / "task_model.json"
 
 # ASCII letters to lower case, ASCII punctuation and digits to spaces, all else as it is
@@ -31,22 +32,24 @@ _LETTERS_DIGITS_SPACE = bytes(
 )
 _NOT_DIGITS = bytes(byte for byte in range(256) if not 48 <= byte <= 57)
 _MARKS = (  # what is left of a text without letters, digits and spaces -> feature
-    (b"```", b"#fence"),
     (b'":', b"#json"),
-    (b"[]", b"#numbered"),
-    (b"\\", b"#backslash"),
-    (b"$", b"#dollar"),
     (b"=", b"#equals"),
-    (b"()", b"#call"),
-    (b"</", b"#tag"),
     (b"\n\n", b"#paragraphs"),
-    (b"\n-", b"#list"),
-    (b"|", b"#table"),
-    (b"://", b"#link"),
 )
 
 
-def features(head: str, tail: str, num_chars: int) -> set[bytes]:
+class Words(NamedTuple):
+    """The features of a text: its words and marks, and the words at its ends once more."""
+
+    anywhere: list[bytes]  # words, marks (`#...`) and pairs of characters; repeats count once
+    edges: list[bytes]
+
+    def names(self) -> set[bytes]:
+        """The features as the model's file names them: those of the edges begin with `^`."""
+        return {*self.anywhere, *(b"^" + word for word in self.edges)}
+
+
+def read_words(head: str, tail: str, num_chars: int) -> Words:
     """The features of a prompt; `head` and `tail` are its ends, equal where it is short."""
     if num_chars <= 2 * WINDOW_CHARS:
         text = head
@@ -54,23 +57,21 @@ def features(head: str, tail: str, num_chars: int) -> set[bytes]:
         text = f"{head[:WINDOW_CHARS]}\n{tail[-WINDOW_CHARS:]}"
     raw = text.encode("utf-8", "replace")
     words = raw.translate(_WORD_BYTES).split()
-    found = set(words)
     edges = words if len(words) <= 2 * EDGE_WORDS else words[:EDGE_WORDS] + words[-EDGE_WORDS:]
-    found.update([b"^" + word for word in edges])
     signs = raw.translate(None, _LETTERS_DIGITS_SPACE)
-    found.update([mark for piece, mark in _MARKS if piece in signs])
-    found.add(_size_mark(num_chars))
+    found = [mark for piece, mark in _MARKS if piece in signs]
+    found.append(_size_mark(num_chars))
     num_digits = len(raw.translate(None, _NOT_DIGITS))
     if num_digits:
-        found.add(b"#many-digits" if num_digits * 16 > len(raw) else b"#digits")
+        found.append(b"#many-digits" if num_digits * 16 > len(raw) else b"#digits")
     if text[-3:].rstrip().endswith(("?", "？")):  # noqa: RUF001 - the full-width question mark
-        found.add(b"#question")
+        found.append(b"#question")
     if not text.isascii():
-        found.add(b"#not-ascii")
+        found.append(b"#not-ascii")
         ends = text if len(text) <= 2 * EDGE_CHARS else text[:EDGE_CHARS] + text[-EDGE_CHARS:]
         for run in _NO_SPACES.findall(ends):
-            found.update([(a + b).encode() for a, b in pairwise(run)])
-    return found
+            found += [(a + b).encode() for a, b in pairwise(run)]
+    return Words(words + found, edges)
 
 
 def _size_mark(num_chars: int) -> bytes:
@@ -86,26 +87,70 @@ class TextScore(NamedTuple):
     evidence: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True)
+Weights = Mapping[bytes, tuple[tuple[int, float], ...]]  # pairs of task and log-odds, few per word
+
+
+class _Table:
+    """The weights of words in one place, anywhere or at the edges.
+
+    A word's log-odds for all tasks are one integer, in hundredths, 16 bits a task: adding two
+    such integers adds all tasks at once. `prefix` is how the file marks the place.
+    """
+
+    def __init__(self, weights: Weights, prefix: bytes) -> None:
+        self._known = frozenset(weights)
+        self._packed = {word: _pack(pairs) for word, pairs in weights.items()}
+        self._telling = [
+            {word: (-w, (prefix + word).decode()) for word, ps in weights.items() for t, w in ps
+             if t == task and w > TELLING}
+            for task in range(len(TASKS))
+        ]  # fmt: skip
+        self._telling_words = [frozenset(words) for words in self._telling]
+
+    def known(self, words: Iterable[bytes]) -> frozenset[bytes]:
+        """Those of `words` that have weights, each once."""
+        return self._known.intersection(words)
+
+    def add(self, total: int, hits: Iterable[bytes]) -> int:
+        """`total` with the packed log-odds of known words."""
+        return sum(map(self._packed.__getitem__, hits), total)
+
+    def evidence(self, hits: frozenset[bytes], task: int) -> list[tuple[float, str]]:
+        """The known words that speak for `task`: minus their log-odds, and their names."""
+        telling = self._telling[task]
+        return [telling[word] for word in hits & self._telling_words[task]]
+
+
+def _pack(pairs: Iterable[tuple[int, float]]) -> int:
+    return sum(round(100 * weight) << 16 * task for task, weight in pairs)
+
+
+_FIELDS = struct.Struct(f"<{len(TASKS)}h")
+_SIGNS = sum(1 << 16 * task + 15 for task in range(len(TASKS)))  # keeps fields from borrowing
+
+
 class TextModel:
-    """Weights by feature: pairs of task index and log-odds, most of them zero and left out."""
+    """A bias per task, and weights of words anywhere and at the edges."""
 
-    bias: tuple[float, ...]
-    weights: Mapping[bytes, tuple[tuple[int, float], ...]]
-    known: frozenset[bytes]
-    strong: tuple[Mapping[bytes, float], ...]  # by task: telling features, minus their weights
+    def __init__(self, bias: Sequence[float], weights: Weights) -> None:
+        self.bias = tuple(bias)
+        self._bias = _pack(enumerate(bias)) + _SIGNS
+        edges = {name[1:]: pairs for name, pairs in weights.items() if name.startswith(b"^")}
+        self._edges = _Table(edges, b"^")
+        self._anywhere = _Table({k: v for k, v in weights.items() if not k.startswith(b"^")}, b"")
 
-    def score(self, found: set[bytes]) -> TextScore:
+    def score(self, words: Words) -> TextScore:
         """Log-odds of every task for the features of a prompt."""
-        scores, hits = list(self.bias), found & self.known
-        weights = self.weights
-        for feature in hits:
-            for task, weight in weights[feature]:
-                scores[task] += weight
-        best = scores.index(max(scores))
-        strong = self.strong[best]
-        evidence = sorted(hits & strong.keys(), key=strong.__getitem__)[:3]
-        return TextScore(scores, tuple([f.decode("utf-8", "replace") for f in evidence]))
+        anywhere, edges = self._anywhere, self._edges
+        hits, edge_hits = anywhere.known(words.anywhere), edges.known(words.edges)
+        total = edges.add(anywhere.add(self._bias, hits), edge_hits)
+        fields = _FIELDS.unpack((total ^ _SIGNS).to_bytes(_FIELDS.size, "little"))
+        best = fields.index(max(fields))
+        evidence = anywhere.evidence(hits, best) + edges.evidence(edge_hits, best)
+        return TextScore(
+            [field / 100 for field in fields],
+            tuple([name for _, name in sorted(evidence)[:3]]),
+        )
 
 
 @cache
@@ -118,8 +163,4 @@ def load_text_model(path: Path = MODEL_PATH) -> TextModel:
         feature.encode(): tuple((int(task), float(weight)) for task, weight in pairs)
         for feature, pairs in record["weights"].items()
     }
-    strong = tuple(
-        {f: -w for f, pairs in weights.items() for t, w in pairs if t == task and w > 0.4}
-        for task in range(len(TASKS))
-    )
-    return TextModel(tuple(record["bias"]), weights, frozenset(weights), strong)
+    return TextModel(record["bias"], weights)

@@ -21,7 +21,7 @@ def records(lengths: list[int], acceptance: float = 0.8) -> list[LogRecord]:
         features = request(hint_task="coding", hint_draft_length=None)
         hosted = variants(0, 1, 3)
         decision = policy.choose(features, hosted, now_s=0.0)
-        decision = replace(decision, variant=f"k{k}", draft_length=k)
+        decision = decision._replace(variant=f"k{k}", draft_length=k)
         found.append(LogRecord(decision, outcome(k, acceptance)))
     return found
 

@@ -2,7 +2,6 @@
 
 import http.client
 from collections.abc import Iterator
-from dataclasses import replace
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
@@ -160,7 +159,7 @@ def test_labels_are_bounded_whatever_a_policy_says() -> None:
     """A task that nobody knows has one common label."""
     metrics = GatewayMetrics()
     for index in range(3):
-        metrics.admitted(replace(DECISION, task=f"task-{index}"), "k3", 0.0001)
+        metrics.admitted(DECISION._replace(task=f"task-{index}"), "k3", 0.0001)
     found = samples(metrics.render({}))
     assert found["requests_total", "other", "k3"] == 3
     assert {task for _, task, _ in found} == {"", "other"}
@@ -169,9 +168,9 @@ def test_labels_are_bounded_whatever_a_policy_says() -> None:
 def test_regret_is_against_the_best_candidate_that_could_serve() -> None:
     """Rejected candidates don't count; without expected times there is no regret."""
     assert regret_of(DECISION) == pytest.approx(0.25)
-    best = replace(DECISION, variant="k0", draft_length=0)
+    best = DECISION._replace(variant="k0", draft_length=0)
     assert regret_of(best) == 0
-    untimed = replace(DECISION, candidates=(CandidateScore("k3", 3),))
+    untimed = DECISION._replace(candidates=(CandidateScore("k3", 3),))
     assert regret_of(untimed) is None
 
 

@@ -9,7 +9,13 @@ from hypothesis import strategies as st
 from tests.policy_fixtures import request
 from trt_mtp.controller.task import guess_task
 from trt_mtp.controller.tasks import TASKS
-from trt_mtp.controller.text_model import MODEL_PATH, features, load_text_model
+from trt_mtp.controller.text_model import (
+    MODEL_PATH,
+    TextModel,
+    Words,
+    load_text_model,
+    read_words,
+)
 from trt_mtp.controller.train_task_model import as_json, predict, read_prompts, train
 from trt_mtp.errors import InputError
 
@@ -113,7 +119,36 @@ def test_training_is_reproducible_and_learns() -> None:
 
 
 def test_the_model_file_is_for_these_tasks() -> None:
-    """The shipped weights fit the code that reads them."""
+    """The shipped weights fit the code that reads them: a telling word speaks for its task."""
     model = load_text_model(MODEL_PATH)
-    assert len(model.bias) == len(TASKS)
-    assert b"^translate" in model.known & features("Translate it", "Translate it", 12)
+    score = model.score(read_words("Translate it", "Translate it", 12))
+    assert len(model.bias) == len(score.scores) == len(TASKS)
+    assert TASKS[score.scores.index(max(score.scores))] == "multilingual"
+    assert "^translate" in score.evidence
+
+
+@given(st.lists(st.sampled_from([b"a", b"b", b"c"]), max_size=6), st.data())
+def test_packed_scores_are_the_sums_of_their_weights(
+    words: list[bytes], data: st.DataObject
+) -> None:
+    """Adding all tasks at once gives what adding task by task gives, negative sums included."""
+    weight = st.floats(-9, 9).map(lambda w: round(w, 2))
+    tasks = list(enumerate(TASKS))
+    weights = {
+        name: tuple((i, data.draw(weight)) for i, _ in tasks) for name in (b"a", b"b", b"^b")
+    }
+    scores = TextModel([0.5] * len(TASKS), weights).score(Words(words, words)).scores
+    hits = {*words} | {b"^" + word for word in words}
+    for i, _ in tasks:
+        expected = 0.5 + sum(weights[h][i][1] for h in hits if h in weights)
+        assert scores[i] == pytest.approx(expected)
+
+
+def test_no_text_can_overflow_a_packed_score() -> None:
+    """All words of the shipped model together stay within a field's 16 bits."""
+    for sign in (1, -1):
+        sums = [abs(b) for b in load_text_model().bias]
+        for pairs in json.loads(MODEL_PATH.read_text())["weights"].values():
+            for task, weight in pairs:
+                sums[task] += max(sign * weight, 0.0)
+        assert max(sums) * 100 < 2**15
