@@ -47,6 +47,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "trt_mtp.controller.policy_cli:replay",
         "Compare a decision log with the oracle, the best static length per load, and none.",
     ),
+    "report": (
+        "trt_mtp.controller.report_cli:report",
+        "Show what a calibration or a replay says, as a page to read or as data.",
+    ),
     "simulate": (
         "trt_mtp.controller.policy_cli:simulate",
         "Simulate a fleet of replicas at different draft lengths under several policies.",

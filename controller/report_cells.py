@@ -1,0 +1,84 @@
+"""A calibration's cells by key, and what AL(task, K) / R(K, load) says of each from the others."""
+
+import math
+import statistics
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from trt_mtp.controller.calibration import Calibration, Cell
+
+
+class Key(NamedTuple):
+    """Which cell: one task at one draft length and one number of requests at a time."""
+
+    task: str
+    draft_length: int
+    concurrency: int
+
+
+Cells = Mapping[Key, Cell]
+
+
+def by_key(calibration: Calibration) -> dict[Key, Cell]:
+    """The cells that hold answers, in the order of the file."""
+    return {
+        Key(cell.task, cell.draft_length, cell.concurrency): cell
+        for cell in calibration.cells
+        if cell.num_requests
+    }
+
+
+def unmeasured(calibration: Calibration) -> list[Key]:
+    """The cells that a run left out, and those of it that hold no answer."""
+    empty = (
+        Key(cell.task, cell.draft_length, cell.concurrency)
+        for cell in calibration.cells
+        if not cell.num_requests
+    )
+    named = (Key(*one) for one in calibration.unmeasured)
+    known = by_key(calibration)
+    return [key for key in dict.fromkeys([*named, *empty]) if key not in known]
+
+
+def survival(cells: Cells, task: str, *, leave_out: Key | None = None) -> tuple[float, ...]:
+    """S_1, S_2 … of a task: the share of steps whose first j drafts were all accepted.
+
+    Pooled over draft lengths and loads, because acceptance depends on neither.
+    """
+    steps: list[int] = []
+    accepted: list[int] = []
+    for key, cell in cells.items():
+        if key.task != task or key == leave_out:
+            continue
+        for j, count in enumerate(cell.accepted_per_position):
+            if j == len(steps):
+                steps.append(0)
+                accepted.append(0)
+            steps[j] += cell.num_steps
+            accepted[j] += count
+    return tuple(a / n for a, n in zip(accepted, steps, strict=True) if n)
+
+
+def _acceptance_length(cells: Cells, key: Key, leave_out: Key) -> float | None:
+    known = survival(cells, key.task, leave_out=leave_out)
+    return 1 + sum(known[: key.draft_length]) if len(known) >= key.draft_length else None
+
+
+def predicted_speedup(cells: Cells, key: Key) -> float | None:
+    """AL over R for one cell without looking at it; None where the others don't tell.
+
+    R is the median of AL / speedup over the other tasks at the same draft length and load.
+    """
+    if key.draft_length == 0:
+        return None
+    length = _acceptance_length(cells, key, key)
+    ratios = []
+    for other, cell in cells.items():
+        if other[1:] == key[1:] and other.task != key.task and cell.speedup:
+            own = _acceptance_length(cells, other, key)
+            if own and cell.speedup.value > 0:
+                ratios.append(own / cell.speedup.value)
+    if length is None or not ratios:
+        return None
+    value = length / statistics.median(ratios)
+    return value if math.isfinite(value) else None

@@ -1,0 +1,137 @@
+"""What a calibration says of each task: the length to use, its gain, where it stops paying."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+
+from trt_mtp.controller.calibration import BestLength, Calibration, Cell
+from trt_mtp.controller.report_cells import Cells, Key, by_key, predicted_speedup, unmeasured
+
+
+class CellRow(NamedTuple):
+    """One cell; without `cell` it was not measured and `predicted` is all that is known."""
+
+    key: Key
+    cell: Cell | None
+    predicted: float | None  # speedup, from the other cells
+
+    @property
+    def speedup(self) -> float | None:
+        """As measured, else as predicted; 1 at draft length 0."""
+        if self.key.draft_length == 0:
+            return 1.0
+        if self.cell is not None:
+            return self.cell.speedup.value if self.cell.speedup else None
+        return self.predicted
+
+    @property
+    def user_tokens_per_s(self) -> float | None:
+        """Output tokens a second that one user sees after the first; of measured cells."""
+        if self.cell is None or self.cell.tpot_ms.p50 <= 0:
+            return None
+        return 1000 / self.cell.tpot_ms.p50
+
+
+class TaskRow(NamedTuple):
+    """One task at the lowest load: the length to use, and the cells that say why."""
+
+    task: str
+    best: BestLength | None
+    cell: Cell | None  # at that length; none where it was not measured
+    plain: Cell | None  # without speculation
+    drafting: Cell | None  # whose acceptance is shown: `cell`, or the shallowest that drafts
+    none_from: int | None  # requests at a time from which no speculation is best
+
+
+class Summary(NamedTuple):
+    """A calibration as the report shows it."""
+
+    calibration: Calibration
+    rows: tuple[CellRow, ...]
+    tasks: tuple[TaskRow, ...]
+
+    @property
+    def concurrencies(self) -> tuple[int, ...]:
+        """Every load of a cell or an advice, ascending."""
+        best = self.calibration.recommendation.best if self.calibration.recommendation else ()
+        found = {row.key.concurrency for row in self.rows} | {one.concurrency for one in best}
+        return tuple(sorted(found))
+
+    def cell(self, key: Key) -> Cell | None:
+        """The measured cell at `key`."""
+        return next((row.cell for row in self.rows if row.key == key), None)
+
+    def best(self, task: str, concurrency: int) -> BestLength | None:
+        """The advice for a task at a load."""
+        return best_lengths(self.calibration).get((task, concurrency))
+
+
+def summarize(calibration: Calibration) -> Summary:
+    """What the report says, computed once."""
+    cells = by_key(calibration)
+    keys = sorted({*cells, *unmeasured(calibration)}, key=_order(calibration.tasks))
+    rows = tuple(CellRow(key, cells.get(key), predicted_speedup(cells, key)) for key in keys)
+    tasks = dict.fromkeys(row.key.task for row in rows)
+    return Summary(calibration, rows, tuple(_task_row(calibration, cells, task) for task in tasks))
+
+
+def _order(tasks: Sequence[str]) -> Callable[[Key], tuple[int, Key]]:
+    place = {task: i for i, task in enumerate(tasks)}
+    return lambda key: (place.get(key.task, len(place)), key)
+
+
+def best_lengths(calibration: Calibration) -> dict[tuple[str, int], BestLength]:
+    """The advice by task and load."""
+    found = calibration.recommendation.best if calibration.recommendation else ()
+    return {(one.task, one.concurrency): one for one in found}
+
+
+def _task_row(calibration: Calibration, cells: Cells, task: str) -> TaskRow:
+    own = {key: cell for key, cell in cells.items() if key.task == task}
+    advice = [one for (name, _), one in sorted(best_lengths(calibration).items()) if name == task]
+    lowest = min([key.concurrency for key in own] + [one.concurrency for one in advice], default=1)
+    best = next((one for one in advice if one.concurrency == lowest), None)
+    at_lowest = {key.draft_length: cell for key, cell in own.items() if key.concurrency == lowest}
+    cell = at_lowest.get(best.draft_length) if best else None
+    drafting = [at_lowest[k] for k in sorted(at_lowest) if k > 0]
+    if cell is not None and cell.draft_length > 0:
+        drafting = [cell]
+    return TaskRow(
+        task, best, cell, at_lowest.get(0), drafting[0] if drafting else None,
+        none_from(calibration, advice),
+    )  # fmt: skip
+
+
+def none_from(calibration: Calibration, advice: Sequence[BestLength]) -> int | None:
+    """The load from which on the advice for one task is no speculation; None where it never is.
+
+    Loads between two that were measured are told by where the last length stops winning.
+    """
+    by_load = sorted(advice, key=lambda one: one.concurrency)
+    drafting = [one for one in by_load if one.draft_length > 0]
+    if not by_load or by_load[-1].draft_length > 0:
+        return None
+    if not drafting:
+        return by_load[0].concurrency
+    last = drafting[-1].concurrency
+    first = next(one.concurrency for one in by_load if one.concurrency > last)
+    crossings = [
+        one.concurrency
+        for one in calibration.crossovers
+        if one.task == by_load[0].task and one.concurrency is not None
+    ]
+    exact = math.ceil(max(crossings, default=math.inf)) if crossings else first
+    return exact if last < exact < first else first
+
+
+def frontier(points: Mapping[Key, tuple[float, float]]) -> list[tuple[float, float]]:
+    """The points that no other beats in both coordinates, by the first.
+
+    >>> frontier({Key("a", 0, 1): (1, 9), Key("a", 0, 2): (2, 5), Key("a", 1, 1): (1, 4)})
+    [(1, 9), (2, 5)]
+    """
+    best: list[tuple[float, float]] = []
+    for x, y in sorted(points.values(), reverse=True):
+        if not best or y > best[-1][1]:
+            best.append((x, y))
+    return best[::-1]
