@@ -1,5 +1,6 @@
 # `make demo` and `make test` need python3 (3.11 or newer), python3-venv and make; they put
-# everything else, in the versions of the lock files, into .venv.
+# everything else, in the versions of the lock files, into .venv. Tests also drive Chromium and
+# Prometheus: .ci/programs gets them with apt-get where they are missing.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -62,6 +63,7 @@ $(VENV)/.dev: requirements-dev.lock $(VENV)/.runtime
 		index="--extra-index-url $(TORCH_INDEX)"; \
 	fi; \
 	$(PIP) -r requirements-dev.lock $$index
+	@.ci/programs
 	@touch $@
 
 # The newest versions that pyproject.toml allows, tried together, written as lock files.

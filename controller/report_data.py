@@ -167,6 +167,7 @@ def markdown_table(table: Table) -> str:
 
 def escaped(text: str) -> str:
     """Text that Markdown and the HTML in it leave as it is."""
-    for sign in ("\\", "|", "<", "`", "*", "_"):
-        text = text.replace(sign, "&lt;" if sign == "<" else "\\" + sign)
+    text = text.replace("&", "&amp;").replace("<", "&lt;")
+    for sign in "\\|`*_[":
+        text = text.replace(sign, "\\" + sign)
     return " ".join(text.split())

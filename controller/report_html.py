@@ -182,7 +182,7 @@ def _prediction(summary: Summary, looks: Mapping[int, Any], name: str) -> Iterat
     words = f"Predicted against measured speedup of {len(table.lines)} cells, listed in the table."
     drawn = svg(
         partial(plots.prediction, summary=summary, looks=looks), f"{name}-prediction", words,
-        (4.6, 3.4),
+        (3.5, 2.8),
     )  # fmt: skip
     yield Section(
         "Predicted against measured",
@@ -198,7 +198,7 @@ def _prediction(summary: Summary, looks: Mapping[int, Any], name: str) -> Iterat
 def _replay(one: Replay, name: str) -> dict[str, Any]:
     table = report_replay.tasks(one.replay)
     words = "Throughput lost by task. " + "; ".join(f"{r[0]} {r[2]}" for r in table.lines)
-    size = (5.4, 0.8 + 0.3 * len(one.replay.tasks))
+    size = (PANEL_SIZE[0], 0.6 + 0.3 * len(one.replay.tasks))
     draw = partial(report_replay.regret_by_task, replay=one.replay)
     return {
         "name": one.name,

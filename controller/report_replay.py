@@ -12,20 +12,20 @@ Count = Annotated[int, Field(ge=0)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 
 
-class Ratio(BaseModel):
-    """Throughput over another policy's, with its 95 % interval."""
+class _Record(BaseModel):
+    model_config = ConfigDict(extra="ignore", frozen=True)  # a replay may say more than is shown
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+
+class Ratio(_Record):
+    """Throughput over another policy's, with its 95 % interval."""
 
     ratio: Finite
     low: Finite
     high: Finite
 
 
-class Comparison(BaseModel):
+class Comparison(_Record):
     """A group of requests under the policy and under others."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     requests: Count
     tokens_per_s: Finite
@@ -74,8 +74,9 @@ def ratio(value: Ratio | None) -> str:
 
 def headline(replay: ReplayReport) -> str:
     """What was lost and gained, in words."""
+    policy = "As logged" if replay.policy == "logged" else f"Under the {replay.policy} policy"
     text = (
-        f"Under the policy '{replay.policy}', {replay.requests} requests lost {replay.regret:.1%} "
+        f"{policy}, {replay.requests} requests lost {replay.regret:.1%} "
         "against the best draft length for each, known afterwards. Their throughput was "
         f"{ratio(replay.over_best_static)} times that of the best single length for each load"
     )

@@ -3,7 +3,9 @@
 import random
 import statistics
 from collections.abc import Sequence
+from typing import Any
 
+from tests.policy_fixtures import outcome, request, variants
 from trt_mtp.controller.calibration import (
     BestLength,
     Calibration,
@@ -14,7 +16,10 @@ from trt_mtp.controller.calibration import (
     PredictionQuality,
     Recommendation,
 )
+from trt_mtp.controller.decision_log import LogRecord
+from trt_mtp.controller.policy import Policy
 from trt_mtp.controller.profile import Profile
+from trt_mtp.controller.replay import replay
 from trt_mtp.controller.world import World, published_cost
 
 TASKS = ("coding", "math", "qa", "roleplay", "structured_output", "writing")
@@ -150,3 +155,14 @@ def _recommendation(
         hold_one=False,
         best=tuple(best),
     )
+
+
+def simulated_replay() -> dict[str, Any]:
+    """What `trt-mtp replay --json` says of a short log of two tasks."""
+    policy, records = Policy(), []
+    for i in range(40):
+        features = request(hint_task="coding" if i % 2 else "writing")
+        decision = policy.choose(features, variants(0, 1, 3), now_s=float(i))
+        acceptance = 0.9 if i % 2 else 0.4
+        records.append(LogRecord(decision, outcome(decision.draft_length, acceptance)))
+    return replay(records)
