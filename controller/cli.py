@@ -7,6 +7,8 @@ from typing import Any
 
 import click
 
+from trt_mtp.errors import InputError
+
 
 @click.command()
 @click.option("--triton", required=True, metavar="HOST:PORT", help="Triton's gRPC address.")
@@ -35,10 +37,23 @@ import click
     help="Keep what is learned in this file.",
 )
 @click.option(
+    "--replica",
+    metavar="NAME",
+    help="This gateway's name in states.  [default: the machine's name and the path of --state]",
+)
+@click.option(
+    "--peer-state",
+    "peer_states",
+    type=click.Path(path_type=Path, dir_okay=False),
+    multiple=True,
+    help="Another gateway's --state, to learn from every minute; repeatable.",
+)
+@click.option(
     "--decision-log",
     type=click.Path(path_type=Path, dir_okay=False),
     help="Log every decision and its outcome, for replay and explain.",
 )
+@click.option("--log-prompts", is_flag=True, help="Keep prompts in the decision log, both ends.")
 @click.option(
     "--max-message-mb",
     type=click.IntRange(1, 2047),
@@ -62,7 +77,10 @@ def gateway(
     port: int,
     http_port: int | None,
     state: Path | None,
+    replica: str | None,
+    peer_states: tuple[Path, ...],
     decision_log: Path | None,
+    log_prompts: bool,
     max_message_mb: int,
     ready_timeout_s: float,
     as_json: bool,
@@ -77,6 +95,10 @@ def gateway(
     from trt_mtp.controller.gateway import Gateway, GatewayConfig
     from trt_mtp.controller.gateway_process import ProcessConfig, run_gateway
 
+    if log_prompts and decision_log is None:
+        raise InputError("--log-prompts is for the decision log: give --decision-log FILE too")
+    if replica is not None and not (replica.isprintable() and 0 < len(replica) <= 256):
+        raise InputError(f"--replica is {replica[:80]!r}: expected 1 to 256 printable characters")
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
 
     def on_ready(running: Gateway) -> None:
@@ -92,7 +114,16 @@ def gateway(
         ready_timeout_s=ready_timeout_s,
         max_message_bytes=max_message_mb * 1024 * 1024,
     )
-    run_gateway(ProcessConfig(settings, profile, state, decision_log), on_ready)
+    process = ProcessConfig(
+        settings,
+        profile=profile,
+        state=state,
+        decision_log=decision_log,
+        log_prompts=log_prompts,
+        replica=replica,
+        peer_states=peer_states,
+    )
+    run_gateway(process, on_ready)
 
 
 def ready_text(ready: dict[str, Any]) -> str:

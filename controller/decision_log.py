@@ -1,8 +1,12 @@
-"""One compact line per request: what was decided and what came of it. No prompt text."""
+"""One compact line per request: what was decided and what came of it.
+
+Prompts are in it only where that was asked for, and then as far as a request's features hold them.
+"""
 
 import errno
 import json
 import os
+from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from io import FileIO
@@ -16,6 +20,7 @@ from trt_mtp.controller.request import RequestFeatures
 from trt_mtp.errors import InputError, TrtMtpError
 
 MAX_BYTES = 64 * 1024 * 1024  # of one file, then it is rotated
+MAX_PROMPTS = 10_000  # of requests in flight
 MAX_FILES = 5  # the current one and .1 (newest) to .4
 
 
@@ -79,22 +84,37 @@ class DecisionLog:
 class LoggedPolicy:
     """A policy whose decisions are logged with their outcomes; a full disk costs no answer."""
 
-    def __init__(self, policy: Policy, log: DecisionLog) -> None:
+    def __init__(self, policy: Policy, log: DecisionLog, *, log_prompts: bool = False) -> None:
         self._policy, self._log, self.num_lost = policy, log, 0
+        self._log_prompts = log_prompts
+        self._prompts: OrderedDict[str, str] = OrderedDict()  # by decision, until it is logged
 
     def choose(
         self, features: RequestFeatures, variants: Sequence[VariantState], *, now_s: float
     ) -> Decision:
         """As the policy does it."""
-        return self._policy.choose(features, variants, now_s=now_s)
+        decision = self._policy.choose(features, variants, now_s=now_s)
+        if self._log_prompts:
+            self._prompts[decision.decision_id] = prompt_text(features)
+            if len(self._prompts) > MAX_PROMPTS:
+                self._prompts.popitem(last=False)
+        return decision
 
     def update(self, decision: Decision, outcome: Outcome) -> None:
         """Learn, and log; a line that can't be written is counted."""
         self._policy.update(decision, outcome)
         try:
-            self._log.append(decision, outcome)
+            self._log.append(decision, outcome, self._prompts.pop(decision.decision_id, None))
         except TrtMtpError:
             self.num_lost += 1
+
+
+def prompt_text(features: RequestFeatures) -> str:
+    """A prompt as far as its features hold it: whole, or both ends with `…` between them."""
+    overlap = len(features.head) + len(features.tail) - features.num_chars
+    if overlap < 0:
+        return f"{features.head}\n…\n{features.tail}"
+    return features.head + features.tail[overlap:]
 
 
 def read_log(path: Path) -> Iterator[LogRecord]:

@@ -5,7 +5,7 @@ import contextlib
 import json
 import logging
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from trt_mtp.controller.decision_log import DecisionLog, LoggedPolicy
 from trt_mtp.controller.gateway import Gateway, GatewayConfig
 from trt_mtp.controller.policy import Policy
 from trt_mtp.controller.profile import Profile, read_profile
-from trt_mtp.controller.state import load_state, save_state
+from trt_mtp.controller.state import PeerStates, default_replica, load_state, save_state
 from trt_mtp.errors import InputError, TrtMtpError
 
 log = logging.getLogger(__name__)
@@ -30,6 +30,9 @@ class ProcessConfig:
     profile: Path | None = None
     state: Path | None = None  # what was learned: read at the start, written every minute
     decision_log: Path | None = None  # one line per request, for `trt-mtp replay`
+    log_prompts: bool = False  # in the decision log
+    replica: str | None = None  # this gateway's name in states; None takes default_replica
+    peer_states: Sequence[Path] = ()  # of other gateways: read at the start and every minute
 
 
 def run_gateway(config: ProcessConfig, on_ready: Callable[[Gateway], None]) -> None:
@@ -42,11 +45,14 @@ def run_gateway(config: ProcessConfig, on_ready: Callable[[Gateway], None]) -> N
 
 async def _run(config: ProcessConfig, on_ready: Callable[[Gateway], None]) -> None:
     profile = read_profile(config.profile) if config.profile else Profile()
-    policy = Policy(profile)
+    policy = Policy(profile, replica=config.replica or default_replica(config.state))
+    peers = PeerStates(config.peer_states)
     if config.state is not None:
         log.info("%s", load_state(config.state, policy))
+    _merge(peers, policy)
     decisions = DecisionLog(config.decision_log) if config.decision_log else None
-    gateway = Gateway(config.gateway, LoggedPolicy(policy, decisions) if decisions else policy)
+    logged = LoggedPolicy(policy, decisions, log_prompts=config.log_prompts) if decisions else None
+    gateway = Gateway(config.gateway, logged or policy)
     try:
         await gateway.start()
         check_fingerprint(profile, str(config.profile), gateway)
@@ -56,6 +62,7 @@ async def _run(config: ProcessConfig, on_ready: Callable[[Gateway], None]) -> No
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(ended.wait(), REPORT_S)
                 break
+            _merge(peers, policy)
             _report(gateway, policy, config.state)
     finally:
         await gateway.stop()
@@ -86,6 +93,11 @@ def check_fingerprint(profile: Profile, where: str, gateway: Gateway) -> None:
             f"{where} was measured on {profile.fingerprint}, and Triton hosts "
             f"{', '.join(sorted(hosted))}: calibrate again, or leave --profile out"
         )
+
+
+def _merge(peers: PeerStates, policy: Policy) -> None:
+    for problem in peers.merge_into(policy):
+        log.warning("%s", problem)
 
 
 def _report(gateway: Gateway, policy: Policy, state: Path | None) -> None:

@@ -1,8 +1,13 @@
-"""What a policy has learned, kept across restarts; a file that can't be used is set aside."""
+"""What a policy has learned, kept across restarts and shared between gateways.
+
+A gateway's own file that can't be used is set aside; a peer's is left alone.
+"""
 
 import json
 import math
-from collections.abc import Iterable
+import os
+import socket
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,24 +50,63 @@ def load_state(path: Path, policy: Policy) -> str:
         read_state(path, policy)
     except InputError as error:
         return _set_aside(path, str(error))
-    return f"{path}: {policy.acceptance.version} answers learned before"
+    learned = policy.acceptance
+    num_answers = learned.version + sum(version for version, _ in learned.peers.values())
+    return f"{path}: {num_answers} answers learned before"
 
 
-def read_state(path: Path, policy: Policy) -> None:
-    """Take over the state in `path`, or raise InputError and leave file and policy as they are."""
+def read_state(path: Path, policy: Policy, *, is_peer: bool = False) -> None:
+    """Take over the state in `path`, or raise InputError and leave file and policy as they are.
+
+    Of a peer's state step times are left out: they are its machine's.
+    """
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path} can't be read as a policy's state: {error}") from None
     try:
-        problem = _take_over(record, policy)
+        problem = _take_over(record, policy, is_peer)
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         problem = f"is no policy's state ({type(error).__name__}: {error})"
     if problem:
         raise InputError(f"{path} {problem}")
 
 
-def _take_over(record: Any, policy: Policy) -> str:
+def default_replica(state: Path | None) -> str:
+    """The name under which a gateway's counts are merged: no other's, kept as long as its file."""
+    return f"{socket.gethostname()}:{state.absolute() if state else os.getpid()}"
+
+
+class PeerStates:
+    """Other gateways' state files, read again when they changed."""
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        self._paths = paths
+        self._stamps: dict[Path, tuple[int, ...]] = {}  # of what was read last
+
+    def merge_into(self, policy: Policy) -> Iterator[str]:
+        """Merge what changed since the last time; yields a sentence for each file that can't be."""
+        for path in self._paths:
+            stamp = _stamp(path)
+            if self._stamps.get(path) == stamp:
+                continue
+            self._stamps[path] = stamp
+            try:
+                read_state(path, policy, is_peer=True)
+            except InputError as error:
+                yield f"a peer's state is left out: {error}"
+
+
+def _stamp(path: Path) -> tuple[int, ...]:
+    """What changes with a file; empty where there is none."""
+    try:
+        found = path.stat()
+    except OSError:
+        return ()
+    return found.st_mtime_ns, found.st_size, found.st_ino
+
+
+def _take_over(record: Any, policy: Policy, is_peer: bool) -> str:
     """Why `record` can't be used, or an empty string once it is in `policy`."""
     if record["schema_version"] != SCHEMA_VERSION:
         return f"has schema_version {record['schema_version']!r}, not {SCHEMA_VERSION}"
@@ -74,7 +118,8 @@ def _take_over(record: Any, policy: Policy) -> str:
         return "holds a number that is not finite"
     num_observed = int(cost["num_observed"])
     policy.acceptance.merge(record["acceptance"])  # all or nothing
-    policy.cost.restore(float(cost["common"]), num_observed, corrections)
+    if not is_peer:
+        policy.cost.restore(float(cost["common"]), num_observed, corrections)
     return ""
 
 

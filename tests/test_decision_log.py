@@ -4,9 +4,17 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tests.policy_fixtures import outcome, request, variants
-from trt_mtp.controller.decision_log import DecisionLog, LoggedPolicy, LogRecord, read_log
+from trt_mtp.controller.decision_log import (
+    DecisionLog,
+    LoggedPolicy,
+    LogRecord,
+    prompt_text,
+    read_log,
+)
 from trt_mtp.controller.policy import Policy
 from trt_mtp.controller.profile import Profile
 from trt_mtp.controller.replay import replay
@@ -109,3 +117,26 @@ def test_a_logged_policy_decides_as_the_policy_and_outlives_a_full_disk(tmp_path
     full.update(decision, outcome(3))
     assert full.num_lost == 1
     full_log.close()
+
+
+def test_prompts_are_logged_only_when_asked_for(tmp_path: Path) -> None:
+    """A record has the prompt with `log_prompts` and never without it."""
+    for wanted in (False, True):
+        path = tmp_path / f"log-{wanted}"
+        log = DecisionLog(path)
+        policy = LoggedPolicy(Policy(), log, log_prompts=wanted)
+        policy.update(policy.choose(request("Sort a list"), variants(3), now_s=0.0), outcome(3))
+        log.close()
+        assert [record.prompt for record in read_log(path)] == ["Sort a list" if wanted else None]
+        assert (b"Sort a list" in path.read_bytes()) is wanted
+
+
+@given(st.text(min_size=1, max_size=50), st.integers(0, 120))
+def test_a_logged_prompt_is_whole_or_both_ends(piece: str, repeats: int) -> None:
+    """Up to 4,000 characters the prompt itself, beyond them its ends and a mark between."""
+    text = piece * repeats
+    logged = prompt_text(request(text))
+    if len(text) <= 4000:
+        assert logged == text
+    else:
+        assert logged == f"{text[:2000]}\n…\n{text[-2000:]}"

@@ -22,6 +22,7 @@ from tests.gateway_fixtures import (
     script_request,
     wait_until,
 )
+from trt_mtp.controller.decision_log import read_log
 from trt_mtp.controller.gateway import MANAGEMENT
 from trt_mtp.controller.kserve import SERVICE
 from trt_mtp.controller.public_model import add_statistics
@@ -186,6 +187,30 @@ def test_the_process_serves_until_a_signal(
     assert json.loads(state.read_text())["schema_version"] == 1
     again = Process(*options)
     assert again.end(number)[0] == 0
+
+
+def test_a_gateway_learns_from_peers_and_logs_prompts(
+    doubles: TritonServer, tmp_path: Path, cli: Callable[..., CliResult]
+) -> None:
+    """Its state holds the peer's counts beside its own; the log has the prompt as asked."""
+    common = ("--triton", doubles.grpc_url, "--port", "0", "--state")
+    log = ("--decision-log", str(tmp_path / "log"), "--log-prompts")
+    for name, peer, options in (("a", "b", ()), ("b", "a", log)):
+        peers = ("--peer-state", str(tmp_path / peer), "--replica", name)
+        process = Process(*common, str(tmp_path / name), *peers, *options)
+        with raw_stream(process.ready["gateway"]) as stream:
+            stream.send(script_request(tokens=2, parameters={"draft_length": 3}))
+            stream.receive()
+            stream.receive()
+        code, err = process.end(signal.SIGTERM)
+        assert code == 0
+        assert ("a peer's state is left out" in err) is (name == "a")  # b has not written yet
+    state = json.loads((tmp_path / "b").read_text())
+    assert set(state["acceptance"]["replicas"]) == {"a", "b"}
+    [record] = read_log(tmp_path / "log")
+    assert record.prompt == '{"tokens": 2}'
+    for wrong in (("--log-prompts",), ("--replica", "")):
+        assert cli("gateway", "--triton", doubles.grpc_url, *wrong).code == 2
 
 
 def test_wrong_starts_end_in_a_sentence(

@@ -8,14 +8,20 @@ import pytest
 from tests.policy_fixtures import outcome, request, variants
 from trt_mtp.controller.policy import Policy
 from trt_mtp.controller.profile import Profile
-from trt_mtp.controller.state import load_state, save_state, state_to_json
+from trt_mtp.controller.state import (
+    PeerStates,
+    default_replica,
+    load_state,
+    save_state,
+    state_to_json,
+)
 
 
-def taught(fingerprint: str = "a", replica: str = "local") -> Policy:
+def taught(fingerprint: str = "a", replica: str = "local", acceptance: float = 0.5) -> Policy:
     policy = Policy(Profile(fingerprint=fingerprint), replica=replica)
     for _ in range(20):
         decision = policy.choose(request(hint_task="coding"), variants(3), now_s=0.0)
-        policy.update(decision, outcome(3, 0.5))
+        policy.update(decision, outcome(3, acceptance))
     return policy
 
 
@@ -71,6 +77,76 @@ def test_two_gateways_share_one_truth(tmp_path: Path) -> None:
         two.acceptance.merge(one.acceptance.to_json())
     key = next(iter(one.acceptance.own))
     assert key
-    a = one.choose(request(hint_task="coding"), variants(3), now_s=0.0).chosen
-    b = two.choose(request(hint_task="coding"), variants(3), now_s=0.0).chosen
-    assert a.acceptance_length == pytest.approx(b.acceptance_length)
+    assert expected_length(one) == pytest.approx(expected_length(two))
+
+
+def expected_length(policy: Policy) -> float:
+    decision = policy.choose(request(hint_task="coding"), variants(3), now_s=0.0)
+    return decision.chosen.acceptance_length
+
+
+def test_peers_agree_whichever_reads_first(tmp_path: Path) -> None:
+    """Two gateways that write and read each other's file expect the same, in either order."""
+    files = {name: tmp_path / name for name in ("one", "two")}
+    learned = {"one": taught(replica="one", acceptance=0.9), "two": taught(replica="two")}
+    for name, policy in learned.items():
+        save_state(files[name], policy)
+    told: list[Policy] = []
+    for order in (["one", "two"], ["two", "one"]):
+        told.append(Policy(Profile(fingerprint="a"), replica="three"))
+        assert not list(PeerStates([files[name] for name in order]).merge_into(told[-1]))
+    assert told[0].acceptance.to_json() == told[1].acceptance.to_json()
+    for name, other in (("one", "two"), ("two", "one")):
+        assert not list(PeerStates([files[other]]).merge_into(learned[name]))
+    lengths = [expected_length(policy) for policy in (*told, *learned.values())]
+    assert lengths == pytest.approx([lengths[0]] * 4)
+
+
+def test_a_restart_keeps_what_peers_taught(tmp_path: Path) -> None:
+    """A gateway's own file holds its peers' counts, and its own come back under its name."""
+    save_state(tmp_path / "peer", taught(replica="two"))
+    policy = taught(replica="one")
+    assert not list(PeerStates([tmp_path / "peer"]).merge_into(policy))
+    save_state(tmp_path / "own", policy)
+    again = Policy(Profile(fingerprint="a"), replica="one")
+    assert "40 answers learned" in load_state(tmp_path / "own", again)
+    assert again.acceptance.own
+    assert set(again.acceptance.peers) == {"two"}
+    renamed = Policy(Profile(fingerprint="a"), replica="three")
+    load_state(tmp_path / "own", renamed)
+    assert set(renamed.acceptance.peers) == {"one", "two"}
+
+
+def test_step_times_are_not_taken_from_peers(tmp_path: Path) -> None:
+    """A peer may run on another machine: its acceptance counts, its clock doesn't."""
+    save_state(tmp_path / "peer", taught(replica="two"))
+    policy = Policy(Profile(fingerprint="a"), replica="one")
+    assert not list(PeerStates([tmp_path / "peer"]).merge_into(policy))
+    assert policy.cost.num_observed == 0
+
+
+@pytest.mark.parametrize(
+    "content", [None, b"{", GOOD.replace('"fingerprint": "a"', '"fingerprint": "b"').encode()]
+)
+def test_a_peer_that_cannot_be_read_is_named_once_per_change(
+    tmp_path: Path, content: bytes | None
+) -> None:
+    """A missing, broken or foreign peer costs a sentence, is left where it is, and may recover."""
+    path = tmp_path / "peer"
+    if content is not None:
+        path.write_bytes(content)
+    policy, peers = Policy(Profile(fingerprint="a"), replica="one"), PeerStates([path])
+    [said] = peers.merge_into(policy)
+    assert str(path) in said
+    assert not list(peers.merge_into(policy))
+    assert [file.name for file in tmp_path.iterdir()] == ([] if content is None else ["peer"])
+    save_state(path, taught(replica="two"))
+    assert not list(peers.merge_into(policy))
+    assert set(policy.acceptance.peers) == {"two"}
+
+
+def test_gateways_have_names_of_their_own(tmp_path: Path) -> None:
+    """Unless it is named, a gateway is its machine and its file: not another's, and not `local`."""
+    names = {default_replica(path) for path in (tmp_path / "a", tmp_path / "b", None)}
+    assert len(names | {"local"}) == 4
+    assert default_replica(tmp_path / "a") in names
