@@ -13,8 +13,9 @@ import grpc
 from tritonclient.grpc import service_pb2 as pb
 
 from trt_mtp.controller.decision import VariantState
-from trt_mtp.controller.kserve import SERVICE
+from trt_mtp.controller.triton_channel import TritonChannel
 from trt_mtp.errors import TrtMtpError
+from trt_mtp.serve.tls_files import TlsFiles
 
 log = logging.getLogger(__name__)
 
@@ -24,14 +25,6 @@ MAX_DRAFT_LENGTH = 16
 CALL_TIMEOUT_S = 5.0
 DEFAULT_MAX_BATCH_SIZE = 8  # of a variant whose configuration doesn't say
 DEFAULT_MAX_SEQ_LEN = 2_048
-CHANNEL_OPTIONS = (
-    ("grpc.max_receive_message_length", -1),  # what a variant answers is not ours to limit
-    ("grpc.max_send_message_length", -1),
-    ("grpc.use_local_subchannel_pool", 1),
-    ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 100),
-    ("grpc.max_reconnect_backoff_ms", 2_000),
-)
 
 Metadata = tuple[tuple[str, str], ...]
 
@@ -65,28 +58,24 @@ class Hosted:
 class Backend:
     """A Triton server. Make it inside the event loop that uses it."""
 
-    def __init__(self, target: str, public_name: str) -> None:
+    def __init__(self, target: str, public_name: str, tls: TlsFiles | None = None) -> None:
         self.target = target  # HOST:PORT
         self.public_name = public_name
         self.variants: dict[str, Hosted] = {}  # by name, in order of draft length
-        self._channel = grpc.aio.insecure_channel(target, options=CHANNEL_OPTIONS)
-        prefix = f"/{SERVICE.full_name}/"
-        self._unary = {
-            method.name: self._channel.unary_unary(prefix + method.name)
-            for method in SERVICE.methods
-        }
-        self._stream = self._channel.stream_stream(prefix + "ModelStreamInfer")
+        self._channel = TritonChannel(target, tls)
         self._suspected = asyncio.Event()
 
     async def call(
         self, method: str, request: bytes, timeout_s: float | None, metadata: Metadata = ()
     ) -> bytes:
         """One unary RPC, bytes in and out; raises grpc.aio.AioRpcError."""
-        return bytes(await self._unary[method](request, timeout=timeout_s, metadata=metadata))
+        return bytes(
+            await self._channel.unary[method](request, timeout=timeout_s, metadata=metadata)
+        )
 
     def open_stream(self, timeout_s: float | None, metadata: Metadata = ()) -> Any:
         """A ModelStreamInfer call, bytes in and out."""
-        return self._stream(timeout=timeout_s, metadata=metadata)
+        return self._channel.stream(timeout=timeout_s, metadata=metadata)
 
     def suspect(self, names: Iterable[str]) -> None:
         """A call to these variants failed on the way: send them nothing until they say ready."""
@@ -97,6 +86,7 @@ class Backend:
 
     async def refresh(self) -> None:
         """Ask Triton which of its variants are ready."""
+        self._channel.renew()
         known = list(self.variants.values())
         ready = await asyncio.gather(*(self._is_ready(variant) for variant in known))
         for variant, is_ready in zip(known, ready, strict=True):

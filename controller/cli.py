@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from trt_mtp.controller.access_cli import access_options, read_access
 from trt_mtp.errors import InputError
 
 
@@ -68,6 +69,7 @@ from trt_mtp.errors import InputError
     show_default=True,
     help="How long to wait for a ready variant.",
 )
+@access_options
 @click.option("--json", "as_json", is_flag=True, help="Print one line of JSON when ready.")
 def gateway(
     triton: str,
@@ -84,6 +86,7 @@ def gateway(
     max_message_mb: int,
     ready_timeout_s: float,
     as_json: bool,
+    **access: Any,
 ) -> None:
     """Route a public model to the variants that Triton hosts, until Ctrl-C or SIGTERM.
 
@@ -113,6 +116,7 @@ def gateway(
         http_port=http_port,
         ready_timeout_s=ready_timeout_s,
         max_message_bytes=max_message_mb * 1024 * 1024,
+        access=read_access(**access),
     )
     process = ProcessConfig(
         settings,

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import grpc
 
+from trt_mtp.controller.access import OPEN, AccessConfig
 from trt_mtp.controller.backend import Backend
 from trt_mtp.controller.dispatch import Dispatcher, RoutingPolicy
 from trt_mtp.controller.kserve import SERVICE, read_request
@@ -21,6 +22,7 @@ from trt_mtp.controller.relay import (
     failure,
     forwarded_metadata,
 )
+from trt_mtp.controller.tls import server_credentials
 from trt_mtp.errors import InputError
 
 if TYPE_CHECKING:
@@ -58,6 +60,7 @@ class GatewayConfig:
     ready_timeout_s: float = 60.0
     grace_s: float = 30.0  # for answers in flight when the gateway stops
     max_message_bytes: int = 64 * 1024 * 1024
+    access: AccessConfig = OPEN
 
 
 class Gateway:
@@ -65,7 +68,7 @@ class Gateway:
 
     def __init__(self, config: GatewayConfig, policy: RoutingPolicy) -> None:
         self.config = config
-        self.backend = Backend(config.triton, config.model)
+        self.backend = Backend(config.triton, config.model, config.access.triton_tls)
         self.dispatcher = Dispatcher(self.backend, policy)
         self.port = 0  # known after start
         self.http_port: int | None = None  # known after start, where there is one
@@ -96,27 +99,33 @@ class Gateway:
     async def start(self) -> None:
         """Bind, wait for a ready variant, and serve.
 
-        Raises InputError for a port that is in use, TrtMtpError when no variant gets ready.
+        Raises InputError for a port that is in use or wrong TLS files, TrtMtpError when no variant
+        gets ready.
         """
-        wanted = f"{self.config.host}:{self.config.port}"
+        self.port = self._bind(f"{self.config.host}:{self.config.port}")
+        await self.backend.wait_ready(self.config.ready_timeout_s)
+        await self._start_http()
+        await self._server.start()
+        self._watcher = asyncio.create_task(self.backend.watch())
+
+    def _bind(self, wanted: str) -> int:
+        tls = self.config.access.tls
         try:
-            self.port = self._server.add_insecure_port(wanted)
+            if tls is None:
+                return int(self._server.add_insecure_port(wanted))
+            return int(self._server.add_secure_port(wanted, server_credentials(tls)))
         except RuntimeError:
             raise InputError(
                 f"can't listen on {wanted}: the port is in use or the address is not this "
                 f"machine's; choose others with --host and --port (0 takes a free port)"
             ) from None
-        await self.backend.wait_ready(self.config.ready_timeout_s)
-        await self._start_http()
-        await self._server.start()
-        self._watcher = asyncio.create_task(self.backend.watch())
 
     async def _start_http(self) -> None:
         if self.config.http_port is None:
             return
         from trt_mtp.controller.gateway_http import HttpServer  # aiohttp takes its time
 
-        self._http = HttpServer(self.dispatcher)
+        self._http = HttpServer(self.dispatcher, self.config.access.tls)
         self.http_port = await self._http.start(self.config.host, self.config.http_port)
 
     async def stop(self) -> None:

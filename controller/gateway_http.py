@@ -1,24 +1,33 @@
 """The gateway over HTTP: health, metrics."""
 
+import asyncio
+import contextlib
 import json
+import logging
+import socket
 from typing import Any
 
 from aiohttp import web
 
 from trt_mtp.controller.dispatch import Dispatcher
 from trt_mtp.controller.metrics import CONTENT_TYPE
+from trt_mtp.controller.tls import WatchedTls
 from trt_mtp.errors import InputError
+from trt_mtp.serve.tls_files import TlsFiles, server_context
+
+log = logging.getLogger(__name__)
+
+RELOAD_S = 1.0  # between looks at the TLS files
 
 
 class HttpServer:
     """Serves what Triton serves under the same paths. Start and stop it inside one event loop."""
 
-    def __init__(self, dispatcher: Dispatcher) -> None:
+    def __init__(self, dispatcher: Dispatcher, tls: TlsFiles | None = None) -> None:
         self._dispatcher = dispatcher
-        self._runner: web.AppRunner | None = None
-
-    async def start(self, host: str, port: int) -> int:
-        """Listen on `port`, or a free one where it is 0; the port. Raises InputError."""
+        self._tls = WatchedTls(tls) if tls else None
+        self._site: web.SockSite | None = None
+        self._reloader: asyncio.Task[None] | None = None
         app = web.Application(middlewares=[_errors_as_json])
         app.add_routes(
             [
@@ -28,20 +37,53 @@ class HttpServer:
             ]
         )
         self._runner = web.AppRunner(app, access_log=None)
+        self._socket = socket.socket()
+
+    async def start(self, host: str, port: int) -> int:
+        """Listen on `port`, or a free one where it is 0; the port. Raises InputError."""
         await self._runner.setup()
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            await web.TCPSite(self._runner, host, port, reuse_port=False).start()
+            self._socket.bind((host, port))
         except OSError as error:
             raise InputError(
                 f"can't listen on {host}:{port} for HTTP ({error.strerror}): "
                 f"choose another with --http-port (0 takes a free port)"
             ) from None
-        return int(self._runner.addresses[0][1])
+        await self._serve()
+        if self._tls is not None:
+            self._reloader = asyncio.create_task(self._reload(self._tls))
+        return int(self._socket.getsockname()[1])
 
     async def stop(self) -> None:
         """Close the port and what is connected."""
-        if self._runner is not None:
-            await self._runner.cleanup()
+        if self._reloader is not None:
+            self._reloader.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._reloader
+        await self._runner.cleanup()
+        self._socket.close()
+
+    async def _serve(self) -> None:
+        """Accept connections with the TLS files as they are now.
+
+        Listening goes on meanwhile: the site that takes over has the same socket.
+        """
+        before = self._site
+        context = server_context(self._tls.files) if self._tls else None
+        self._site = web.SockSite(self._runner, self._socket.dup(), ssl_context=context)
+        await self._site.start()
+        if before is not None:
+            await before.stop()
+
+    async def _reload(self, tls: WatchedTls) -> None:
+        while True:
+            await asyncio.sleep(RELOAD_S)
+            if tls.has_changed():
+                try:
+                    await self._serve()
+                except InputError as error:  # changed again in between
+                    log.error("%s", error)
 
     async def _metrics(self, _: web.Request) -> web.Response:
         return web.Response(

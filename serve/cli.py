@@ -10,6 +10,7 @@ from trt_mtp.files import to_json
 
 WATCH_INTERVAL_S = 0.25
 PORT = click.IntRange(0, 65535)
+FILE = click.Path(path_type=Path, dir_okay=False)
 ENGINES = click.argument(
     "engines", nargs=-1, required=True, type=click.Path(path_type=Path, file_okay=False)
 )
@@ -30,6 +31,10 @@ def say(text: str) -> None:
 @click.option("--grpc-port", type=PORT, default=0, help="0, the default, takes a free port.")
 @click.option("--http-port", type=PORT, default=0, help="The same for HTTP.")
 @click.option("--metrics-port", type=PORT, default=0, help="The same for the metrics.")
+@click.option("--grpc-host", default="127.0.0.1", show_default=True, help="Listen there for gRPC.")
+@click.option("--tls-cert", type=FILE, help="Speak TLS on gRPC with this certificate chain (PEM).")
+@click.option("--tls-key", type=FILE, help="Its key.")
+@click.option("--tls-client-ca", type=FILE, help="Ask clients for certificates that it signed.")
 @click.option("--json", "as_json", is_flag=True, help="Print one line of JSON when ready.")
 def serve(
     engines: tuple[Path, ...],
@@ -37,12 +42,17 @@ def serve(
     grpc_port: int,
     http_port: int,
     metrics_port: int,
+    grpc_host: str,
+    tls_cert: Path | None,
+    tls_key: Path | None,
+    tls_client_ca: Path | None,
     as_json: bool,
 ) -> None:
     """Serve variants with Triton until Ctrl-C or SIGTERM.
 
     ENGINES are variants, or folders of variants. Triton listens on 127.0.0.1, is started again
-    when it dies, and leaves nothing behind. $TRITONSERVER names the tritonserver to use; without
+    when it dies, and leaves nothing behind. --grpc-host opens its gRPC to others, but never its
+    HTTP, its metrics, or its management calls. $TRITONSERVER names the tritonserver to use; without
     it, a local install or the one in nvidia-pytriton is. The exit code is 0 after a signal, 130
     when that came before the ready line.
 
@@ -50,15 +60,19 @@ def serve(
     """
     from trt_mtp.serve.processes import terminate_as_interrupt
     from trt_mtp.serve.serving import describe, resolve_variants, serving
-    from trt_mtp.serve.triton import Ports
+    from trt_mtp.serve.tls_files import read_server_files
+    from trt_mtp.serve.triton import GrpcAccess, Ports
 
+    access = GrpcAccess(grpc_host, read_server_files(tls_cert, tls_key, tls_client_ca))
     variants = resolve_variants(engines)
     ports = Ports(grpc_port, http_port, metrics_port)
     is_ready = False
     try:
         with (
             terminate_as_interrupt(),
-            serving(variants, repository=repository, ports=ports, on_progress=say) as server,
+            serving(
+                variants, repository=repository, ports=ports, access=access, on_progress=say
+            ) as server,
         ):
             ready = describe(server, variants)
             is_ready = True

@@ -11,7 +11,7 @@ from trt_mtp.build.variant import RECORD, EngineVariant, list_variants, read_var
 from trt_mtp.errors import InputError, TrtMtpError
 from trt_mtp.serve.processes import postponed
 from trt_mtp.serve.repository import render_repository
-from trt_mtp.serve.triton import ANY_PORTS, Ports, Progress, TritonServer
+from trt_mtp.serve.triton import ANY_PORTS, LOCAL, GrpcAccess, Ports, Progress, TritonServer
 from trt_mtp.serve.triton_install import find_triton
 
 
@@ -41,6 +41,7 @@ def serving(
     *,
     repository: Path | None = None,
     ports: Ports = ANY_PORTS,
+    access: GrpcAccess = LOCAL,
     on_progress: Progress = lambda text: None,
 ) -> Iterator[TritonServer]:
     """A Triton that serves `variants`, stopped at the end; call its `check` now and then.
@@ -54,7 +55,7 @@ def serving(
     try:
         with postponed():  # it imports tritonclient
             models = render_repository(variants, repository)
-        server = TritonServer(install, repository.resolve(), models, run_folder, ports)
+        server = TritonServer(install, repository.resolve(), models, run_folder, ports, access)
         try:
             server.start(on_progress)
             yield server

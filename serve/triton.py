@@ -16,6 +16,7 @@ from pathlib import Path
 import trt_mtp
 from trt_mtp.errors import TrtMtpError
 from trt_mtp.serve.processes import children, die_with_parent, free_ports, is_alive, undisturbed
+from trt_mtp.serve.tls_files import TlsFiles
 from trt_mtp.serve.triton_install import TritonInstall
 
 HOST = "127.0.0.1"
@@ -42,8 +43,32 @@ class Ports:
 ANY_PORTS = Ports()
 
 
+@dataclass(frozen=True, slots=True)
+class GrpcAccess:
+    """Who can reach Triton's gRPC; its HTTP and its metrics are for this machine alone."""
+
+    host: str = HOST  # the address to listen on
+    tls: TlsFiles | None = None  # with a CA, clients need a certificate
+
+    def options(self) -> dict[str, object]:
+        """Options of tritonserver."""
+        options: dict[str, object] = {"grpc-address": self.host}
+        if self.tls is not None:
+            options |= {
+                "grpc-use-ssl": "true",
+                "grpc-server-cert": self.tls.cert,
+                "grpc-server-key": self.tls.key,
+            }
+            if self.tls.ca is not None:
+                options |= {"grpc-use-ssl-mutual": "true", "grpc-root-cert": self.tls.ca}
+        return options
+
+
+LOCAL = GrpcAccess()
+
+
 class TritonServer:
-    """Serves `models` of a model repository on 127.0.0.1.
+    """Serves `models` of a model repository, on 127.0.0.1 unless `access` says otherwise.
 
     Start and watch it from a thread that lives as long as the server is needed: the kernel ends
     the server when that thread is gone.
@@ -56,8 +81,10 @@ class TritonServer:
         models: Sequence[str],
         run_folder: Path,
         ports: Ports = ANY_PORTS,
+        access: GrpcAccess = LOCAL,
     ) -> None:
         """`run_folder` takes the log and the backend links."""
+        self._access = access
         self.models = tuple(models)
         self.log = run_folder / "triton.log"
         self.admin_key = secrets.token_hex(16)  # for the management calls, see MANAGEMENT
@@ -85,7 +112,7 @@ class TritonServer:
     @property
     def grpc_url(self) -> str:
         """host:port of KServe v2 gRPC."""
-        return f"{HOST}:{self._ports.grpc}"
+        return f"{self._access.host}:{self._ports.grpc}"
 
     @property
     def http_url(self) -> str:
@@ -235,12 +262,11 @@ class TritonServer:
 
     def _command(self) -> list[str]:
         key = f"admin-key={self.admin_key}"
-        options = {
+        options: dict[str, object] = {
             "model-repository": self._repository,
             "backend-directory": self._backends,
             "model-control-mode": "explicit",
             "http-address": HOST,
-            "grpc-address": HOST,
             "metrics-address": HOST,
             "http-port": self._ports.http,
             "grpc-port": self._ports.grpc,
@@ -252,6 +278,7 @@ class TritonServer:
             "pinned-memory-pool-byte-size": 0,
             "exit-timeout-secs": 5,  # where we are killed and the kernel sends SIGTERM
         }
+        options |= self._access.options()
         command = [str(self._install.server), "--disable-auto-complete-config"]
         command += [f"--{name}={value}" for name, value in options.items()]
         return command + [f"--load-model={name}" for name in self.models]

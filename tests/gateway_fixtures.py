@@ -22,7 +22,7 @@ from trt_mtp.controller.outcome import Outcome
 from trt_mtp.controller.request import RequestFeatures
 from trt_mtp.serve.contract import INPUTS, OUTPUTS
 from trt_mtp.serve.repository import ModelConfig, to_pbtxt
-from trt_mtp.serve.triton import TritonServer
+from trt_mtp.serve.triton import LOCAL, GrpcAccess, TritonServer
 from trt_mtp.serve.triton_install import find_triton
 
 DRAFT_LENGTHS = (0, 1, 3)
@@ -112,12 +112,13 @@ def write_doubles(repository: Path, notes: Path) -> tuple[str, ...]:
 
 
 @contextlib.contextmanager
-def triton_of_doubles(folder: Path) -> Iterator[TritonServer]:
+def triton_of_doubles(folder: Path, access: GrpcAccess = LOCAL) -> Iterator[TritonServer]:
     """A real Triton that serves doubles; its notes are in `folder`/notes."""
     notes = folder / "notes"
     notes.mkdir(parents=True)
     models = write_doubles(folder / "repository", notes)
-    server = TritonServer(find_triton(), folder / "repository", models, folder)
+    install = find_triton()
+    server = TritonServer(install, folder / "repository", models, folder, access=access)
     server.start()
     try:
         yield server
