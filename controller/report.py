@@ -79,7 +79,7 @@ def calibrated(profile: Profile, name: str) -> Calibrated:
     """A profile for a report; raises InputError when it holds no calibration."""
     if profile.calibration is None:
         raise InputError(f"{name} holds no calibration: make one with `trt-mtp calibrate`")
-    return Calibrated(name, profile, summarize(profile.calibration))
+    return Calibrated(name, profile, summarize(profile, profile.calibration))
 
 
 def _report(found: list[Calibrated | Replay]) -> Report:

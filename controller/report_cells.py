@@ -1,4 +1,4 @@
-"""A calibration's cells by key, and what AL(task, K) / R(K, load) says of each from the others."""
+"""A calibration's cells by key, and what AL(task, K) / R(K, load) says of each of them."""
 
 import math
 import statistics
@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from trt_mtp.controller.calibration import Calibration, Cell
+from trt_mtp.controller.profile import Profile
 
 
 class Key(NamedTuple):
@@ -57,6 +58,20 @@ def survival(cells: Cells, task: str, *, leave_out: Key | None = None) -> tuple[
             steps[j] += cell.num_steps
             accepted[j] += count
     return tuple(a / n for a, n in zip(accepted, steps, strict=True) if n)
+
+
+def expected_speedup(profile: Profile, cells: Cells, key: Key) -> float | None:
+    """AL over R for a cell that was not measured, with the profile's own table of R.
+
+    None at draft length 0, and where nothing was drafted for the task.
+    """
+    known = survival(cells, key.task)
+    if key.draft_length == 0 or not known:
+        return None
+    while len(known) < key.draft_length:  # as acceptance.py goes on beyond what it has seen
+        known = (*known, known[-1] * profile.decay_ratio * known[0])
+    length = 1 + sum(known[: key.draft_length])
+    return length / profile.step_cost().ratio(key.draft_length, key.concurrency)
 
 
 def _acceptance_length(cells: Cells, key: Key, leave_out: Key) -> float | None:

@@ -5,7 +5,15 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 from trt_mtp.controller.calibration import BestLength, Calibration, Cell
-from trt_mtp.controller.report_cells import Cells, Key, by_key, predicted_speedup, unmeasured
+from trt_mtp.controller.profile import Profile
+from trt_mtp.controller.report_cells import (
+    Cells,
+    Key,
+    by_key,
+    expected_speedup,
+    predicted_speedup,
+    unmeasured,
+)
 
 
 class CellRow(NamedTuple):
@@ -13,7 +21,7 @@ class CellRow(NamedTuple):
 
     key: Key
     cell: Cell | None
-    predicted: float | None  # speedup, from the other cells
+    predicted: float | None  # speedup, from the other cells (and the profile's table of R)
 
     @property
     def speedup(self) -> float | None:
@@ -66,11 +74,20 @@ class Summary(NamedTuple):
         return best_lengths(self.calibration).get((task, concurrency))
 
 
-def summarize(calibration: Calibration) -> Summary:
-    """What the report says, computed once."""
+def summarize(profile: Profile, calibration: Calibration) -> Summary:
+    """What the report says of a profile's calibration, computed once."""
     cells = by_key(calibration)
     keys = sorted({*cells, *unmeasured(calibration)}, key=_order(calibration.tasks))
-    rows = tuple(CellRow(key, cells.get(key), predicted_speedup(cells, key)) for key in keys)
+    rows = tuple(
+        CellRow(
+            key,
+            cells.get(key),
+            predicted_speedup(cells, key)
+            if key in cells
+            else expected_speedup(profile, cells, key),
+        )
+        for key in keys
+    )
     tasks = dict.fromkeys(row.key.task for row in rows)
     return Summary(calibration, rows, tuple(_task_row(calibration, cells, task) for task in tasks))
 

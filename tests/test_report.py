@@ -58,8 +58,7 @@ def one(profile: Profile) -> Report:
 
 
 def summary_of(profile: Profile) -> Summary:
-    assert profile.calibration is not None
-    return summarize(profile.calibration)
+    return calibrated(profile, "").summary
 
 
 def advising(*best: tuple[str, int, int], crossings: tuple[float | None, ...] = ()) -> Summary:
@@ -74,9 +73,8 @@ def advising(*best: tuple[str, int, int], crossings: tuple[float | None, ...] = 
     )
     crossovers = tuple(Crossover(task="qa", draft_length=1, concurrency=c) for c in crossings)
     changed = calibration.recommendation.model_copy(update={"best": advice})
-    return summarize(
-        calibration.model_copy(update={"recommendation": changed, "crossovers": crossovers})
-    )
+    update = {"recommendation": changed, "crossovers": crossovers}
+    return summarize(profile, calibration.model_copy(update=update))
 
 
 @pytest.mark.parametrize(
@@ -128,7 +126,7 @@ def test_holding_one_variant_is_said() -> None:
     assert profile.calibration is not None
     assert profile.calibration.recommendation is not None
     held = profile.calibration.recommendation.model_copy(update={"hold_one": True})
-    summary = summarize(profile.calibration.model_copy(update={"recommendation": held}))
+    summary = summarize(profile, profile.calibration.model_copy(update={"recommendation": held}))
     assert "One variant is enough, the one with draft length 3" in hosting(summary)
 
 
@@ -340,3 +338,18 @@ def test_the_format_follows_the_file(tmp_path: Path, cli: Cli) -> None:
     cli("report", tmp_path / "p.json", "-o", tmp_path / "r.csv", "--format", "md")
     assert (tmp_path / "r.csv").read_text().startswith("# Which draft length to use")
     assert cli("report", tmp_path / "p.json").out.startswith("<!DOCTYPE html>")
+
+
+def test_a_cell_that_nothing_is_near_is_told_by_the_profiles_table() -> None:
+    """A load at which only no speculation was measured is predicted from R in the profile."""
+    left_out = [("qa", 1, 4), ("qa", 3, 4)]
+    profile = simulated_profile(["qa"], [0, 1, 3], [1, 4], left_out=left_out)
+    summary = summary_of(profile)
+    guesses = {row.key: row.predicted for row in summary.rows if row.cell is None}
+    assert set(guesses) == {Key(*key) for key in left_out}
+    measured = summary_of(simulated_profile(["qa"], [0, 1, 3], [1, 4]))
+    for key, guess in guesses.items():
+        cell = measured.cell(key)
+        assert cell is not None
+        assert cell.speedup is not None
+        assert guess == pytest.approx(cell.speedup.value, rel=0.1)
