@@ -46,7 +46,7 @@ class DecisionLog:
             record["prompt"] = prompt
         line = json.dumps(record, separators=(",", ":"), ensure_ascii=True).encode() + b"\n"
         try:
-            size = self._file.tell()
+            size = self._file.seek(0, os.SEEK_END)  # a line that was cut off moved the position
             if size and size + len(line) > self._max_bytes:
                 self._rotate()
                 size = 0
@@ -63,7 +63,9 @@ class DecisionLog:
     def _open(self) -> FileIO:
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            return FileIO(self._path, "a")  # unbuffered: a kill loses no whole line
+            file = FileIO(self._path, "a+")  # unbuffered: a kill loses no whole line
+            _cut_broken_line(file)
+            return file
         except OSError as error:
             raise TrtMtpError(f"can't open {self._path}: {error.strerror or error}") from error
 
@@ -79,6 +81,16 @@ class DecisionLog:
 
     def _numbered(self, number: int) -> Path:
         return self._path.with_name(f"{self._path.name}.{number}")
+
+
+def _cut_broken_line(file: FileIO) -> None:
+    """Remove a last line without an end, which a kill left, so that the next one is readable."""
+    if not file.seekable() or file.seek(0, os.SEEK_END) == 0:
+        return
+    file.seek(-1, os.SEEK_END)
+    if file.read(1) != b"\n":
+        file.seek(0)
+        file.truncate(file.readall().rfind(b"\n") + 1)
 
 
 class LoggedPolicy:

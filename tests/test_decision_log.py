@@ -1,5 +1,6 @@
 """One line per request, rotated; and what a replay makes of it."""
 
+import resource
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from trt_mtp.controller.decision_log import (
 from trt_mtp.controller.policy import Policy
 from trt_mtp.controller.profile import Profile
 from trt_mtp.controller.replay import replay
-from trt_mtp.errors import InputError
+from trt_mtp.errors import InputError, TrtMtpError
 
 
 def records(lengths: list[int], acceptance: float = 0.8) -> list[LogRecord]:
@@ -102,6 +103,36 @@ def test_failed_requests_are_counted_and_left_out() -> None:
     assert (report["requests"], report["requests_skipped"]) == (5, 1)
     with pytest.raises(InputError, match="no finished request"):
         replay([])
+
+
+def test_lines_that_a_full_disk_cut_off_leave_no_trace(tmp_path: Path) -> None:
+    """However often a line didn't fit, those before and after it are whole."""
+    first, second = records([0, 3])
+    log = DecisionLog(tmp_path / "log")
+    log.append(*first)
+    size = (tmp_path / "log").stat().st_size
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        for room in (10, 20, 15):
+            resource.setrlimit(resource.RLIMIT_FSIZE, (size + room, limits[1]))
+            with pytest.raises(TrtMtpError, match="can't write"):
+                log.append(*second)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    log.append(*second)
+    log.close()
+    assert list(read_log(tmp_path / "log")) == [first, second]
+
+
+def test_a_log_goes_on_after_its_last_whole_line(tmp_path: Path) -> None:
+    """What a kill left of a line is removed when the log is opened again."""
+    items = records([0, 3])
+    for item in items:
+        write(tmp_path / "log", [item])
+        with (tmp_path / "log").open("a") as file:
+            file.write('{"decision":{"dec')
+    write(tmp_path / "log", [])
+    assert list(read_log(tmp_path / "log")) == items
 
 
 def test_a_logged_policy_decides_as_the_policy_and_outlives_a_full_disk(tmp_path: Path) -> None:
