@@ -358,8 +358,8 @@ def parse_devices(text: str) -> tuple[int, ...]:
     return tuple(int(part) for part in parts)
 
 
-def parse_schedule(text: str) -> dict[int, int]:
-    """`4:3,16:2` as batch size -> draft length; raises InputError.
+def parse_schedule(text: str, option: str = "--draft-len-schedule") -> dict[int, int]:
+    """`4:3,16:2` as batch size -> draft length; raises InputError that names the option.
 
     >>> parse_schedule("4:3,16:2")
     {4: 3, 16: 2}
@@ -369,13 +369,12 @@ def parse_schedule(text: str) -> dict[int, int]:
         bound, colon, length = part.partition(":")
         if not (colon and bound.strip().isdigit() and length.strip().isdigit()):
             raise InputError(
-                f"--draft-len-schedule {text!r}: expected pairs of batch size and draft length, "
-                "as in 4:3,16:2"
+                f"{option} {text!r}: expected pairs of batch size and draft length, as in 4:3,16:2"
             )
         schedule[int(bound)] = int(length)
     if min(schedule) < 1 or min(schedule.values()) < 1:
         raise InputError(
-            f"--draft-len-schedule {text!r}: batch sizes and draft lengths start at 1, because "
+            f"{option} {text!r}: batch sizes and draft lengths start at 1, because "
             "drafting that stops and resumes is accepted less and less "
             "(https://github.com/NVIDIA/TensorRT-LLM/pull/16888)"
         )

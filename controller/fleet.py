@@ -1,17 +1,18 @@
-"""A fleet of replicas in simulated time: arrivals, continuous batching, a router in front.
+"""A fleet of replicas in simulated time: continuous batching, a router in front.
 
 A replica runs all its requests together, one step after another, and a step takes T(K, B). So a
 request that needs n steps leaves when the replica has made n more of them, whatever came and went
-meanwhile: one heap of step numbers per replica, two events per request. Memory is that of the
-requests in flight.
+meanwhile: one heap of step numbers per replica, two events per request. Under a batch schedule K
+changes with B while requests run; what is left of each is tokens, so its steps are counted anew at
+the length that follows, for those on the replica alone. Memory is that of the requests in flight.
 """
 
 import heapq
-import random
 from collections import defaultdict, deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from trt_mtp.controller.batch_schedule import BatchSchedule
 from trt_mtp.controller.cost import StepCost
 from trt_mtp.controller.decision import Decision
 from trt_mtp.controller.world import SimulatedRequest
@@ -23,17 +24,18 @@ class InFlight:
 
     request: SimulatedRequest
     arrived_s: float
-    draft_length: int
+    draft_length: int  # of its first step
     decision: Decision | None
     started_s: float = 0.0
 
 
 @dataclass(slots=True)
 class Replica:
-    """One engine at one draft length."""
+    """One engine: `max_draft_length` is what it was built for."""
 
     index: int
-    draft_length: int
+    max_draft_length: int
+    draft_length: int  # of the present batch
     max_batch_size: int
     now_s: float = 0.0
     steps: float = 0.0  # made so far, in the middle of one included
@@ -70,14 +72,17 @@ class Group:
 
 
 class Fleet:
-    """All replicas and their events."""
+    """All replicas and their events; each keeps to its length, or all follow a batch schedule."""
 
-    def __init__(self, draft_lengths: Sequence[int], cost: StepCost, max_batch_size: int = 128):
-        self._cost = cost
-        self._replicas = [Replica(i, k, max_batch_size) for i, k in enumerate(draft_lengths)]
+    def __init__(
+        self, draft_lengths: Sequence[int], cost: StepCost, max_batch_size: int = 128,
+        schedule: BatchSchedule | None = None,
+    ):  # fmt: skip
+        self._cost, self._batch_schedule = cost, schedule
+        self._replicas = [Replica(i, k, k, max_batch_size) for i, k in enumerate(draft_lengths)]
         by_length: dict[int, list[Replica]] = defaultdict(list)
         for replica in self._replicas:
-            by_length[replica.draft_length].append(replica)
+            by_length[replica.max_draft_length].append(replica)
         self._groups = {k: Group(replicas) for k, replicas in sorted(by_length.items())}
         self._events: list[tuple[float, int, int]] = []  # time, replica, version
         self._serial = 0
@@ -117,15 +122,18 @@ class Fleet:
         replica.now_s = now_s
 
     def _admit(self, replica: Replica) -> None:
+        if self._batch_schedule is not None:
+            batch = min(replica.load, replica.max_batch_size)
+            _redraft(replica, self._batch_schedule.draft_length(batch))
         while replica.waiting and len(replica.running) < replica.max_batch_size:
             flight = replica.waiting.popleft()
-            flight.started_s = replica.now_s
+            flight.started_s, flight.draft_length = replica.now_s, replica.draft_length
             self._serial += 1
             steps = flight.request.num_tokens / flight.request.lengths[replica.draft_length]
             heapq.heappush(replica.running, (replica.steps + steps, self._serial, flight))
 
     def _schedule(self, replica: Replica) -> None:
-        self._groups[replica.draft_length].changed(replica)
+        self._groups[replica.max_draft_length].changed(replica)
         replica.version += 1
         if not replica.running:
             return
@@ -135,21 +143,24 @@ class Fleet:
         heapq.heappush(self._events, (due, replica.index, replica.version))
 
 
-def poisson(rate_per_s: float, rng: random.Random) -> Iterator[float]:
-    """Arrival times of a Poisson process."""
-    now = 0.0
-    while True:
-        now += rng.expovariate(rate_per_s)
-        yield now
+def _redraft(replica: Replica, draft_length: int) -> None:
+    """Change the draft length of what runs; the tokens that are left take other numbers of steps.
 
-
-def bursts(rate_per_s: float, rng: random.Random, period_s: float = 60.0) -> Iterator[float]:
-    """Poisson arrivals at 1.75 times the rate for half of each period, and at 0.25 for the rest."""
-    now = 0.0
-    while True:
-        factor = 1.75 if now % period_s < period_s / 2 else 0.25
-        now += rng.expovariate(rate_per_s * factor)
-        yield now
+    Lengths differ in how far requests get with them, so the order in which they end may change.
+    """
+    if draft_length == replica.draft_length:
+        return
+    now, old = replica.steps, replica.draft_length
+    replica.draft_length = draft_length
+    replica.running = [
+        (
+            now + (last - now) * flight.request.lengths[old] / flight.request.lengths[draft_length],
+            serial,
+            flight,
+        )
+        for last, serial, flight in replica.running
+    ]
+    heapq.heapify(replica.running)
 
 
 def split(num_replicas: int, shares: Mapping[int, float]) -> list[int]:

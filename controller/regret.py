@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from trt_mtp.controller.batch_schedule import BatchSchedule
 from trt_mtp.controller.decision import VariantState
 from trt_mtp.controller.policy import Policy
 from trt_mtp.controller.profile import PUBLISHED_ACCEPTANCE, Profile
@@ -16,6 +17,7 @@ from trt_mtp.controller.world import MIXES, SimulatedRequest, World, published_c
 
 LENGTHS = (0, 1, 2, 3, 5)
 LOADS = {"low": 1, "crossover": 12, "overload": 96}
+SCHEDULE = BatchSchedule()
 BURN_IN = 500  # requests before the learned policy is scored
 
 
@@ -99,7 +101,7 @@ def _times(
     by_length = {k: world.seconds(request, k, load) for k in LENGTHS}
     times = {f"static-{k}": seconds for k, seconds in by_length.items()}
     times["none"], times["oracle"] = by_length[0], min(by_length.values())
-    times["schedule"] = by_length[batch_schedule(load)]
+    times["schedule"] = by_length[SCHEDULE.draft_length(load)]
     times["heuristics"] = by_length[
         heuristics.choose(request.features, variants, now_s=0.0).draft_length
     ]
@@ -107,14 +109,6 @@ def _times(
     times["learned"] = by_length[decision.draft_length]
     learned.update(decision, world.outcome(request, decision.draft_length, load=load))
     return times
-
-
-def batch_schedule(load: int) -> int:
-    """A draft length by batch size alone, as TensorRT-LLM's `draft_len_schedule` does it.
-
-    Its keys are the operator's; these are 3 up to 4 requests, 2 up to 8, 1 beyond (never 0).
-    """
-    return 3 if load <= 4 else 2 if load <= 8 else 1
 
 
 def report(

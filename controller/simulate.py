@@ -3,18 +3,21 @@
 import random
 import statistics
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from typing import Any, NamedTuple
 
+from trt_mtp.controller.arrivals import Arrival, Trace, bursts, poisson
+from trt_mtp.controller.batch_schedule import EXAMPLE_SCHEDULE, BatchSchedule
 from trt_mtp.controller.decision import Decision, VariantState
-from trt_mtp.controller.fleet import Fleet, InFlight, Replica, bursts, poisson, split
+from trt_mtp.controller.fleet import Fleet, InFlight, Replica, split
 from trt_mtp.controller.policy import Policy
 from trt_mtp.controller.profile import Profile
 from trt_mtp.controller.world import SimulatedRequest, World, published_cost
 from trt_mtp.errors import InputError
 
-POLICIES = ("none", "static", "heuristics", "learned", "oracle")
+POLICIES = ("none", "static", "schedule", "heuristics", "learned", "oracle")
 SAMPLE = 10_000  # latencies kept for percentiles
 
 
@@ -28,8 +31,10 @@ class Settings:
     num_replicas: int = 20
     shares: Mapping[int, float] = field(default_factory=lambda: {0: 1.0, 1: 1.0, 3: 1.0})
     static_length: int = 3  # of policy `static`: the whole fleet has it
+    schedule: Mapping[int, int] = field(default_factory=lambda: EXAMPLE_SCHEDULE)  # of `schedule`
     rate_per_s: float = 20.0
-    arrivals: str = "poisson"
+    arrivals: str = "poisson"  # or bursts; a trace comes instead of both
+    trace: Trace | None = None
     seed: int = 0
 
 
@@ -101,7 +106,7 @@ class Result(NamedTuple):
     user_tokens_per_s: float  # median over requests, waiting included
     latency_p50_s: float
     latency_p99_s: float
-    chosen: dict[str, float]  # share of requests by draft length
+    chosen: dict[str, float]  # share of requests by the draft length that they began with
 
     def to_json(self) -> dict[str, Any]:
         """Rounded, with stable keys."""
@@ -113,7 +118,8 @@ def simulate(settings: Settings) -> Result:
     if settings.policy not in POLICIES:
         raise InputError(f"policy {settings.policy!r} is not one of {', '.join(POLICIES)}")
     cost = published_cost()
-    fleet = Fleet(_draft_lengths(settings), cost)
+    schedule = BatchSchedule(settings.schedule) if settings.policy == "schedule" else None
+    fleet = Fleet(_draft_lengths(settings), cost, schedule=schedule)
     world = World(cost, seed=settings.seed)
     router = Router(settings, fleet, world)
     rng = random.Random(settings.seed + 1)
@@ -151,6 +157,8 @@ def _draft_lengths(settings: Settings) -> list[int]:
         return [0] * settings.num_replicas
     if settings.policy == "static":
         return [settings.static_length] * settings.num_replicas
+    if settings.policy == "schedule":
+        return [max(settings.schedule.values())] * settings.num_replicas
     if settings.num_replicas < len(settings.shares):
         raise InputError(
             f"{settings.num_replicas} replicas can't host {len(settings.shares)} draft lengths"
@@ -162,13 +170,18 @@ def _flights(
     settings: Settings, fleet: Fleet, world: World, router: Router
 ) -> Iterator[tuple[float, InFlight]]:
     """Send every request when it arrives; yield each when it ends."""
-    rng = random.Random(settings.seed + 2)
-    times = (bursts if settings.arrivals == "bursts" else poisson)(settings.rate_per_s, rng)
-    for _ in range(settings.num_requests):
-        now_s = next(times)
+    for arrival in islice(_arrivals(settings), settings.num_requests):
+        now_s = arrival.time_s
         yield from fleet.finished_until(now_s)
-        request = world.draw(settings.mix)
+        request = world.draw(settings.mix, arrival.task)
         replica, decision = router.route(request, now_s)
         flight = InFlight(request, now_s, replica.draft_length, decision)
         fleet.submit(replica, flight, now_s)
     yield from fleet.finished_until(float("inf"))
+
+
+def _arrivals(settings: Settings) -> Iterable[Arrival]:
+    if settings.trace is not None:
+        return settings.trace
+    process = bursts if settings.arrivals == "bursts" else poisson
+    return process(settings.rate_per_s, random.Random(settings.seed + 2))

@@ -80,13 +80,12 @@ class World:
         self._random = random.Random(self.seed)
         self._numpy = np.random.default_rng(self.seed)
 
-    def draw(self, mix: Mapping[str, float]) -> SimulatedRequest:
-        """The next request of a mix; answers are log-normal in length."""
-        tasks = list(mix)
-        task = self._random.choices(tasks, list(mix.values()))[0]
-        guessed = task
-        if len(tasks) > 1 and self._random.random() >= self.guess_accuracy:
-            guessed = self._random.choice([t for t in tasks if t != task])
+    def draw(self, mix: Mapping[str, float], task: str | None = None) -> SimulatedRequest:
+        """The next request of a mix, or of a task; answers are log-normal in length."""
+        task = task or self._random.choices(list(mix), list(mix.values()))[0]
+        guessed, others = task, [t for t in mix if t != task]
+        if others and self._random.random() >= self.guess_accuracy:
+            guessed = self._random.choice(others)
         mean, spread = self.acceptance[task], SPREAD[task]
         strength = mean * (1 - mean) / spread**2 - 1
         p = self._random.betavariate(mean * strength, (1 - mean) * strength)

@@ -3,24 +3,33 @@
 import csv
 import json
 import random
+import re
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
 
+from tests.policy_fixtures import outcome, request, variants
 from trt_mtp.controller import regret
+from trt_mtp.controller.arrivals import Trace, bursts, poisson
+from trt_mtp.controller.batch_schedule import BatchSchedule
 from trt_mtp.controller.cost import StepCost
-from trt_mtp.controller.fleet import Fleet, InFlight, bursts, poisson, split
+from trt_mtp.controller.decision_log import DecisionLog
+from trt_mtp.controller.fleet import Fleet, InFlight, split
 from trt_mtp.controller.measurements import (
     MEASUREMENTS_PATH,
     STEP_COSTS_PATH,
     read_measurements,
     read_step_ratios,
 )
-from trt_mtp.controller.policy_cli import simulate as command
+from trt_mtp.controller.policy import Policy
 from trt_mtp.controller.simulate import Settings, simulate
 from trt_mtp.controller.simulate_check import check, cross_predict
+from trt_mtp.controller.simulate_cli import simulate as command
 from trt_mtp.controller.world import MIXES, World, parse_mix, published_cost
 from trt_mtp.errors import InputError
 
@@ -57,6 +66,112 @@ def test_a_full_batch_makes_others_wait() -> None:
     assert ended[1] == pytest.approx(2 * ended[0])
 
 
+def test_a_draft_length_that_changes_keeps_the_tokens_that_are_made() -> None:
+    """A batch schedule changes the steps that are left, never what was done nor what is asked."""
+    schedule = BatchSchedule({1: 1, 2: 0})
+    world, fleet = World(COST), Fleet([1], COST, schedule=schedule)
+    request = world.draw({"coding": 1.0})
+    alone_s, together_s = COST.step_s(1, 1), COST.step_s(0, 2)
+    arrives_s = 20 * alone_s
+    for at_s in (0.0, arrives_s):
+        fleet.submit(fleet.least_loaded(1), InFlight(request, at_s, 1, None), at_s)
+    (first_s, first), (second_s, second) = fleet.finished_until(1e9)
+    left = request.num_tokens - 20 * request.lengths[1]
+    assert first_s == pytest.approx(arrives_s + left * together_s)
+    left = request.num_tokens - left
+    assert second_s == pytest.approx(first_s + left / request.lengths[1] * alone_s)
+    assert (first.draft_length, second.draft_length) == (1, 0)
+
+
+def test_a_schedule_of_one_length_is_that_length() -> None:
+    """Where the schedule never changes, it and a static length simulate the same."""
+    settings = Settings(MIXES["chat"], num_requests=400, rate_per_s=30, num_replicas=6)
+    static = simulate(replace(settings, policy="static", static_length=3))
+    scheduled = simulate(replace(settings, policy="schedule", schedule={4: 3, 1024: 3}))
+    assert scheduled._replace(policy="static-3") == static
+
+
+@given(
+    st.dictionaries(st.integers(1, 12), st.integers(0, 5), min_size=1, max_size=4),
+    st.floats(1, 60),
+)
+@hypothesis_settings(max_examples=25, deadline=None)
+def test_under_any_schedule_every_request_ends(schedule: dict[int, int], rate: float) -> None:
+    """Nothing is lost or ends before it began, however the length jumps."""
+    result = simulate(
+        Settings(
+            MIXES["chat"], "schedule", num_requests=60, num_replicas=2, rate_per_s=rate,
+            schedule=schedule,
+        )
+    )  # fmt: skip
+    assert result.num_requests == 60
+    assert result.latency_p50_s > 0
+    assert sum(result.chosen.values()) == pytest.approx(1, abs=1e-3)
+
+
+def write_trace(path: Path, text: str) -> Path:
+    path.write_text(text)
+    return path
+
+
+def test_a_trace_is_times_or_json_lines(tmp_path: Path) -> None:
+    """Times count from the first arrival, in any order; a task is the request's own."""
+    lines = '12.5\n{"time_s": 10, "task": "math"}\n\n{"time_s": 11.0}'
+    trace = Trace(write_trace(tmp_path / "trace", lines))
+    assert list(trace) == [(0.0, "math"), (1.0, None), (2.5, None)]
+    settings = Settings(MIXES["chat"], "none", num_requests=len(trace), num_replicas=1, trace=trace)
+    assert simulate(settings).num_requests == 3
+
+
+def test_a_decision_log_is_a_trace(tmp_path: Path) -> None:
+    """Requests arrive when they were decided, as the task they were taken for."""
+    log = DecisionLog(tmp_path / "log")
+    policy = Policy()
+    for now_s, task in ((1e9 + 3, "coding"), (1e9, "writing")):
+        decision = policy.choose(request(hint_task=task), variants(3), now_s=now_s)
+        log.append(decision, outcome(3))
+    log.close()
+    assert list(Trace(tmp_path / "log")) == [(0.0, "writing"), (3.0, "coding")]
+    whole = (tmp_path / "log").read_text()
+    cut = Trace(write_trace(tmp_path / "cut", whole[:-20]))
+    assert list(cut) == [(0.0, "coding")]
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("soon", "'soon': expected a time"),
+        ("-1", "expected a time"),
+        ("NaN", "expected a time"),
+        ("1e999", "expected a time"),
+        ("9" * 400, "expected a time"),
+        ("[1]", "expected a time"),
+        ("true", "expected a time"),
+        ('{"task": "math"}', "time_s is None"),
+        ('{"time_s": "1"}', "time_s is '1'"),
+        ('{"time_s": 1, "tsk": "math"}', "unknown key 'tsk'; did you mean task"),
+        ('{"time_s": 1, "task": "maths"}', "did you mean math"),
+        ('{"decision": {"now_s": null}}', "time_s is None"),
+    ],
+)
+def test_a_line_that_is_no_arrival_is_named(tmp_path: Path, line: str, said: str) -> None:
+    """File, line and what was expected."""
+    path = write_trace(tmp_path / "trace", f"1.0\n{line}\n")
+    with pytest.raises(InputError, match=r"trace, line 2.*" + re.escape(said)):
+        Trace(path)
+
+
+def test_a_file_that_is_no_trace_is_refused(tmp_path: Path) -> None:
+    """Empty, missing, or not text."""
+    with pytest.raises(InputError, match="holds no arrival"):
+        Trace(write_trace(tmp_path / "trace", "\n"))
+    with pytest.raises(InputError, match="can't be read"):
+        Trace(tmp_path / "missing")
+    (tmp_path / "binary").write_bytes(b"\xff\xfe1")
+    with pytest.raises(InputError, match="can't be read"):
+        Trace(tmp_path / "binary")
+
+
 def test_every_request_ends_and_the_same_seed_repeats() -> None:
     """Nothing is lost, and a simulation is its seed."""
     settings = Settings(MIXES["chat"], num_requests=400, rate_per_s=30, num_replicas=6)
@@ -80,7 +195,7 @@ def test_arrivals_have_their_rate() -> None:
     """Poisson and bursty arrivals both come at the rate asked for."""
     for process in (poisson, bursts):
         times = process(10.0, random.Random(0))
-        last = [next(times) for _ in range(20_000)][-1]
+        last = [next(times).time_s for _ in range(20_000)][-1]
         assert 20_000 / last == pytest.approx(10, rel=0.05)
 
 
@@ -174,6 +289,34 @@ def test_the_command_prints_tables_and_json() -> None:
     assert "fleet tok/s" in runner.invoke(command, arguments).output
     wrong = runner.invoke(command, ["--policy", "leaned"])
     assert isinstance(wrong.exception, InputError)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--arrivals", "trace"], "--trace FILE"),
+        (["--arrivals", "bursts", "--trace", "x"], "give one of them"),
+        (["--rate", "2", "--trace", "x"], "its own rate"),
+        (["--schedule", "4"], "--schedule '4': expected pairs"),
+        (["--schedule", "4:0"], "start at 1"),
+        (["--schedule", "4:9"], "at most 8"),
+    ],
+)
+def test_options_that_contradict_are_refused(arguments: list[str], said: str) -> None:
+    """The sentence names the option."""
+    result = CliRunner().invoke(command, arguments)
+    assert isinstance(result.exception, InputError)
+    assert said in str(result.exception)
+
+
+def test_the_command_replays_a_trace_under_a_schedule(tmp_path: Path) -> None:
+    """All of a trace's requests arrive, and `schedule` begins as the batch says."""
+    trace = write_trace(tmp_path / "trace", "".join(f"{i}\n" for i in range(50)))
+    arguments = ["--policy", "schedule", "--replicas", "2", "--trace", str(trace), "--json"]
+    result = CliRunner().invoke(command, [*arguments, "--schedule", "1:5,2:2,1024:1"])
+    [row] = json.loads(result.stdout)["results"]
+    assert (row["policy"], row["num_requests"]) == ("schedule", 50)
+    assert set(row["chosen"]) <= {"5", "2", "1"}
 
 
 def test_the_shipped_table_has_loads_up_to_overload() -> None:

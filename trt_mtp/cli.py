@@ -52,7 +52,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "Show what a calibration or a replay says, as a page to read or as data.",
     ),
     "simulate": (
-        "trt_mtp.controller.policy_cli:simulate",
+        "trt_mtp.controller.simulate_cli:simulate",
         "Simulate a fleet of replicas at different draft lengths under several policies.",
     ),
     "repo": ("trt_mtp.serve.cli:repo", "Work with Triton model repositories."),
