@@ -64,6 +64,7 @@ $(VENV)/.dev: requirements-dev.lock $(VENV)/.runtime
 	fi; \
 	$(PIP) -r requirements-dev.lock $$index
 	@.ci/programs
+	@$(BIN)/python -m benchmarks.perf_analyzer --fetch
 	@touch $@
 
 # The newest versions that pyproject.toml allows, tried together, written as lock files.

@@ -99,9 +99,11 @@ def running_gateway(triton: str, policy: Any = None, **settings: Any) -> Iterato
         thread.close()
 
 
-def write_doubles(repository: Path, notes: Path) -> tuple[str, ...]:
+def write_doubles(
+    repository: Path, notes: Path, draft_lengths: Sequence[int] = DRAFT_LENGTHS
+) -> tuple[str, ...]:
     """A Triton repository of doubles: the variants of qwen_mtp, and another model."""
-    lengths = {f"qwen_mtp_k{length}": length for length in DRAFT_LENGTHS} | {"other": 0}
+    lengths = {f"qwen_mtp_k{length}": length for length in draft_lengths} | {"other": 0}
     for name, length in lengths.items():
         parameters = {"draft_length": str(length), "notes": str(notes), "max_seq_len": "512"}
         config = ModelConfig(name, INPUTS, OUTPUTS, parameters)

@@ -1,11 +1,12 @@
 """A double of a variant's Triton model: answers as the JSON object in the prompt says.
 
-Token number i has the id i and the text "w<i>"; tokens that the request brings as emitted_ids are
-not sent again. Keys: tokens (default 3), delay_s before each, separate_final (the last message is
-an empty one of its own), name (touches the file cancelled-<name> in the folder that the model's
-parameter `notes` names). Faults, each before the token that it names, of the draft lengths in
-`faulty` (default: all): error_at (error_with_final: the error is also the last message), hang_at
-(no further message until the client leaves), die_at (the process ends).
+Token number i has the id i and the text "<word><i>"; tokens that the request brings as emitted_ids
+are not sent again. Keys: tokens (default 3), word (default "w"), delay_s before each,
+separate_final (the last message is an empty one of its own), name (touches the file
+cancelled-<name> in the folder that the model's parameter `notes` names). Faults, each before the
+token that it names, of the draft lengths in `faulty` (default: all): error_at (error_with_final:
+the error is also the last message), hang_at (no further message until the client leaves), die_at
+(the process ends).
 """
 
 import json
@@ -71,7 +72,8 @@ class TritonPythonModel:
             is_last = index == num_tokens - 1
             if is_last or value("streaming", False):
                 flags = FINAL if is_last and not script.get("separate_final") else 0
-                sender.send(self.response(index, num_emitted, is_last, wanted), flags=flags)
+                text = f"{script.get('word', 'w')}{index}"
+                sender.send(self.response(text, index, num_emitted, is_last, wanted), flags=flags)
         if script.get("separate_final"):
             sender.send(flags=FINAL)
 
@@ -81,10 +83,12 @@ class TritonPythonModel:
         if not with_final:
             sender.send(flags=FINAL)
 
-    def response(self, index: int, num_emitted: int, is_last: bool, wanted: list[str]) -> Any:
+    def response(
+        self, text: str, index: int, num_emitted: int, is_last: bool, wanted: list[str]
+    ) -> Any:
         steps, k = index + 1 - num_emitted, self.draft_length
         values: dict[str, Any] = {
-            "text_output": np.array([f"w{index}".encode()], np.object_),
+            "text_output": np.array([text.encode()], np.object_),
             "output_ids": np.array([index], np.int32),
         }
         if is_last:
