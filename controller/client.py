@@ -70,8 +70,9 @@ def tensors(prompt: Prompt) -> list[grpcclient.InferInput]:
 class StreamClient:
     """One gRPC stream to a Triton server or the gateway."""
 
-    def __init__(self, url: str) -> None:
-        """`url` is host:port."""
+    def __init__(self, url: str, reply_timeout_s: float = REPLY_TIMEOUT_S) -> None:
+        """`url` is host:port; an answer may pause for `reply_timeout_s` at most."""
+        self._reply_timeout_s = reply_timeout_s
         self._client = grpcclient.InferenceServerClient(url)
         self._replies: queue.Queue[tuple[float, Any, Exception | None]] = queue.Queue()
         self._client.start_stream(
@@ -120,9 +121,9 @@ class StreamClient:
 
     def _next(self, model: str) -> tuple[float, Any]:
         try:
-            arrived, result, error = self._replies.get(timeout=REPLY_TIMEOUT_S)
+            arrived, result, error = self._replies.get(timeout=self._reply_timeout_s)
         except queue.Empty:
-            raise TrtMtpError(f"{model} sent nothing for {REPLY_TIMEOUT_S:.0f} s") from None
+            raise TrtMtpError(f"{model} sent nothing for {self._reply_timeout_s:.0f} s") from None
         if isinstance(error, InferenceServerException):
             raise TrtMtpError(f"{model}: {error.message()}")
         return arrived, result

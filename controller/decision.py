@@ -51,6 +51,7 @@ class Decision(NamedTuple):
     now_s: float
     session_id: str | None = None
     tenant: str | None = None
+    side: str = ""  # "stable" or "canary" where a traffic file divides the requests
 
     @property
     def chosen(self) -> CandidateScore:
@@ -69,7 +70,8 @@ class Decision(NamedTuple):
     def from_json(cls, record: Mapping[str, Any]) -> "Decision":
         """The decision that `to_json` wrote; raises InputError for anything else."""
         try:
-            values = {name: record[name] for name in cls._fields}
+            values = {name: record[name] for name in cls._fields if name != "side"}
+            values["side"] = record.get("side", "")  # logs from before rollouts have none
             values["task_probabilities"] = tuple(values["task_probabilities"].items())
             values["reasons"] = tuple(values["reasons"])
             values["candidates"] = tuple(CandidateScore(**c) for c in values["candidates"])

@@ -65,7 +65,7 @@ def read_state(path: Path, policy: Policy, *, is_peer: bool = False) -> None:
     except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path} can't be read as a policy's state: {error}") from None
     try:
-        problem = _take_over(record, policy, is_peer)
+        problem = take_over(record, policy, is_peer)
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         problem = f"is no policy's state ({type(error).__name__}: {error})"
     if problem:
@@ -106,8 +106,8 @@ def _stamp(path: Path) -> tuple[int, ...]:
     return found.st_mtime_ns, found.st_size, found.st_ino
 
 
-def _take_over(record: Any, policy: Policy, is_peer: bool) -> str:
-    """Why `record` can't be used, or an empty string once it is in `policy`."""
+def take_over(record: Any, policy: Policy, is_peer: bool = False) -> str:
+    """Why `record` can't be used by `policy`, or an empty string once it is in `policy`."""
     if record["schema_version"] != SCHEMA_VERSION:
         return f"has schema_version {record['schema_version']!r}, not {SCHEMA_VERSION}"
     if record["fingerprint"] != policy.profile.fingerprint:

@@ -35,6 +35,11 @@ def say(text: str) -> None:
 @click.option("--tls-cert", type=FILE, help="Speak TLS on gRPC with this certificate chain (PEM).")
 @click.option("--tls-key", type=FILE, help="Its key.")
 @click.option("--tls-client-ca", type=FILE, help="Ask clients for certificates that it signed.")
+@click.option(
+    "--admin-key-file",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="The key of the management calls, for rollouts; made when it is not there.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one line of JSON when ready.")
 def serve(
     engines: tuple[Path, ...],
@@ -46,24 +51,28 @@ def serve(
     tls_cert: Path | None,
     tls_key: Path | None,
     tls_client_ca: Path | None,
+    admin_key_file: Path | None,
     as_json: bool,
 ) -> None:
     """Serve variants with Triton until Ctrl-C or SIGTERM.
 
-    ENGINES are variants, or folders of variants. Triton listens on 127.0.0.1, is started again
-    when it dies, and leaves nothing behind. --grpc-host opens its gRPC to others, but never its
-    HTTP, its metrics, or its management calls. $TRITONSERVER names the tritonserver to use; without
+    ENGINES are variants, or folders of variants; where a rollout changed what the repository loads,
+    that is served. Triton listens on 127.0.0.1, is started again when it dies, and leaves nothing
+    behind. --grpc-host opens its gRPC to others, but never its HTTP, its metrics, or its management
+    calls, except with the key. $TRITONSERVER names the tritonserver to use; without
     it, a local install or the one in nvidia-pytriton is. The exit code is 0 after a signal, 130
     when that came before the ready line.
 
     Example: trt-mtp serve engines/ --grpc-port 8001
     """
     from trt_mtp.serve.processes import terminate_as_interrupt
-    from trt_mtp.serve.serving import describe, resolve_variants, serving
+    from trt_mtp.serve.serving import admin_key_in, describe, resolve_variants, serving
     from trt_mtp.serve.tls_files import read_server_files
     from trt_mtp.serve.triton import GrpcAccess, Ports
 
-    access = GrpcAccess(grpc_host, read_server_files(tls_cert, tls_key, tls_client_ca))
+    key = admin_key_in(admin_key_file) if admin_key_file else ""
+
+    access = GrpcAccess(grpc_host, read_server_files(tls_cert, tls_key, tls_client_ca), key)
     variants = resolve_variants(engines)
     ports = Ports(grpc_port, http_port, metrics_port)
     is_ready = False

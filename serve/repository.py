@@ -9,12 +9,15 @@ from typing import Any
 from trt_mtp import __version__
 from trt_mtp.build.variant import EngineVariant
 from trt_mtp.errors import InputError, TrtMtpError
-from trt_mtp.files import write_atomic
+from trt_mtp.files import read_json, to_json, write_atomic
 from trt_mtp.serve.contract import INPUTS, OUTPUTS, TensorSpec
 
 PUBLIC_NAME = "qwen_mtp"
 MARK = "written_by"  # the model parameter by which a folder is known to be ours
 VARIANT_FOLDER = "variant_folder"
+LOADED_MODELS = (
+    "loaded.json"  # what a rollout left: the models that a server of this repository loads
+)
 
 # The same for every variant; the code is in the installed package. Python-backend processes
 # take their packages from the `python3` that is first in PATH and ignore PYTHONPATH.
@@ -114,23 +117,59 @@ def render_repository(
 ) -> tuple[str, ...]:
     """Make `folder` a Triton repository of exactly `variants`; returns the models' names.
 
-    Models that trt-mtp wrote before and that are not among them are removed; whatever else lies
-    there stays. Raises InputError for two variants of one name, and for a model folder of that
-    name that is not ours.
+    Models that trt-mtp wrote before and that are not among them are removed, except those that a
+    rollout left; whatever else lies there stays. Raises InputError for two variants of one name,
+    and for a model folder of that name that is not ours.
     """
     configs = {model_name(variant, public_name): variant for variant in variants}
     if len(configs) < len(variants):
         names = sorted(variant.name for variant in variants)
         raise InputError(f"two variants have the same name ({', '.join(names)}); serve one of them")
     for name in configs:
-        if (folder / name).exists() and not _is_ours(folder / name):
-            raise InputError(f"{folder / name} was not written by trt-mtp; choose another folder")
-    for name, variant in configs.items():
-        write_atomic(folder / name / "1" / "model.py", MODEL_PY)
-        write_atomic(folder / name / "config.pbtxt", to_pbtxt(variant_config(variant, public_name)))
-    for stale in sorted(set(_our_models(folder)) - set(configs)):
-        _remove(folder / stale)
+        _require_ours(folder / name)
+    for variant in variants:
+        write_model(variant, folder, public_name)
+    for stale in sorted(set(_our_models(folder)) - set(configs) - set(loaded_models(folder))):
+        remove_model(folder / stale)
     return tuple(configs)
+
+
+def write_model(variant: EngineVariant, folder: Path, public_name: str = PUBLIC_NAME) -> str:
+    """Add the model of `variant` to the repository `folder`; returns its name.
+
+    Raises InputError for a model folder of that name that is not ours.
+    """
+    name = model_name(variant, public_name)
+    _require_ours(folder / name)
+    write_atomic(folder / name / "1" / "model.py", MODEL_PY)
+    write_atomic(folder / name / "config.pbtxt", to_pbtxt(variant_config(variant, public_name)))
+    return name
+
+
+def loaded_models(folder: Path) -> tuple[str, ...]:
+    """The models that a rollout left to be loaded from this repository; none before the first.
+
+    Raises InputError for a file that is damaged.
+    """
+    if not (folder / LOADED_MODELS).exists():
+        return ()
+    value = read_json(folder / LOADED_MODELS)
+    models = value.get("models") if isinstance(value, dict) else None
+    if not isinstance(models, list) or not models or not all(isinstance(m, str) for m in models):
+        raise InputError(
+            f"{folder / LOADED_MODELS}: models is not a list of names; remove the file"
+        )
+    return tuple(models)
+
+
+def write_loaded_models(folder: Path, models: Sequence[str]) -> None:
+    """Say which models a server of this repository loads from now on, when it is started again."""
+    write_atomic(folder / LOADED_MODELS, to_json({"schema_version": 1, "models": list(models)}))
+
+
+def _require_ours(model: Path) -> None:
+    if model.exists() and not _is_ours(model):
+        raise InputError(f"{model} was not written by trt-mtp; choose another folder")
 
 
 def _our_models(folder: Path) -> list[str]:
@@ -149,7 +188,10 @@ def _is_ours(model: Path) -> bool:
         return False
 
 
-def _remove(model: Path) -> None:
+def remove_model(model: Path) -> None:
+    """Remove a model's folder; one that is gone already is no error."""
+    if not model.exists():
+        return
     try:
         (model / "config.pbtxt").unlink(missing_ok=True)  # first: Triton no longer sees a model
         shutil.rmtree(model)

@@ -1,16 +1,19 @@
 """Engine variants to a running Triton: resolve, render, start."""
 
+import os
+import re
+import secrets
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from trt_mtp.build.variant import RECORD, EngineVariant, list_variants, read_variant
 from trt_mtp.errors import InputError, TrtMtpError
 from trt_mtp.serve.processes import postponed
-from trt_mtp.serve.repository import render_repository
+from trt_mtp.serve.repository import model_name, render_repository
 from trt_mtp.serve.triton import ANY_PORTS, LOCAL, GrpcAccess, Ports, Progress, TritonServer
 from trt_mtp.serve.triton_install import find_triton
 
@@ -84,8 +87,25 @@ def describe(server: TritonServer, variants: Sequence[EngineVariant]) -> dict[st
         "models": list(server.models),
         "variants": [
             {"name": variant.name, "draft_length": variant.draft_length, "model": model}
-            for variant, model in zip(variants, server.models, strict=True)
+            for variant in variants
+            if (model := model_name(variant)) in server.models
         ],
         "pid": server.pid,
         "log": str(server.log),
     }
+
+
+def admin_key_in(file: Path) -> str:
+    """The key in `file`; one that is not there is made, readable by its owner alone."""
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with suppress(FileExistsError):
+            descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            with os.fdopen(descriptor, "w") as made:
+                made.write(secrets.token_hex(16) + "\n")
+        key = file.read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{file} can't be used for the admin key: {error}") from None
+    if not re.fullmatch(r"[\x21-\x7e]{8,}", key):
+        raise InputError(f"{file} holds no admin key: expected one word of 8 characters or more")
+    return key

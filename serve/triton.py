@@ -14,8 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import trt_mtp
-from trt_mtp.errors import TrtMtpError
+from trt_mtp.errors import InputError, TrtMtpError
 from trt_mtp.serve.processes import children, die_with_parent, free_ports, is_alive, undisturbed
+from trt_mtp.serve.repository import LOADED_MODELS, loaded_models
 from trt_mtp.serve.tls_files import TlsFiles
 from trt_mtp.serve.triton_install import TritonInstall
 
@@ -49,6 +50,7 @@ class GrpcAccess:
 
     host: str = HOST  # the address to listen on
     tls: TlsFiles | None = None  # with a CA, clients need a certificate
+    admin_key: str = ""  # for the management calls; a random one where there is none
 
     def options(self) -> dict[str, object]:
         """Options of tritonserver."""
@@ -83,11 +85,15 @@ class TritonServer:
         ports: Ports = ANY_PORTS,
         access: GrpcAccess = LOCAL,
     ) -> None:
-        """`run_folder` takes the log and the backend links."""
+        """`run_folder` takes the log and the backend links.
+
+        A rollout changes what is loaded: the models it left in the repository win over `models`.
+        """
         self._access = access
         self.models = tuple(models)
         self.log = run_folder / "triton.log"
-        self.admin_key = secrets.token_hex(16)  # for the management calls, see MANAGEMENT
+        # for the management calls, see MANAGEMENT
+        self.admin_key = access.admin_key or secrets.token_hex(16)
         self._install = install
         self._repository = repository
         self._backends = run_folder / "backends"
@@ -95,7 +101,8 @@ class TritonServer:
         self._ports = ports
         self.shm_prefix = f"trt_mtp_{os.getpid()}_{secrets.token_hex(4)}_"
         self._process: subprocess.Popen[bytes] | None = None
-        self._stubs: tuple[int, ...] = ()
+        self._stubs: dict[int, str] = {}  # process of a model -> its model
+        self._loaded_at = 0  # when the repository's list of models was written, ns
         self._restarts: list[float] = []
         self._log_start = 0
 
@@ -107,7 +114,7 @@ class TritonServer:
     @property
     def stub_pids(self) -> tuple[int, ...]:
         """The python-backend processes, one for each model, in no particular order."""
-        return self._stubs
+        return tuple(self._stubs)
 
     @property
     def grpc_url(self) -> str:
@@ -145,6 +152,8 @@ class TritonServer:
 
         Call it often. Raises TrtMtpError when it dies too often.
         """
+        if self._has_other_models():
+            self._stubs = self._find_stubs()
         reason = self._failure()
         if not reason:
             return
@@ -181,16 +190,41 @@ class TritonServer:
         except (OSError, http.client.HTTPException):
             return False
         counts = re.findall(r"^trt_mtp_requests_(?:running|waiting){.*} (\S+)$", text, re.MULTILINE)
-        return len(counts) == 2 * len(self.models) and not any(map(float, counts))
+        return len(counts) >= 2 * len(self.models) and not any(map(float, counts))
+
+    def _has_other_models(self) -> bool:
+        """True when a rollout changed which models are to be loaded, which are then known."""
+        try:
+            written_at = (self._repository / LOADED_MODELS).stat().st_mtime_ns
+        except OSError:
+            return False
+        if written_at == self._loaded_at:
+            return False
+        self._loaded_at = written_at
+        try:
+            self.models = loaded_models(self._repository)
+        except InputError:  # damaged while we run: what is loaded stays
+            return False
+        return True
+
+    def _find_stubs(self) -> dict[int, str]:
+        """The python-backend processes of the models that are to be loaded.
+
+        Others are a rollout's: its canary may fail, and what it unloads ends.
+        """
+        assert self._process is not None
+        found = {pid: _model_of(pid) for pid in children(self._process.pid)}
+        return {pid: model for pid, model in found.items() if model in self.models}
 
     def _launch(self, on_progress: Progress) -> None:
+        self._has_other_models()
         try:
             self._process = self._spawn()
         except OSError as error:
             raise TrtMtpError(f"tritonserver can't be started: {error}") from error
         try:
             self._wait_ready(on_progress)
-            self._stubs = tuple(children(self._process.pid))
+            self._stubs = self._find_stubs()
         except BaseException:
             self._kill()
             raise
@@ -258,7 +292,7 @@ class TritonServer:
                 time.sleep(0.01)
         for region in Path("/dev/shm").glob(f"{self.shm_prefix}*"):
             region.unlink(missing_ok=True)
-        self._process, self._stubs = None, ()
+        self._process, self._stubs = None, {}
 
     def _command(self) -> list[str]:
         key = f"admin-key={self.admin_key}"
@@ -317,6 +351,15 @@ def _get(port: int, path: str) -> bytes:
         return response.read()
     finally:
         connection.close()
+
+
+def _model_of(pid: int) -> str:
+    """The model of a python-backend process: its second argument is MODEL/VERSION/model.py."""
+    try:
+        arguments = Path(f"/proc/{pid}/cmdline").read_bytes().decode().split("\0")
+    except (OSError, UnicodeDecodeError):
+        return ""
+    return Path(arguments[1]).parent.parent.name if len(arguments) > 1 else ""
 
 
 def _answers(port: int, path: str) -> bool:
