@@ -5,7 +5,7 @@ import contextlib
 import logging
 import re
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,6 +62,7 @@ class Backend:
         self.target = target  # HOST:PORT
         self.public_name = public_name
         self.variants: dict[str, Hosted] = {}  # by name, in order of draft length
+        self.named: Sequence[str] = ()  # variants to look for beside k0, k1, …
         self._channel = TritonChannel(target, tls)
         self._suspected = asyncio.Event()
 
@@ -101,13 +102,15 @@ class Backend:
         may keep from us.
         """
         known = {variant.model_name for variant in self.variants.values()}
-        names = [f"{self.public_name}_k{length}" for length in range(MAX_DRAFT_LENGTH + 1)]
+        variants = [*(f"k{length}" for length in range(MAX_DRAFT_LENGTH + 1)), *self.named]
+        names = dict.fromkeys(f"{self.public_name}_{variant}" for variant in variants)
         found = await asyncio.gather(
             *(self._read_variant(name) for name in names if name not in known)
         )
-        variants = [*self.variants.values(), *(variant for variant in found if variant)]
-        variants.sort(key=lambda variant: (variant.draft_length, variant.name))
-        self.variants = {variant.name: variant for variant in variants}
+        fresh = [variant for variant in found if variant and variant.name not in self.variants]
+        hosted = [*self.variants.values(), *fresh]
+        hosted.sort(key=lambda variant: (variant.draft_length, variant.name))
+        self.variants = {variant.name: variant for variant in hosted}
 
     async def watch(self) -> None:
         """Keep what is known of the variants fresh, for ever; looks at once after a failed call."""
@@ -171,6 +174,12 @@ class Backend:
         )
 
 
+def _length_in(name: str) -> int:
+    """The draft length that a variant's name begins with, as in `k3`; 0 where it has none."""
+    found = re.match(r"k(\d{1,3})", name)
+    return int(found[1]) if found else 0
+
+
 def _hosted(config: Any, public_name: str) -> Hosted:
     """A variant from its pb.ModelConfig; a parameter that is missing or no number has a default."""
     texts = {key: value.string_value for key, value in config.parameters.items()}
@@ -183,7 +192,7 @@ def _hosted(config: Any, public_name: str) -> Hosted:
     return Hosted(
         name=texts.get("variant") or suffix,
         model_name=config.name,
-        draft_length=number("draft_length", int(suffix.removeprefix("k"))),
+        draft_length=number("draft_length", _length_in(suffix)),
         max_batch_size=number("max_batch_size", DEFAULT_MAX_BATCH_SIZE),
         max_seq_len=number("max_seq_len", DEFAULT_MAX_SEQ_LEN),
         fingerprint=texts.get("fingerprint", ""),

@@ -54,6 +54,11 @@ from trt_mtp.errors import InputError
     type=click.Path(path_type=Path, dir_okay=False),
     help="Log every decision and its outcome, for replay and explain.",
 )
+@click.option(
+    "--traffic",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Obey this file, which rollouts write: who goes to which variants.",
+)
 @click.option("--log-prompts", is_flag=True, help="Keep prompts in the decision log, both ends.")
 @click.option(
     "--max-message-mb",
@@ -82,6 +87,7 @@ def gateway(
     replica: str | None,
     peer_states: tuple[Path, ...],
     decision_log: Path | None,
+    traffic: Path | None,
     log_prompts: bool,
     max_message_mb: int,
     ready_timeout_s: float,
@@ -123,6 +129,7 @@ def gateway(
         profile=profile,
         state=state,
         decision_log=decision_log,
+        traffic=traffic,
         log_prompts=log_prompts,
         replica=replica,
         peer_states=peer_states,

@@ -11,13 +11,15 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from io import FileIO
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from trt_mtp.controller.decision import Decision, VariantState
 from trt_mtp.controller.outcome import Outcome
-from trt_mtp.controller.policy import Policy
 from trt_mtp.controller.request import RequestFeatures
 from trt_mtp.errors import InputError, TrtMtpError
+
+if TYPE_CHECKING:
+    from trt_mtp.controller.dispatch import RoutingPolicy  # brings gRPC, which logs don't need
 
 MAX_BYTES = 64 * 1024 * 1024  # of one file, then it is rotated
 MAX_PROMPTS = 10_000  # of requests in flight
@@ -96,7 +98,9 @@ def _cut_broken_line(file: FileIO) -> None:
 class LoggedPolicy:
     """A policy whose decisions are logged with their outcomes; a full disk costs no answer."""
 
-    def __init__(self, policy: Policy, log: DecisionLog, *, log_prompts: bool = False) -> None:
+    def __init__(
+        self, policy: "RoutingPolicy", log: DecisionLog, *, log_prompts: bool = False
+    ) -> None:
         self._policy, self._log, self.num_lost = policy, log, 0
         self._log_prompts = log_prompts
         self._prompts: OrderedDict[str, str] = OrderedDict()  # by decision, until it is logged

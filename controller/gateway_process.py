@@ -14,6 +14,8 @@ from trt_mtp.controller.gateway import Gateway, GatewayConfig
 from trt_mtp.controller.policy import Policy
 from trt_mtp.controller.profile import Profile, read_profile
 from trt_mtp.controller.state import PeerStates, default_replica, load_state, save_state
+from trt_mtp.controller.traffic import TrafficFile
+from trt_mtp.controller.traffic_policy import TrafficPolicy, follow
 from trt_mtp.errors import InputError, TrtMtpError
 
 log = logging.getLogger(__name__)
@@ -33,6 +35,7 @@ class ProcessConfig:
     log_prompts: bool = False  # in the decision log
     replica: str | None = None  # this gateway's name in states; None takes default_replica
     peer_states: Sequence[Path] = ()  # of other gateways: read at the start and every minute
+    traffic: Path | None = None  # what a rollout says about who goes where
 
 
 def run_gateway(config: ProcessConfig, on_ready: Callable[[Gateway], None]) -> None:
@@ -51,8 +54,11 @@ async def _run(config: ProcessConfig, on_ready: Callable[[Gateway], None]) -> No
         log.info("%s", load_state(config.state, policy))
     _merge(peers, policy)
     decisions = DecisionLog(config.decision_log) if config.decision_log else None
-    logged = LoggedPolicy(policy, decisions, log_prompts=config.log_prompts) if decisions else None
-    gateway = Gateway(config.gateway, logged or policy)
+    traffic = TrafficFile(config.traffic) if config.traffic else None
+    divided = TrafficPolicy(policy, traffic) if traffic else policy
+    logged = LoggedPolicy(divided, decisions, log_prompts=config.log_prompts) if decisions else None
+    gateway = Gateway(config.gateway, logged or divided)
+    follower = asyncio.create_task(follow(traffic, gateway.backend)) if traffic else None
     try:
         await gateway.start()
         check_fingerprint(profile, str(config.profile), gateway)
@@ -65,6 +71,9 @@ async def _run(config: ProcessConfig, on_ready: Callable[[Gateway], None]) -> No
             _merge(peers, policy)
             _report(gateway, policy, config.state)
     finally:
+        if traffic is not None and follower is not None:
+            follower.cancel()
+            traffic.close()
         await gateway.stop()
     _report(gateway, policy, config.state)
     if decisions is not None:

@@ -60,10 +60,9 @@ class Load:
 
     def do(self, work: Work) -> Result:
         """Write its model and load it."""
-        assert work.variant is not None
-        site = work.sites[self.site]
-        site.load(work.variant, work.check)
-        return {"server": site.name, "variant": work.variant.name}
+        site, variant = work.sites[self.site], work.new_variant()
+        site.load(variant, work.check)
+        return {"server": site.name, "variant": variant.name}
 
     def undo(self, work: Work) -> Result:
         """Unload it and take its model away."""
@@ -271,7 +270,7 @@ def actions_of(work: Work) -> list[Action]:
         Pause(number) if step.pause else Route(step, number)
         for number, step in enumerate(work.spec.how.steps)
     ]
-    if work.variant is None and work.facts.new is None:
+    if work.facts.new is None:
         return [Baseline(), *steps, Switch()]
     everywhere = range(len(work.sites))
     unload: list[Action] = [UnloadOld(site) for site in everywhere]

@@ -3,15 +3,14 @@
 from collections.abc import Callable
 from typing import Any
 
-from trt_mtp.build.variant import EngineVariant
 from trt_mtp.controller.rollout_actions import Action, Pause, Route, Switch, actions_of
 from trt_mtp.controller.rollout_evidence import EvidenceReader
-from trt_mtp.controller.rollout_plan import make_plan, named_variant
+from trt_mtp.controller.rollout_plan import make_plan
 from trt_mtp.controller.rollout_spec import RolloutSpec
 from trt_mtp.controller.rollout_store import LostLock, Order, Phase, Rollout, Store
 from trt_mtp.controller.rollout_triton import Refused, TritonSite
 from trt_mtp.controller.rollout_work import Facts, GateFailed, Undecided, Work
-from trt_mtp.errors import InputError, TrtMtpError
+from trt_mtp.errors import TrtMtpError
 
 Say = Callable[[str], None]
 WAITING = (Phase.PAUSED, Phase.INCONCLUSIVE)
@@ -52,7 +51,6 @@ class Runner:
         self._work = Work(
             spec=spec,
             facts=facts,
-            variant=None if rollout.going == "back" else _the_variant(spec, facts),
             sites=sites,
             evidence=EvidenceReader(logs, spec.how.gates, rollout.started),
             check=self._check,
@@ -174,16 +172,3 @@ class Runner:
         changed = self.rollout._replace(**changes)
         self._store.record(changed, action, stage, why, what, obeys)
         self.rollout = changed
-
-
-def _the_variant(spec: RolloutSpec, facts: Facts) -> EngineVariant | None:
-    """The variant that is rolled out; raises InputError when it is another one by now."""
-    if spec.what.variant is None:
-        return None
-    variant = named_variant(spec.what.variant)
-    if variant.name != facts.new:
-        raise InputError(
-            f"{spec.what.variant} was built again: it is {variant.name} now, and the rollout began "
-            f"with {facts.new}; abort it, then start again"
-        )
-    return variant

@@ -7,11 +7,11 @@ from typing import Any
 
 from trt_mtp.build.variant import EngineVariant
 from trt_mtp.controller.rollout_evidence import EvidenceReader
-from trt_mtp.controller.rollout_plan import Plan
+from trt_mtp.controller.rollout_plan import Plan, named_variant
 from trt_mtp.controller.rollout_spec import RolloutSpec
 from trt_mtp.controller.rollout_triton import TritonSite, Unreachable
 from trt_mtp.controller.traffic import Side, Traffic, confirmed_revisions, write_traffic
-from trt_mtp.errors import TrtMtpError
+from trt_mtp.errors import InputError, TrtMtpError
 
 CONFIRM_S = 30.0  # a gateway looks once a second
 POLL_S = 0.2
@@ -63,11 +63,21 @@ class Work:
 
     spec: RolloutSpec
     facts: Facts
-    variant: EngineVariant | None  # None for a profile
     sites: Sequence[TritonSite]
     evidence: EvidenceReader
     check: Callable[[], None]  # raises what ends an action early: an order, or a lost lock
     progress: Callable[[dict[str, Any]], None]
+
+    def new_variant(self) -> EngineVariant:
+        """What is rolled out; raises InputError when it is another build by now."""
+        assert self.spec.what.variant is not None
+        variant = named_variant(self.spec.what.variant)
+        if variant.name != self.facts.new:
+            raise InputError(
+                f"{variant.folder} was built again: it is {variant.name} now, and the rollout "
+                f"began with {self.facts.new}; abort it, then start again"
+            )
+        return variant
 
     @property
     def without_old(self) -> Side:

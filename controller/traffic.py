@@ -89,6 +89,7 @@ def write_traffic(path: Path, traffic: Traffic) -> Traffic:
     revision = before.revision if before else 0
     if before is not None and before == traffic.model_copy(update={"revision": revision}):
         return before
+    # by the clock, so that a file which was lost does not begin again below what was confirmed
     changed = traffic.model_copy(update={"revision": max(revision + 1, time.time_ns() // 10**6)})
     write_atomic(path, to_json(changed.model_dump(mode="json")))
     return changed
@@ -102,24 +103,50 @@ class TrafficFile:
         self.traffic: Traffic | None = None  # None until a good one was read
         self._seen: tuple[int, int, int] | None = None
         self._problem = ""
+        self._confirmed = -1
         self._confirmation = path.with_name(f"{path.name}.seen-{os.uname().nodename}-{os.getpid()}")
 
-    def poll(self) -> None:
-        """Take over what the file says now, and confirm it."""
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All variants that the file names."""
+        if self.traffic is None:
+            return ()
+        sides = (self.traffic.stable, self.traffic.canary)
+        return tuple({name: None for side in sides if side for name in side.variants})
+
+    def poll(self) -> bool:
+        """Take over what the file says now; true when that is something else than before."""
         try:
             status = self.path.stat()
             seen = (status.st_ino, status.st_mtime_ns, status.st_size)
-            if seen != self._seen:
-                self.traffic = read_traffic(self.path)
-                self._seen = seen
-                log.info("traffic: revision %d of %s", self.traffic.revision, self.path)
-                write_atomic(self._confirmation, json.dumps({"revision": self.traffic.revision}))
-            self._problem = ""
-            os.utime(self._confirmation)
+            if seen == self._seen:
+                return False
+            self.traffic, self._seen = read_traffic(self.path), seen
+        except FileNotFoundError:
+            return False  # no rollout yet
         except (OSError, TrtMtpError) as error:
-            if str(error) != self._problem:
-                self._problem = str(error)
-                log.error("traffic stays as it was: %s", error)
+            self._complain(f"traffic stays as it was: {error}")
+            return False
+        self._problem = ""
+        log.info("traffic: revision %d of %s", self.traffic.revision, self.path)
+        return True
+
+    def confirm(self) -> None:
+        """Tell rollouts that what was read is obeyed, and that this gateway is alive."""
+        try:
+            if self.traffic is not None and self.traffic.revision != self._confirmed:
+                write_atomic(self._confirmation, json.dumps({"revision": self.traffic.revision}))
+                self._confirmed = self.traffic.revision
+            elif self.traffic is not None:
+                os.utime(self._confirmation)
+        except (OSError, TrtMtpError) as error:
+            self._confirmed = -1
+            self._complain(f"the traffic file can't be confirmed: {error}")
+
+    def _complain(self, problem: str) -> None:
+        if problem != self._problem:  # once
+            self._problem = problem
+            log.error("%s", problem)
 
     def close(self) -> None:
         """Say that this gateway no longer follows."""

@@ -1,9 +1,10 @@
 """A policy that obeys a traffic file: each side's requests see that side's variants only."""
 
+import asyncio
 from collections.abc import Collection, Sequence
-from dataclasses import replace
 from pathlib import Path
 
+from trt_mtp.controller.backend import Backend
 from trt_mtp.controller.decision import Decision, VariantState
 from trt_mtp.controller.outcome import Outcome
 from trt_mtp.controller.policy import Policy
@@ -12,6 +13,19 @@ from trt_mtp.controller.request import RequestFeatures
 from trt_mtp.controller.state import state_to_json, take_over
 from trt_mtp.controller.traffic import CANARY, STABLE, Side, Traffic, TrafficFile
 from trt_mtp.errors import InputError
+
+POLL_S = 1.0
+
+
+async def follow(file: TrafficFile, backend: Backend) -> None:
+    """Obey the traffic file, for ever; what it names is looked for before that is confirmed."""
+    while True:
+        if file.poll():
+            backend.named = file.names
+            await backend.discover()
+            await backend.refresh()
+        file.confirm()
+        await asyncio.sleep(POLL_S)
 
 
 class TrafficPolicy:
@@ -39,7 +53,7 @@ class TrafficPolicy:
             offered = _offered(traffic.stable, features, variants)
         policy = self._policy_of(_side(traffic, name))
         decision = policy.choose(features, offered or variants, now_s=now_s)
-        return replace(decision, side=name)
+        return decision._replace(side=name)
 
     def update(self, decision: Decision, outcome: Outcome) -> None:
         """Teach the policy that decided."""

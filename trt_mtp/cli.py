@@ -55,6 +55,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "trt_mtp.controller.simulate_cli:simulate",
         "Simulate a fleet of replicas at different draft lengths under several policies.",
     ),
+    "rollout": (
+        "trt_mtp.controller.rollout_cli:rollout",
+        "Put a variant, draft length or profile into production in steps, and take it back.",
+    ),
     "repo": ("trt_mtp.serve.cli:repo", "Work with Triton model repositories."),
 }
 
