@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 
@@ -18,11 +19,11 @@ from trt_mtp.controller.tasks import TASKS
 RANDOM = np.random.default_rng(7)
 
 
-def requests(num: int, task: int = 0, **columns: float) -> Requests:
+def requests(num: int, columns: Mapping[str, float]) -> Requests:
     """Requests with noisy times, multiplied by `columns`; is_error is a share."""
     noise = RANDOM.lognormal(0, 0.1, num)
     return Requests(
-        task=np.full(num, float(task)),
+        task=np.zeros(num),
         is_error=(RANDOM.random(num) < columns.get("is_error", 0)).astype(float),
         ttft_s=0.1 * noise * columns.get("ttft_s", 1),
         tpot_s=0.02 * noise * columns.get("tpot_s", 1),
@@ -31,14 +32,14 @@ def requests(num: int, task: int = 0, **columns: float) -> Requests:
     )
 
 
-def judged(num_windows: int = 40, **columns: float) -> GateKeeper:
+def judged(**columns: float) -> GateKeeper:
     """A canary that differs by `columns`, over some windows whose load goes up and down."""
     keeper = GateKeeper(Gates())
-    for window in range(num_windows):
+    for window in range(40):
         load = 1 + 0.3 * math.sin(window)
         slow = {"ttft_s": load, "tpot_s": load, "tok_s": 1 / load}
         canary = {name: value * columns.get(name, 1) for name, value in slow.items()}
-        keeper.add(requests(30, **{**columns, **canary}), requests(100, **slow))
+        keeper.add(requests(30, {**columns, **canary}), requests(100, slow))
     return keeper
 
 
@@ -76,7 +77,7 @@ def test_better_is_no_failure() -> None:
 def test_a_canary_alone_proves_nothing() -> None:
     """Without stable requests in the same window there is no comparison."""
     keeper = GateKeeper(Gates())
-    keeper.add(requests(100, tok_s=0.1), requests(0))
+    keeper.add(requests(100, {"tok_s": 0.1}), requests(0, {}))
     assert keeper.failed() == []
 
 

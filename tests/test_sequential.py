@@ -56,7 +56,8 @@ def test_evidence_is_never_taken_back(values: list[float]) -> None:
 @given(st.integers(0, 50), st.integers(0, 50), st.integers(1, 8))
 def test_groups_use_a_value_once(num_canary: int, num_stable: int, most: int) -> None:
     """Each group has one value of the scarcer side and up to `most` of the other."""
-    canary, stable = np.arange(num_canary, dtype=float), 1000 + np.arange(num_stable, dtype=float)
+    canary = np.arange(num_canary, dtype=float)
+    stable = np.arange(num_stable, dtype=float) + 1000.0
     one, other = paired(canary, stable, most)
     assert len(one) == len(other) == min(num_canary, num_stable)
     used = [*one.ravel(), *other.ravel()]
