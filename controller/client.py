@@ -41,6 +41,7 @@ class TimedAnswer:
     accepted_per_position: tuple[int, ...]
     variant: str  # "" when no gateway stood between
     task: str  # the gateway's guess
+    decision_id: str = ""
 
     @property
     def step_s(self) -> float:
@@ -115,8 +116,10 @@ class StreamClient:
             duration_s=arrived - start,
             num_steps=int(result.as_numpy("num_steps")[0]),
             accepted_per_position=tuple(result.as_numpy("accepted_per_position").tolist()),
-            variant=parameters["variant"].string_param if "variant" in parameters else "",
-            task=parameters["task"].string_param if "task" in parameters else "",
+            **{
+                name: parameters[name].string_param if name in parameters else ""
+                for name in ("variant", "task", "decision_id")
+            },
         )
 
     def _next(self, model: str) -> tuple[float, Any]:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from trt_mtp.controller.client import Prompt, StreamClient, TimedAnswer
+from trt_mtp.controller.demo_reasons import Decisions, choice_reasons, read_decisions
 from trt_mtp.controller.profile import Profile, write_profile
 from trt_mtp.controller.up import build, child, read_ready_line
 from trt_mtp.errors import InputError, TrtMtpError
@@ -91,20 +92,23 @@ def run_demo(
         profile = measure_profile(direct, models, held, advance)
         file = server.log.parent / "profile.json"
         write_profile(file, profile)
-        gateway = stack.enter_context(
-            child(
-                *("gateway", "--triton", server.grpc_url, "--port", "0", "--json"),
-                *("--profile", str(file)),
-                log=server.log.with_name("gateway.log"),
-            )
-        )
-        routed = stack.enter_context(StreamClient(gateway_url(gateway)))
-        targets = {model: (direct, model) for model in models.values()}
-        targets["routed"] = (routed, PUBLIC_MODEL)
         stop = size.calibration_prompts + size.prompts
         measured = {task: part[size.calibration_prompts : stop] for task, part in prompts.items()}
-        answers = measure(targets, measured, size.rounds, advance)
-    return report(models, measured, answers)
+        log = file.with_name("decisions.jsonl")
+        with ExitStack() as routing:
+            gateway = routing.enter_context(
+                child(
+                    *("gateway", "--triton", server.grpc_url, "--port", "0", "--json"),
+                    *("--profile", str(file), "--decision-log", str(log)),
+                    log=server.log.with_name("gateway.log"),
+                )
+            )
+            routed = routing.enter_context(StreamClient(gateway_url(gateway)))
+            targets = {model: (direct, model) for model in models.values()}
+            targets["routed"] = (routed, PUBLIC_MODEL)
+            answers = measure(targets, measured, size.rounds, advance)
+        decisions = read_decisions(log)
+    return report(models, measured, answers, decisions)
 
 
 def gateway_url(process: Any) -> str:
@@ -176,11 +180,17 @@ def measure(
 
 
 def report(
-    models: Mapping[int, str], prompts: Prompts, answers: Mapping[str, Answers]
+    models: Mapping[int, str],
+    prompts: Prompts,
+    answers: Mapping[str, Answers],
+    decisions: Decisions,
 ) -> dict[str, Any]:
     """All tasks and the overall line; see `task_report`."""
     best = min(models, key=lambda k: sum(sum(durations(a[models[k]])) for a in answers.values()))
-    tasks = [{"task": task} | task_report(models, best, answers[task]) for task in sorted(prompts)]
+    tasks = [
+        {"task": task} | task_report(models, best, answers[task], decisions)
+        for task in sorted(prompts)
+    ]
     together: Answers = {}
     for part in answers.values():
         for name, found in part.items():
@@ -188,11 +198,13 @@ def report(
     return {
         "schema_version": 1,
         "tasks": tasks,
-        "overall": task_report(models, best, together),
+        "overall": task_report(models, best, together, decisions),
     }
 
 
-def task_report(models: Mapping[int, str], best: int, answers: Answers) -> dict[str, Any]:
+def task_report(
+    models: Mapping[int, str], best: int, answers: Answers, decisions: Decisions
+) -> dict[str, Any]:
     """One line of the table."""
     none = answers[models[0]]
     routed = answers["routed"]
@@ -208,6 +220,14 @@ def task_report(models: Mapping[int, str], best: int, answers: Answers) -> dict[
         },
         "chosen": {names[name]: round(chosen[name] / chosen.total(), 3) for name in sorted(chosen)},
         "guessed": dict(guessed.most_common()),
+        **choice_reasons(
+            [
+                decisions[answer.decision_id]
+                for part in routed
+                for answer in part
+                if answer.decision_id in decisions  # a full disk costs log lines, no answers
+            ]
+        ),
         "tok_s": {
             "none": tokens_per_s(none),
             "best_static": tokens_per_s(answers[models[best]]),

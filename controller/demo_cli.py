@@ -89,10 +89,26 @@ def print_table(result: dict[str, Any]) -> None:
     console = Console(highlight=False)
     console.width = max(console.width, TABLE_WIDTH)
     console.print(table)
+    console.print(_why_table(result))
     best = result["overall"]["best_static_k"]
     console.print(
         "tok/s: output tokens a second of whole answers, one at a time: without speculation, with\n"
         f"K={best} for all (the best single draft length), and routed. Speed-up: routed against\n"
         "none on the same prompt, median and 95 % interval, of whole answers and of the time\n"
-        "after the first token. Compare ratios, not absolute speeds."
+        "after the first token. Compare ratios, not absolute speeds. Why: what most decisions of a\n"
+        "task said, and their median of how much faster than K=0 they expected the answer."
     )
+
+
+def _why_table(result: dict[str, Any]) -> Any:
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    from trt_mtp.controller.demo_reasons import reason_rows
+
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    for name in ("task", "why, most often", "expected speed-up"):
+        table.add_column(name, justify="right" if name.startswith("exp") else "left", no_wrap=True)
+    for line in reason_rows(result["tasks"]):
+        table.add_row(*line)
+    return table

@@ -1,10 +1,14 @@
 """What the demo makes of its measurements; the demo itself runs in .ci/run."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from tests.policy_fixtures import outcome
 from trt_mtp.controller.client import TimedAnswer
+from trt_mtp.controller.decision import CandidateScore, Decision
+from trt_mtp.controller.decision_log import DecisionLog
 from trt_mtp.controller.demo import (
     Answers,
     interval,
@@ -13,6 +17,7 @@ from trt_mtp.controller.demo import (
     require_lossless,
     rows,
 )
+from trt_mtp.controller.demo_reasons import read_decisions, reason_rows
 from trt_mtp.errors import InputError, TrtMtpError
 
 MODELS = {0: "qwen_mtp_k0", 2: "qwen_mtp_k2"}
@@ -27,8 +32,9 @@ def answer(
 ) -> TimedAnswer:
     """An answer of `tokens` tokens that took `duration_s`."""
     return TimedAnswer(
-        "text", tuple(range(tokens)), 0.1, duration_s, steps, accepted, variant, "coding"
-    )
+        "text", tuple(range(tokens)), 0.1, duration_s, steps, accepted, variant, "coding",
+        "d1" if variant else "",
+    )  # fmt: skip
 
 
 def answers() -> Answers:
@@ -43,9 +49,56 @@ def answers() -> Answers:
     }
 
 
+def decisions(reason: str = "K=2 finishes first at load 1") -> dict[str, Decision]:
+    """The decision that sent the routed answers to k2: it expected half the time of k0."""
+    return {
+        "d1": Decision(
+            decision_id="d1", variant="k2", draft_length=2, task="coding",
+            task_probabilities=(("coding", 1.0),), temperature_band="low", thinking=False,
+            reasons=("text: function", reason),
+            candidates=(
+                CandidateScore("k0", 0, total_s=4.0, score=0.5),
+                CandidateScore("k2", 2, total_s=2.0, score=1.0),
+            ),
+            explored=False, seed=0, now_s=0.0,
+        )
+    }  # fmt: skip
+
+
+def test_a_task_says_what_was_chosen_and_why() -> None:
+    """The reasons of a task's decisions, most frequent first, and what the policy expected."""
+    other = answers()
+    other["routed"] = [[answer(1.0, (8, 4), variant="k2")] * 2 for _ in range(2)]
+    other["routed"][1] = [replace(part, decision_id="d2") for part in other["routed"][1]][:1]
+    tie = decisions("K=2 ties with K=5: shorter wins")["d1"]
+    known = {**decisions(), "d2": tie}
+    [line] = report(MODELS, {"coding": []}, {"coding": other}, known)["tasks"]
+    assert list(line["reasons"].items()) == [
+        ("K=2 finishes first at load 1", 0.667),
+        ("K=2 ties with K=5: shorter wins", 0.333),
+    ]
+    assert line["expected_speedup"] == 2.0
+    assert list(reason_rows([line])) == [("coding", "K=2 finishes first at load 1 (67%)", "2.00")]
+
+
+def test_answers_that_were_not_logged_have_no_reason() -> None:
+    """A log that lost its lines costs the reasons and nothing else."""
+    [line] = report(MODELS, {"coding": []}, {"coding": answers()}, {})["tasks"]
+    assert (line["reasons"], line["expected_speedup"]) == ({}, None)
+    assert list(reason_rows([line])) == [("coding", "not logged (100%)", "-")]
+
+
+def test_reasons_are_read_from_a_gateways_log(tmp_path: Path) -> None:
+    """What a gateway logged is found by the id that its answers carry."""
+    log = DecisionLog(tmp_path / "log")
+    log.append(decisions()["d1"], outcome(2))
+    log.close()
+    assert read_decisions(tmp_path / "log") == decisions()
+
+
 def test_report_is_computed_from_the_answers() -> None:
     """Speeds, shares, acceptance and speed-up follow from the timed answers."""
-    result = report(MODELS, {"coding": []}, {"coding": answers()})
+    result = report(MODELS, {"coding": []}, {"coding": answers()}, decisions())
     line = result["tasks"][0]
     assert line["task"] == "coding"
     assert line["requests"] == 2
@@ -64,7 +117,7 @@ def test_a_changed_answer_is_seen_and_fails() -> None:
     """One differing token in one round makes the task not lossless, which is an error."""
     changed = answers()
     changed["routed"][1] = [answer(2.0, (8, 4), tokens=19, variant="k2"), changed["routed"][1][1]]
-    result = report(MODELS, {"coding": []}, {"coding": changed})
+    result = report(MODELS, {"coding": []}, {"coding": changed}, decisions())
     assert result["tasks"][0]["lossless"] is False
     with pytest.raises(TrtMtpError, match=r"answers differ .* coding"):
         require_lossless(result)
@@ -72,7 +125,7 @@ def test_a_changed_answer_is_seen_and_fails() -> None:
 
 def test_table_has_a_cell_for_each_column() -> None:
     """Every line of the table for people is as long as its head."""
-    lines = list(rows(report(MODELS, {"coding": []}, {"coding": answers()})))
+    lines = list(rows(report(MODELS, {"coding": []}, {"coding": answers()}, decisions())))
     assert {len(line) for line in lines} == {len(lines[0])}
     assert lines[-1][0] == "all"
 
