@@ -44,7 +44,8 @@ TASK_PLOTS = (
         "length",
         "Speedup by draft length",
         "At the lowest load. Above the dashed line drafting wins, below it loses; the shaded "
-        "length is the one to use. Bars are 95 % intervals.",
+        "length is the one to use. Bars are 95 % intervals; where one leaves the plot, the table "
+        "has its ends.",
         None,
         plots.speedup_by_length,
         report_tables.speedups_by_length,
@@ -69,9 +70,9 @@ TASK_PLOTS = (
     ),
     TaskPlot(
         "pareto",
-        "Speed for one user and for the server",
-        "A point is one load of one length; to the right each user is served faster, upwards the "
-        "server does more. The grey band joins the points that no other beats in both.",
+        "Latency and throughput",
+        "A point is one load of one length. To the left each user waits less for a token, upwards "
+        "the server does more; the grey band joins the points that no other beats in both.",
         0,
         plots.latency_and_throughput,
         report_tables.latency_and_throughput,

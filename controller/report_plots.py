@@ -91,13 +91,10 @@ def speedup_by_load(axes: Any, summary: Summary, task: str, looks: Mapping[int, 
 
 
 def _speedup_axis(axes: Any, rows: Sequence[CellRow]) -> None:
-    """The same for every task, so that panels can be compared."""
-    ends = [1.0, *(row.speedup for row in rows if row.speedup is not None)]
-    for row in rows:
-        if row.cell is not None and row.cell.speedup is not None:
-            ends += row.cell.speedup
-    room = 0.06 * (max(ends) - min(ends)) or 0.1
-    axes.set(ylabel="speedup", ylim=(min(ends) - room, max(ends) + room))
+    """The same for every task, so that panels can be compared; very wide intervals are cut off."""
+    values = [1.0, *(row.speedup for row in rows if row.speedup is not None)]
+    room = max(0.25 * (max(values) - min(values)), 0.08)
+    axes.set(ylabel="speedup", ylim=(min(values) - room, max(values) + room))
 
 
 def crossover(summary: Summary, task: str, length: int) -> float | None:
@@ -133,24 +130,24 @@ def acceptance_by_position(
 def latency_and_throughput(
     axes: Any, summary: Summary, task: str, looks: Mapping[int, Any]
 ) -> None:
-    """Speed for one user against the server's, a line a draft length; the frontier is shaded."""
-    points = user_and_total(summary, task)
+    """Time per token against the server's speed, a line a draft length; the frontier is shaded."""
+    points = latencies(summary, task)
     for length in _lengths(summary.rows):
         own = [points[key] for key in sorted(points) if key.draft_length == length]
         color, marker = looks[length]
         axes.plot(*_columns(own), color=color, lw=1.5, marker=marker, ms=5)
     axes.plot(*_columns(frontier(points)), color=GRID, lw=8, zorder=0, solid_capstyle="round")
-    axes.set(xlabel="tok/s for each user", ylabel="tok/s of the server")
-    axes.set_xlim(left=0)
-    axes.set_ylim(bottom=0)
+    times, speeds = _columns(list(points.values()))
+    axes.set(xlabel="TPOT, ms", ylabel="tok/s of the server")
+    axes.set(xlim=(0, 1.08 * max(times, default=1)), ylim=(0, 1.1 * max(speeds, default=0) or 1))
 
 
-def user_and_total(summary: Summary, task: str) -> dict[Key, tuple[float, float]]:
-    """Speed for one user and of the server, of the measured cells of a task."""
+def latencies(summary: Summary, task: str) -> dict[Key, tuple[float, float]]:
+    """Median TPOT and the server's tokens a second, of the measured cells of a task."""
     return {
-        row.key: (row.user_tokens_per_s, row.cell.tokens_per_s.value)
+        row.key: (row.cell.tpot_ms.p50, row.cell.tokens_per_s.value)
         for row in _of(summary, task)
-        if row.cell is not None and row.user_tokens_per_s is not None
+        if row.cell is not None and row.cell.tpot_ms.p50 > 0
     }
 
 

@@ -32,13 +32,6 @@ class CellRow(NamedTuple):
             return self.cell.speedup.value if self.cell.speedup else None
         return self.predicted
 
-    @property
-    def user_tokens_per_s(self) -> float | None:
-        """Output tokens a second that one user sees after the first; of measured cells."""
-        if self.cell is None or self.cell.tpot_ms.p50 <= 0:
-            return None
-        return 1000 / self.cell.tpot_ms.p50
-
 
 class TaskRow(NamedTuple):
     """One task at the lowest load: the length to use, and the cells that say why."""
@@ -142,13 +135,13 @@ def none_from(calibration: Calibration, advice: Sequence[BestLength]) -> int | N
 
 
 def frontier(points: Mapping[Key, tuple[float, float]]) -> list[tuple[float, float]]:
-    """The points that no other beats in both coordinates, by the first.
+    """The points (time, speed) that no other beats in both, by their time.
 
-    >>> frontier({Key("a", 0, 1): (1, 9), Key("a", 0, 2): (2, 5), Key("a", 1, 1): (1, 4)})
-    [(1, 9), (2, 5)]
+    >>> frontier({Key("a", 0, 1): (2, 5), Key("a", 0, 2): (4, 9), Key("a", 1, 1): (3, 4)})
+    [(2, 5), (4, 9)]
     """
     best: list[tuple[float, float]] = []
-    for x, y in sorted(points.values(), reverse=True):
-        if not best or y > best[-1][1]:
-            best.append((x, y))
-    return best[::-1]
+    for time, speed in sorted(points.values(), key=lambda point: (point[0], -point[1])):
+        if not best or speed > best[-1][1]:
+            best.append((time, speed))
+    return best

@@ -170,16 +170,16 @@ def acceptance_by_position(summary: Summary) -> Table:
 
 
 def latency_and_throughput(summary: Summary) -> Table:
-    """Speed for one user and of the server."""
-    head = ("task", "K", "requests at a time", "tok/s for each user", "tok/s (95 %)")
+    """Time per token beside the server's speed."""
+    head = ("task", "K", "requests at a time", "TPOT ms", "tok/s (95 %)")
     lines = (
         [
             *key_cells(row.key),
-            number(row.user_tokens_per_s),
+            number(row.cell.tpot_ms.p50),
             "{} ({} to {})".format(*map(number, row.cell.tokens_per_s)),
         ]
         for row in summary.rows
-        if row.cell is not None and row.user_tokens_per_s is not None
+        if row.cell is not None
     )
     return _table(head, lines)
 

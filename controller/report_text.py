@@ -59,13 +59,23 @@ def ratio(interval: Interval) -> str:
 
 
 def headline(summary: Summary) -> tuple[str, ...]:
-    """The advice, a sentence or two a line: lengths, loads, what is between."""
+    """The advice, a sentence or two a line: lengths, loads, what is between, what is unsure."""
     if summary.calibration.recommendation is None:
         return (
             "No advice: no variant without speculation was measured, so nothing can be said of "
             "what drafting gains.",
         )
-    return tuple(filter(None, [_lengths(summary.tasks), _loads(summary), _between(summary)]))
+    lines = [_lengths(summary.tasks), _loads(summary), _between(summary), _unsure(summary.tasks)]
+    return tuple(filter(None, lines))
+
+
+def _unsure(rows: Iterable[TaskRow]) -> str:
+    """The tasks whose gain may be none; empty where there are none such."""
+    names = [name(row.task) for row in rows if row.best and row.best.draft_length and
+             (0 in row.best.ties or row.best.speedup.low <= 1)]  # fmt: skip
+    if not names:
+        return ""
+    return f"For {listed(names)} the gain is within the measurement's uncertainty."
 
 
 def _between(summary: Summary) -> str:
@@ -108,7 +118,8 @@ def _loads(summary: Summary) -> str:
     for row in drafting:
         groups.setdefault(row.none_from, []).append(name(row.task))
     if set(groups) == {None}:
-        return f"Drafting stays faster up to {at_a_time(highest)}, the highest load measured."
+        which = "Drafting stays" if len(drafting) == len(summary.tasks) else "These tasks stay"
+        return f"{which} faster up to {at_a_time(highest)}, the highest load measured."
     if len(groups) == 1:
         return f"From {at_a_time(next(iter(groups)))} on, use none."
     return _different_loads(groups, highest)
@@ -136,16 +147,20 @@ def hosting(summary: Summary) -> str:
     advice = summary.calibration.recommendation
     if advice is None:
         return ""
-    single = f"draft length {advice.draft_length}" if advice.draft_length else "no speculation"
-    gain = ratio(advice.routed_speedup)
+    single, gain = "the one without speculation", ratio(advice.routed_speedup)
+    if advice.draft_length:
+        single = (
+            f"the one with draft length {advice.draft_length} ({ratio(advice.speedup)} times as "
+            "fast as none over all tasks)"
+        )
     if advice.hold_one:
         return (
-            f"One variant is enough, the one with {single}: choosing by task and load is {gain} "
-            "times as fast, no more than the measurement's uncertainty."
+            f"One variant is enough, {single}: choosing by task and load is {gain} times as fast "
+            "as it, no more than the measurement's uncertainty."
         )
     return (
-        f"If you host one variant only, take {single}, which is {ratio(advice.speedup)} times as "
-        f"fast as none over all tasks; choosing by task and load is {gain} times as fast as that."
+        f"If you host one variant only, take {single}; choosing by task and load is {gain} times "
+        "as fast as that."
     )
 
 

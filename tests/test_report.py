@@ -61,14 +61,20 @@ def summary_of(profile: Profile) -> Summary:
     return calibrated(profile, "").summary
 
 
-def advising(*best: tuple[str, int, int], crossings: tuple[float | None, ...] = ()) -> Summary:
+def advising(
+    *best: tuple[str, int, int],
+    crossings: tuple[float | None, ...] = (),
+    ties: tuple[int, ...] = (),
+) -> Summary:
     """A calibration that advises these lengths: task, load, draft length."""
     profile = simulated_profile(["qa", "math"], [0, 1], [1])
     calibration = profile.calibration
     assert calibration is not None
     assert calibration.recommendation is not None
     advice = tuple(
-        BestLength(task=t, concurrency=c, draft_length=k, speedup=Interval(1.2, 1.1, 1.3))
+        BestLength(
+            task=t, concurrency=c, draft_length=k, speedup=Interval(1.2, 1.1, 1.3), ties=ties
+        )
         for t, c, k in best
     )
     crossovers = tuple(Crossover(task="qa", draft_length=1, concurrency=c) for c in crossings)
@@ -84,7 +90,7 @@ def advising(*best: tuple[str, int, int], crossings: tuple[float | None, ...] = 
         ([("qa", 1, 3), ("math", 1, 3)], "Use draft length 3 for every task."),
         ([("qa", 1, 1), ("math", 1, 0)], "Use draft length 1 for qa; none for math."),
         ([("qa", 1, 1)], "Only 1 request at a time was measured"),
-        ([("qa", 1, 1), ("qa", 4, 1)], "stays faster up to 4 requests at a time"),
+        ([("qa", 1, 1), ("qa", 4, 1)], "Drafting stays faster up to 4 requests at a time"),
         ([("qa", 1, 1), ("qa", 4, 0)], "From 4 requests at a time on, use none."),
         (
             [("qa", 1, 1), ("qa", 4, 0), ("math", 1, 1), ("math", 4, 1), ("math", 8, 0)],
@@ -104,6 +110,14 @@ def test_the_load_is_told_between_those_measured() -> None:
     assert "From 6 requests" in " ".join(headline(advising(*best, crossings=(5.2,))))
     assert "From 8 requests" in " ".join(headline(advising(*best, crossings=(11.0,))))
     assert "From 8 requests" in " ".join(headline(advising(*best, crossings=(None,))))
+
+
+def test_what_is_unsure_is_said() -> None:
+    """A gain that can't be told from no gain is no advice to rely on."""
+    best = [("qa", 1, 1), ("math", 1, 0)]
+    assert "uncertainty" not in " ".join(headline(advising(*best)))
+    said = " ".join(headline(advising(*best, ties=(0,))))
+    assert "For qa the gain is within the measurement's uncertainty." in said
 
 
 def test_a_gain_at_a_higher_load_counts() -> None:
