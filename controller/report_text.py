@@ -118,8 +118,10 @@ def _loads(summary: Summary) -> str:
     for row in drafting:
         groups.setdefault(row.none_from, []).append(name(row.task))
     if set(groups) == {None}:
-        which = "Drafting stays" if len(drafting) == len(summary.tasks) else "These tasks stay"
-        return f"{which} faster up to {at_a_time(highest)}, the highest load measured."
+        where = "" if len(drafting) == len(summary.tasks) else ", where advised,"
+        return (
+            f"Drafting{where} stays faster up to {at_a_time(highest)}, the highest load measured."
+        )
     if len(groups) == 1:
         return f"From {at_a_time(next(iter(groups)))} on, use none."
     return _different_loads(groups, highest)

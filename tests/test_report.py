@@ -90,7 +90,7 @@ def advising(
         ([("qa", 1, 3), ("math", 1, 3)], "Use draft length 3 for every task."),
         ([("qa", 1, 1), ("math", 1, 0)], "Use draft length 1 for qa; none for math."),
         ([("qa", 1, 1)], "Only 1 request at a time was measured"),
-        ([("qa", 1, 1), ("qa", 4, 1)], "Drafting stays faster up to 4 requests at a time"),
+        ([("qa", 1, 1), ("qa", 4, 1)], "stays faster up to 4 requests at a time"),
         ([("qa", 1, 1), ("qa", 4, 0)], "From 4 requests at a time on, use none."),
         (
             [("qa", 1, 1), ("qa", 4, 0), ("math", 1, 1), ("math", 4, 1), ("math", 8, 0)],
