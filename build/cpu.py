@@ -21,7 +21,13 @@ from trt_mtp.build.store import (
     install_variants,
     refuse_other_engines,
 )
-from trt_mtp.build.variant import SCHEMA_VERSION, VariantRecord, fingerprint_of, variant_name
+from trt_mtp.build.variant import (
+    SCHEMA_VERSION,
+    VariantRecord,
+    fingerprint_of,
+    identity,
+    variant_name,
+)
 from trt_mtp.errors import InputError
 
 LARGEST_DRAFT_LENGTH = 15  # a verify step has at most 16 rows
@@ -83,6 +89,15 @@ def common_record(checkpoint: Checkpoint, digest: str) -> dict[str, Any]:
         "numba": version("numba"),
     }
     device = {"kind": "cpu", "name": cpu_name(), "count": os.cpu_count() or 1}
+    measured_on = {
+        "engine": "cpu",
+        "checkpoint": digest,
+        "precision": "float32",
+        "weights_format": str(FORMAT),
+        **versions,
+        "device": str(device["name"]),
+        "device_count": str(device["count"]),
+    }
     return {
         "schema_version": SCHEMA_VERSION,
         "engine": "cpu",
@@ -90,7 +105,7 @@ def common_record(checkpoint: Checkpoint, digest: str) -> dict[str, Any]:
         "versions": versions,
         "device": device,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "fingerprint": fingerprint_of([digest, FORMAT, versions, device]),
+        **identity(measured_on),
     }
 
 

@@ -45,6 +45,7 @@ from trt_mtp.build.variant import (
     EngineVariant,
     VariantRecord,
     fingerprint_of,
+    identity,
     variant_name,
     write_variant,
 )
@@ -337,12 +338,15 @@ def record_of(
     }
     cache = variant.llm_args["kv_cache_config"]
     measured_on = {
+        "engine": ENGINE,
         "checkpoint": digest,
+        "precision": options.quantize or options.checkpoint_dtype,
         "tensorrt_llm": str(options.version),
-        "device": device,
-        "expert_parallel": options.expert_parallel,
-        "kv_cache_dtype": cache.get("dtype", "auto"),
-        "state_dtype": cache.get("mamba_ssm_cache_dtype", options.state_dtype),
+        "device": str(device["name"]),
+        "device_count": str(options.tensor_parallel),
+        "expert_parallel": str(options.expert_parallel),
+        "kv_cache_dtype": str(cache.get("dtype", "auto")),
+        "state_dtype": str(cache.get("mamba_ssm_cache_dtype", options.state_dtype)),
     }
     return VariantRecord(
         schema_version=SCHEMA_VERSION,
@@ -367,7 +371,7 @@ def record_of(
         max_seq_len=variant.llm_args["max_seq_len"],
         shared=None,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
-        fingerprint=fingerprint_of(measured_on),
+        **identity(measured_on),
         details={
             "llm_args": LLM_ARGS_FILE,
             "llm_args_hash": fingerprint_of(dict(variant.llm_args)),

@@ -34,6 +34,7 @@ class VariantRecord:
     shared: str | None  # folder of files that all variants use, relative to the variant's
     created: str  # ISO 8601, UTC
     fingerprint: str  # equal where a profile measured on one variant is valid for the other
+    measured_on: dict[str, str] = field(default_factory=dict)  # the parts behind the fingerprint
     details: dict[str, Any] = field(default_factory=dict)  # what only this kind of engine has
     verification: dict[str, Any] = field(default_factory=dict)  # empty: not verified
 
@@ -70,6 +71,11 @@ def fingerprint_of(values: object) -> str:
     """A short hash of JSON-like values, whatever the order of their keys."""
     text = json.dumps(values, sort_keys=True, ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def identity(measured_on: dict[str, str]) -> dict[str, Any]:
+    """The fields of a record that say what a profile is valid for: the parts and their hash."""
+    return {"fingerprint": fingerprint_of(measured_on), "measured_on": measured_on}
 
 
 def read_variant(folder: Path) -> EngineVariant:

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import json
 import logging
 import re
 import time
@@ -15,6 +16,7 @@ from tritonclient.grpc import service_pb2 as pb
 from trt_mtp.controller.decision import VariantState
 from trt_mtp.controller.triton_channel import TritonChannel
 from trt_mtp.errors import TrtMtpError
+from trt_mtp.serve.repository import MEASURED_ON
 from trt_mtp.serve.tls_files import TlsFiles
 
 log = logging.getLogger(__name__)
@@ -39,6 +41,7 @@ class Hosted:
     max_batch_size: int
     max_seq_len: int
     fingerprint: str
+    measured_on: dict[str, str]  # the parts behind the fingerprint
     outputs: frozenset[str]
     is_ready: bool = False
     num_running: int = 0
@@ -196,5 +199,15 @@ def _hosted(config: Any, public_name: str) -> Hosted:
         max_batch_size=number("max_batch_size", DEFAULT_MAX_BATCH_SIZE),
         max_seq_len=number("max_seq_len", DEFAULT_MAX_SEQ_LEN),
         fingerprint=texts.get("fingerprint", ""),
+        measured_on=_measured_on(texts.get(MEASURED_ON, "")),
         outputs=frozenset(output.name for output in config.output),
     )
+
+
+def _measured_on(text: str) -> dict[str, str]:
+    """The parts in a model's parameter; none where it isn't a JSON object."""
+    try:
+        value = json.loads(text)
+    except ValueError:
+        return {}
+    return {str(key): str(part) for key, part in value.items()} if isinstance(value, dict) else {}

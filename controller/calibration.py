@@ -4,15 +4,15 @@ Cells are task x draft length x concurrency. Times are milliseconds as a client 
 are output tokens a second, intervals hold the true value with 95 % confidence.
 """
 
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 Count = Annotated[int, Field(ge=0)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 
-# why a cell was measured no further
-Ended = Literal["tight", "hopeless", "budget", "max", "failed"]
+# why a cell was measured no further; settled: the choice that it matters for is clear
+Ended = Literal["tight", "hopeless", "settled", "budget", "max", "failed"]
 
 
 class Interval(NamedTuple):
@@ -122,3 +122,17 @@ class Calibration(_Record):
     prediction: PredictionQuality | None = None  # none with too few cells
     crossovers: tuple[Crossover, ...] = ()
     recommendation: Recommendation | None = None  # none without a variant at draft length 0
+
+    @field_validator("cells", mode="before")
+    @classmethod
+    def _from_table(cls, value: Any) -> Any:
+        """Cells as a file has them: names of columns once, then a row for each cell."""
+        if not isinstance(value, dict):
+            return value
+        return [dict(zip(value["columns"], row, strict=True)) for row in value["rows"]]
+
+
+def cells_table(cells: Any) -> dict[str, Any]:
+    """Dumped cells as a file has them; `Calibration` reads it back."""
+    columns = list(Cell.model_fields)
+    return {"columns": columns, "rows": [[cell[name] for name in columns] for cell in cells]}

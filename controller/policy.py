@@ -85,6 +85,7 @@ class Policy:
         self.acceptance = AcceptanceLearner(
             self.profile.priors(), replica, self.profile.decay_ratio
         )
+        self.acceptance.merge(self.profile.learned())
         self.num_rejected_outcomes = 0
         self._prefill_tokens_per_s = self.profile.prefill_tokens_per_s
         load_text_model()  # now, not in the first request

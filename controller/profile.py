@@ -1,16 +1,19 @@
 """The calibrated policy file: step costs of a rig, acceptance of each task, for one fingerprint."""
 
+from collections.abc import Mapping
+from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from trt_mtp.controller.acceptance import DECAY_RATIO
-from trt_mtp.controller.calibration import Calibration
+from trt_mtp.controller.calibration import Calibration, cells_table
 from trt_mtp.controller.cost import Curve, StepCost
+from trt_mtp.controller.counts import Counts
 from trt_mtp.controller.tasks import TASKS
 from trt_mtp.errors import InputError
-from trt_mtp.files import nearest, read_json, to_json, write_atomic
+from trt_mtp.files import nearest, read_json, to_compact_json, write_atomic
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Probability = Annotated[float, Field(gt=0, lt=1)]
@@ -41,6 +44,8 @@ PUBLISHED_RATIOS = {
     3: {1: 1.52, 2: 1.54, 4: 1.72, 8: 2.20, 128: 4.0},
     5: {1: 1.85, 2: 1.90, 4: 2.20, 8: 3.00, 128: 6.0},
 }
+BANDS = ("greedy", "low", "high")  # of temperature
+MAX_POSTERIOR_STEPS = 500.0  # effective steps that a profile's posterior counts as
 
 
 class Profile(BaseModel):
@@ -81,6 +86,8 @@ class Profile(BaseModel):
             batch < 1 for curve in (self.plain_step_s, *self.step_ratio.values()) for batch in curve
         ):
             raise ValueError("a batch is less than 1")
+        for key, value in self.posteriors.items():
+            _check_posterior(key, value)
         return self
 
     def step_cost(self) -> StepCost:
@@ -92,6 +99,36 @@ class Profile(BaseModel):
     def priors(self) -> dict[str, float]:
         """First-draft acceptance of every task; published values where the profile has none."""
         return {**PUBLISHED_ACCEPTANCE, **self.acceptance}
+
+    def learned(self) -> dict[str, Any]:
+        """The posteriors as a peer's state, for `AcceptanceLearner.merge`.
+
+        They count as MAX_POSTERIOR_STEPS at most, so that traffic that differs is believed soon.
+        """
+        counts: dict[str, Counts] = {}
+        for key, value in self.posteriors.items():
+            own = Counts.from_json(value)
+            own.scale(min(1.0, MAX_POSTERIOR_STEPS / max(own.trials[0], 1.0)))
+            task = f"task/{key.partition('/')[0]}"
+            counts[f"cell/{key}"] = own
+            counts[task] = Counts.total([counts[task], own]) if task in counts else own
+        if not counts:
+            return {"replicas": {}}
+        created = self.calibration.created if self.calibration else "2000-01-01T00:00:00+00:00"
+        version = int(datetime.fromisoformat(created).timestamp())
+        kept = {scope: own.to_json() for scope, own in counts.items()}
+        return {"replicas": {"profile": {"version": version, "counts": kept}}}
+
+
+def _check_posterior(key: str, value: Any) -> None:
+    task, _, rest = key.partition("/")
+    band, _, mode = rest.partition("/")
+    if task not in TASKS or band not in BANDS or mode not in ("direct", "thinking"):
+        raise ValueError(f"posteriors.{key}: expected task/band/direct or task/band/thinking")
+    try:
+        Counts.from_json(value)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"posteriors.{key}: {error}") from None
 
 
 def _curve(values: dict[int, float]) -> Curve:
@@ -113,6 +150,20 @@ def read_profile(path: Path, fingerprint: str = "") -> Profile:
     return profile
 
 
+def differing_parts(measured: Mapping[str, str], other: Mapping[str, str]) -> str:
+    """What a profile was measured on and what is there instead, to append to a sentence.
+
+    >>> differing_parts({"device": "H100", "engine": "cpu"}, {"device": "H200", "engine": "cpu"})
+    ' (device is H200, not H100)'
+    """
+    parts = [
+        f"{key} is {other.get(key, 'unknown'):.40}, not {measured.get(key, 'unknown'):.40}"
+        for key in sorted({*measured, *other})
+        if measured.get(key) != other.get(key)
+    ]
+    return f" ({'; '.join(parts)})" if parts and measured and other else ""
+
+
 def parse_profile(value: Any, where: str) -> Profile:
     """The profile in a JSON value that came from `where`; raises InputError."""
     try:
@@ -132,4 +183,12 @@ def _first_problem(error: ValidationError) -> str:
 
 def write_profile(path: Path, profile: Profile) -> None:
     """Write `profile` atomically; `read_profile` gives it back."""
-    write_atomic(path, to_json(profile.model_dump(mode="json")))
+    write_atomic(path, profile_json(profile))
+
+
+def profile_json(profile: Profile) -> str:
+    """`profile` as its file: cells as a table, so that hundreds of them stay small."""
+    value = profile.model_dump(mode="json")
+    if value["calibration"] is not None:
+        value["calibration"]["cells"] = cells_table(value["calibration"]["cells"])
+    return to_compact_json(value)

@@ -1,5 +1,6 @@
 """Variants as a Triton model repository: one folder with config.pbtxt and model.py for each."""
 
+import json
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -18,6 +19,7 @@ VARIANT_FOLDER = "variant_folder"
 LOADED_MODELS = (
     "loaded.json"  # what a rollout left: the models that a server of this repository loads
 )
+MEASURED_ON = "measured_on"  # the parts behind the fingerprint: a JSON object of strings
 
 # The same for every variant; the code is in the installed package. Python-backend processes
 # take their packages from the `python3` that is first in PATH and ignore PYTHONPATH.
@@ -108,6 +110,7 @@ def variant_config(variant: EngineVariant, public_name: str = PUBLIC_NAME) -> Mo
             "max_batch_size": str(variant.record.max_batch_size),
             "max_seq_len": str(variant.record.max_seq_len),
             "fingerprint": variant.record.fingerprint,
+            MEASURED_ON: json.dumps(variant.record.measured_on, sort_keys=True),
         },
     )
 

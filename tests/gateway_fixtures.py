@@ -106,6 +106,7 @@ def write_doubles(
     lengths = {f"qwen_mtp_k{length}": length for length in draft_lengths} | {"other": 0}
     for name, length in lengths.items():
         parameters = {"draft_length": str(length), "notes": str(notes), "max_seq_len": "512"}
+        parameters |= {"fingerprint": "f0", "measured_on": '{"device": "double", "engine": "x"}'}
         config = ModelConfig(name, INPUTS, OUTPUTS, parameters)
         (repository / name / "1").mkdir(parents=True)
         (repository / name / "config.pbtxt").write_text(to_pbtxt(config))

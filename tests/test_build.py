@@ -19,7 +19,7 @@ from tests.tiny_model import make_checkpoint, write_json
 from trt_mtp.build.checkpoint import read_checkpoint
 from trt_mtp.build.cpu import build_cpu
 from trt_mtp.build.store import SHARED, TEMPORARY, locked
-from trt_mtp.build.variant import list_variants, read_variant
+from trt_mtp.build.variant import fingerprint_of, list_variants, read_variant
 from trt_mtp.errors import InputError
 
 Cli = Callable[..., CliResult]
@@ -72,6 +72,7 @@ def test_one_folder_for_each_draft_length(
         ("k3", 3, "cpu"),
     ]
     assert len({v.record.fingerprint for v in variants}) == 1
+    assert variants[0].record.fingerprint == fingerprint_of(variants[0].record.measured_on)
     (shared,) = {(v.folder / str(v.record.shared)).resolve() for v in variants}
     assert {"weights.bin", "weights.json", "config.json", "tokenizer.json"} <= set(
         os.listdir(shared)

@@ -43,6 +43,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "trt_mtp.controller.policy_cli:explain",
         "Show which variant a request would go to, and why.",
     ),
+    "calibrate": (
+        "trt_mtp.controller.calibrate_cli:calibrate",
+        "Measure variants per task and load, and write the profile that the gateway starts from.",
+    ),
     "replay": (
         "trt_mtp.controller.policy_cli:replay",
         "Compare a decision log with the oracle, the best static length per load, and none.",

@@ -62,6 +62,34 @@ def to_json(value: Any) -> str:
     return json.dumps(value, indent=2, ensure_ascii=False) + "\n"
 
 
+def to_compact_json(value: Any, width: int = 300) -> str:
+    """`value` as JSON text in which lists and objects that fit in `width` are one line.
+
+    >>> print(to_compact_json({"a": [1, 2], "b": {}}, width=12))
+    {
+     "a":[1,2],
+     "b":{}
+    }
+    <BLANKLINE>
+    """
+    return _compact(value, width, 0) + "\n"
+
+
+def _compact(value: Any, width: int, indent: int) -> str:
+    line = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    if len(line) <= width or not isinstance(value, dict | list):
+        return line
+    inner, outer = "\n" + " " * (indent + 1), "\n" + " " * indent
+    if isinstance(value, dict):
+        parts = [
+            f"{json.dumps(str(key), ensure_ascii=False)}:{_compact(part, width, indent + 1)}"
+            for key, part in value.items()
+        ]
+        return "{" + inner + f",{inner}".join(parts) + outer + "}"
+    parts = [_compact(part, width, indent + 1) for part in value]
+    return "[" + inner + f",{inner}".join(parts) + outer + "]"
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """`; did you mean X?` for the known name nearest to `name`, or an empty string.
 

@@ -1,0 +1,83 @@
+"""A profile as text: what to do, then the table it follows from."""
+
+from collections.abc import Iterator
+
+from trt_mtp.controller.calibration import Calibration, Interval, Recommendation
+from trt_mtp.controller.profile import Profile
+
+
+def summary(profile: Profile) -> str:
+    """What a profile says, for people."""
+    lines = list(_head(profile))
+    calibration = profile.calibration
+    if calibration is None:
+        lines.append("no calibration: its numbers are published or typed in")
+        return "\n".join(lines)
+    if calibration.recommendation is not None:
+        lines += ["", *_advice(calibration.recommendation), ""]
+        lines += _table(calibration, calibration.recommendation)
+    lines += ["", *_quality(calibration)]
+    return "\n".join(lines)
+
+
+def _head(profile: Profile) -> Iterator[str]:
+    yield f"fingerprint {profile.fingerprint or 'none: fits anything'}"
+    for key, value in sorted(profile.measured_on.items()):
+        yield f"  {key}: {value}"
+
+
+def _advice(advice: Recommendation) -> Iterator[str]:
+    if advice.draft_length:
+        yield (
+            f"best single draft length: K={advice.draft_length}, {show(advice.speedup)} times as "
+            f"fast as without speculation at the lowest load, all tasks alike"
+        )
+    else:
+        yield "best single choice: no speculation (K=0)"
+    yield f"routing by task and load: {show(advice.routed_speedup)} times as fast as that alone"
+    if advice.hold_one:
+        yield "that is less than its uncertainty: host one variant"
+
+
+def _table(calibration: Calibration, advice: Recommendation) -> Iterator[str]:
+    loads = calibration.concurrencies
+    chosen = {(best.task, best.concurrency): best for best in advice.best}
+    yield f"{'task':<18}" + "".join(f"{f'at {load}':>16}" for load in loads) + "  loses from"
+    for task in dict.fromkeys(best.task for best in advice.best):
+        cells = []
+        for load in loads:
+            best = chosen[task, load]
+            tie = "~" if best.ties else ""
+            cells.append(f"K={best.draft_length}{tie} {best.speedup.value:.2f}x")
+        limits = [
+            f"K={c.draft_length}: {c.concurrency:.3g}"
+            for c in calibration.crossovers
+            if c.task == task and c.concurrency is not None
+        ]
+        yield f"{task:<18}" + "".join(f"{cell:>16}" for cell in cells) + "  " + ", ".join(limits)
+    yield "~: another draft length can't be told from it by these numbers"
+
+
+def _quality(calibration: Calibration) -> Iterator[str]:
+    yield (
+        f"{len(calibration.cells)} cells measured in {calibration.duration_s:.0f} s, "
+        f"{len(calibration.unmeasured)} left out, with {calibration.prompts}"
+    )
+    if calibration.prediction:
+        quality = calibration.prediction
+        yield (
+            f"AL / R predicts each of {quality.num_cells} cells from the others within "
+            f"{quality.median_abs_error:.1%} (median), {quality.p90_abs_error:.1%} (9 of 10)"
+        )
+    failed = [cell for cell in calibration.cells if cell.ended == "failed"]
+    for cell in failed:
+        yield f"failed: {cell.task} at K={cell.draft_length}, {cell.concurrency} at a time"
+
+
+def show(value: Interval) -> str:
+    """`1.42 (1.38-1.47)`.
+
+    >>> show(Interval(1.416, 1.38, 1.47))
+    '1.42 (1.38-1.47)'
+    """
+    return f"{value.value:.2f} ({value.low:.2f}-{value.high:.2f})"
