@@ -6,16 +6,17 @@ import json
 import logging
 import re
 import time
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import grpc
 from tritonclient.grpc import service_pb2 as pb
 
 from trt_mtp.controller.decision import VariantState
+from trt_mtp.controller.health import Health
 from trt_mtp.controller.triton_channel import TritonChannel
-from trt_mtp.errors import TrtMtpError
+from trt_mtp.controller.upstream import Metadata, Upstream
 from trt_mtp.serve.repository import MEASURED_ON
 from trt_mtp.serve.tls_files import TlsFiles
 
@@ -27,14 +28,15 @@ MAX_DRAFT_LENGTH = 16
 CALL_TIMEOUT_S = 5.0
 DEFAULT_MAX_BATCH_SIZE = 8  # of a variant whose configuration doesn't say
 DEFAULT_MAX_SEQ_LEN = 2_048
+MAX_IDLE_STREAMS = 256  # kept open, so that a request needs no new one
 
-Metadata = tuple[tuple[str, str], ...]
 
-
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Hosted:
     """A variant model on a Triton server, and what it is doing now."""
 
+    backend: "Backend"
+    key: str  # k3, or k3@HOST:PORT where there is more than one server
     name: str  # k3
     model_name: str  # qwen_mtp_k3
     draft_length: int
@@ -42,31 +44,52 @@ class Hosted:
     max_seq_len: int
     fingerprint: str
     measured_on: dict[str, str]  # the parts behind the fingerprint
+    inputs: frozenset[str]
     outputs: frozenset[str]
-    is_ready: bool = False
+    version: str = ""  # of the model; the server's choice when empty
+    health: Health = field(default_factory=Health)
     num_running: int = 0
+    prefill_s_per_token: float | None = None  # until the first token, as it was seen
 
-    def state(self) -> VariantState:
+    @property
+    def is_ready(self) -> bool:
+        """What its server last said, unless a connection failed since then."""
+        return self.health.is_ready
+
+    @property
+    def can_continue(self) -> bool:
+        """True for one that goes on with an answer which another began."""
+        return "emitted_ids" in self.inputs and "output_ids" in self.outputs
+
+    def state(self, is_healthy: bool) -> VariantState:
         """What a policy sees of it."""
         return VariantState(
-            name=self.name,
+            name=self.key,
             draft_length=self.draft_length,
-            is_healthy=self.is_ready,
+            is_healthy=is_healthy,
             num_running=self.num_running,
             max_batch_size=self.max_batch_size,
             max_seq_len=self.max_seq_len,
+            device=self.backend.target,
+            is_full=self.num_running >= self.max_batch_size,
         )
 
 
 class Backend:
     """A Triton server. Make it inside the event loop that uses it."""
 
-    def __init__(self, target: str, public_name: str, tls: TlsFiles | None = None) -> None:
+    def __init__(
+        self, target: str, public_name: str, tls: TlsFiles | None = None, key_suffix: str = ""
+    ) -> None:
+        """Connects when it is first asked; `key_suffix` tells its variants from other servers'."""
         self.target = target  # HOST:PORT
         self.public_name = public_name
         self.variants: dict[str, Hosted] = {}  # by name, in order of draft length
         self.named: Sequence[str] = ()  # variants to look for beside k0, k1, …
+        self.is_live = False
+        self._key_suffix = key_suffix
         self._channel = TritonChannel(target, tls)
+        self._idle: list[Upstream] = []
         self._suspected = asyncio.Event()
 
     async def call(
@@ -81,22 +104,45 @@ class Backend:
         """A ModelStreamInfer call, bytes in and out."""
         return self._channel.stream(timeout=timeout_s, metadata=metadata)
 
-    def suspect(self, names: Iterable[str]) -> None:
-        """A call to these variants failed on the way: send them nothing until they say ready."""
-        for name in names:
-            if name in self.variants:
-                self.variants[name].is_ready = False
+    def lease(self, metadata: Metadata) -> Upstream:
+        """A stream for one request: an idle one, or a fresh one where there is metadata to send."""
+        while self._idle and not metadata:
+            upstream = self._idle.pop()
+            if upstream.is_open:
+                return upstream
+        return Upstream(self._channel.stream(metadata=metadata), is_shared=not metadata)
+
+    def give_back(self, upstream: Upstream) -> None:
+        """Take back a stream on which nothing is in flight."""
+        if upstream.is_shared and len(self._idle) < MAX_IDLE_STREAMS and self.is_live:
+            self._idle.append(upstream)
+        else:
+            upstream.close()
+
+    def suspect(self) -> None:
+        """A call failed on the way: send nothing until the variants are known to be ready."""
+        for variant in self.variants.values():
+            variant.health.suspect()
         self._suspected.set()
 
+    def _close_idle(self) -> None:
+        while self._idle:
+            self._idle.pop().close()
+
     async def refresh(self) -> None:
-        """Ask Triton which of its variants are ready."""
-        self._channel.renew()
+        """Ask Triton whether it is alive and which of its variants are ready."""
+        if self._channel.renew():
+            self._close_idle()
         known = list(self.variants.values())
-        ready = await asyncio.gather(*(self._is_ready(variant) for variant in known))
+        self.is_live, *ready = await asyncio.gather(
+            self._is_alive(), *(self._is_ready(variant) for variant in known)
+        )
         for variant, is_ready in zip(known, ready, strict=True):
             if is_ready != variant.is_ready:
                 log.info("%s is %s", variant.model_name, "ready" if is_ready else "not ready")
-            variant.is_ready = is_ready
+            variant.health.poll(is_ready, time.monotonic())
+        if not any(ready):
+            self._close_idle()  # Triton waits for streams before it ends
 
     async def discover(self) -> None:
         """Find variants that are new.
@@ -119,30 +165,26 @@ class Backend:
         """Keep what is known of the variants fresh, for ever; looks at once after a failed call."""
         next_discovery = 0.0
         while True:
-            if time.monotonic() >= next_discovery:
+            await self.refresh()
+            if self.is_live and (not self.variants or time.monotonic() >= next_discovery):
                 await self.discover()
                 next_discovery = time.monotonic() + DISCOVERY_S
-            await self.refresh()
             self._suspected.clear()
             await asyncio.sleep(0.1)  # a storm of failures is one look, not one for each
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._suspected.wait(), POLL_S)
 
-    async def wait_ready(self, timeout_s: float) -> None:
-        """Wait for the first ready variant; raises TrtMtpError when none comes."""
-        deadline = time.monotonic() + timeout_s
-        while True:
-            await self.discover()
-            await self.refresh()
-            if any(variant.is_ready for variant in self.variants.values()):
-                return
-            if time.monotonic() > deadline:
-                raise TrtMtpError(await self._why_not_ready(timeout_s))
-            await asyncio.sleep(0.2)
-
     async def close(self) -> None:
         """Close the connection; calls in flight end."""
+        self._close_idle()
         await self._channel.close()
+
+    async def _is_alive(self) -> bool:
+        try:
+            raw = await self.call("ServerLive", b"", CALL_TIMEOUT_S)
+        except grpc.aio.AioRpcError:
+            return False
+        return bool(pb.ServerLiveResponse.FromString(raw).live)
 
     async def _is_ready(self, variant: Hosted) -> bool:
         request = pb.ModelReadyRequest(name=variant.model_name).SerializeToString()
@@ -158,23 +200,8 @@ class Backend:
             raw = await self.call("ModelConfig", request, CALL_TIMEOUT_S)
         except grpc.aio.AioRpcError:
             return None  # not there, or not yet
-        return _hosted(pb.ModelConfigResponse.FromString(raw).config, self.public_name)
-
-    async def _why_not_ready(self, timeout_s: float) -> str:
-        try:
-            await self.call("ServerLive", b"", CALL_TIMEOUT_S)
-        except grpc.aio.AioRpcError as error:
-            return (
-                f"no Triton answers at {self.target} within {timeout_s:g} s ({error.details()}): "
-                f"start it with `trt-mtp serve`, or name its gRPC address with --triton"
-            )
-        if self.variants:
-            names = ", ".join(variant.model_name for variant in self.variants.values())
-            return f"no variant got ready within {timeout_s:g} s at {self.target}: {names}"
-        return (
-            f"Triton at {self.target} has no model {self.public_name}_k<draft length>: "
-            f"serve variants with `trt-mtp serve`, or name their public model with --model"
-        )
+        config = pb.ModelConfigResponse.FromString(raw).config
+        return _hosted(config, self, self._key_suffix)
 
 
 def _length_in(name: str) -> int:
@@ -183,24 +210,28 @@ def _length_in(name: str) -> int:
     return int(found[1]) if found else 0
 
 
-def _hosted(config: Any, public_name: str) -> Hosted:
+def _hosted(config: Any, backend: Backend, key_suffix: str) -> Hosted:
     """A variant from its pb.ModelConfig; a parameter that is missing or no number has a default."""
     texts = {key: value.string_value for key, value in config.parameters.items()}
-    suffix = config.name.removeprefix(f"{public_name}_")
+    suffix = config.name.removeprefix(f"{backend.public_name}_")
+    name = texts.get("variant") or suffix
 
     def number(key: str, default: int) -> int:
         text = texts.get(key, "")
         return int(text) if re.fullmatch(r"\d{1,9}", text) else default
 
     return Hosted(
-        name=texts.get("variant") or suffix,
+        backend=backend,
+        key=name + key_suffix,
+        name=name,
         model_name=config.name,
         draft_length=number("draft_length", _length_in(suffix)),
         max_batch_size=number("max_batch_size", DEFAULT_MAX_BATCH_SIZE),
         max_seq_len=number("max_seq_len", DEFAULT_MAX_SEQ_LEN),
         fingerprint=texts.get("fingerprint", ""),
         measured_on=_measured_on(texts.get(MEASURED_ON, "")),
-        outputs=frozenset(output.name for output in config.output),
+        inputs=frozenset(tensor.name for tensor in config.input),
+        outputs=frozenset(tensor.name for tensor in config.output),
     )
 
 

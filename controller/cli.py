@@ -12,7 +12,14 @@ from trt_mtp.errors import InputError
 
 
 @click.command()
-@click.option("--triton", required=True, metavar="HOST:PORT", help="Triton's gRPC address.")
+@click.option(
+    "--triton",
+    required=True,
+    multiple=True,
+    metavar="HOST:PORT",
+    help="Triton's gRPC address; repeat it for several servers, or give one dns:NAME:PORT, "
+    "which is every address that the name has.",
+)
 @click.option(
     "--profile",
     type=click.Path(path_type=Path, dir_okay=False),
@@ -75,9 +82,30 @@ from trt_mtp.errors import InputError
     help="How long to wait for a ready variant.",
 )
 @access_options
+@click.option(
+    "--max-waiting",
+    type=click.IntRange(0),
+    default=1024,
+    show_default=True,
+    help="Requests that may wait while all variants are busy.",
+)
+@click.option(
+    "--stall-factor",
+    type=click.FloatRange(1),
+    default=20,
+    show_default=True,
+    help="A variant hangs when a token takes this many times what is expected,",
+)
+@click.option(
+    "--stall-min-s",
+    type=click.FloatRange(0.1),
+    default=5,
+    show_default=True,
+    help="and at least this long; the answer then goes on elsewhere.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one line of JSON when ready.")
 def gateway(
-    triton: str,
+    triton: tuple[str, ...],
     profile: Path | None,
     model: str,
     host: str,
@@ -91,18 +119,23 @@ def gateway(
     log_prompts: bool,
     max_message_mb: int,
     ready_timeout_s: float,
+    max_waiting: int,
+    stall_factor: float,
+    stall_min_s: float,
     as_json: bool,
     **access: Any,
 ) -> None:
     """Route a public model to the variants that Triton hosts, until Ctrl-C or SIGTERM.
 
     Clients use the model `qwen_mtp`; each request goes to one of the variants `qwen_mtp_k<draft
-    length>`. All other models are passed through. Counters are logged once a minute.
+    length>`, on any of the servers. When a variant fails in the middle of an answer, another one
+    goes on with it. All other models are passed through. Counters are logged once a minute.
 
     Example: trt-mtp gateway --triton 127.0.0.1:8101 --port 8001
     """
     from trt_mtp.controller.gateway import Gateway, GatewayConfig
     from trt_mtp.controller.gateway_process import ProcessConfig, run_gateway
+    from trt_mtp.controller.stall import StallLimits
 
     if log_prompts and decision_log is None:
         raise InputError("--log-prompts is for the decision log: give --decision-log FILE too")
@@ -115,7 +148,7 @@ def gateway(
         click.echo(json.dumps(ready) if as_json else ready_text(ready))
 
     settings = GatewayConfig(
-        triton=triton,
+        triton=",".join(triton),
         model=model,
         host=host,
         port=port,
@@ -123,6 +156,8 @@ def gateway(
         ready_timeout_s=ready_timeout_s,
         max_message_bytes=max_message_mb * 1024 * 1024,
         access=read_access(**access),
+        max_waiting=max_waiting,
+        stall=StallLimits(stall_factor, stall_min_s),
     )
     process = ProcessConfig(
         settings,

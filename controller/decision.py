@@ -17,6 +17,8 @@ class VariantState:
     num_running: int  # requests in flight on it
     max_batch_size: int
     max_seq_len: int  # tokens, prompt and answer together
+    device: str = ""  # variants on the same one may share it, see Profile.shared_device
+    is_full: bool = False  # it may not be sent more than it has
 
 
 class CandidateScore(NamedTuple):

@@ -2,24 +2,19 @@
 
 import logging
 import time
-from collections.abc import Collection, Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Protocol
 
-from trt_mtp.controller.backend import Backend, Hosted
+from trt_mtp.controller.backend import Hosted
 from trt_mtp.controller.decision import Decision, VariantState
-from trt_mtp.controller.kserve import (
-    EMPTY_FINAL,
-    InferRequest,
-    OutputFilter,
-    int_outputs,
-    parse_stream_response,
-    readdressed,
-    response_change,
-    text_output,
-)
+from trt_mtp.controller.flight import Flight, outcome
+from trt_mtp.controller.health import CallEnd
+from trt_mtp.controller.kserve import InferRequest
 from trt_mtp.controller.metrics import GatewayMetrics
 from trt_mtp.controller.outcome import Outcome
+from trt_mtp.controller.policy import NoVariantError
+from trt_mtp.controller.pool import Pool
 from trt_mtp.controller.request import (
     RequestFeatures,
     check_inputs,
@@ -28,13 +23,9 @@ from trt_mtp.controller.request import (
     read_hints,
 )
 from trt_mtp.controller.tasks import TASKS
-from trt_mtp.serve.contract import COUNTERS
+from trt_mtp.errors import TrtMtpError
 
 log = logging.getLogger(__name__)
-
-INT_OUTPUTS = COUNTERS | {"num_output_tokens"}
-LEARNED_OUTPUTS = INT_OUTPUTS | {"finish_reason"}
-MAX_ID_CHARS = 128  # a longer request id is replaced on its way to Triton
 
 
 class RoutingPolicy(Protocol):
@@ -49,31 +40,6 @@ class RoutingPolicy(Protocol):
         """Learn from a finished request."""
 
 
-@dataclass(slots=True, eq=False)
-class Flight:
-    """A request between its decision and its last response."""
-
-    variant: Hosted
-    decision: Decision
-    client_id: str
-    upstream_id: bytes
-    change: bytes  # what every response of it is changed by
-    parameters: dict[str, str]  # the same for one that the gateway writes
-    is_empty_final_wanted: bool
-    unasked: OutputFilter | None
-    is_streaming: bool
-    started_s: float
-    first_s: float | None = None  # of the first response with outputs
-    last: bytes = b""  # the latest response with outputs: the counters come with the last one
-    is_failed: bool = False
-
-    def saw(self, raw: bytes) -> None:
-        """Note a response that has outputs."""
-        if self.first_s is None:
-            self.first_s = time.monotonic()
-        self.last = raw
-
-
 @dataclass(slots=True)
 class TaskCounters:
     """What became of one task's requests."""
@@ -82,6 +48,7 @@ class TaskCounters:
     num_finished: int = 0
     num_failed: int = 0
     num_cancelled: int = 0
+    num_failed_over: int = 0  # answers that went on elsewhere, once for each time
     num_output_tokens: int = 0
     num_steps: int = 0
     num_draft_tokens: int = 0
@@ -92,67 +59,100 @@ class TaskCounters:
 class Dispatcher:
     """Decides where requests go and keeps count; knows nothing of connections."""
 
-    def __init__(self, backend: Backend, policy: RoutingPolicy) -> None:
-        self.backend = backend
+    def __init__(self, pool: Pool, policy: RoutingPolicy) -> None:
+        self.pool = pool
         self.counters: dict[str, TaskCounters] = {}
         self.num_refused = 0
+        self.on_freed: Callable[[], None] = _nothing  # called when a variant has room again
         self._policy = policy
-        self._metrics = GatewayMetrics()
+        self.metrics = GatewayMetrics()
 
-    def admit(self, request: InferRequest, taken_ids: Collection[bytes]) -> tuple[Flight, bytes]:
-        """A decision for a request to the public model, and the request to send to its variant.
-
-        Raises InputError for a request that is wrong, TrtMtpError when no variant can take it.
-        """
-        variants = self.backend.variants
-        started_s = time.monotonic()
-        hints = read_hints(request, TASKS, {v.draft_length for v in variants.values()})
+    def open(self, request: InferRequest) -> Flight:
+        """A request to the public model, checked; raises InputError for one that is wrong."""
+        lengths = {v.draft_length for v in self.pool.variants.values()}
+        hints = read_hints(request, TASKS, lengths)
         check_inputs(request)
-        features = read_features(request, hints)
-        states = [variant.state() for variant in variants.values()]
+        return Flight(request, read_features(request, hints), is_streaming(request))
+
+    def place(self, flight: Flight) -> bool:
+        """Decide and begin; false when every variant that could take the request is full.
+
+        Raises TrtMtpError when none can take it.
+        """
+        variants = self.pool.variants
+        states = self.pool.states(variants)
+        features = flight.features
+        usable = [state for key, state in states.items() if _may_take(variants[key], state, flight)]
+        if flight.left:
+            usable = _elsewhere(flight, variants, usable)
+        hint = features.hint_draft_length
+        hinted = [state for state in usable if hint is None or state.draft_length == hint]
+        if flight.left and usable and not hinted:  # the answer is the same at any draft length
+            hinted, features = usable, replace(features, hint_draft_length=None)
+        is_full = any(state.is_full for state in hinted)
+        if is_full and all(state.is_full for state in hinted):
+            return False
         before_s = time.perf_counter()
-        decision = self._policy.choose(features, states, now_s=time.time())
+        try:
+            # where none is usable, the policy says why
+            decision = self._policy.choose(
+                features, hinted or list(states.values()), now_s=time.time()
+            )
+        except NoVariantError:
+            if is_full:  # what has room is not for this request
+                return False
+            raise
         decision_s = time.perf_counter() - before_s
-        flight = self._flight(request, decision, taken_ids, started_s)
-        raw = readdressed(
-            request.raw,
-            flight.variant.model_name,
-            flight.upstream_id.decode(),
-            flight.unasked.names if flight.unasked else (),
-        )
-        self._count_admitted(flight)
-        self._metrics.admitted(decision, flight.variant.name, decision_s)
-        return flight, raw
+        attempt = flight.attempt_on(variants[decision.variant], decision, self.pool.public_name)
+        attempt.variant.num_running += 1
+        self._count_begun(flight, decision)
+        if flight.left:
+            self.metrics.failed_over(decision.task, flight.left[-1].key)
+        else:
+            self.metrics.admitted(decision, attempt.variant.key, decision_s)
+        return True
 
     def refused(self) -> None:
-        """Count a request that `admit` raised for."""
+        """Count a request that was never placed."""
         self.num_refused += 1
-        self._metrics.refused()
+        self.metrics.refused()
+
+    def fail(self, flight: Flight, how: CallEnd) -> None:
+        """The flight's variant failed it; place it again, or finish it."""
+        attempt = flight.attempt
+        assert attempt is not None
+        self._release(flight, how)
+        flight.left.append(attempt.variant)
+        flight.left_s = time.monotonic()
 
     def finish(self, flight: Flight, broken: str = "") -> None:
         """Count and learn from a request that is over; `broken` is "cancelled" or "error".
 
-        Every flight that `admit` returned comes here once.
+        Every flight that was placed comes here; what was never placed doesn't count.
         """
-        flight.variant.num_running -= 1
-        outcome = _outcome(flight, "error" if flight.is_failed else broken)
-        self._count_finished(flight, outcome)
-        self._metrics.finished(
-            flight.decision.task, flight.variant.name, outcome, flight.is_streaming
+        attempt = flight.attempt
+        if attempt is None or flight.is_finished:
+            return
+        flight.is_finished = True
+        self._release(flight, CallEnd.ABANDONED if broken else CallEnd.ANSWERED)
+        result = outcome(flight, attempt, broken)
+        self._count_finished(attempt.decision, result)
+        self.metrics.finished(
+            attempt.decision.task, attempt.variant.key, result, flight.is_streaming
         )
         try:
-            self._policy.update(flight.decision, outcome)
+            self._policy.update(attempt.decision, result)
         except Exception:  # what is learned may not cost an answer
-            log.exception("the policy could not learn from %s", flight.decision.decision_id)
+            log.exception("the policy could not learn from %s", attempt.decision.decision_id)
 
     def is_ready(self) -> bool:
         """True while a variant can take requests."""
-        return any(variant.is_ready for variant in self.backend.variants.values())
+        return self.pool.is_ready
 
     def render_metrics(self) -> bytes:
         """What was counted and timed, in Prometheus' text format."""
-        return self._metrics.render(
-            {variant.name: variant.is_ready for variant in self.backend.variants.values()}
+        return self.metrics.render(
+            {key: (v.is_ready, v.num_running) for key, v in self.pool.variants.items()}
         )
 
     def statistics(self) -> dict[str, Any]:
@@ -162,90 +162,61 @@ class Dispatcher:
             "num_refused": self.num_refused,
             "tasks": {task: asdict(counters) for task, counters in sorted(self.counters.items())},
             "variants": {
-                variant.name: {
+                key: {
                     "draft_length": variant.draft_length,
                     "is_ready": variant.is_ready,
+                    "is_ejected": variant.health.is_ejected,
                     "num_running": variant.num_running,
                 }
-                for variant in self.backend.variants.values()
+                for key, variant in self.pool.variants.items()
             },
         }
 
-    def _flight(
-        self,
-        request: InferRequest,
-        decision: Decision,
-        taken_ids: Collection[bytes],
-        started_s: float,
-    ) -> Flight:
-        message = request.message
-        variant = self.backend.variants[decision.variant]
-        parameters = {
-            "variant": variant.name,
-            "task": decision.task,
-            "decision_id": decision.decision_id,
-        }
-        asked = [output.name for output in message.outputs]
-        unasked = LEARNED_OUTPUTS & variant.outputs - set(asked) if asked else ()
-        return Flight(
-            variant=variant,
-            decision=decision,
-            client_id=message.id,
-            upstream_id=_upstream_id(message.id, decision.decision_id, taken_ids),
-            change=response_change(self.backend.public_name, message.id, parameters),
-            parameters=parameters,
-            is_empty_final_wanted=message.parameters[EMPTY_FINAL].bool_param
-            if EMPTY_FINAL in message.parameters
-            else False,
-            unasked=OutputFilter.of(unasked) if unasked else None,
-            is_streaming=is_streaming(request),
-            started_s=started_s,
-        )
+    def _release(self, flight: Flight, how: CallEnd) -> None:
+        attempt = flight.attempt
+        assert attempt is not None
+        if attempt.is_running:
+            attempt.is_running = False
+            attempt.variant.num_running -= 1
+            attempt.variant.health.end(attempt.begun, how, time.monotonic())
+            self.on_freed()
 
-    def _count_admitted(self, flight: Flight) -> None:
-        flight.variant.num_running += 1
-        counters = self.counters.setdefault(flight.decision.task, TaskCounters())
-        counters.num_requests += 1
-        length = str(flight.variant.draft_length)
+    def _count_begun(self, flight: Flight, decision: Decision) -> None:
+        counters = self.counters.setdefault(decision.task, TaskCounters())
+        counters.num_requests += not flight.left
+        counters.num_failed_over += bool(flight.left)
+        length = str(decision.draft_length)
         counters.chosen[length] = counters.chosen.get(length, 0) + 1
 
-    def _count_finished(self, flight: Flight, outcome: Outcome) -> None:
-        counters = self.counters[flight.decision.task]
-        counters.num_failed += outcome.finish_reason == "error"
-        counters.num_cancelled += outcome.finish_reason == "cancelled"
-        counters.num_finished += outcome.finish_reason not in ("error", "cancelled")
-        counters.num_output_tokens += outcome.num_output_tokens
-        counters.num_steps += outcome.num_steps
-        counters.num_draft_tokens += outcome.num_draft_tokens
-        counters.num_accepted_draft_tokens += outcome.num_accepted_draft_tokens
+    def _count_finished(self, decision: Decision, result: Outcome) -> None:
+        counters = self.counters[decision.task]
+        counters.num_failed += result.finish_reason == "error"
+        counters.num_cancelled += result.finish_reason == "cancelled"
+        counters.num_finished += result.finish_reason not in ("error", "cancelled")
+        counters.num_output_tokens += result.num_output_tokens
+        counters.num_steps += result.num_steps
+        counters.num_draft_tokens += result.num_draft_tokens
+        counters.num_accepted_draft_tokens += result.num_accepted_draft_tokens
 
 
-def _upstream_id(client_id: str, decision_id: str, taken: Collection[bytes]) -> bytes:
-    """The id under which a request's responses are known: its own, where that tells them apart."""
-    own = client_id.encode()
-    return own if 0 < len(own) <= MAX_ID_CHARS and own not in taken else decision_id.encode()
+def _nothing() -> None:
+    """For whoever doesn't care."""
 
 
-def _outcome(flight: Flight, broken: str) -> Outcome:
-    """What the last response with outputs says of a request; zeros where it says nothing."""
-    response = parse_stream_response(flight.last).infer_response
-    numbers = int_outputs(response, INT_OUTPUTS)
-
-    def first(name: str) -> int:
-        return _first(numbers.get(name, ()))
-
-    return Outcome(
-        draft_length=flight.variant.draft_length,
-        num_steps=first("num_steps"),
-        num_draft_tokens=first("num_draft_tokens"),
-        num_accepted_draft_tokens=first("num_accepted_draft_tokens"),
-        accepted_per_position=numbers.get("accepted_per_position", ()),
-        num_output_tokens=first("num_output_tokens"),
-        ttft_s=None if flight.first_s is None else flight.first_s - flight.started_s,
-        duration_s=time.monotonic() - flight.started_s,
-        finish_reason=broken or text_output(response, "finish_reason") or "stop",
-    )
+def _may_take(variant: Hosted, state: VariantState, flight: Flight) -> bool:
+    return state.is_healthy and (variant.can_continue or not flight.emitted)
 
 
-def _first(values: Iterable[int]) -> int:
-    return next(iter(values), 0)
+def _elsewhere(
+    flight: Flight, variants: Mapping[str, Hosted], usable: list[VariantState]
+) -> list[VariantState]:
+    """Of `usable`, variants that haven't failed this request, or that are known to be ready since.
+
+    Raises TrtMtpError where there is none.
+    """
+    found = [state for state in usable if variants[state.name] not in flight.left] or [
+        state for state in usable if variants[state.name].health.ready_s > flight.left_s
+    ]
+    if not found:
+        raise TrtMtpError("no other variant can take the request")
+    return found

@@ -5,25 +5,22 @@ import contextlib
 import functools
 import logging
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import grpc
 
 from trt_mtp.controller.access import OPEN, AccessConfig
-from trt_mtp.controller.backend import Backend
+from trt_mtp.controller.answering import Answering
 from trt_mtp.controller.dispatch import Dispatcher, RoutingPolicy
+from trt_mtp.controller.failure import RpcFailure, failure
 from trt_mtp.controller.kserve import SERVICE, read_request
+from trt_mtp.controller.pool import Pool
 from trt_mtp.controller.public_model import PublicModel
-from trt_mtp.controller.relay import (
-    Relay,
-    RpcFailure,
-    answer_once,
-    failure,
-    forwarded_metadata,
-)
+from trt_mtp.controller.relay import Relay, answer_once, forwarded_metadata
+from trt_mtp.controller.stall import WATCH_S, StallLimits
 from trt_mtp.controller.tls import server_credentials
-from trt_mtp.errors import InputError
+from trt_mtp.errors import InputError, TrtMtpError
 
 if TYPE_CHECKING:
     from trt_mtp.controller.gateway_http import HttpServer
@@ -52,7 +49,7 @@ Unary = Callable[[bytes, Any], Awaitable[bytes]]
 class GatewayConfig:
     """How a gateway is reached and what it stands in front of."""
 
-    triton: str  # HOST:PORT of Triton's gRPC
+    triton: str  # HOST:PORT of each Triton's gRPC, commas between; or one dns:NAME:PORT
     model: str = "qwen_mtp"  # the public model
     host: str = "127.0.0.1"
     port: int = 8001  # 0 takes a free one
@@ -61,6 +58,8 @@ class GatewayConfig:
     grace_s: float = 30.0  # for answers in flight when the gateway stops
     max_message_bytes: int = 64 * 1024 * 1024
     access: AccessConfig = OPEN
+    max_waiting: int = 1024  # requests for which every variant is too busy
+    stall: StallLimits = field(default_factory=StallLimits)
 
 
 class Gateway:
@@ -68,8 +67,9 @@ class Gateway:
 
     def __init__(self, config: GatewayConfig, policy: RoutingPolicy) -> None:
         self.config = config
-        self.backend = Backend(config.triton, config.model, config.access.triton_tls)
-        self.dispatcher = Dispatcher(self.backend, policy)
+        self.pool = Pool(config.triton, config.model, config.access.triton_tls)
+        self.dispatcher = Dispatcher(self.pool, policy)
+        self.answering = Answering.of(self.dispatcher, config.max_waiting, config.stall)
         self.port = 0  # known after start
         self.http_port: int | None = None  # known after start, where there is one
         self._http: HttpServer | None = None
@@ -103,10 +103,11 @@ class Gateway:
         gets ready.
         """
         self.port = self._bind(f"{self.config.host}:{self.config.port}")
-        await self.backend.wait_ready(self.config.ready_timeout_s)
+        await self.pool.wait_ready(self.config.ready_timeout_s)
         await self._start_http()
         await self._server.start()
-        self._watcher = asyncio.create_task(self.backend.watch())
+        self.pool.watch()
+        self._watcher = asyncio.create_task(self._watch())
 
     def _bind(self, wanted: str) -> int:
         tls = self.config.access.tls
@@ -140,7 +141,7 @@ class Gateway:
             self._watcher.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._watcher
-        await self.backend.close()
+        await self.pool.close()
 
     def describe(self) -> dict[str, Any]:
         """What `trt-mtp gateway --json` prints when it is ready."""
@@ -151,18 +152,19 @@ class Gateway:
             "model": self.config.model,
             "triton": self.config.triton,
             "variants": [
-                {"name": variant.name, "draft_length": variant.draft_length}
-                for variant in self.backend.variants.values()
+                {"name": variant.key, "draft_length": variant.draft_length}
+                for variant in self.pool.variants.values()
             ],
         }
 
     def statistics(self) -> dict[str, Any]:
         """Counters by task and by variant, as a JSON object."""
-        return self.dispatcher.statistics()
+        waiting = self.answering.admission.num_waiting
+        return {**self.dispatcher.statistics(), "num_waiting": waiting}
 
     def _handlers(self) -> dict[str, Any]:
         """One handler for each RPC of the service, bytes in and bytes out."""
-        answers = PublicModel(self.backend).answers()
+        answers = PublicModel(self.pool).answers()
         handlers = {}
         for method in SERVICE.methods:
             if method.name == "ModelStreamInfer":
@@ -180,7 +182,7 @@ class Gateway:
         return handlers
 
     async def _stream(self, _: object, context: Any) -> None:
-        relay = Relay(self.dispatcher, context)
+        relay = Relay(self.answering, self.pool, context)
         self._relays.add(relay)
         if self._is_draining:
             relay.drain()
@@ -197,7 +199,7 @@ class Gateway:
         except InputError as error:
             raise failure(error) from None
         if request.message.model_name == self.config.model:
-            return await answer_once(self.dispatcher, request, context)
+            return await answer_once(self.answering, request, context)
         return await self._pass("ModelInfer", raw, context)
 
     async def _about_model(
@@ -212,7 +214,17 @@ class Gateway:
 
     async def _pass(self, method: str, raw: bytes, context: Any) -> bytes:
         metadata = forwarded_metadata(context)
-        return await self.backend.call(method, raw, context.time_remaining(), metadata)
+        try:
+            return await self.pool.call(method, raw, context.time_remaining(), metadata)
+        except TrtMtpError as error:
+            raise failure(error) from None
+
+    async def _watch(self) -> None:
+        """What only time brings: answers that are overdue, variants that can take some again."""
+        while True:
+            await asyncio.sleep(WATCH_S)
+            self.answering.watch.look()
+            self.answering.admission.serve_waiting()
 
 
 def _with_status(unary: Unary) -> Unary:

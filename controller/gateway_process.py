@@ -58,7 +58,7 @@ async def _run(config: ProcessConfig, on_ready: Callable[[Gateway], None]) -> No
     divided = TrafficPolicy(policy, traffic) if traffic else policy
     logged = LoggedPolicy(divided, decisions, log_prompts=config.log_prompts) if decisions else None
     gateway = Gateway(config.gateway, logged or divided)
-    follower = asyncio.create_task(follow(traffic, gateway.backend)) if traffic else None
+    follower = asyncio.create_task(follow(traffic, gateway.pool)) if traffic else None
     try:
         await gateway.start()
         check_fingerprint(profile, str(config.profile), gateway)
@@ -96,7 +96,7 @@ def _end_of_service() -> asyncio.Event:
 
 def check_fingerprint(profile: Profile, where: str, gateway: Gateway) -> None:
     """Raise InputError when the profile was measured on other variants than those hosted."""
-    hosted = {v.fingerprint: v for v in gateway.backend.variants.values() if v.fingerprint}
+    hosted = {v.fingerprint: v for v in gateway.pool.variants.values() if v.fingerprint}
     if profile.fingerprint and hosted and profile.fingerprint not in hosted:
         other = next(iter(hosted.values()))
         parts = differing_parts(profile.measured_on, other.measured_on)

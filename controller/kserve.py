@@ -6,10 +6,8 @@ last one counts, and concatenated messages merge
 appending a small one, its long fields untouched.
 """
 
-import re
 import struct
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from tritonclient.grpc import service_pb2 as pb
@@ -20,14 +18,10 @@ SERVICE = pb.DESCRIPTOR.services_by_name["GRPCInferenceService"]
 MAX_FIELDS = 2_048  # of one request; reading one is work per field, however small the field
 EMPTY_FINAL = "triton_enable_empty_final_response"
 FINAL = "triton_final_response"
-# the map entry of FINAL with bool_param true, as Triton writes it
-FINAL_BYTES = b"\n\x15triton_final_response\x12\x02\x08\x01"
 
 _LENGTH_DELIMITED = 2
 _FIXED_SIZES = {1: 8, 5: 4}  # wire type -> bytes
 _REQUEST_RAW_CONTENTS = 7
-_STREAM_INFER_RESPONSE = 0x12  # tag of ModelStreamInferResponse.infer_response
-_RESPONSE_NAME, _RESPONSE_VERSION, _RESPONSE_ID = 0x0A, 0x12, 0x1A
 
 
 class InferRequest(NamedTuple):
@@ -80,20 +74,26 @@ def read_request(raw: bytes) -> InferRequest:
     """
     light: list[bytes] = []
     contents: list[tuple[int, int]] = []
-    at = 0
-    for _ in range(MAX_FIELDS):
-        if at == len(raw):
-            break
+    for number, (tag, field_at, start, end) in enumerate(fields(raw, 0)):
+        if number == MAX_FIELDS:
+            raise InputError(f"the request has more than {MAX_FIELDS} fields; send fewer")
+        if tag == _REQUEST_RAW_CONTENTS << 3 | _LENGTH_DELIMITED:
+            contents.append((start, end))
+        else:
+            light.append(raw[field_at:end])
+    return InferRequest(raw, _parse(pb.ModelInferRequest, b"".join(light)), contents)
+
+
+def fields(raw: bytes, at: int) -> Iterator[tuple[int, int, int, int]]:
+    """The fields of a message from `at` to the end: tag, where it begins, its value, its end.
+
+    Raises InputError where the bytes are no message.
+    """
+    while at < len(raw):
         field_at = at
         tag, at = read_varint(raw, at)
         start, at = _field_span(raw, tag & 7, at)
-        if tag == _REQUEST_RAW_CONTENTS << 3 | _LENGTH_DELIMITED:
-            contents.append((start, at))
-        else:
-            light.append(raw[field_at:at])
-    if at != len(raw):
-        raise InputError(f"the request has more than {MAX_FIELDS} fields; send fewer")
-    return InferRequest(raw, _parse(pb.ModelInferRequest, b"".join(light)), contents)
+        yield tag, field_at, start, at
 
 
 def _field_span(raw: bytes, wire_type: int, at: int) -> tuple[int, int]:
@@ -124,12 +124,15 @@ def parameter_value(parameter: Any) -> bool | int | str | float | None:
     return getattr(parameter, form) if form else None
 
 
-def readdressed(raw: bytes, model_name: str, request_id: str, outputs: Iterable[str]) -> bytes:
+def readdressed(
+    raw: bytes, model_name: str, request_id: str, outputs: Iterable[str], version: str = ""
+) -> bytes:
     """The request `raw` for `model_name` under `request_id`, asking for `outputs` as well.
 
-    It also asks for an empty final response, without which the end of an answer may be invisible.
+    Its model version is replaced where `version` is not empty. It also asks for an empty final
+    response, without which the end of an answer may be invisible.
     """
-    change = pb.ModelInferRequest(model_name=model_name, id=request_id)
+    change = pb.ModelInferRequest(model_name=model_name, id=request_id, model_version=version)
     change.outputs.extend(
         pb.ModelInferRequest.InferRequestedOutputTensor(name=name) for name in outputs
     )
@@ -137,49 +140,28 @@ def readdressed(raw: bytes, model_name: str, request_id: str, outputs: Iterable[
     return raw + bytes(change.SerializeToString())
 
 
+def with_int_input(raw: bytes, name: str, values: bytes, *, is_raw: bool) -> bytes:
+    """The request `raw` with one more INT32 input, whose elements are `values`.
+
+    `is_raw` says in which form the other inputs are: Triton takes one form or the other.
+    """
+    change = pb.ModelInferRequest()
+    tensor = change.inputs.add(name=name, datatype="INT32", shape=[len(values) // 4])
+    if is_raw:
+        change.raw_input_contents.append(values)
+    else:
+        tensor.contents.int_contents.extend(struct.unpack(f"<{len(values) // 4}i", values))
+    return raw + bytes(change.SerializeToString())
+
+
 def response_change(model_name: str, request_id: str, parameters: Mapping[str, str]) -> bytes:
-    """What to append to every ModelInferResponse of a request, for `spliced` and friends."""
+    """What to append to every ModelInferResponse of a request."""
     change = pb.ModelInferResponse(model_name=model_name)
     for key, value in parameters.items():
         change.parameters[key].string_param = value
     identity = request_id.encode()
     # written by hand: protobuf leaves an empty id out, and here it has to win over another
     return bytes(change.SerializeToString()) + b"\x1a" + write_varint(len(identity)) + identity
-
-
-class ResponseHead(NamedTuple):
-    """Where the ModelInferResponse of a stream response lies, and the request it answers."""
-
-    start: int  # it ends where the stream response ends
-    request_id: bytes
-
-
-def response_head(raw: bytes) -> ResponseHead | None:
-    """Read as little of a ModelStreamInferResponse as tells its request.
-
-    None for one that Triton's usual order of fields doesn't fit (an error, say): parse it.
-    """
-    try:
-        if raw[0] != _STREAM_INFER_RESPONSE:
-            return None
-        size, start = read_varint(raw, 1)
-        if start + size != len(raw):
-            return None
-        at = start
-        for tag in (_RESPONSE_NAME, _RESPONSE_VERSION, _RESPONSE_ID):
-            if raw[at] == tag:
-                length, value_at = read_varint(raw, at + 1)
-                at = value_at + length
-                if tag == _RESPONSE_ID:
-                    return ResponseHead(start, raw[value_at:at]) if at <= len(raw) else None
-    except (IndexError, InputError):
-        pass
-    return None
-
-
-def spliced(raw: bytes, start: int, change: bytes) -> bytes:
-    """A stream response whose ModelInferResponse begins at `start`, with `change` applied."""
-    return b"".join((b"\x12", write_varint(len(raw) - start + len(change)), raw[start:], change))
 
 
 def changed(response: Any, change: bytes) -> bytes:
@@ -212,31 +194,21 @@ def error_response(message: str, request_id: str, parameters: Mapping[str, str])
     return bytes(response.SerializeToString())
 
 
-@dataclass(frozen=True, slots=True)
-class OutputFilter:
-    """Outputs that the gateway asked for and the client didn't."""
+def final_response(change: bytes) -> bytes:
+    """The ModelStreamInferResponse that ends an answer and brings nothing."""
+    response = pb.ModelStreamInferResponse()
+    response.infer_response.parameters[FINAL].bool_param = True
+    return changed(response, change)
 
-    names: frozenset[str]
-    pattern: re.Pattern[bytes]
 
-    @classmethod
-    def of(cls, names: Iterable[str]) -> "OutputFilter":
-        """The filter that takes out `names`, of which there is at least one."""
-        chosen = frozenset(names)
-        return cls(chosen, re.compile(b"|".join(sorted(name.encode() for name in chosen))))
-
-    def may_apply(self, raw: bytes) -> bool:
-        """False where `raw` surely holds none of the outputs."""
-        return self.pattern.search(raw) is not None
-
-    def apply(self, infer_response: Any) -> None:
-        """Remove the outputs from a pb.ModelInferResponse, their raw contents with them."""
-        outputs, contents = infer_response.outputs, infer_response.raw_output_contents
-        for index in reversed(range(len(outputs))):
-            if outputs[index].name in self.names:
-                del outputs[index]
-                if index < len(contents):
-                    del contents[index]
+def remove_outputs(infer_response: Any, names: Collection[str]) -> None:
+    """Remove outputs from a pb.ModelInferResponse, their raw contents with them."""
+    outputs, contents = infer_response.outputs, infer_response.raw_output_contents
+    for index in reversed(range(len(outputs))):
+        if outputs[index].name in names:
+            del outputs[index]
+            if index < len(contents):
+                del contents[index]
 
 
 def int_outputs(infer_response: Any, names: Iterable[str]) -> dict[str, tuple[int, ...]]:

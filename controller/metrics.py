@@ -4,6 +4,7 @@ Labels are `task`, one of the known tasks, and `variant`, one that is or was hos
 is bounded whatever clients send.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -95,7 +96,6 @@ class GatewayMetrics:
     def admitted(self, decision: Decision, variant: str, decision_s: float) -> None:
         """A request was decided, in `decision_s`, and goes to `variant`."""
         self._of(decision.task, variant).requests.inc()
-        self._in_flight.labels(variant).inc()
         self._decision.observe(decision_s)
         regret = regret_of(decision)
         if regret is not None:
@@ -104,7 +104,6 @@ class GatewayMetrics:
     def finished(self, task: str, variant: str, outcome: Outcome, is_streaming: bool) -> None:
         """A request that was admitted is over."""
         series = self._of(task, variant)
-        self._in_flight.labels(variant).dec()
         if outcome.finish_reason == "error":
             series.failed.inc()
         elif outcome.finish_reason == "cancelled":
@@ -134,10 +133,14 @@ class GatewayMetrics:
         """`change` more requests wait for a variant."""
         self._waiting.inc(change)
 
-    def render(self, ready: dict[str, bool]) -> bytes:
-        """All metrics in Prometheus' text format; `ready` has the hosted variants."""
-        for variant, is_ready in ready.items():
+    def render(self, hosted: Mapping[str, tuple[bool, int]]) -> bytes:
+        """All metrics in Prometheus' text format.
+
+        `hosted` has for each variant whether it is ready and its requests in flight.
+        """
+        for variant, (is_ready, num_running) in hosted.items():
             self._ready.labels(variant).set(is_ready)
+            self._in_flight.labels(variant).set(num_running)
         return generate_latest(self._registry)
 
     def _of(self, task: str, variant: str) -> _Series:

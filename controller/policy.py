@@ -9,7 +9,7 @@ import itertools
 import math
 import random
 import secrets
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Sequence
 from operator import attrgetter
 
@@ -177,16 +177,21 @@ class Policy:
         home = self._homes.get(features.session_id) if features.session_id else None
         num_tokens = features.num_prompt_tokens or int(features.num_chars / CHARS_PER_TOKEN)
         answer = max(1, min(features.max_tokens, TYPICAL_ANSWER_TOKENS))
-        shared = sum([v.num_running for v in variants]) if self.profile.shared_device else None
+        on_device = Counter[str]()
+        for v in variants:
+            on_device[v.device] += v.num_running
+        is_shared = self.profile.shared_device
         times = []
         for v in variants:
             moves = home is not None and home != v.name
-            load = (v.num_running if shared is None else shared) + 1
+            load = (on_device[v.device] if is_shared else v.num_running) + 1
             length = expected.length(v.draft_length)
             times.append(self._time(v, load, length, answer, num_tokens if moves else 0))
         asks = hint is not None or features.num_prompt_tokens is not None
         rejections = [
-            "" if v.is_healthy and not asks else _rejection(v, features, num_tokens)
+            ""
+            if v.is_healthy and not v.is_full and not asks
+            else _rejection(v, features, num_tokens)
             for v in variants
         ]
         return _with_scores(variants, rejections, times)
@@ -277,6 +282,8 @@ def _rejection(variant: VariantState, features: RequestFeatures, num_tokens: int
         return f"has not the draft length asked for ({hint})"
     if not variant.is_healthy:
         return "is not healthy"
+    if variant.is_full:
+        return f"is full ({variant.num_running} in flight)"
     # a length estimated from characters is too rough to refuse by: the engine will know
     if features.num_prompt_tokens and num_tokens >= variant.max_seq_len:
         return f"holds {variant.max_seq_len} tokens and the prompt has {num_tokens}"

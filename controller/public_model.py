@@ -1,13 +1,17 @@
 """What the gateway says of the public model: one model made of all its variants."""
 
-from collections.abc import Awaitable, Callable, Iterable
+import asyncio
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import grpc
 from tritonclient.grpc import service_pb2 as pb
 
-from trt_mtp.controller.backend import Backend, Hosted
-from trt_mtp.controller.relay import RpcFailure
+from trt_mtp.controller.backend import CALL_TIMEOUT_S, Hosted
+from trt_mtp.controller.failure import RpcFailure
+from trt_mtp.controller.pool import Pool
+
+READY = "READY"
 
 Answer = Callable[[bytes, float | None], Awaitable[bytes | None]]
 
@@ -15,13 +19,15 @@ Answer = Callable[[bytes, float | None], Awaitable[bytes | None]]
 class PublicModel:
     """Answers about the public model; None for a question that is Triton's to answer."""
 
-    def __init__(self, backend: Backend) -> None:
-        self._backend = backend
-        self._name = backend.public_name
+    def __init__(self, pool: Pool) -> None:
+        self._pool = pool
+        self._name = pool.public_name
 
     def answers(self) -> dict[str, Answer]:
         """The RPCs that may be about the public model."""
         return {
+            "ServerLive": self._server_live,
+            "ServerReady": self._server_ready,
             "ModelReady": self._ready,
             "ModelMetadata": self._metadata,
             "ModelConfig": self._config,
@@ -29,71 +35,98 @@ class PublicModel:
             "RepositoryIndex": self._index,
         }
 
+    async def _server_live(self, raw: bytes, timeout_s: float | None) -> bytes:
+        _parsed(pb.ServerLiveRequest, raw)
+        return _bytes(pb.ServerLiveResponse(live=True))
+
+    async def _server_ready(self, raw: bytes, timeout_s: float | None) -> bytes:
+        _parsed(pb.ServerReadyRequest, raw)
+        return _bytes(pb.ServerReadyResponse(ready=self._pool.is_ready))
+
     async def _ready(self, raw: bytes, timeout_s: float | None) -> bytes | None:
         if _named(pb.ModelReadyRequest, raw) != self._name:
             return None
-        is_ready = any(variant.is_ready for variant in self._backend.variants.values())
-        return _bytes(pb.ModelReadyResponse(ready=is_ready))
+        return _bytes(pb.ModelReadyResponse(ready=self._pool.is_ready))
 
     async def _metadata(self, raw: bytes, timeout_s: float | None) -> bytes | None:
         if _named(pb.ModelMetadataRequest, raw) != self._name:
             return None
-        request = pb.ModelMetadataRequest(name=self._first_ready().model_name)
-        response = await self._ask("ModelMetadata", request, pb.ModelMetadataResponse, timeout_s)
+        variant = self._first_ready()
+        request = _bytes(pb.ModelMetadataRequest(name=variant.model_name))
+        answer = await variant.backend.call("ModelMetadata", request, timeout_s)
+        response = pb.ModelMetadataResponse.FromString(answer)
         response.name = self._name
         return _bytes(response)
 
     async def _config(self, raw: bytes, timeout_s: float | None) -> bytes | None:
         if _named(pb.ModelConfigRequest, raw) != self._name:
             return None
-        request = pb.ModelConfigRequest(name=self._first_ready().model_name)
-        response = await self._ask("ModelConfig", request, pb.ModelConfigResponse, timeout_s)
+        variant = self._first_ready()
+        request = _bytes(pb.ModelConfigRequest(name=variant.model_name))
+        answer = await variant.backend.call("ModelConfig", request, timeout_s)
+        response = pb.ModelConfigResponse.FromString(answer)
         response.config.name = self._name
-        lengths = sorted({v.draft_length for v in self._backend.variants.values()})
+        lengths = sorted({v.draft_length for v in self._pool.variants.values()})
         response.config.parameters.clear()  # they are one variant's
         response.config.parameters["draft_lengths"].string_value = ",".join(map(str, lengths))
         return _bytes(response)
 
     async def _statistics(self, raw: bytes, timeout_s: float | None) -> bytes | None:
+        """The public model's, and with no model named all others' after it, servers together."""
         name = _named(pb.ModelStatisticsRequest, raw)
         if name not in (self._name, ""):
             return None
-        everything = await self._ask(
-            "ModelStatistics", pb.ModelStatisticsRequest(), pb.ModelStatisticsResponse, timeout_s
-        )
-        variants = {variant.model_name for variant in self._backend.variants.values()}
-        total = pb.ModelStatistics()
-        for statistics in everything.model_stats:
-            if statistics.name in variants:
-                add_statistics(total, statistics)
+        variants = {variant.model_name for variant in self._pool.variants.values()}
+        total, others = pb.ModelStatistics(), dict[tuple[str, str], Any]()
+        for answer in await self._ask_all("ModelStatistics", b"", timeout_s):
+            for statistics in pb.ModelStatisticsResponse.FromString(answer).model_stats:
+                if statistics.name in variants:
+                    add_statistics(total, statistics)
+                known = others.setdefault(
+                    (statistics.name, statistics.version),
+                    pb.ModelStatistics(name=statistics.name, version=statistics.version),
+                )
+                add_statistics(known, statistics)
         total.name, total.version = self._name, "1"
-        others = everything.model_stats if name == "" else ()
-        return _bytes(pb.ModelStatisticsResponse(model_stats=[total, *others]))
+        listed = [total, *(others.values() if name == "" else ())]
+        return _bytes(pb.ModelStatisticsResponse(model_stats=listed))
 
     async def _index(self, raw: bytes, timeout_s: float | None) -> bytes | None:
         """The public model, then what Triton lists, or the variants where it keeps that from us."""
-        is_ready = any(variant.is_ready for variant in self._backend.variants.values())
-        own = _index_entry(self._name, is_ready)
-        try:
-            answer = await self._backend.call("RepositoryIndex", raw, timeout_s)
-            models: Iterable[Any] = pb.RepositoryIndexResponse.FromString(answer).models
-        except grpc.aio.AioRpcError:
-            variants = self._backend.variants.values()
-            models = [_index_entry(variant.model_name, variant.is_ready) for variant in variants]
+        models = dict[tuple[str, str], Any]()
+        for answer in await self._ask_all("RepositoryIndex", raw, timeout_s):
+            for entry in pb.RepositoryIndexResponse.FromString(answer).models:
+                _add_entry(models, entry)
+        for variant in () if models else self._pool.variants.values():
+            _add_entry(models, _index_entry(variant.model_name, variant.is_ready))
+        listed = [_index_entry(self._name, self._pool.is_ready), *models.values()]
         if _parsed(pb.RepositoryIndexRequest, raw).ready:
-            models = [model for model in models if model.state == "READY"]
-            return _bytes(pb.RepositoryIndexResponse(models=[own] * is_ready + models))
-        return _bytes(pb.RepositoryIndexResponse(models=[own, *models]))
+            listed = [entry for entry in listed if entry.state == READY]
+        return _bytes(pb.RepositoryIndexResponse(models=listed))
 
-    async def _ask(self, method: str, request: Any, response: Any, timeout_s: float | None) -> Any:
-        raw = await self._backend.call(method, request.SerializeToString(), timeout_s)
-        return response.FromString(raw)
+    async def _ask_all(self, method: str, raw: bytes, timeout_s: float | None) -> list[bytes]:
+        """The answers of all servers that give one."""
+        answers = await asyncio.gather(
+            *(
+                backend.call(method, raw, timeout_s if timeout_s is not None else CALL_TIMEOUT_S)
+                for backend in self._pool.backends.values()
+            ),
+            return_exceptions=True,
+        )
+        return [answer for answer in answers if isinstance(answer, bytes)]
 
     def _first_ready(self) -> Hosted:
-        for variant in self._backend.variants.values():
+        for variant in self._pool.variants.values():
             if variant.is_ready:
                 return variant
         raise RpcFailure(grpc.StatusCode.UNAVAILABLE, f"no variant of {self._name} is ready")
+
+
+def _add_entry(models: dict[tuple[str, str], Any], entry: Any) -> None:
+    """Add an entry of a server's index; of two servers' the ready one counts."""
+    key = entry.name, entry.version
+    if key not in models or entry.state == READY:
+        models[key] = entry
 
 
 def _index_entry(name: str, is_ready: bool) -> Any:

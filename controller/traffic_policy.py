@@ -4,10 +4,10 @@ import asyncio
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
-from trt_mtp.controller.backend import Backend
 from trt_mtp.controller.decision import Decision, VariantState
 from trt_mtp.controller.outcome import Outcome
 from trt_mtp.controller.policy import Policy
+from trt_mtp.controller.pool import Pool
 from trt_mtp.controller.profile import read_profile
 from trt_mtp.controller.request import RequestFeatures
 from trt_mtp.controller.state import state_to_json, take_over
@@ -17,13 +17,11 @@ from trt_mtp.errors import InputError
 POLL_S = 1.0
 
 
-async def follow(file: TrafficFile, backend: Backend) -> None:
+async def follow(file: TrafficFile, pool: Pool) -> None:
     """Obey the traffic file, for ever; what it names is looked for before that is confirmed."""
     while True:
         if file.poll():
-            backend.named = file.names
-            await backend.discover()
-            await backend.refresh()
+            await pool.look_for(file.names)
         file.confirm()
         await asyncio.sleep(POLL_S)
 
@@ -47,8 +45,8 @@ class TrafficPolicy:
             return self._policy.choose(features, variants, now_s=now_s)
         name = traffic.side(features.session_id)
         offered = _offered(_side(traffic, name), features, variants)
-        if not offered and name == CANARY:
-            # not ready, or not of the draft length that the client asks for
+        if name == CANARY and all(variant.is_full for variant in offered):
+            # or not ready, or not of the draft length that the client asks for
             name = STABLE
             offered = _offered(traffic.stable, features, variants)
         policy = self._policy_of(_side(traffic, name))
@@ -87,7 +85,7 @@ def _offered(
 ) -> list[VariantState]:
     """The side's variants, when one of them can be expected to serve."""
     named: Collection[str] = set(side.variants)
-    found = [variant for variant in variants if variant.name in named]
+    found = [variant for variant in variants if variant.name.partition("@")[0] in named]
     hint = features.hint_draft_length
     able = [v for v in found if v.is_healthy and (hint is None or v.draft_length == hint)]
     return found if able else []

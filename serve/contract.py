@@ -64,5 +64,9 @@ OUTPUT_FLAGS: dict[str, frozenset[str]] = {
     "sampling_param_return_perf_metrics": COUNTERS,
 }
 
+# What the message of an error begins with that is the variant's own and not the request's:
+# another variant may do better. (An error in a stream loses its code on the way through Triton.)
+INTERNAL_ERROR = "internal error: "
+
 # Request parameters are the gateway's; a variant lets them pass and knows no others.
 PARAMETERS = ("task", "draft_length", "session_id", "tenant", "latency_class")

@@ -19,7 +19,7 @@ import numpy as np
 import triton_python_backend_utils as pb_utils
 
 from trt_mtp.errors import InputError, TrtMtpError
-from trt_mtp.serve.contract import OUTPUTS
+from trt_mtp.serve.contract import INTERNAL_ERROR, OUTPUTS
 from trt_mtp.serve.engine import open_engine
 from trt_mtp.serve.engine.base import Chunk, Engine, Generation, Request, SamplingParams
 from trt_mtp.serve.variant_metrics import VariantMetrics
@@ -63,7 +63,7 @@ class Flight:
         chunk = self._last
         assert chunk is not None
         if chunk.finish_reason == "error":
-            return error_response(chunk.error, pb_utils.TritonError.INTERNAL)
+            return error_response(INTERNAL_ERROR + chunk.error, pb_utils.TritonError.INTERNAL)
         if chunk.finish_reason == "cancelled":
             return error_response("the request was cancelled", pb_utils.TritonError.CANCELLED)
         if chunk.finish_reason is None and not (self.is_streaming and self._has_news()):
@@ -240,7 +240,7 @@ class TritonPythonModel:
             except Exception as error:
                 log.exception("a request could not be submitted")
                 code = pb_utils.TritonError.INTERNAL
-                sender.send(error_response(f"internal error: {error}", code), flags=FINAL)
+                sender.send(error_response(f"{INTERNAL_ERROR}{error}", code), flags=FINAL)
 
     def _submit(self, request: Any, sender: Any) -> None:
         inputs = {tensor.name(): tensor.as_numpy() for tensor in request.inputs()}

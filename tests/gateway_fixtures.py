@@ -22,7 +22,7 @@ from trt_mtp.controller.outcome import Outcome
 from trt_mtp.controller.request import RequestFeatures
 from trt_mtp.serve.contract import INPUTS, OUTPUTS
 from trt_mtp.serve.repository import ModelConfig, to_pbtxt
-from trt_mtp.serve.triton import LOCAL, GrpcAccess, TritonServer
+from trt_mtp.serve.triton import LOCAL, GrpcAccess, Ports, TritonServer
 from trt_mtp.serve.triton_install import find_triton
 
 DRAFT_LENGTHS = (0, 1, 3)
@@ -40,7 +40,8 @@ class FixedPolicy:
         self, features: RequestFeatures, variants: Sequence[VariantState], *, now_s: float
     ) -> Decision:
         hint = features.hint_draft_length
-        picked = [v for v in variants if hint is None or v.draft_length == hint][-1]
+        able = [v for v in variants if v.is_healthy and not v.is_full] or variants
+        picked = [v for v in able if hint is None or v.draft_length == hint][-1]
         self.seen.append(features)
         return Decision(
             decision_id=f"d{len(self.seen)}",
@@ -100,13 +101,22 @@ def running_gateway(triton: str, policy: Any = None, **settings: Any) -> Iterato
 
 
 def write_doubles(
-    repository: Path, notes: Path, draft_lengths: Sequence[int] = DRAFT_LENGTHS
+    repository: Path,
+    notes: Path,
+    draft_lengths: Sequence[int] = DRAFT_LENGTHS,
+    max_batch_size: int = 256,
 ) -> tuple[str, ...]:
     """A Triton repository of doubles: the variants of qwen_mtp, and another model."""
     lengths = {f"qwen_mtp_k{length}": length for length in draft_lengths} | {"other": 0}
     for name, length in lengths.items():
-        parameters = {"draft_length": str(length), "notes": str(notes), "max_seq_len": "512"}
-        parameters |= {"fingerprint": "f0", "measured_on": '{"device": "double", "engine": "x"}'}
+        parameters = {
+            "draft_length": str(length),
+            "notes": str(notes),
+            "max_seq_len": "512",
+            "max_batch_size": str(max_batch_size),
+            "fingerprint": "f0",
+            "measured_on": '{"device": "double", "engine": "x"}',
+        }
         config = ModelConfig(name, INPUTS, OUTPUTS, parameters)
         (repository / name / "1").mkdir(parents=True)
         (repository / name / "config.pbtxt").write_text(to_pbtxt(config))
@@ -115,13 +125,15 @@ def write_doubles(
 
 
 @contextlib.contextmanager
-def triton_of_doubles(folder: Path, access: GrpcAccess = LOCAL) -> Iterator[TritonServer]:
+def triton_of_doubles(
+    folder: Path, access: GrpcAccess = LOCAL, *, grpc_port: int = 0, max_batch_size: int = 256
+) -> Iterator[TritonServer]:
     """A real Triton that serves doubles; its notes are in `folder`/notes."""
     notes = folder / "notes"
     notes.mkdir(parents=True)
-    models = write_doubles(folder / "repository", notes)
-    install = find_triton()
-    server = TritonServer(install, folder / "repository", models, folder, access=access)
+    models = write_doubles(folder / "repository", notes, max_batch_size=max_batch_size)
+    install, ports = find_triton(), Ports(grpc=grpc_port)
+    server = TritonServer(install, folder / "repository", models, folder, ports, access=access)
     server.start()
     try:
         yield server

@@ -183,7 +183,7 @@ def test_tritons_own_refusal_of_wrong_tensors_comes_through(url: str) -> None:
 
 
 @pytest.mark.parametrize("with_final", [False, True])
-def test_an_error_after_the_first_token_passes_unchanged(
+def test_an_error_that_every_variant_gives_reaches_the_client(
     gateway: GatewayThread, with_final: bool
 ) -> None:
     """The client sees the tokens, then the error; the policy sees an error; the stream goes on."""
@@ -194,7 +194,8 @@ def test_an_error_after_the_first_token_passes_unchanged(
         assert [text_of(stream.receive()) for _ in range(2)] == ["w0", "w1"]
         failed = stream.receive()
         assert failed.error_message == "the engine broke"
-        assert (failed.infer_response.id, parameter(failed, "variant")) == ("r", "k3")
+        assert failed.infer_response.id == "r"
+        assert parameter(failed, "variant") in {"k0", "k1", "k3"}
         stream.send(script_request(request_id="r", tokens=1))
         assert text_of(stream.receive()) == "w0"
     assert [o.finish_reason for _, o in gateway.policy.outcomes[-2:]] == ["error", "length"]

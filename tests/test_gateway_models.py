@@ -180,7 +180,7 @@ def test_the_process_serves_until_a_signal(
         variant = stream.receive().infer_response.parameters["variant"].string_param
         stream.receive()
     code, err = process.end(number)
-    assert (code, variant) == (0, "k3")
+    assert (code, variant) == (0, "k3"), err
     counters = json.loads(err.strip().splitlines()[-1].partition("counters ")[2])
     assert counters["tasks"]["coding"]["chosen"] == {"3": 1}
     assert counters["tasks"]["coding"]["num_steps"] == 2

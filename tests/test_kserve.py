@@ -1,5 +1,6 @@
 """KServe messages changed as bytes, against protobuf's own parsing."""
 
+import struct
 from typing import Any
 
 import pytest
@@ -9,7 +10,6 @@ from tritonclient.grpc import service_pb2 as pb
 
 from trt_mtp.controller.kserve import (
     MAX_FIELDS,
-    OutputFilter,
     changed,
     error_response,
     int_outputs,
@@ -18,10 +18,10 @@ from trt_mtp.controller.kserve import (
     read_request,
     read_varint,
     readdressed,
+    remove_outputs,
     response_change,
-    response_head,
-    spliced,
     text_output,
+    with_int_input,
     write_varint,
 )
 from trt_mtp.errors import InputError
@@ -108,32 +108,33 @@ def test_readdressing_equals_parsing_and_setting(
 
 
 @given(stream_responses(), names.filter(bool), names)
-def test_splicing_equals_parsing_and_setting(response: Any, name: str, request_id: str) -> None:
-    """Splicing bytes and changing the parsed message give the same message, for any response."""
-    raw = response.SerializeToString()
+def test_a_change_equals_setting(response: Any, name: str, request_id: str) -> None:
+    """A changed response has the public model's name, the client's id and more parameters."""
     change = response_change(name, request_id, {"variant": "k3", "task": "qa"})
-    head = response_head(raw)
-    by_parsing = pb.ModelStreamInferResponse.FromString(changed(parse_stream_response(raw), change))
-    if head is not None:
-        assert head.request_id == response.infer_response.id.encode()
-        by_splicing = pb.ModelStreamInferResponse.FromString(spliced(raw, head.start, change))
-        assert by_splicing == by_parsing
+    by_change = pb.ModelStreamInferResponse.FromString(
+        changed(parse_stream_response(response.SerializeToString()), change)
+    )
     response.infer_response.model_name, response.infer_response.id = name, request_id
     response.infer_response.parameters["variant"].string_param = "k3"
     response.infer_response.parameters["task"].string_param = "qa"
-    assert by_parsing == response
+    assert by_change == response
 
 
-def test_a_response_as_triton_writes_it_is_spliced() -> None:
-    """The usual response needs no parsing: its head is found."""
-    response = pb.ModelStreamInferResponse()
-    response.infer_response.model_name = "qwen_mtp_k3"
-    response.infer_response.model_version = "1"
-    response.infer_response.id = "request-7"
-    response.infer_response.raw_output_contents.append(b"x" * 200)
-    head = response_head(response.SerializeToString())
-    assert head is not None
-    assert head.request_id == b"request-7"
+@given(requests(), st.lists(st.integers(-(2**31), 2**31 - 1), min_size=1, max_size=200))
+def test_an_input_is_added_in_the_form_of_the_others(request: Any, values: list[int]) -> None:
+    """With raw contents the values go there, else into the tensor; nothing else changes."""
+    raw = request.SerializeToString()
+    content = struct.pack(f"<{len(values)}i", *values)
+    for is_raw in (True, False):
+        added = pb.ModelInferRequest.FromString(with_int_input(raw, "x", content, is_raw=is_raw))
+        assert (added.inputs[-1].name, list(added.inputs[-1].shape)) == ("x", [len(values)])
+        assert list(added.inputs[-1].contents.int_contents) == ([] if is_raw else values)
+        assert list(added.raw_input_contents)[len(request.raw_input_contents) :] == (
+            [content] if is_raw else []
+        )
+        del added.inputs[-1]
+        del added.raw_input_contents[len(request.raw_input_contents) :]
+        assert added == request
 
 
 @given(st.binary(max_size=200))
@@ -160,14 +161,6 @@ def test_a_damaged_request_is_a_request_or_refused(damage: bytes, request: Any) 
         assert pb.ModelInferRequest.FromString(damaged) is not None
 
 
-@given(st.binary(max_size=200))
-def test_any_bytes_are_a_response_or_passed(raw: bytes) -> None:
-    """A response head is found or not; nothing raises."""
-    for message in (raw, b"\x12" + write_varint(len(raw)) + raw):
-        head = response_head(message)
-        assert head is None or 0 < head.start <= len(message)
-
-
 def test_a_request_of_very_many_fields_is_refused() -> None:
     """Reading is bounded by the number of fields."""
     with pytest.raises(InputError, match=f"more than {MAX_FIELDS} fields"):
@@ -181,10 +174,7 @@ def test_unasked_outputs_are_taken_out_with_their_contents(response: Any) -> Non
     outputs = response.infer_response.outputs
     pairs = list(zip(outputs, list(response.infer_response.raw_output_contents), strict=True))
     kept = [(output.name, raw) for output, raw in pairs if output.name != "num_steps"]
-    unasked = OutputFilter.of(["num_steps", "num_draft_tokens"])
-    if len(kept) < len(pairs):
-        assert unasked.may_apply(response.SerializeToString())
-    unasked.apply(response.infer_response)
+    remove_outputs(response.infer_response, {"num_steps", "num_draft_tokens"})
     left = zip(outputs, response.infer_response.raw_output_contents, strict=True)
     assert [(output.name, raw) for output, raw in left] == kept
 

@@ -51,6 +51,9 @@ def test_on_a_shared_device_load_is_the_sum() -> None:
     hosted = [replace(v, num_running=v.draft_length) for v in variants(0, 1, 3)]
     decision = choose(Policy(Profile(shared_device=True, exploration=0.0)), CODE, hosted)
     assert {c.load for c in decision.candidates} == {5}
+    here, there = (replace(hosted[1], name=name, device=name) for name in ("here", "there"))
+    decision = choose(Policy(Profile(shared_device=True)), CODE, [here, there])
+    assert {c.load for c in decision.candidates} == {2}
 
 
 def test_a_full_variant_costs_its_wait() -> None:

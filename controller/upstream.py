@@ -1,0 +1,78 @@
+"""A stream to Triton that serves one request at a time, and is kept open between requests.
+
+One at a time, because Triton cancels all requests of a stream together; kept, because opening one
+costs as much as a request.
+"""
+
+import asyncio
+import contextlib
+import time
+from typing import Any
+
+import grpc
+
+Metadata = tuple[tuple[str, str], ...]
+
+
+class UpstreamLost(Exception):
+    """A stream ended before an answer did.
+
+    `is_hung` when it was given up, `is_unavailable` when the server can't be reached.
+    """
+
+    def __init__(self, reason: str, *, is_hung: bool = False, is_unavailable: bool = False) -> None:
+        super().__init__(reason)
+        self.is_hung = is_hung
+        self.is_unavailable = is_unavailable
+
+
+class Upstream:
+    """A ModelStreamInfer call, bytes in and out."""
+
+    __slots__ = ("_call", "_is_hung", "is_shared", "waiting_since_s")
+
+    def __init__(self, call: Any, *, is_shared: bool) -> None:
+        """`is_shared` says that other requests may use it later."""
+        self._call = call
+        self._is_hung = False
+        self.is_shared = is_shared
+        self.waiting_since_s = 0.0  # monotonic time since which a message is awaited, or 0
+
+    @property
+    def is_open(self) -> bool:
+        """False once the call is known to have ended."""
+        return not self._call.done()
+
+    async def write(self, raw: bytes) -> None:
+        """Send a request; a failure shows when its answer is read."""
+        self.waiting_since_s = time.monotonic()
+        with contextlib.suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):
+            await self._call.write(raw)
+
+    async def read(self) -> bytes:
+        """The next message; raises UpstreamLost where there is none."""
+        self.waiting_since_s = time.monotonic()
+        try:
+            raw = await self._call.read()
+        except grpc.aio.AioRpcError as error:
+            raise UpstreamLost(
+                f"{error.code().name}: {error.details()}",
+                is_unavailable=error.code() == grpc.StatusCode.UNAVAILABLE,
+            ) from None
+        except asyncio.CancelledError:
+            if self._is_hung:
+                raise UpstreamLost("it sent nothing for too long", is_hung=True) from None
+            raise
+        self.waiting_since_s = 0.0
+        if raw is grpc.aio.EOF:
+            raise UpstreamLost("Triton ended the stream")
+        return bytes(raw)
+
+    def give_up(self) -> None:
+        """End it because nothing comes; whoever reads it learns of that."""
+        self._is_hung = True
+        self._call.cancel()
+
+    def close(self) -> None:
+        """End it; what is in flight on it is cancelled."""
+        self._call.cancel()

@@ -1,0 +1,152 @@
+"""Several Triton servers behind one gateway, and servers that come and go."""
+
+import os
+import signal
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tritonclient.grpc as grpcclient
+
+from tests.gateway_fixtures import (
+    GatewayThread,
+    doubles,
+    parameter,
+    raw_stream,
+    running_gateway,
+    script_request,
+    text_of,
+    triton_of_doubles,
+    wait_until,
+)
+from trt_mtp.controller import pool
+from trt_mtp.controller.policy import Policy
+from trt_mtp.controller.profile import Profile
+from trt_mtp.errors import InputError
+from trt_mtp.serve.processes import free_ports
+from trt_mtp.serve.triton import TritonServer
+
+__all__ = ["doubles"]
+
+
+@pytest.fixture(scope="module")
+def second(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TritonServer]:
+    """Another Triton of doubles."""
+    with triton_of_doubles(tmp_path_factory.mktemp("second")) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def gateway(doubles: TritonServer, second: TritonServer) -> Iterator[GatewayThread]:
+    """A gateway before two servers, with the real policy."""
+    servers = f"{doubles.grpc_url}, {second.grpc_url}"
+    with running_gateway(servers, Policy(Profile(), seed=1)) as thread:
+        wait_until(lambda: all(v["is_ready"] for v in variants(thread).values()))
+        yield thread
+
+
+def variants(thread: GatewayThread) -> dict[str, Any]:
+    """The variants in a gateway's statistics."""
+    found: dict[str, Any] = thread.gateway.statistics()["variants"]
+    return found
+
+
+def test_load_spreads_over_the_servers(
+    gateway: GatewayThread, doubles: TritonServer, second: TritonServer
+) -> None:
+    """Requests in flight together go to both; their responses bear the variant's own name."""
+    with raw_stream(gateway.gateway.address) as stream:
+        for index in range(20):
+            stream.send(script_request(request_id=str(index), tokens=2, delay_s=0.3))
+        responses = [stream.receive() for _ in range(20)]
+        assert {parameter(response, "variant") for response in responses} <= {"k0", "k1", "k3"}
+        running = {key.partition("@")[2]: 0 for key in variants(gateway)}
+        for key, variant in variants(gateway).items():
+            running[key.partition("@")[2]] += variant["num_running"]
+        assert running.keys() == {doubles.grpc_url, second.grpc_url}
+        assert min(running.values()) > 0
+
+
+def test_the_public_model_is_that_of_all_servers(gateway: GatewayThread) -> None:
+    """Ready, described and indexed once; its inferences are counted on both servers."""
+    client = grpcclient.InferenceServerClient(gateway.gateway.address)
+    assert client.is_server_ready()
+    assert client.is_model_ready("qwen_mtp")
+    assert client.get_model_metadata("qwen_mtp").name == "qwen_mtp"
+    names = [model.name for model in client.get_model_repository_index().models]
+    assert names == ["qwen_mtp", "qwen_mtp_k0", "qwen_mtp_k1", "qwen_mtp_k3"]
+
+    def count(name: str) -> int:
+        stats = client.get_inference_statistics(name).model_stats
+        return sum(s.inference_count for s in stats if s.name == name)
+
+    assert count("qwen_mtp") >= 20
+    found = [s.name for s in client.get_inference_statistics().model_stats]
+    assert len(found) == len(set(found))
+    client.close()
+
+
+def test_other_models_pass_to_the_first_server_that_lives(
+    doubles: TritonServer, tmp_path: Path
+) -> None:
+    """What is not the public model has no home; when its server dies, the next one answers."""
+    with (
+        triton_of_doubles(tmp_path) as mortal,
+        running_gateway(f"{mortal.grpc_url},{doubles.grpc_url}") as thread,
+    ):
+        os.kill(mortal.pid, signal.SIGKILL)
+        dead = mortal.grpc_url
+        wait_until(lambda: not thread.gateway.pool.backends[dead].is_live)
+        with raw_stream(thread.gateway.address) as stream:
+            stream.send(script_request("other", tokens=1))
+            assert text_of(stream.receive()) == "w0"
+
+
+def test_a_server_that_is_down_at_the_start_is_found_later(
+    doubles: TritonServer, tmp_path: Path
+) -> None:
+    """One ready variant is enough to start; what comes later takes part."""
+    port = free_ports({"late": 0})["late"]
+    with running_gateway(f"{doubles.grpc_url},127.0.0.1:{port}") as thread:
+        assert len(variants(thread)) == 3
+        with triton_of_doubles(tmp_path, grpc_port=port):
+            wait_until(lambda: sum(v["is_ready"] for v in variants(thread).values()) == 6)
+
+
+def test_a_dns_name_is_all_its_addresses(
+    doubles: TritonServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Servers come and go as the name says; when it can't be resolved, nothing changes."""
+    port = int(doubles.grpc_url.partition(":")[2])
+    addresses: list[str] | None = ["127.0.0.1"]
+
+    def resolve(host: str, number: int, *_: Any, **__: Any) -> list[Any]:
+        assert (host, number) == ("variants.test", port)
+        if addresses is None:
+            raise socket.gaierror("no such name")
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (a, number)) for a in addresses]
+
+    monkeypatch.setattr(pool, "RESOLVE_S", 0.05)
+    monkeypatch.setattr(socket, "getaddrinfo", resolve)
+    with running_gateway(f"dns:variants.test:{port}") as thread:
+        backends = thread.gateway.pool.backends
+        assert set(variants(thread)) == {f"k{k}@127.0.0.1:{port}" for k in (0, 1, 3)}
+        addresses = ["127.0.0.1", "127.0.0.2"]
+        wait_until(lambda: set(backends) == {f"127.0.0.1:{port}", f"127.0.0.2:{port}"})
+        addresses = None
+        with raw_stream(thread.gateway.address) as stream:
+            stream.send(script_request(tokens=1))
+            assert text_of(stream.receive()) == "w0"
+        addresses = ["127.0.0.2"]
+        wait_until(lambda: set(backends) == {f"127.0.0.2:{port}"})
+        addresses = ["127.0.0.1"]
+        wait_until(lambda: any(v["is_ready"] for v in variants(thread).values()))
+
+
+@pytest.mark.parametrize("servers", ["", "nowhere", "a:1,dns:b:2", "http://a:1", "a:b"])
+def test_what_names_no_servers_is_refused(servers: str) -> None:
+    """The sentence says what is expected."""
+    with pytest.raises(InputError, match="expected HOST:PORT"):
+        pool.Pool(servers, "qwen_mtp")
