@@ -15,13 +15,14 @@ from tritonclient.grpc import service_pb2 as pb
 
 from trt_mtp import __version__
 from trt_mtp.build.cpu import cpu_name
-from trt_mtp.controller.backend import CALL_TIMEOUT_S, Backend, Hosted
+from trt_mtp.controller.backend import CALL_TIMEOUT_S, Hosted
 from trt_mtp.controller.calibrate_journal import Journal
 from trt_mtp.controller.calibrate_plan import next_block
 from trt_mtp.controller.calibrate_profile import About, profile_of
 from trt_mtp.controller.calibrate_results import Arm, Block, Results, Settings
 from trt_mtp.controller.load_client import LoadClient, request_bytes
 from trt_mtp.controller.meter import Meter
+from trt_mtp.controller.pool import Pool
 from trt_mtp.controller.profile import Profile, differing_parts, write_profile
 from trt_mtp.controller.prompt_sets import PromptSet, read_prompt_set
 from trt_mtp.errors import InputError, TrtMtpError
@@ -71,13 +72,13 @@ def calibrate(options: Options, meter: Meter) -> Profile:
 
 
 async def _calibrate(options: Options, prompts: PromptSet, meter: Meter) -> Profile:
-    backend = Backend(options.url, options.model)
+    pool = Pool(options.url, options.model)
     try:
-        await backend.wait_ready(READY_TIMEOUT_S)
-        variants = chosen_variants(list(backend.variants.values()), options.variants)
-        triton = await _triton_version(backend)
+        await pool.wait_ready(READY_TIMEOUT_S)
+        variants = chosen_variants(list(pool.variants.values()), options.variants)
+        triton = await _triton_version(pool)
     finally:
-        await backend.close()
+        await pool.close()
     settings = Settings(
         num_prompts=tuple((task, len(part)) for task, part in prompts.prompts.items()),
         draft_lengths=tuple(sorted(variants)),
@@ -284,6 +285,6 @@ def _about(
     )
 
 
-async def _triton_version(backend: Backend) -> str:
-    raw = await backend.call("ServerMetadata", b"", CALL_TIMEOUT_S)
+async def _triton_version(pool: Pool) -> str:
+    raw = await pool.call("ServerMetadata", b"", CALL_TIMEOUT_S)
     return str(pb.ServerMetadataResponse.FromString(raw).version)

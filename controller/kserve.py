@@ -18,6 +18,8 @@ SERVICE = pb.DESCRIPTOR.services_by_name["GRPCInferenceService"]
 MAX_FIELDS = 2_048  # of one request; reading one is work per field, however small the field
 EMPTY_FINAL = "triton_enable_empty_final_response"
 FINAL = "triton_final_response"
+# the map entry of FINAL with bool_param true, as Triton writes it
+FINAL_BYTES = b"\n\x15triton_final_response\x12\x02\x08\x01"
 
 _LENGTH_DELIMITED = 2
 _FIXED_SIZES = {1: 8, 5: 4}  # wire type -> bytes

@@ -6,7 +6,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -14,7 +14,7 @@ from tests.conftest import CliResult
 from tests.gateway_fixtures import running_gateway, wait_until
 from tests.variants import build_engines
 from trt_mtp.controller.acceptance import AcceptanceKey
-from trt_mtp.controller.backend import Hosted
+from trt_mtp.controller.backend import Backend, Hosted
 from trt_mtp.controller.calibrate import Options, calibrate, chosen_variants
 from trt_mtp.controller.calibrate_cli import numbers, seconds, words
 from trt_mtp.controller.meter import Quiet
@@ -172,7 +172,17 @@ def hosted(name: str, draft_length: int, fingerprint: str = "f0", device: str = 
     """A variant as the gateway finds it."""
     parts = {"device": device}
     return Hosted(
-        name, f"m_{name}", draft_length, 8, 512, fingerprint, parts, frozenset(), is_ready=True
+        key=name,
+        name=name,
+        model_name=f"m_{name}",
+        draft_length=draft_length,
+        max_batch_size=8,
+        max_seq_len=512,
+        fingerprint=fingerprint,
+        measured_on=parts,
+        inputs=frozenset(),
+        outputs=frozenset(),
+        backend=cast(Backend, None),  # nothing is asked of it
     )
 
 
