@@ -12,11 +12,11 @@ from pathlib import Path
 from trt_mtp.controller.decision_log import DecisionLog, LoggedPolicy
 from trt_mtp.controller.gateway import Gateway, GatewayConfig
 from trt_mtp.controller.policy import Policy
-from trt_mtp.controller.profile import Profile, differing_parts, read_profile
+from trt_mtp.controller.profile import Profile, read_profile, require_measured_on
 from trt_mtp.controller.state import PeerStates, default_replica, load_state, save_state
 from trt_mtp.controller.traffic import TrafficFile
 from trt_mtp.controller.traffic_policy import TrafficPolicy, follow
-from trt_mtp.errors import InputError, TrtMtpError
+from trt_mtp.errors import TrtMtpError
 
 log = logging.getLogger(__name__)
 
@@ -96,14 +96,8 @@ def _end_of_service() -> asyncio.Event:
 
 def check_fingerprint(profile: Profile, where: str, gateway: Gateway) -> None:
     """Raise InputError when the profile was measured on other variants than those hosted."""
-    hosted = {v.fingerprint: v for v in gateway.pool.variants.values() if v.fingerprint}
-    if profile.fingerprint and hosted and profile.fingerprint not in hosted:
-        other = next(iter(hosted.values()))
-        parts = differing_parts(profile.measured_on, other.measured_on)
-        raise InputError(
-            f"{where} was measured on {profile.fingerprint}, and Triton hosts "
-            f"{', '.join(sorted(hosted))}{parts}: calibrate again, or leave --profile out"
-        )
+    hosted = {v.fingerprint: v.measured_on for v in gateway.pool.variants.values()}
+    require_measured_on(profile, where, hosted, "Triton hosts")
 
 
 def _merge(peers: PeerStates, policy: Policy) -> None:

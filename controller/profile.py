@@ -142,11 +142,7 @@ def read_profile(path: Path, fingerprint: str = "") -> Profile:
     something else than `fingerprint`.
     """
     profile = parse_profile(read_json(path), str(path))
-    if fingerprint and profile.fingerprint and profile.fingerprint != fingerprint:
-        raise InputError(
-            f"{path} was measured on {profile.fingerprint}, and this is {fingerprint}: "
-            "calibrate again, or remove its fingerprint to use it all the same"
-        )
+    require_measured_on(profile, str(path), {fingerprint: {}}, "this is")
     return profile
 
 
@@ -162,6 +158,24 @@ def differing_parts(measured: Mapping[str, str], other: Mapping[str, str]) -> st
         if measured.get(key) != other.get(key)
     ]
     return f" ({'; '.join(parts)})" if parts and measured and other else ""
+
+
+def require_measured_on(
+    profile: Profile, where: str, found: Mapping[str, Mapping[str, str]], whose: str
+) -> None:
+    """Raise InputError when a profile that came from `where` is of none of what was found.
+
+    `found` maps fingerprints to the parts behind them; `whose` is as "Triton hosts". A profile
+    without a fingerprint, and a deployment without one, fit anything.
+    """
+    known = {fingerprint: parts for fingerprint, parts in found.items() if fingerprint}
+    if profile.fingerprint and known and profile.fingerprint not in known:
+        parts = differing_parts(profile.measured_on, next(iter(known.values())))
+        raise InputError(
+            f"{where} was measured on {profile.fingerprint}, and {whose} "
+            f"{', '.join(sorted(known))}{parts}: calibrate again, or remove its fingerprint to use "
+            f"it all the same"
+        )
 
 
 def parse_profile(value: Any, where: str) -> Profile:

@@ -47,6 +47,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "trt_mtp.controller.calibrate_cli:calibrate",
         "Measure variants per task and load, and write the profile that the gateway starts from.",
     ),
+    "profile": (
+        "trt_mtp.controller.profile_cli:profile",
+        "Show, compare, merge and check calibrated policy files.",
+    ),
     "replay": (
         "trt_mtp.controller.policy_cli:replay",
         "Compare a decision log with the oracle, the best static length per load, and none.",

@@ -1,0 +1,129 @@
+"""The `profile` commands: show, compare, merge and check calibrated policy files."""
+
+from pathlib import Path
+
+import click
+
+from trt_mtp.errors import InputError, TrtMtpError
+from trt_mtp.files import to_json
+
+FILE = click.Path(path_type=Path, dir_okay=False)
+
+
+@click.group()
+def profile() -> None:
+    """Show, compare, merge and check calibrated policy files."""
+
+
+@profile.command()
+@click.argument("file", type=FILE)
+@click.option("--json", "as_json", is_flag=True, help="Print the profile as JSON.")
+def show(file: Path, as_json: bool) -> None:
+    """Show what a profile says: which draft length for which task, and from which load on none.
+
+    Example: trt-mtp profile show profile.json
+    """
+    from trt_mtp.controller.profile import profile_json, read_profile
+    from trt_mtp.controller.profile_text import summary
+
+    read = read_profile(file)
+    click.echo(profile_json(read) if as_json else summary(read), nl=not as_json)
+
+
+@profile.command()
+@click.argument("before", type=FILE)
+@click.argument("after", type=FILE)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def diff(before: Path, after: Path, as_json: bool) -> None:
+    """Show what differs between two profiles; exit code 1 when anything does.
+
+    Example: trt-mtp profile diff old.json profile.json
+    """
+    from trt_mtp.controller.profile import read_profile
+    from trt_mtp.controller.profile_diff import diff as compare
+
+    lines = list(compare(read_profile(before), read_profile(after)))
+    if as_json:
+        click.echo(to_json({"schema_version": 1, "differences": lines}), nl=False)
+    else:
+        click.echo("\n".join(lines) or "no difference")
+    raise SystemExit(1 if lines else 0)
+
+
+@profile.command()
+@click.argument("files", type=FILE, nargs=-1, required=True)
+@click.option("--out", type=FILE, required=True, help="Where the merged profile goes.")
+def merge(files: tuple[Path, ...], out: Path) -> None:
+    """Join profiles of one deployment: counts are pooled, cells put together.
+
+    Where several have a number, the latest run's counts.
+
+    Example: trt-mtp profile merge monday.json friday.json --out profile.json
+    """
+    from trt_mtp.controller.profile import read_profile, write_profile
+    from trt_mtp.controller.profile_diff import merge as join
+
+    merged = read_profile(files[0])
+    for file in files[1:]:
+        merged = join(merged, read_profile(file))
+    write_profile(out, merged)
+    click.echo(f"{len(files)} profiles merged into {out}", err=True)
+
+
+@profile.command()
+@click.argument("file", type=FILE)
+@click.option("--url", metavar="HOST:PORT", help="Compare with what this Triton hosts.")
+@click.option("--model", default="qwen_mtp", show_default=True, help="The public model's name.")
+@click.option(
+    "--engines",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Compare with the variants in this folder.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def check(file: Path, url: str | None, model: str, engines: Path | None, as_json: bool) -> None:
+    """Check a profile: its form, whether it contradicts itself, and what it was measured on.
+
+    Exit code 1 when it contradicts itself, 2 when it has the wrong form or is of another
+    deployment.
+
+    Example: trt-mtp profile check profile.json --engines engines
+    """
+    from trt_mtp.controller.profile import read_profile, require_measured_on
+    from trt_mtp.controller.profile_diff import findings
+
+    read = read_profile(file)
+    if engines is not None:
+        from trt_mtp.build.variant import list_variants
+
+        records = [variant.record for variant in list_variants(engines)]
+        found = {record.fingerprint: record.measured_on for record in records}
+        require_measured_on(read, str(file), found, f"{engines} holds")
+    if url is not None:
+        require_measured_on(read, str(file), hosted(url, model), f"{url} hosts")
+    problems = list(findings(read))
+    if as_json:
+        click.echo(to_json({"schema_version": 1, "findings": problems}), nl=False)
+    else:
+        click.echo("\n".join(problems) or "nothing wrong was found")
+    if problems:
+        raise TrtMtpError(f"{file} contradicts itself in {len(problems)} places")
+
+
+def hosted(url: str, model: str) -> dict[str, dict[str, str]]:
+    """Fingerprints, and the parts behind them, of the variants at a Triton; raises InputError."""
+    import asyncio
+
+    from trt_mtp.controller.backend import Backend
+
+    async def ask() -> dict[str, dict[str, str]]:
+        backend = Backend(url, model)
+        try:
+            await backend.discover()
+            return {v.fingerprint: v.measured_on for v in backend.variants.values()}
+        finally:
+            await backend.close()
+
+    found = asyncio.run(ask())
+    if not found:
+        raise InputError(f"no variant of {model} answers at {url}")
+    return found

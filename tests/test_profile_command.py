@@ -1,0 +1,186 @@
+"""`trt-mtp profile`: show, diff, merge, check."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.calibrate_world import World, run
+from tests.conftest import CliResult
+from tests.gateway_fixtures import doubles
+from tests.variants import make_variant
+from trt_mtp.controller.calibrate_profile import About, profile_of
+from trt_mtp.controller.calibration import Calibration, Cell, Crossover, Interval, Percentiles
+from trt_mtp.controller.counts import Counts
+from trt_mtp.controller.profile import Profile, profile_json, read_profile, write_profile
+from trt_mtp.controller.tasks import TASKS
+from trt_mtp.serve.triton import TritonServer
+
+__all__ = ["doubles"]
+
+Cli = Callable[..., CliResult]
+WORLD = {"coding": 0.95, "writing": 0.55}
+RATIOS = {1: {1: 1.2, 4: 1.6}, 3: {1: 1.5, 4: 2.4}}
+
+
+def measured(created: str, seed: int, fingerprint: str = "f0", **parts: str) -> Profile:
+    """A profile as a calibration writes it."""
+    world = World(WORLD, RATIOS, seed=seed)
+    settings = world.settings(seed=seed)
+    about = About(fingerprint, {"device": "double", **parts}, {}, created, "p", 0.0, 9, True, True)
+    return profile_of(settings, run(world, settings), about)
+
+
+@pytest.fixture(scope="module")
+def early() -> Profile:
+    """The first of two runs."""
+    return measured("2026-01-01T00:00:00+00:00", 1)
+
+
+@pytest.fixture(scope="module")
+def late() -> Profile:
+    """The second of them."""
+    return measured("2026-02-01T00:00:00+00:00", 2)
+
+
+def test_show_says_what_to_do(cli: Cli, tmp_path: Path, early: Profile) -> None:
+    """The text names the best length and each task; as JSON it is the file again."""
+    write_profile(tmp_path / "p.json", early)
+    text = cli("profile", "show", tmp_path / "p.json").out
+    assert "best single draft length: K=" in text
+    assert all(task in text for task in WORLD)
+    assert "AL / R predicts each of" in text
+    printed = cli("profile", "show", tmp_path / "p.json", "--json").out
+    assert printed == (tmp_path / "p.json").read_text()
+    write_profile(tmp_path / "default.json", Profile())
+    assert "no calibration" in cli("profile", "show", tmp_path / "default.json").out
+
+
+def test_diff_names_what_changed(cli: Cli, tmp_path: Path, early: Profile, late: Profile) -> None:
+    """Equal files end with 0; others with 1 and each number before and after."""
+    write_profile(tmp_path / "a.json", early)
+    write_profile(tmp_path / "b.json", late)
+    same = cli("profile", "diff", tmp_path / "a.json", tmp_path / "a.json")
+    assert (same.code, same.out) == (0, "no difference\n")
+    other = cli("profile", "diff", tmp_path / "a.json", tmp_path / "b.json", "--json")
+    assert other.code == 1
+    differences = json.loads(other.out)["differences"]
+    assert any(line.startswith("R at K=3, 4 at a time: ") for line in differences)
+
+
+def test_merge_pools_counts_and_joins_cells(
+    cli: Cli, tmp_path: Path, early: Profile, late: Profile
+) -> None:
+    """Trials add up, every cell of either is there once, numbers are the later run's."""
+    write_profile(tmp_path / "a.json", early)
+    write_profile(tmp_path / "b.json", late)
+    out = tmp_path / "m.json"
+    assert cli("profile", "merge", tmp_path / "b.json", tmp_path / "a.json", "--out", out).code == 0
+    merged = read_profile(out)
+    assert merged.step_ratio == late.step_ratio
+    key = "coding/greedy/direct"
+    trials = [Counts.from_json(p.posteriors[key]).trials[0] for p in (early, late, merged)]
+    assert trials[2] == pytest.approx(trials[0] + trials[1])
+    places = [
+        {(c.task, c.draft_length, c.concurrency) for c in p.calibration.cells}
+        for p in (early, late, merged)
+        if p.calibration
+    ]
+    assert places[2] == places[0] | places[1]
+
+
+def test_profiles_of_two_deployments_are_not_merged(
+    cli: Cli, tmp_path: Path, early: Profile
+) -> None:
+    """Another fingerprint is refused with the parts that differ."""
+    write_profile(tmp_path / "a.json", early)
+    write_profile(tmp_path / "b.json", measured("2026-01-01T00:00:00+00:00", 1, "f1", device="y"))
+    result = cli("profile", "merge", tmp_path / "a.json", tmp_path / "b.json", "--out", "x.json")
+    assert result.code == 2
+    assert "(device is y, not double): only profiles of one deployment" in result.err
+
+
+def test_check_compares_with_what_is_there(
+    cli: Cli, tmp_path: Path, early: Profile, doubles: TritonServer
+) -> None:
+    """A profile fits the variants it was measured on, in a folder or on a server, and no others."""
+    file = tmp_path / "p.json"
+    write_profile(file, early)
+    make_variant(tmp_path / "engines", 0)
+    fits = cli("profile", "check", file, "--engines", tmp_path / "engines")
+    assert (fits.code, fits.out) == (0, "nothing wrong was found\n")
+    assert cli("profile", "check", file, "--url", doubles.grpc_url).code == 0
+    write_profile(file, early.model_copy(update={"fingerprint": "f9"}))
+    for option in ("--engines", tmp_path / "engines"), ("--url", doubles.grpc_url):
+        refused = cli("profile", "check", file, *option)
+        assert refused.code == 2
+        assert "measured on f9" in refused.err
+
+
+def test_check_finds_contradictions(cli: Cli, tmp_path: Path, early: Profile) -> None:
+    """Verify steps that get cheaper with the draft length, and impossible counts, are named."""
+    assert early.calibration is not None
+    cell = early.calibration.cells[1]
+    wrong = cell.model_copy(
+        update={"accepted_per_position": tuple(9**9 for _ in cell.accepted_per_position)}
+    )
+    calibration = early.calibration.model_copy(update={"cells": (wrong,)})
+    ratios = {1: {1: 1.8}, 3: {1: 1.2}}
+    write_profile(
+        tmp_path / "p.json",
+        early.model_copy(update={"step_ratio": ratios, "calibration": calibration}),
+    )
+    result = cli("profile", "check", tmp_path / "p.json")
+    assert result.code == 1
+    assert "R falls from 1.8 to 1.2 between K=1 and 3" in result.out
+    assert "more drafts accepted than were reached" in result.out
+    assert "contradicts itself in 2 places" in result.err
+
+
+def largest() -> Profile:
+    """13 tasks, 6 variants, 8 loads, each cell with the longest numbers it is likely to have."""
+    lengths, loads = (0, 1, 2, 3, 5, 7), (1, 2, 4, 8, 16, 32, 64, 128)
+    times = Percentiles(1234.5, 2345.6, 3456.7)
+    cells = tuple(
+        Cell(
+            task=task,
+            draft_length=length,
+            concurrency=load,
+            num_requests=1024,
+            num_output_tokens=262144,
+            num_steps=123456,
+            accepted_per_position=tuple(120000 - 10000 * j for j in range(length)),
+            ttft_ms=times,
+            tpot_ms=times,
+            itl_ms=times,
+            tokens_per_s=Interval(12345.0, 12234.0, 12456.0),
+            speedup=Interval(1.2345, 1.1234, 1.3456) if length else None,
+            ended="hopeless",
+        )
+        for task in TASKS
+        for length in lengths
+        for load in loads
+    )
+    world = World(dict.fromkeys(TASKS, 0.8), {k: dict.fromkeys(loads, 1.5) for k in lengths[1:]})
+    settings = world.settings()
+    about = About("f0", {"device": "x"}, {}, "2026-01-01T00:00:00+00:00", "p", 0.0, 9, True, True)
+    profile = profile_of(settings, run(world, settings, max_blocks=60), about)
+    assert profile.calibration is not None
+    crossovers = tuple(
+        Crossover(task=task, draft_length=length, concurrency=12.345)
+        for task in TASKS
+        for length in lengths[1:]
+    )
+    calibration: Calibration = profile.calibration.model_copy(
+        update={"cells": cells, "crossovers": crossovers, "unmeasured": ()}
+    )
+    return profile.model_copy(update={"calibration": calibration})
+
+
+def test_a_profile_of_a_large_deployment_is_small() -> None:
+    """13 tasks, 6 variants and 8 loads with every cell measured are below 200 KB."""
+    profile = largest()
+    text = profile_json(profile)
+    assert len(text.encode()) < 200_000
+    assert Profile.model_validate_json(text) == profile
