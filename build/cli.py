@@ -2,7 +2,7 @@
 
 import importlib.util
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ import click
 from trt_mtp.build.checkpoint import Checkpoint, read_checkpoint
 from trt_mtp.build.cpu import LARGEST_DRAFT_LENGTH, build_cpu
 from trt_mtp.build.draft_lengths import DEFAULT, parse_draft_lengths
+from trt_mtp.build.hooks import Hooks, Verify
 from trt_mtp.build.hub import resolve_checkpoint
 from trt_mtp.build.progress import show_progress
 from trt_mtp.build.store import BuildResult, locked, reference_folder
@@ -29,7 +30,6 @@ from trt_mtp.errors import TrtMtpError
 from trt_mtp.files import to_json
 
 CPU_BATCH_SIZE = 8
-Verify = Callable[[Path, Sequence[Path]], list[dict[str, Any]]]
 
 
 @click.command()
@@ -78,7 +78,7 @@ def inspect(checkpoint: str, as_json: bool) -> None:
 @trtllm_options
 @click.pass_obj
 def build(
-    verifier: Verify,
+    hooks: Hooks,
     /,
     checkpoint: str,
     draft_lengths: str,
@@ -105,7 +105,7 @@ def build(
     if choose_engine(engine, bool(given_options(trtllm))) == "tensorrt-llm":
         lengths = parse_draft_lengths(draft_lengths, LARGEST_TRTLLM)
         found = read_checkpoint(resolve_checkpoint(checkpoint))
-        run_trtllm(found, lengths, output, max_batch_size, max_seq_len, as_json, trtllm)
+        run_trtllm(found, lengths, output, max_batch_size, max_seq_len, as_json, trtllm, hooks)
         return
     refuse_trtllm_options(trtllm)
     lengths = parse_draft_lengths(draft_lengths, LARGEST_DRAFT_LENGTH)
@@ -113,7 +113,7 @@ def build(
     with locked(output, lambda: click.echo("waiting for another build", err=True)):
         result = run_cpu(found, lengths, output, max_batch_size or CPU_BATCH_SIZE, max_seq_len)
         if verify:
-            result = run_verify(result, output, verifier)
+            result = run_verify(result, output, hooks.verify)
     click.echo(to_json(result_json(result)) if as_json else result_text(result), nl=not as_json)
     require_identical(result.variants)
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from trt_mtp.build.checkpoint import Checkpoint
+from trt_mtp.build.hooks import Hooks, Schedules
 from trt_mtp.errors import InputError
 from trt_mtp.files import to_json
 
@@ -24,6 +25,7 @@ UNSET: dict[str, Any] = {
     "trtllm_version": None, "gpu": None, "tp": None, "ep": None, "kv_cache_dtype": None,
     "state_dtype": None, "draft_len_schedule": None, "quantize": None, "modelopt": None,
     "share_weights": None, "devices": None, "settings": (), "dry_run": False,
+    "profile": None, "mix": None,
 }  # fmt: skip
 
 OPTIONS = (
@@ -45,6 +47,16 @@ OPTIONS = (
         "--draft-len-schedule",
         metavar="N:K,…",
         help="Draft K tokens up to N running requests, as 4:3,16:2.",
+    ),
+    click.option(
+        "--profile",
+        type=click.Path(exists=True, dir_okay=False, path_type=Path),
+        help="Take --draft-len-schedule from what `trt-mtp calibrate` measured.",
+    ),
+    click.option(
+        "--mix",
+        metavar="TASK=SHARE,…",
+        help="For --profile: the traffic, as coding=3,qa=1.  [default: all tasks alike]",
     ),
     click.option("--quantize", type=click.Choice(["fp8", "nvfp4"]), help="By ModelOpt, first."),
     click.option(
@@ -95,6 +107,7 @@ def run_trtllm(
     max_seq_len: int | None,
     as_json: bool,
     values: Mapping[str, Any],
+    hooks: Hooks,
 ) -> None:
     """Plan the variants, print them, and unless it is a dry run write them."""
     from trt_mtp.build.quantize import planned_quantization, quantized_checkpoint
@@ -102,7 +115,8 @@ def run_trtllm(
     from trt_mtp.build.tensorrt_llm import plan_variants, require_no_errors, write_variants
     from trt_mtp.build.trtllm_version import container_of
 
-    options = options_of(checkpoint, max_batch_size, max_seq_len, values)
+    measured = measured_schedules(lengths, max_batch_size or MAX_BATCH_SIZE, values, hooks)
+    options = options_of(checkpoint, max_batch_size, max_seq_len, values, measured)
     image = container_of(options.version)
     if image:
         click.echo(f"the commands are for the container {image}", err=True)
@@ -127,6 +141,7 @@ def options_of(
     max_batch_size: int | None,
     max_seq_len: int | None,
     values: Mapping[str, Any],
+    measured: Schedules,
 ) -> "TrtllmOptions":
     """What was typed, with defaults for what was not."""
     from trt_mtp.build.gpus import detect_gpu, find_gpu
@@ -146,11 +161,44 @@ def options_of(
         kv_cache_dtype=values["kv_cache_dtype"] or "auto",
         state_option=values["state_dtype"] or "auto",
         schedule=parse_schedule(schedule) if schedule else None,
+        measured_schedules=measured,
         share_weights=values["share_weights"],
         quantize=values["quantize"],
         settings=values["settings"],
         devices=parse_devices(devices) if devices else (),
     )
+
+
+def measured_schedules(
+    lengths: Sequence[int], max_batch_size: int, values: Mapping[str, Any], hooks: Hooks
+) -> Schedules:
+    """The schedule of each draft length by --profile; none without it."""
+    if values["profile"] is None:
+        if values["mix"]:
+            raise InputError("--mix is for --profile; name the profile too")
+        return {}
+    if values["draft_len_schedule"]:
+        raise InputError("--profile and --draft-len-schedule both say when to draft how much")
+    mix = parse_mix(values["mix"]) if values["mix"] else None
+    return hooks.schedules(values["profile"], lengths, max_batch_size, mix)
+
+
+def parse_mix(text: str) -> dict[str, float]:
+    """`coding=3,qa=1` as shares by task; raises InputError.
+
+    >>> parse_mix("coding=3, qa=0.5")
+    {'coding': 3.0, 'qa': 0.5}
+    """
+    mix = {}
+    for part in text.split(","):
+        task, _, share = part.partition("=")
+        try:
+            mix[task.strip()] = float(share)
+        except ValueError:
+            raise InputError(
+                f"--mix {text!r}: expected tasks and shares, as in coding=3,qa=1"
+            ) from None
+    return mix
 
 
 def default_experts(checkpoint: Checkpoint, tensor_parallel: int) -> int:

@@ -66,6 +66,7 @@ class TrtllmOptions:
     kv_cache_dtype: str = "auto"
     state_option: str = "auto"
     schedule: Mapping[int, int] | None = None  # largest batch size -> draft length
+    measured_schedules: Mapping[int, Mapping[int, int]] | None = None  # one for each draft length
     share_weights: str | None = None
     quantize: str | None = None
     settings: tuple[str, ...] = ()  # --set
@@ -190,8 +191,9 @@ def kv_cache_config(options: TrtllmOptions) -> dict[str, Any]:
 def speculative_config(options: TrtllmOptions, draft_length: int) -> dict[str, Any]:
     """MTP with one layer, applied `draft_length` times; `max_draft_len` is the name since 1.3."""
     config: dict[str, Any] = {"decoding_type": "MTP", "max_draft_len": draft_length}
-    if options.schedule:
-        schedule = draft_len_schedule(options.schedule, draft_length, options.max_batch_size)
+    wanted = (options.measured_schedules or {}).get(draft_length, options.schedule)
+    if wanted:
+        schedule = draft_len_schedule(wanted, draft_length, options.max_batch_size)
         if schedule:
             config["draft_len_schedule"] = schedule
     return config

@@ -3,7 +3,7 @@
 import importlib
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +46,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "calibrate": (
         "trt_mtp.controller.calibrate_cli:calibrate",
         "Measure variants per task and load, and write the profile that the gateway starts from.",
+    ),
+    "bench": (
+        "trt_mtp.controller.bench_cli:bench",
+        "Run one prompt set against one model and print what each task got.",
     ),
     "profile": (
         "trt_mtp.controller.profile_cli:profile",
@@ -111,7 +115,9 @@ class LazyGroup(click.Group):
 @click.pass_context
 def cli(ctx: click.Context) -> None:
     """Build, serve and route Qwen MTP engine variants on TensorRT-LLM and Triton."""
-    ctx.obj = verify
+    from trt_mtp.build.hooks import Hooks
+
+    ctx.obj = Hooks(verify, schedules)
 
 
 def verify(reference: Path, folders: Sequence[Path]) -> list[dict[str, Any]]:
@@ -119,6 +125,18 @@ def verify(reference: Path, folders: Sequence[Path]) -> list[dict[str, Any]]:
     from trt_mtp.serve.verify import verify_variants
 
     return [result.to_json() for result in verify_variants(reference, folders)]
+
+
+def schedules(
+    profile: Path,
+    draft_lengths: Sequence[int],
+    max_batch_size: int,
+    mix: Mapping[str, float] | None,
+) -> dict[int, dict[int, int]]:
+    """Where `build` has draft lengths by load from; joined here for the same reason."""
+    from trt_mtp.controller.measured_schedule import schedules
+
+    return schedules(profile, draft_lengths, max_batch_size, mix)
 
 
 def main() -> None:
