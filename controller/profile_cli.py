@@ -4,10 +4,11 @@ from pathlib import Path
 
 import click
 
-from trt_mtp.errors import InputError, TrtMtpError
+from trt_mtp.errors import TrtMtpError
 from trt_mtp.files import to_json
 
 FILE = click.Path(path_type=Path, dir_okay=False)
+READY_TIMEOUT_S = 5.0
 
 
 @click.group()
@@ -110,20 +111,17 @@ def check(file: Path, url: str | None, model: str, engines: Path | None, as_json
 
 
 def hosted(url: str, model: str) -> dict[str, dict[str, str]]:
-    """Fingerprints, and the parts behind them, of the variants at a Triton; raises InputError."""
+    """Fingerprints, and the parts behind them, of the variants at a Triton; raises TrtMtpError."""
     import asyncio
 
-    from trt_mtp.controller.backend import Backend
+    from trt_mtp.controller.pool import Pool
 
     async def ask() -> dict[str, dict[str, str]]:
-        backend = Backend(url, model)
+        pool = Pool(url, model)
         try:
-            await backend.discover()
-            return {v.fingerprint: v.measured_on for v in backend.variants.values()}
+            await pool.wait_ready(READY_TIMEOUT_S)
+            return {v.fingerprint: v.measured_on for v in pool.variants.values()}
         finally:
-            await backend.close()
+            await pool.close()
 
-    found = asyncio.run(ask())
-    if not found:
-        raise InputError(f"no variant of {model} answers at {url}")
-    return found
+    return asyncio.run(ask())
