@@ -10,7 +10,7 @@ import math
 import random
 import secrets
 from collections import Counter, OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from operator import attrgetter
 
 from trt_mtp.controller.acceptance import (
@@ -177,14 +177,11 @@ class Policy:
         home = self._homes.get(features.session_id) if features.session_id else None
         num_tokens = features.num_prompt_tokens or int(features.num_chars / CHARS_PER_TOKEN)
         answer = max(1, min(features.max_tokens, TYPICAL_ANSWER_TOKENS))
-        on_device = Counter[str]()
-        for v in variants:
-            on_device[v.device] += v.num_running
-        is_shared = self.profile.shared_device
+        on_device = _running_by_device(variants) if self.profile.shared_device else None
         times = []
         for v in variants:
             moves = home is not None and home != v.name
-            load = (on_device[v.device] if is_shared else v.num_running) + 1
+            load = (v.num_running if on_device is None else on_device[v.device]) + 1
             length = expected.length(v.draft_length)
             times.append(self._time(v, load, length, answer, num_tokens if moves else 0))
         asks = hint is not None or features.num_prompt_tokens is not None
@@ -273,6 +270,14 @@ def outcome_problem(outcome: Outcome) -> str:
     if any(a < b for a, b in itertools.pairwise(positions)):
         return "more drafts were accepted than were reached"
     return ""
+
+
+def _running_by_device(variants: Sequence[VariantState]) -> Mapping[str, int]:
+    """Requests in flight on each device that variants share."""
+    found = Counter[str]()
+    for variant in variants:
+        found[variant.device] += variant.num_running
+    return found
 
 
 def _rejection(variant: VariantState, features: RequestFeatures, num_tokens: int) -> str:
