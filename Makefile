@@ -12,7 +12,7 @@ TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 CAN_REACH := timeout 10 $(BIN)/python -c \
 	'import sys, urllib.request; urllib.request.urlopen(sys.argv[1], timeout=5)'
 
-.PHONY: demo test lint bench clean lock
+.PHONY: demo test lint bench chaos clean lock
 
 demo: $(VENV)/.runtime
 	$(BIN)/trt-mtp demo
@@ -29,6 +29,10 @@ bench: $(VENV)/.dev
 	@set -e; for file in benchmarks/[!_]*.py; do \
 		echo "== $$file"; $(BIN)/python -m benchmarks.$$(basename $$file .py); \
 	done
+
+# make chaos ARGS='--json --seed 7': a thousand faults while clients ask
+chaos: $(VENV)/.dev
+	$(BIN)/python -m tests.chaos $(ARGS)
 
 # build/ is source: never remove it here
 clean:

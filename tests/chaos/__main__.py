@@ -1,0 +1,43 @@
+"""Faults under load, and what became of the streams.
+
+`python -m tests.chaos [--json] [--short] [--seed N] [--faults N]`
+"""
+
+import argparse
+import asyncio
+import json
+import logging
+import os
+import sys
+
+# Processes are started while this one is a gRPC client; gRPC's fork handlers crash the child.
+os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
+
+from tests.chaos.campaign import parts, run
+from tests.chaos.tally import table
+
+log = logging.getLogger(__name__)
+
+NUM_FAULTS = 1_000
+NUM_SHORT = 20
+VARIANTS_SHARE = 0.15
+
+
+def main() -> int:
+    """Exit 0 when no stream was lost."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--json", action="store_true", help="the report as one JSON object")
+    parser.add_argument("--short", action="store_true", help=f"{NUM_SHORT} faults, doubles only")
+    parser.add_argument("--seed", type=int, default=1, help="which faults, when, and to what")
+    parser.add_argument("--faults", type=int, default=None, help=f"default {NUM_FAULTS}")
+    arguments = parser.parse_args()
+    num_faults = arguments.faults or (NUM_SHORT if arguments.short else NUM_FAULTS)
+    plan = parts(num_faults, 0.0 if arguments.short else VARIANTS_SHARE)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    report = asyncio.run(run(plan, arguments.seed, log.info))
+    print(json.dumps(report) if arguments.json else table(report))
+    return 1 if report["lost"] else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,111 @@
+"""Faults one after the other while clients ask, and what became of their streams."""
+
+import asyncio
+import random
+import shutil
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tests.chaos.faults import OTHER_FAULTS, SERVER_FAULTS, Fault, Scene, clock_jump
+from tests.chaos.load import Load
+from tests.chaos.tally import Tally
+from tests.chaos.world import World, doubles, variants
+from trt_mtp.controller.decision_log import read_log
+
+SERVER_SHARE = 0.4  # of all faults
+GAP_S = 0.3  # between two of a lane, on average
+
+MakeWorld = Callable[[Path, random.Random], AbstractAsyncContextManager[World]]
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Some faults in a world of its own."""
+
+    make_world: MakeWorld
+    num_faults: int
+    num_clients: int
+
+
+def parts(num_faults: int, variants_share: float) -> list[Part]:
+    """Most faults among doubles, which are cheap to start again, the rest among variants."""
+    num_real = round(num_faults * variants_share)
+    return [Part(doubles, num_faults - num_real, 10), Part(variants, num_real, 6)]
+
+
+async def run(plan: list[Part], seed: int, on_progress: Progress) -> dict[str, Any]:
+    """The report of all parts together."""
+    tally, started_s = Tally(), time.monotonic()
+    rng = random.Random(seed)
+    missing: set[str] = set()
+    num_crashes = 0
+    for part in plan:
+        if part.num_faults:
+            folder = Path(tempfile.mkdtemp(prefix="trt-mtp-chaos-"))
+            async with part.make_world(folder, rng) as world:
+                await _run_part(world, part, tally, rng, on_progress)
+                num_crashes += sum(server.num_crashes for server in world.servers)
+                if not world.clock.can_jump:
+                    missing.add(clock_jump.__name__)
+            if tally.total["lost"]:
+                on_progress(f"logs are in {folder}")
+            else:
+                shutil.rmtree(folder)
+    return {
+        "schema_version": 1,
+        "seed": seed,
+        "duration_s": round(time.monotonic() - started_s, 1),
+        **tally.to_json(),
+        "triton_crashes": num_crashes,  # that no fault meant
+        "not_available": sorted(missing),
+    }
+
+
+async def _run_part(
+    world: World, part: Part, tally: Tally, rng: random.Random, on_progress: Progress
+) -> None:
+    load = Load(world, tally)
+    clients = asyncio.create_task(load.run(part.num_clients))
+    others = dict(OTHER_FAULTS)
+    if not world.clock.can_jump:
+        del others[clock_jump]
+    num_server = round(part.num_faults * SERVER_SHARE)
+    try:
+        async with asyncio.TaskGroup() as lanes:
+            for faults, count in (
+                (SERVER_FAULTS, num_server),
+                (others, part.num_faults - num_server),
+            ):
+                drawn = rng.choices(list(faults), list(faults.values()), k=count)
+                lane = _lane(world, load, tally, drawn, random.Random(rng.random()), on_progress)
+                lanes.create_task(lane)
+    finally:
+        load.finish()
+        await clients
+    for _ in read_log(world.gateway.decision_log):  # raises where a line is damaged
+        pass
+
+
+async def _lane(
+    world: World,
+    load: Load,
+    tally: Tally,
+    faults: list[Fault],
+    rng: random.Random,
+    on_progress: Progress,
+) -> None:
+    for fault in faults:
+        await asyncio.sleep(rng.uniform(0, 2 * GAP_S))
+        victim = rng.choice(world.servers)
+        where = f" of {victim.name} ({victim.address})" if fault in SERVER_FAULTS else ""
+        on_progress(f"{tally.total['faults'] + 1}: {fault.__name__}{where}")
+        scene = Scene(world, load, victim, rng)
+        with tally.fault(fault.__name__):
+            await fault(scene)
+            await victim.wait_whole()
