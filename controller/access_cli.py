@@ -19,6 +19,12 @@ OPTIONS = (
     ),
     click.option("--triton-cert", type=FILE, help="Show Triton this certificate chain."),
     click.option("--triton-key", type=FILE, help="Its key."),
+    click.option("--tokens", type=FILE, help="Ask for bearer tokens; tenants and their limits."),
+    click.option(
+        "--max-prompt-tokens",
+        type=click.IntRange(1),
+        help="Refuse longer prompts; estimated for text.  [default: the variants' limit]",
+    ),
 )
 
 
@@ -37,6 +43,8 @@ def read_access(
     triton_ca: Path | None,
     triton_cert: Path | None,
     triton_key: Path | None,
+    tokens: Path | None,
+    max_prompt_tokens: int | None,
 ) -> "AccessConfig":
     """The settings that the options mean; raises InputError where they don't go together."""
     from trt_mtp.controller.access import AccessConfig
@@ -46,4 +54,6 @@ def read_access(
     return AccessConfig(
         tls=read_server_files(tls_cert, tls_key, tls_client_ca),
         triton_tls=None if towards_triton == TlsFiles() else towards_triton,
+        tokens=tokens,
+        max_prompt_tokens=max_prompt_tokens,
     )

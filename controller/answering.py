@@ -77,6 +77,10 @@ class Answering:
         except asyncio.CancelledError:
             broken = "cancelled"
             raise
+        except TrtMtpError:
+            if flight.attempt is None:
+                self.dispatcher.refused()
+            raise
         finally:
             self.dispatcher.finish(flight, broken)
 

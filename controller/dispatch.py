@@ -9,6 +9,7 @@ from typing import Any, Protocol
 from trt_mtp.controller.backend import Hosted
 from trt_mtp.controller.decision import Decision, VariantState
 from trt_mtp.controller.flight import Flight, outcome
+from trt_mtp.controller.guard import Caller
 from trt_mtp.controller.health import CallEnd
 from trt_mtp.controller.kserve import InferRequest
 from trt_mtp.controller.metrics import GatewayMetrics
@@ -67,12 +68,20 @@ class Dispatcher:
         self._policy = policy
         self.metrics = GatewayMetrics()
 
-    def open(self, request: InferRequest) -> Flight:
-        """A request to the public model, checked; raises InputError for one that is wrong."""
-        lengths = {v.draft_length for v in self.pool.variants.values()}
-        hints = read_hints(request, TASKS, lengths)
-        check_inputs(request)
-        return Flight(request, read_features(request, hints), is_streaming(request))
+    def open(self, request: InferRequest, caller: Caller) -> Flight:
+        """A request to the public model, checked; `finish` follows, whatever happens.
+
+        Raises InputError for one that is wrong, and as `Caller.admit` does.
+        """
+        try:
+            lengths = {v.draft_length for v in self.pool.variants.values()}
+            hints = read_hints(request, TASKS, lengths)
+            check_inputs(request)
+            features, tenant = caller.admit(read_features(request, hints))
+        except TrtMtpError:
+            self.refused()
+            raise
+        return Flight(request, features, is_streaming(request), tenant=tenant)
 
     def place(self, flight: Flight) -> bool:
         """Decide and begin; false when every variant that could take the request is full.
@@ -107,9 +116,9 @@ class Dispatcher:
         attempt.variant.num_running += 1
         self._count_begun(flight, decision)
         if flight.left:
-            self.metrics.failed_over(decision.task, flight.left[-1].key)
+            self.metrics.failed_over(decision.task, flight.left[-1].name)
         else:
-            self.metrics.admitted(decision, attempt.variant.key, decision_s)
+            self.metrics.admitted(decision, attempt.variant.name, decision_s)
         return True
 
     def refused(self) -> None:
@@ -132,13 +141,15 @@ class Dispatcher:
         """
         attempt = flight.attempt
         if attempt is None or flight.is_finished:
+            flight.leave(0)
             return
         flight.is_finished = True
         self._release(flight, CallEnd.ABANDONED if broken else CallEnd.ANSWERED)
         result = outcome(flight, attempt, broken)
+        flight.leave(max(result.num_output_tokens, len(flight.emitted) // 4))
         self._count_finished(attempt.decision, result)
         self.metrics.finished(
-            attempt.decision.task, attempt.variant.key, result, flight.is_streaming
+            attempt.decision.task, attempt.variant.name, result, flight.is_streaming
         )
         try:
             self._policy.update(attempt.decision, result)
@@ -151,9 +162,14 @@ class Dispatcher:
 
     def render_metrics(self) -> bytes:
         """What was counted and timed, in Prometheus' text format."""
-        return self.metrics.render(
-            {key: (v.is_ready, v.num_running) for key, v in self.pool.variants.items()}
-        )
+        hosted: dict[str, tuple[bool, int]] = {}
+        for variant in self.pool.variants.values():  # one for each server
+            is_ready, num_running = hosted.get(variant.name, (False, 0))
+            hosted[variant.name] = (
+                is_ready or variant.is_ready,
+                num_running + variant.num_running,
+            )
+        return self.metrics.render(hosted)
 
     def statistics(self) -> dict[str, Any]:
         """Counters by task and by variant, as a JSON object."""

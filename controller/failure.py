@@ -22,6 +22,18 @@ class WaitedTooLongError(TrtMtpError):
     """The request's time was over before a variant was free."""
 
 
+class UnauthenticatedError(TrtMtpError):
+    """No token, or one that is nobody's."""
+
+
+class LimitError(TrtMtpError):
+    """More than the tenant may use; `retry_after_s` says when to come again."""
+
+    def __init__(self, message: str, retry_after_s: float) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
 class AnswerError(TrtMtpError):
     """An answer that can't be completed; `code` is what Triton would have given."""
 
@@ -36,7 +48,9 @@ def failure(error: TrtMtpError) -> RpcFailure:
         code = error.code
     elif isinstance(error, InputError):
         code = grpc.StatusCode.INVALID_ARGUMENT
-    elif isinstance(error, QueueFullError):
+    elif isinstance(error, UnauthenticatedError):
+        code = grpc.StatusCode.UNAUTHENTICATED
+    elif isinstance(error, QueueFullError | LimitError):
         code = grpc.StatusCode.RESOURCE_EXHAUSTED
     elif isinstance(error, WaitedTooLongError):
         code = grpc.StatusCode.DEADLINE_EXCEEDED

@@ -19,6 +19,7 @@ from trt_mtp.controller.kserve import (
 )
 from trt_mtp.controller.outcome import Outcome
 from trt_mtp.controller.request import RequestFeatures
+from trt_mtp.controller.tenants import Tenant
 from trt_mtp.serve.contract import COUNTERS
 
 INT_OUTPUTS = COUNTERS | {"num_output_tokens"}
@@ -55,6 +56,7 @@ class Flight:
     emitted: bytearray = field(default_factory=bytearray)  # INT32 ids of the client's tokens
     first_s: float | None = None  # monotonic time of the first message to the client
     is_finished: bool = False  # and counted
+    tenant: Tenant | None = None  # whose limits it counts for, until it is over
 
     @property
     def client_id(self) -> str:
@@ -75,6 +77,12 @@ class Flight:
         return len(self.emitted) > 0 and all(
             tensor.name != EMITTED for tensor in self.request.message.inputs
         )
+
+    def leave(self, num_output_tokens: int) -> None:
+        """The request is over for its tenant, who is charged what it took."""
+        if self.tenant is not None:
+            tenant, self.tenant = self.tenant, None
+            tenant.end(num_output_tokens, time.monotonic())
 
     def attempt_on(self, variant: Hosted, decision: Decision, public_name: str) -> Attempt:
         """Begin on `variant`, after the tokens that the client has."""

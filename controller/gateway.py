@@ -14,16 +14,17 @@ from trt_mtp.controller.access import OPEN, AccessConfig
 from trt_mtp.controller.answering import Answering
 from trt_mtp.controller.dispatch import Dispatcher, RoutingPolicy
 from trt_mtp.controller.failure import RpcFailure, failure
+from trt_mtp.controller.guard import MAX_METADATA_BYTES, Caller, Guard
 from trt_mtp.controller.kserve import SERVICE, read_request
 from trt_mtp.controller.pool import Pool
 from trt_mtp.controller.public_model import PublicModel
-from trt_mtp.controller.relay import Relay, answer_once, forwarded_metadata
+from trt_mtp.controller.relay import Relay, answer_once, deadline_s, forwarded_metadata
 from trt_mtp.controller.stall import WATCH_S, StallLimits
 from trt_mtp.controller.tls import server_credentials
 from trt_mtp.errors import InputError, TrtMtpError
 
 if TYPE_CHECKING:
-    from trt_mtp.controller.gateway_http import HttpServer
+    from trt_mtp.controller.http_server import HttpServer
 
 log = logging.getLogger(__name__)
 
@@ -41,6 +42,8 @@ MANAGEMENT = frozenset(
         "LogSettings",
     }
 )
+
+HEALTH = frozenset({"ServerLive", "ServerReady"})
 
 Unary = Callable[[bytes, Any], Awaitable[bytes]]
 
@@ -69,6 +72,7 @@ class Gateway:
         self.config = config
         self.pool = Pool(config.triton, config.model, config.access.triton_tls)
         self.dispatcher = Dispatcher(self.pool, policy)
+        self.guard = Guard(config.access)
         self.answering = Answering.of(self.dispatcher, config.max_waiting, config.stall)
         self.port = 0  # known after start
         self.http_port: int | None = None  # known after start, where there is one
@@ -80,6 +84,8 @@ class Gateway:
             options=[
                 ("grpc.max_receive_message_length", config.max_message_bytes),
                 ("grpc.max_send_message_length", -1),
+                ("grpc.max_metadata_size", MAX_METADATA_BYTES),
+                ("grpc.absolute_max_metadata_size", MAX_METADATA_BYTES),
                 ("grpc.so_reuseport", 0),  # a port in use is an error, not a port shared
             ]
         )
@@ -122,21 +128,25 @@ class Gateway:
             ) from None
 
     async def _start_http(self) -> None:
-        if self.config.http_port is None:
+        config = self.config
+        if config.http_port is None:
             return
-        from trt_mtp.controller.gateway_http import HttpServer  # aiohttp takes its time
+        from trt_mtp.controller.gateway_http import PublicHttp  # aiohttp takes its time
+        from trt_mtp.controller.http_server import HttpServer
 
-        self._http = HttpServer(self.dispatcher, self.config.access.tls)
-        self.http_port = await self._http.start(self.config.host, self.config.http_port)
+        app = PublicHttp(self.answering, self.guard).app(config.max_message_bytes)
+        self._http = HttpServer(app, config.grace_s, config.access.tls)
+        self.http_port = await self._http.start(config.host, config.http_port, "--http-port")
 
     async def stop(self) -> None:
         """Take no more requests, finish those in flight within the grace period, and close."""
         self._is_draining = True
         for relay in self._relays:
             relay.drain()
-        await self._server.stop(self.config.grace_s)
+        stopping = [self._server.stop(self.config.grace_s)]
         if self._http is not None:
-            await self._http.stop()
+            stopping.append(self._http.stop())
+        await asyncio.gather(*stopping)
         if self._watcher is not None:
             self._watcher.cancel()
             with contextlib.suppress(asyncio.CancelledError):
@@ -163,7 +173,10 @@ class Gateway:
         return {**self.dispatcher.statistics(), "num_waiting": waiting}
 
     def _handlers(self) -> dict[str, Any]:
-        """One handler for each RPC of the service, bytes in and bytes out."""
+        """One handler for each RPC of the service, bytes in and bytes out.
+
+        Health is for everybody, all else for callers that the guard knows.
+        """
         answers = PublicModel(self.pool).answers()
         handlers = {}
         for method in SERVICE.methods:
@@ -178,28 +191,48 @@ class Gateway:
                 unary = functools.partial(self._about_model, method.name, answers[method.name])
             else:
                 unary = functools.partial(self._pass, method.name)
+            if method.name not in HEALTH:
+                unary = self._for_callers(unary)
             handlers[method.name] = grpc.unary_unary_rpc_method_handler(_with_status(unary))
         return handlers
 
+    def _for_callers(self, unary: Unary) -> Unary:
+        async def handle(raw: bytes, context: Any) -> bytes:
+            self._caller(context)
+            return await unary(raw, context)
+
+        return handle
+
     async def _stream(self, _: object, context: Any) -> None:
-        relay = Relay(self.answering, self.pool, context)
-        self._relays.add(relay)
-        if self._is_draining:
-            relay.drain()
         try:
-            await relay.run()
+            relay = Relay(self.answering, self._caller(context), context)
+            self._relays.add(relay)
+            if self._is_draining:
+                relay.drain()
+            try:
+                await relay.run()
+            finally:
+                self._relays.discard(relay)
         except RpcFailure as error:
             await context.abort(error.code, error.details)
-        finally:
-            self._relays.discard(relay)
+
+    def _caller(self, context: Any) -> Caller:
+        """Who makes a call; raises RpcFailure when its token is wrong."""
+        metadata = dict(context.invocation_metadata() or ())
+        try:
+            return self.guard.caller(str(metadata.get("authorization", "")))
+        except TrtMtpError as error:
+            raise failure(error) from None
 
     async def _infer(self, raw: bytes, context: Any) -> bytes:
-        try:
-            request = read_request(raw)
-        except InputError as error:
-            raise failure(error) from None
+        request = read_request(raw)
         if request.message.model_name == self.config.model:
-            return await answer_once(self.answering, request, context)
+            limit_s = deadline_s(request, context.time_remaining())
+            metadata = forwarded_metadata(context)
+            response = await answer_once(
+                self.answering, request, self._caller(context), metadata, limit_s
+            )
+            return bytes(response.SerializeToString())
         return await self._pass("ModelInfer", raw, context)
 
     async def _about_model(
@@ -214,10 +247,7 @@ class Gateway:
 
     async def _pass(self, method: str, raw: bytes, context: Any) -> bytes:
         metadata = forwarded_metadata(context)
-        try:
-            return await self.pool.call(method, raw, context.time_remaining(), metadata)
-        except TrtMtpError as error:
-            raise failure(error) from None
+        return await self.pool.call(method, raw, context.time_remaining(), metadata)
 
     async def _watch(self) -> None:
         """What only time brings: answers that are overdue, variants that can take some again."""
@@ -235,6 +265,9 @@ def _with_status(unary: Unary) -> Unary:
             return await unary(raw, context)
         except RpcFailure as error:
             await context.abort(error.code, error.details)
+        except TrtMtpError as error:
+            found = failure(error)
+            await context.abort(found.code, found.details)
         except grpc.aio.AioRpcError as error:
             await context.abort(error.code(), error.details())
         raise AssertionError("abort returned")

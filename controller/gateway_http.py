@@ -1,119 +1,67 @@
-"""The gateway over HTTP: health, metrics."""
+"""The gateway's public HTTP: Triton's paths for the public model, and the metrics."""
 
-import asyncio
-import contextlib
-import json
-import logging
-import socket
-from typing import Any
+from collections.abc import Awaitable, Callable
 
 from aiohttp import web
+from tritonclient.grpc import service_pb2 as pb
 
-from trt_mtp.controller.dispatch import Dispatcher
+from trt_mtp.controller.answering import Answering
+from trt_mtp.controller.generate import model_metadata
+from trt_mtp.controller.guard import Guard
+from trt_mtp.controller.http_errors import errors_as_json
+from trt_mtp.controller.http_generate import GenerateHandlers
 from trt_mtp.controller.metrics import CONTENT_TYPE
-from trt_mtp.controller.tls import WatchedTls
-from trt_mtp.errors import InputError
-from trt_mtp.serve.tls_files import TlsFiles, server_context
+from trt_mtp.controller.public_model import PublicModel
 
-log = logging.getLogger(__name__)
-
-RELOAD_S = 1.0  # between looks at the TLS files
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
-class HttpServer:
-    """Serves what Triton serves under the same paths. Start and stop it inside one event loop."""
+class PublicHttp:
+    """Handlers; what they raise is for `errors_as_json`."""
 
-    def __init__(self, dispatcher: Dispatcher, tls: TlsFiles | None = None) -> None:
-        self._dispatcher = dispatcher
-        self._tls = WatchedTls(tls) if tls else None
-        self._site: web.SockSite | None = None
-        self._reloader: asyncio.Task[None] | None = None
-        app = web.Application(middlewares=[_errors_as_json])
+    def __init__(self, answering: Answering, guard: Guard) -> None:
+        self._dispatcher = answering.dispatcher
+        self._pool = answering.dispatcher.pool
+        self._guard = guard
+        self._generate = GenerateHandlers(answering, guard, self._pool.public_name)
+        self._metadata_answer = PublicModel(self._pool).answers()["ModelMetadata"]
+
+    def app(self, max_body_bytes: int) -> web.Application:
+        """All paths; those of health are open to everybody."""
+        app = web.Application(middlewares=[errors_as_json], client_max_size=max_body_bytes)
+        model = f"/v2/models/{self._pool.public_name}"
         app.add_routes(
             [
-                web.get("/metrics", self._metrics),
                 web.get("/v2/health/live", self._live),
                 web.get("/v2/health/ready", self._ready),
+                web.get(f"{model}/ready", self._for_callers(self._ready)),
+                web.get(model, self._for_callers(self._metadata)),
+                web.post(f"{model}/generate", self._generate.generate),
+                web.post(f"{model}/generate_stream", self._generate.generate_stream),
+                web.get("/metrics", self._for_callers(self._metrics)),
             ]
         )
-        self._runner = web.AppRunner(app, access_log=None)
-        self._socket = socket.socket()
+        return app
 
-    async def start(self, host: str, port: int) -> int:
-        """Listen on `port`, or a free one where it is 0; the port. Raises InputError."""
-        await self._runner.setup()
-        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            self._socket.bind((host, port))
-        except OSError as error:
-            raise InputError(
-                f"can't listen on {host}:{port} for HTTP ({error.strerror}): "
-                f"choose another with --http-port (0 takes a free port)"
-            ) from None
-        await self._serve()
-        if self._tls is not None:
-            self._reloader = asyncio.create_task(self._reload(self._tls))
-        return int(self._socket.getsockname()[1])
+    def _for_callers(self, handler: Handler) -> Handler:
+        async def handle(request: web.Request) -> web.StreamResponse:
+            self._guard.caller(request.headers.get("Authorization", ""))
+            return await handler(request)
 
-    async def stop(self) -> None:
-        """Close the port and what is connected."""
-        if self._reloader is not None:
-            self._reloader.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._reloader
-        await self._runner.cleanup()
-        self._socket.close()
-
-    async def _serve(self) -> None:
-        """Accept connections with the TLS files as they are now.
-
-        Listening goes on meanwhile: the site that takes over has the same socket.
-        """
-        before = self._site
-        context = server_context(self._tls.files) if self._tls else None
-        self._site = web.SockSite(self._runner, self._socket.dup(), ssl_context=context)
-        await self._site.start()
-        if before is not None:
-            await before.stop()
-
-    async def _reload(self, tls: WatchedTls) -> None:
-        while True:
-            await asyncio.sleep(RELOAD_S)
-            if tls.has_changed():
-                try:
-                    await self._serve()
-                except InputError as error:  # changed again in between
-                    log.error("%s", error)
-
-    async def _metrics(self, _: web.Request) -> web.Response:
-        return web.Response(
-            body=self._dispatcher.render_metrics(), headers={"Content-Type": CONTENT_TYPE}
-        )
+        return handle
 
     async def _live(self, _: web.Request) -> web.Response:
         return web.Response()
 
     async def _ready(self, _: web.Request) -> web.Response:
-        return web.Response(status=200 if self._dispatcher.is_ready() else 400)
+        return web.Response(status=200 if self._pool.is_ready else 400)
 
+    async def _metadata(self, _: web.Request) -> web.Response:
+        question = pb.ModelMetadataRequest(name=self._pool.public_name)
+        raw = await self._metadata_answer(question.SerializeToString(), None)
+        return web.json_response(model_metadata(pb.ModelMetadataResponse.FromString(raw)))
 
-@web.middleware
-async def _errors_as_json(request: web.Request, handler: Any) -> web.StreamResponse:
-    """Every refusal is a JSON object with a sentence, as Triton's are."""
-    try:
-        response: web.StreamResponse = await handler(request)
-    except web.HTTPNotFound:
-        return error_response(
-            404, f"nothing is served at {request.path}; the paths are those of docs/gateway.md"
+    async def _metrics(self, _: web.Request) -> web.Response:
+        return web.Response(
+            body=self._dispatcher.render_metrics(), headers={"Content-Type": CONTENT_TYPE}
         )
-    except web.HTTPMethodNotAllowed as error:
-        allowed = " or ".join(sorted(error.allowed_methods))
-        return error_response(405, f"{request.path} takes {allowed}, not {request.method}")
-    return response
-
-
-def error_response(status: int, sentence: str) -> web.Response:
-    """A refusal in Triton's form."""
-    return web.Response(
-        status=status, text=json.dumps({"error": sentence}), content_type="application/json"
-    )

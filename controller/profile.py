@@ -12,6 +12,7 @@ from trt_mtp.controller.calibration import Calibration, cells_table
 from trt_mtp.controller.cost import Curve, StepCost
 from trt_mtp.controller.counts import Counts
 from trt_mtp.controller.tasks import TASKS
+from trt_mtp.controller.validation import first_problem
 from trt_mtp.errors import InputError
 from trt_mtp.files import nearest, read_json, to_compact_json, write_atomic
 
@@ -183,16 +184,7 @@ def parse_profile(value: Any, where: str) -> Profile:
     try:
         return Profile.model_validate(value)
     except ValidationError as error:
-        raise InputError(f"{where}: {_first_problem(error)}") from None
-
-
-def _first_problem(error: ValidationError) -> str:
-    problem = error.errors()[0]
-    key = ".".join(str(part) for part in problem["loc"])
-    if problem["type"] == "extra_forbidden":
-        return f"unknown key {key!r}{nearest(key, Profile.model_fields)}"
-    message = problem["msg"].removeprefix("Value error, ")
-    return f"{key} is {problem['input']!r:.80}: {message}" if key else message
+        raise InputError(f"{where}: {first_problem(error, Profile.model_fields)}") from None
 
 
 def write_profile(path: Path, profile: Profile) -> None:

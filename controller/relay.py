@@ -13,8 +13,8 @@ from typing import Any
 import grpc
 
 from trt_mtp.controller.answering import Answering
-from trt_mtp.controller.failure import RpcFailure, failure
-from trt_mtp.controller.flight import Flight
+from trt_mtp.controller.failure import AnswerError, RpcFailure, failure
+from trt_mtp.controller.guard import Caller
 from trt_mtp.controller.kserve import (
     InferRequest,
     error_response,
@@ -22,7 +22,6 @@ from trt_mtp.controller.kserve import (
     parse_stream_response,
     read_request,
 )
-from trt_mtp.controller.pool import Pool
 from trt_mtp.controller.request import is_streaming
 from trt_mtp.controller.upstream import Metadata
 from trt_mtp.errors import InputError, TrtMtpError
@@ -59,9 +58,10 @@ class Relay:
     All other messages pass unread through one more, opened when it is needed.
     """
 
-    def __init__(self, answering: Answering, pool: Pool, context: Any) -> None:
+    def __init__(self, answering: Answering, caller: Caller, context: Any) -> None:
         self._answering = answering
-        self._pool = pool
+        self._caller = caller
+        self._pool = answering.dispatcher.pool
         self._context = context
         self._metadata = forwarded_metadata(context)
         self._fails_whole = GRPC_ERRORS in (context.invocation_metadata() or ())
@@ -118,13 +118,11 @@ class Relay:
     async def _answer(self, request: InferRequest) -> None:
         flight = None
         try:
-            flight = self._answering.dispatcher.open(request)
+            flight = self._answering.dispatcher.open(request, self._caller)
             limit_s = deadline_s(request, self._context.time_remaining())
             await self._answering.answer(flight, self._write, self._metadata, limit_s)
         except TrtMtpError as error:
             attempt = flight.attempt if flight else None
-            if attempt is None:
-                self._answering.dispatcher.refused()
             if self._fails_whole:
                 raise failure(error) from None
             parameters = attempt.parameters if attempt else {}
@@ -162,8 +160,14 @@ async def _write(sending: Any) -> None:
         await sending
 
 
-async def answer_once(answering: Answering, request: InferRequest, context: Any) -> bytes:
-    """The one ModelInferResponse to a request that is not streamed; raises RpcFailure.
+async def answer_once(
+    answering: Answering,
+    request: InferRequest,
+    caller: Caller,
+    metadata: Metadata,
+    deadline_s: float | None,
+) -> Any:
+    """The one pb.ModelInferResponse to a request that is not streamed; raises TrtMtpError.
 
     Triton gives no single answers for the variants' kind of model, so it is asked for a stream.
     """
@@ -172,19 +176,15 @@ async def answer_once(answering: Answering, request: InferRequest, context: Any)
     async def keep(raw: bytes) -> None:
         answers.append(raw)
 
-    flight: Flight | None = None
-    try:
-        if is_streaming(request):
-            raise InputError("ModelInfer gives one answer: use ModelStreamInfer to set streaming")
-        flight = answering.dispatcher.open(request)
-        limit_s = deadline_s(request, context.time_remaining())
-        await answering.answer(flight, keep, forwarded_metadata(context), limit_s)
-    except TrtMtpError as error:
-        if flight is None or flight.attempt is None:
-            answering.dispatcher.refused()
-        raise failure(error) from None
+    if is_streaming(request):
+        answering.dispatcher.refused()
+        raise InputError(
+            "one answer is given here: for streaming, use ModelStreamInfer or generate_stream"
+        )
+    flight = answering.dispatcher.open(request, caller)
+    await answering.answer(flight, keep, metadata, deadline_s)
     for raw in answers:
         response = parse_stream_response(raw).infer_response
         if response.outputs:
-            return bytes(response.SerializeToString())
-    raise RpcFailure(grpc.StatusCode.INTERNAL, "the variant ended without an answer")
+            return response
+    raise AnswerError(grpc.StatusCode.INTERNAL, "the variant ended without an answer")

@@ -17,6 +17,7 @@ from trt_mtp.serve.engine.base import SamplingParams
 WINDOW_CHARS = 2_000  # of the prompt's start, its end and the system prompt
 WINDOW_BYTES = 4 * WINDOW_CHARS  # a character has at most four
 MAX_JSON_BYTES = 32_768  # longer `messages` are read through two windows, not as JSON
+MAX_PARTS = 64  # inputs, or outputs, of one request
 MAX_NAME_CHARS = 256  # of session_id, tenant, latency_class
 
 # github.com/triton-inference-server/server, docs/protocol: schedule policy and sequence extensions
@@ -135,7 +136,10 @@ def _name(values: Mapping[str, object], key: str) -> str | None:
 
 
 def check_inputs(request: InferRequest) -> None:
-    """Raise InputError for inputs that are not in the request itself."""
+    """Raise InputError for inputs that are not in the request itself, or more than make sense."""
+    for what, parts in (("inputs", request.message.inputs), ("outputs", request.message.outputs)):
+        if len(parts) > MAX_PARTS:
+            raise InputError(f"the request has {len(parts)} {what}: at most {MAX_PARTS} are taken")
     for tensor in request.message.inputs:
         if "shared_memory_region" in tensor.parameters:
             raise InputError(

@@ -6,7 +6,7 @@ over a bounded window. The work doesn't grow with the prompt.
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from dataclasses import dataclass
 
 from trt_mtp.controller.request import RequestFeatures
 from trt_mtp.controller.tasks import TASKS
@@ -21,7 +21,8 @@ _SERVICE_WORDS = ("assistant", "helpful", "expert", "model", "bot", "tool", "qwe
 _INDEX = {task: i for i, task in enumerate(TASKS)}
 
 
-class TaskGuess(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class TaskGuess:
     """The likely tasks, most likely first, and why."""
 
     probabilities: tuple[tuple[str, float], ...]  # sums to 1

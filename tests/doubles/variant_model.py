@@ -1,7 +1,8 @@
 """A double of a variant's Triton model: answers as the JSON object in the prompt says.
 
 Token number i has the id i and the text "<word><i>"; tokens that the request brings as emitted_ids
-are not sent again. Keys: tokens (default 3), word (default "w"), delay_s before each,
+are not sent again. Keys: tokens (default 3), word (default "w"; with echo, the request as it came,
+as JSON), delay_s before each,
 separate_final (the last message is an empty one of its own), name (touches the file
 cancelled-<name> in the folder that the model's parameter `notes` names). Faults, each before the
 token that it names, of the draft lengths in `faulty` (default: all): error_at (error_with_final:
@@ -48,6 +49,8 @@ class TritonPythonModel:
             script = json.loads(value("text_input", b"{}"))
         except ValueError:
             script = {}
+        if script.get("echo"):
+            script["word"] = received(request)
         emitted = pb_utils.get_input_tensor_by_name(request, "emitted_ids")
         num_emitted = 0 if emitted is None else emitted.as_numpy().size
         num_tokens = script.get("tokens", 3)
@@ -104,3 +107,14 @@ class TritonPythonModel:
         return pb_utils.InferenceResponse(
             [pb_utils.Tensor(name, v) for name, v in values.items() if name in wanted]
         )
+
+
+def received(request: Any) -> str:
+    """The inputs of a request, with shapes and types, and its parameters."""
+    inputs = {}
+    for tensor in request.inputs():
+        array = tensor.as_numpy()
+        values = [v.decode() if isinstance(v, bytes) else v for v in array.reshape(-1).tolist()]
+        inputs[tensor.name()] = [str(array.dtype), list(array.shape), values]
+    parameters = json.loads(request.parameters() or "{}")
+    return json.dumps({"inputs": inputs, "parameters": parameters}, sort_keys=True)
