@@ -6,7 +6,7 @@ over a bounded window. The work doesn't grow with the prompt.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from trt_mtp.controller.request import RequestFeatures
 from trt_mtp.controller.tasks import TASKS
@@ -21,8 +21,7 @@ _SERVICE_WORDS = ("assistant", "helpful", "expert", "model", "bot", "tool", "qwe
 _INDEX = {task: i for i, task in enumerate(TASKS)}
 
 
-@dataclass(frozen=True, slots=True)
-class TaskGuess:
+class TaskGuess(NamedTuple):
     """The likely tasks, most likely first, and why."""
 
     probabilities: tuple[tuple[str, float], ...]  # sums to 1

@@ -94,18 +94,12 @@ class _Table:
     """The weights of words in one place, anywhere or at the edges.
 
     A word's log-odds for all tasks are one integer, in hundredths, 16 bits a task: adding two
-    such integers adds all tasks at once. `prefix` is how the file marks the place.
+    such integers adds all tasks at once.
     """
 
-    def __init__(self, weights: Weights, prefix: bytes) -> None:
+    def __init__(self, weights: Weights) -> None:
         self._known = frozenset(weights)
         self._packed = {word: _pack(pairs) for word, pairs in weights.items()}
-        self._telling = [
-            {word: (-w, (prefix + word).decode()) for word, ps in weights.items() for t, w in ps
-             if t == task and w > TELLING}
-            for task in range(len(TASKS))
-        ]  # fmt: skip
-        self._telling_words = [frozenset(words) for words in self._telling]
 
     def known(self, words: Iterable[bytes]) -> frozenset[bytes]:
         """Those of `words` that have weights, each once."""
@@ -115,10 +109,24 @@ class _Table:
         """`total` with the packed log-odds of known words."""
         return sum(map(self._packed.__getitem__, hits), total)
 
-    def evidence(self, hits: frozenset[bytes], task: int) -> list[tuple[float, str]]:
-        """The known words that speak for `task`: minus their log-odds, and their names."""
-        telling = self._telling[task]
-        return [telling[word] for word in hits & self._telling_words[task]]
+
+class _Telling:
+    """The words that speak for one task, ranked by their log-odds; those of the edges have `^`."""
+
+    def __init__(self, weights: Weights, task: int) -> None:
+        found = [(-w, name) for name, pairs in weights.items() for t, w in pairs if t == task]
+        ranked = [name for minus, name in sorted(found) if -minus > TELLING]
+        self._names = [name.decode() for name in ranked]
+        self._edges = {name[1:]: i for i, name in enumerate(ranked) if name.startswith(b"^")}
+        self._anywhere = {n: i for i, n in enumerate(ranked) if not n.startswith(b"^")}
+        self._edge_words, self._words = frozenset(self._edges), frozenset(self._anywhere)
+
+    def first(self, hits: frozenset[bytes], edge_hits: frozenset[bytes]) -> tuple[str, ...]:
+        """The three that speak loudest."""
+        ranks = list(map(self._anywhere.__getitem__, hits & self._words))
+        ranks += map(self._edges.__getitem__, edge_hits & self._edge_words)
+        ranks.sort()
+        return tuple(map(self._names.__getitem__, ranks[:3]))
 
 
 def _pack(pairs: Iterable[tuple[int, float]]) -> int:
@@ -136,8 +144,9 @@ class TextModel:
         self.bias = tuple(bias)
         self._bias = _pack(enumerate(bias)) + _SIGNS
         edges = {name[1:]: pairs for name, pairs in weights.items() if name.startswith(b"^")}
-        self._edges = _Table(edges, b"^")
-        self._anywhere = _Table({k: v for k, v in weights.items() if not k.startswith(b"^")}, b"")
+        self._edges = _Table(edges)
+        self._anywhere = _Table({k: v for k, v in weights.items() if not k.startswith(b"^")})
+        self._telling = [_Telling(weights, task) for task in range(len(TASKS))]
 
     def score(self, words: Words) -> TextScore:
         """Log-odds of every task for the features of a prompt."""
@@ -146,10 +155,8 @@ class TextModel:
         total = edges.add(anywhere.add(self._bias, hits), edge_hits)
         fields = _FIELDS.unpack((total ^ _SIGNS).to_bytes(_FIELDS.size, "little"))
         best = fields.index(max(fields))
-        evidence = anywhere.evidence(hits, best) + edges.evidence(edge_hits, best)
         return TextScore(
-            [field / 100 for field in fields],
-            tuple([name for _, name in sorted(evidence)[:3]]),
+            [field / 100 for field in fields], self._telling[best].first(hits, edge_hits)
         )
 
 

@@ -62,6 +62,14 @@ def test_a_line_cut_by_a_kill_is_left_out(tmp_path: Path) -> None:
         list(read_log(tmp_path / "log"))
 
 
+def test_a_log_that_is_not_text_is_refused(tmp_path: Path) -> None:
+    """Bytes that are no UTF-8, and a file that isn't there, are one sentence."""
+    (tmp_path / "log").write_bytes(b"\xff\xfe\n")
+    for name in ("log", "missing"):
+        with pytest.raises(InputError, match=f"{name} can't be read"):
+            list(read_log(tmp_path / name))
+
+
 def test_rotation_bounds_the_disk(tmp_path: Path) -> None:
     """A log never takes more than its files times their size, and keeps the newest records."""
     write(tmp_path / "log", records([0] * 40), max_bytes=8000, max_files=3)

@@ -60,6 +60,13 @@ def test_a_bad_line_is_reported_and_the_others_are_decided() -> None:
     assert found[3]["task"] == "math"
 
 
+def test_ten_megabytes_are_explained() -> None:
+    """The size of a prompt is no reason to fail."""
+    line = json.dumps({"prompt": "Translate to German: " + "word " * 2_000_000})
+    result = run("--jsonl", "-", "--json", stdin=line.encode() + b"\n")
+    assert json.loads(result.stdout)["task"] == "multilingual"
+
+
 def test_invalid_utf8_is_read_with_replacements() -> None:
     """Bytes that are no UTF-8 are no reason to fail."""
     result = run("--jsonl", "-", "--json", stdin=b'{"prompt": "Solve \xff\xfe 2x = 4"}\n')

@@ -177,9 +177,13 @@ def test_outcomes_change_the_choice() -> None:
     "changes",
     [
         {"duration_s": math.nan},
+        {"duration_s": math.inf},
         {"duration_s": -1.0},
+        {"ttft_s": math.nan},
+        {"ttft_s": -0.5},
         {"ttft_s": 9e9},
         {"num_steps": -1},
+        {"num_draft_tokens": -1},
         {"accepted_per_position": (10, 20, 30)},
         {"accepted_per_position": (-5, -6, -7)},
         {"num_output_tokens": -3},
@@ -194,6 +198,28 @@ def test_outcomes_that_cannot_be_teach_nothing(changes: dict[str, Any]) -> None:
     policy.update(decision, replace(outcome(3), **changes))
     assert policy.num_rejected_outcomes == 1
     assert policy.acceptance.version == 0
+
+
+def test_a_wall_clock_that_jumps_changes_no_choice() -> None:
+    """When a request came is logged and nothing else: years back, or no number at all."""
+    steady, jumping = Policy(QUIET), Policy(QUIET)
+    for i, now_s in enumerate((1e9, -1e9, 2e12, math.nan, math.inf, 0.0)):
+        one = steady.choose(CODE, variants(0, 1, 3), now_s=float(i))
+        other = jumping.choose(CODE, variants(0, 1, 3), now_s=now_s)
+        assert one.candidates == other.candidates
+        for policy, decision in ((steady, one), (jumping, other)):
+            policy.update(decision, outcome(decision.draft_length, 0.6))
+
+
+def test_an_answers_clock_that_jumps_teaches_acceptance_but_no_step_time() -> None:
+    """Time that is possible but absurd leaves the step cost alone, and is counted."""
+    policy = Policy(QUIET)
+    expected_s = policy.cost.step_s(3, 1)
+    decision = choose(policy, CODE, variants(3))
+    policy.update(decision, replace(outcome(3), duration_s=1e7))
+    assert policy.num_rejected_outcomes == 1
+    assert policy.cost.step_s(3, 1) == expected_s
+    assert policy.acceptance.version == 1
 
 
 def test_an_outcome_without_an_answer_is_harmless() -> None:
