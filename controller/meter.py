@@ -44,23 +44,29 @@ def shown(unit: str) -> Iterator[Meter]:
     )
     with Progress(*columns, console=console, disable=not console.is_terminal) as bars:
         task = bars.add_task("starting", total=1.0, unit=unit, rate=0.0)
-        started = shown_at = time.monotonic()
+        started: float | None = None  # of the first update: building and serving don't count
+        shown_at = 0.0
+        before = (0.0, 0)  # what was done then: a run may go on with an earlier one
 
         class Shown:
             def say(self, text: str) -> None:
                 console.print(text, markup=False)
 
             def update(self, label: str, done: float, total: float, num_answers: int) -> None:
-                nonlocal shown_at
+                nonlocal started, shown_at, before
                 now = time.monotonic()
-                rate = num_answers / max(now - started, 1e-9)
+                if started is None:
+                    started = shown_at = now
+                    before = (done, num_answers)
+                elapsed = max(now - started, 1e-9)
+                rate = (num_answers - before[1]) / elapsed
                 bars.update(task, description=label, completed=done, total=total, rate=rate)
                 if not console.is_terminal and now - shown_at >= PLAIN_INTERVAL_S:
                     shown_at = now
-                    left = (total - done) * (now - started) / done if done else float("nan")
+                    left = (total - done) * elapsed / max(done - before[0], 1e-9)
                     self.say(
                         f"{label}: {done:.0f} of {total:.0f} {unit}, {num_answers} answers, "
-                        f"{rate:.1f} a second, {left:.0f} s left at most"
+                        f"{rate:.1f} a second, about {left:.0f} s left"
                     )
 
         yield Shown()
