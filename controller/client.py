@@ -1,5 +1,6 @@
 """A client as users have one: stock tritonclient, one stream, one answer at a time, timed."""
 
+import itertools
 import json
 import queue
 import time
@@ -42,6 +43,8 @@ class TimedAnswer:
     variant: str  # "" when no gateway stood between
     task: str  # the gateway's guess
     decision_id: str = ""
+    num_first_tokens: int = 1  # of the first message
+    itl_s: tuple[float, ...] = ()  # between two messages
 
     @property
     def step_s(self) -> float:
@@ -100,26 +103,30 @@ class StreamClient:
         )
         texts: list[str] = []
         ids: list[int] = []
-        first = 0.0
+        times: list[float] = []
+        num_first_tokens = 0
         while True:
             arrived, result = self._next(model)
+            times.append(arrived)
             ids.extend(result.as_numpy("output_ids").tolist())
+            num_first_tokens = num_first_tokens or len(ids)
             texts.append(result.as_numpy("text_output")[0].decode())
-            first = first or arrived
             if result.as_numpy("finish_reason") is not None:
                 break
         parameters = result.get_response().parameters
         return TimedAnswer(
             text="".join(texts),
             token_ids=tuple(ids),
-            ttft_s=first - start,
-            duration_s=arrived - start,
+            ttft_s=times[0] - start,
+            duration_s=times[-1] - start,
             num_steps=int(result.as_numpy("num_steps")[0]),
             accepted_per_position=tuple(result.as_numpy("accepted_per_position").tolist()),
             **{
                 name: parameters[name].string_param if name in parameters else ""
                 for name in ("variant", "task", "decision_id")
             },
+            num_first_tokens=num_first_tokens,
+            itl_s=tuple(after - before for before, after in itertools.pairwise(times)),
         )
 
     def _next(self, model: str) -> tuple[float, Any]:

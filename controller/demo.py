@@ -5,7 +5,6 @@ tritonclient stream each. Answers are drawn at temperature 0.7 with a fixed seed
 must give the same tokens, and the time of an answer is all that differs.
 """
 
-import json
 import random
 import statistics
 from collections import Counter
@@ -17,7 +16,9 @@ from typing import Any
 
 from trt_mtp.controller.client import Prompt, StreamClient, TimedAnswer
 from trt_mtp.controller.demo_reasons import Decisions, choice_reasons, read_decisions
+from trt_mtp.controller.demo_report import add_load, one_at_a_time, profile_from, write_report
 from trt_mtp.controller.profile import Profile, write_profile
+from trt_mtp.controller.prompt_sets import read_prompt_set
 from trt_mtp.controller.up import build, child, read_ready_line
 from trt_mtp.errors import InputError, TrtMtpError
 from trt_mtp.serve.serving import resolve_variants, serving
@@ -38,36 +39,14 @@ class Size:
     calibration_prompts: int
     prompts: int
     rounds: int  # each answer is timed this often, the median counts
+    load_s: float  # for measuring variants under load
 
 
-FULL = Size(calibration_prompts=8, prompts=20, rounds=2)
-SHORT = Size(calibration_prompts=2, prompts=4, rounds=1)
+FULL = Size(calibration_prompts=8, prompts=20, rounds=2, load_s=40.0)
+SHORT = Size(calibration_prompts=2, prompts=4, rounds=1, load_s=10.0)
 
 Prompts = Mapping[str, Sequence[Prompt]]  # by task
 Answers = dict[str, list[list[TimedAnswer]]]  # by target: for each prompt, one a round
-
-
-def read_prompts(path: Path) -> dict[str, list[Prompt]]:
-    """The prompts of a JSONL file by task; raises InputError for a line that isn't one."""
-    prompts: dict[str, list[Prompt]] = {}
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except OSError as error:
-        raise InputError(f"{path} can't be read: {error.strerror}") from None
-    for number, line in enumerate(lines, 1):
-        try:
-            value = json.loads(line)
-            prompt = Prompt(
-                messages=value["messages"],
-                tools=value.get("tools") or (),
-                max_tokens=value.get("max_tokens", 128),
-                temperature=TEMPERATURE,
-                seed=SEED + number,
-            )
-            prompts.setdefault(value["task"], []).append(prompt)
-        except (ValueError, KeyError, TypeError) as error:
-            raise InputError(f"{path}, line {number} is no prompt: {error!r}") from None
-    return prompts
 
 
 def run_demo(
@@ -77,7 +56,9 @@ def run_demo(
 
     Raises InputError for what the user can set right, TrtMtpError for what failed.
     """
-    prompts = read_prompts(Path(checkpoint) / "prompts.jsonl")
+    prompt_set = read_prompt_set(str(Path(checkpoint) / "prompts.jsonl"))
+    prompt_set = prompt_set.drawn(None, TEMPERATURE, SEED)
+    prompts = prompt_set.prompts
     say(f"building {checkpoint} into {engines}")
     variants = resolve_variants(build(checkpoint, draft_lengths, engines))
     if variants[0].draft_length != 0:
@@ -108,7 +89,10 @@ def run_demo(
             targets["routed"] = (routed, PUBLIC_MODEL)
             answers = measure(targets, measured, size.rounds, advance)
         decisions = read_decisions(log)
-    return report(models, measured, answers, decisions)
+        cells = one_at_a_time(prompt_set, models, answers, size.calibration_prompts, SEED)
+        add_load(cells, server.grpc_url, size.load_s, advance)
+    page = write_report(profile_from(cells, variants[0].record, TEMPERATURE), engines)
+    return report(models, measured, answers, decisions) | {"report": str(page)}
 
 
 def gateway_url(process: Any) -> str:

@@ -25,8 +25,9 @@ def demo(
 
     CHECKPOINT is a folder with a prompts.jsonl of held-out prompts; the default is
     assets/qwen-mtp-tiny of the checkout. Every prompt goes to each variant and to the gateway,
-    interleaved, through stock tritonclient. Everything started is stopped at the end. Exit code 1
-    when an answer differs between draft lengths.
+    interleaved, through stock tritonclient; then variants are measured under load. A report of it
+    is written beside the variants. Everything started is stopped at the end. Exit code 1 when an
+    answer differs between draft lengths.
 
     Example: trt-mtp demo --short --json
     """
@@ -48,6 +49,7 @@ def demo(
         click.echo(to_json(result), nl=False)
     else:
         print_table(result)
+        click.echo(f"\nWhich draft length to use for what, as a page: {result['report']}")
     require_lossless(result)
 
 

@@ -12,13 +12,12 @@ from trt_mtp.controller.decision_log import DecisionLog
 from trt_mtp.controller.demo import (
     Answers,
     interval,
-    read_prompts,
     report,
     require_lossless,
     rows,
 )
 from trt_mtp.controller.demo_reasons import read_decisions, reason_rows
-from trt_mtp.errors import InputError, TrtMtpError
+from trt_mtp.errors import TrtMtpError
 
 MODELS = {0: "qwen_mtp_k0", 2: "qwen_mtp_k2"}
 
@@ -136,18 +135,3 @@ def test_interval_holds_the_median() -> None:
     found = interval(ratios)
     assert found["low"] <= found["median"] <= found["high"]
     assert interval(ratios) == found
-
-
-@pytest.mark.parametrize("line", ["{", '{"task": "qa"}', "[]"])
-def test_a_bad_prompt_line_is_named(tmp_path: Path, line: str) -> None:
-    """A line that is no prompt is refused with its number."""
-    file = tmp_path / "prompts.jsonl"
-    file.write_text(line)
-    with pytest.raises(InputError, match="line 1 is no prompt"):
-        read_prompts(file)
-
-
-def test_missing_prompts_are_named(tmp_path: Path) -> None:
-    """A checkpoint without prompts can't be demonstrated, and the file is named."""
-    with pytest.raises(InputError, match=r"prompts\.jsonl can't be read"):
-        read_prompts(tmp_path / "prompts.jsonl")
