@@ -25,12 +25,12 @@ from trt_mtp.serve.contract import INTERNAL_ERROR
 log = logging.getLogger(__name__)
 
 MAX_FRUITLESS = 3  # attempts at one request in a row that gave nothing: it may be the request
-PATIENCE_S = 5.0  # for a variant to become usable, when one fails and no other is
 RETRY_S = 0.1
 
-# What Triton says in a variant's place when it has none to hand the request to: the request is
-# all right. From its core (infer_request.cc, model_repository_manager.cc) and python backend.
-UNAVAILABLE = re.compile(r"Request for unknown model|Stub process|Failed to process the request")
+# What Triton says in a variant's place when it has none to hand the request to: its core, and its
+# python backend when the process of a model died, which is all that ever tells of that.
+DEAD = re.compile(r"Stub process")
+UNAVAILABLE = re.compile(rf"{DEAD.pattern}|Request for unknown model|Failed to process the request")
 REQUEST_ID = re.compile(r"^\[request id: [^\]]*\] ")
 
 Send = Callable[[bytes], Awaitable[None]]
@@ -53,12 +53,15 @@ class Answering:
     admission: Admission
     watch: StallWatch
     budget: RetryBudget
+    patience_s: float  # for another variant to become usable when one fails
 
     @classmethod
-    def of(cls, dispatcher: Dispatcher, max_waiting: int, limits: StallLimits) -> "Answering":
+    def of(
+        cls, dispatcher: Dispatcher, max_waiting: int, limits: StallLimits, patience_s: float
+    ) -> "Answering":
         """Everything in its initial state."""
         admission = Admission(dispatcher, max_waiting)
-        return cls(dispatcher, admission, StallWatch(limits), RetryBudget())
+        return cls(dispatcher, admission, StallWatch(limits), RetryBudget(), patience_s)
 
     async def answer(
         self, flight: Flight, send: Send, metadata: Metadata, deadline_s: float | None
@@ -145,13 +148,15 @@ class Answering:
             else:
                 upstream.close()
         if reader.error is not None:
+            if DEAD.match(reader.error.message):
+                self.watch.give_up_on(attempt.variant)
             raise _classified(flight, attempt, reader.error)
 
     async def _place_elsewhere(
         self, flight: Flight, why: AnswerError, deadline_s: float | None
     ) -> None:
         """Find another variant, soon; raises `why` where there is none."""
-        until_s = time.monotonic() + PATIENCE_S
+        until_s = time.monotonic() + self.patience_s
         while True:
             try:
                 await self.admission.place(flight, deadline_s)

@@ -63,6 +63,7 @@ class GatewayConfig:
     access: AccessConfig = OPEN
     max_waiting: int = 1024  # requests for which every variant is too busy
     stall: StallLimits = field(default_factory=StallLimits)
+    patience_s: float = 15.0  # for another variant, when one fails and no other can go on
 
 
 class Gateway:
@@ -73,7 +74,9 @@ class Gateway:
         self.pool = Pool(config.triton, config.model, config.access.triton_tls)
         self.dispatcher = Dispatcher(self.pool, policy)
         self.guard = Guard(config.access)
-        self.answering = Answering.of(self.dispatcher, config.max_waiting, config.stall)
+        self.answering = Answering.of(
+            self.dispatcher, config.max_waiting, config.stall, config.patience_s
+        )
         self.port = 0  # known after start
         self.http_port: int | None = None  # known after start, where there is one
         self._http: HttpServer | None = None

@@ -3,6 +3,7 @@
 import time
 from dataclasses import dataclass
 
+from trt_mtp.controller.backend import Hosted
 from trt_mtp.controller.flight import Attempt, Flight
 from trt_mtp.controller.policy import CHARS_PER_TOKEN
 from trt_mtp.controller.upstream import Upstream
@@ -35,6 +36,12 @@ class StallWatch:
     def remove(self, upstream: Upstream) -> None:
         """Watch it no longer."""
         self._watched.pop(upstream, None)
+
+    def give_up_on(self, variant: Hosted) -> None:
+        """Give up all that is read from a variant: its process is known to be dead."""
+        for upstream, flight in self._watched.items():
+            if flight.attempt is not None and flight.attempt.variant is variant:
+                upstream.give_up()
 
     def look(self) -> None:
         """Give up what is overdue; call it every now and then."""

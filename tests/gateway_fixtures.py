@@ -91,7 +91,7 @@ class GatewayThread:
 @contextlib.contextmanager
 def running_gateway(triton: str, policy: Any = None, **settings: Any) -> Iterator[GatewayThread]:
     """A gateway in front of `triton`, stopped at the end."""
-    settings = {"port": 0, "grace_s": 5.0, "ready_timeout_s": 20.0, **settings}
+    settings = {"port": 0, "grace_s": 5.0, "ready_timeout_s": 20.0, "patience_s": 1.0, **settings}
     thread = GatewayThread(GatewayConfig(triton, **settings), policy or FixedPolicy())
     try:
         thread.run(thread.gateway.start()).result(60)

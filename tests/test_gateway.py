@@ -193,7 +193,7 @@ def test_an_error_that_every_variant_gives_reaches_the_client(
         )
         assert [text_of(stream.receive()) for _ in range(2)] == ["w0", "w1"]
         failed = stream.receive()
-        assert failed.error_message == "the engine broke"
+        assert failed.error_message == "internal error: the engine broke"
         assert failed.infer_response.id == "r"
         assert parameter(failed, "variant") in {"k0", "k1", "k3"}
         stream.send(script_request(request_id="r", tokens=1))

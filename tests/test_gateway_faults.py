@@ -129,7 +129,7 @@ def test_a_client_that_asks_for_grpc_errors_gets_a_status(doubles: TritonServer,
         with pytest.raises(grpc.RpcError) as failed:
             stream.receive()
     assert failed.value.code() == grpc.StatusCode.INTERNAL
-    assert failed.value.details() == "the engine broke"
+    assert failed.value.details() == "internal error: the engine broke"
     with raw_stream(url, (("triton_grpc_error", "true"),)) as stream:
         stream.send(script_request(parameters={"task": "maths"}))
         with pytest.raises(grpc.RpcError, match="did you mean math"):

@@ -32,8 +32,8 @@ def make_variant(engines: Path, draft_length: int, *, fingerprint: str = "f0") -
     return write_variant(engines / name, record)
 
 
-def build_engines(folder: Path, draft_lengths: Sequence[int]) -> Path:
-    """Variants, two requests at a time, whose drafts are right about half of the time.
+def build_engines(folder: Path, draft_lengths: Sequence[int], *, max_batch_size: int = 2) -> Path:
+    """Variants whose drafts are right about half of the time.
 
     No token ends their answers, so that max_tokens does.
     """
@@ -46,7 +46,7 @@ def build_engines(folder: Path, draft_lengths: Sequence[int]) -> Path:
         read_checkpoint(checkpoint),
         draft_lengths,
         folder / "engines",
-        max_batch_size=2,
+        max_batch_size=max_batch_size,
         max_seq_len=4096,
         progress=lambda *_: None,
     )

@@ -5,9 +5,10 @@ are not sent again. Keys: tokens (default 3), word (default "w"; with echo, the 
 as JSON), delay_s before each,
 separate_final (the last message is an empty one of its own), name (touches the file
 cancelled-<name> in the folder that the model's parameter `notes` names). Faults, each before the
-token that it names, of the draft lengths in `faulty` (default: all): error_at (error_with_final:
-the error is also the last message), hang_at (no further message until the client leaves), die_at
-(the process ends).
+token that it names (in an object: names for each draft length), of the draft lengths in `faulty`
+(default: all): error_at (error_with_final: the error is also the last message), hang_at (no further
+message until the client leaves), die_at (the process ends). A separate last message counts as one
+token more.
 """
 
 import json
@@ -22,6 +23,7 @@ import triton_python_backend_utils as pb_utils
 
 FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
 POLL_S = 0.01
+BROKEN = "internal error: the engine broke"
 
 
 class TritonPythonModel:
@@ -57,20 +59,15 @@ class TritonPythonModel:
         if num_emitted and num_emitted >= num_tokens:
             self.fail(sender, "the answer is complete")
             return
-        is_faulty = self.draft_length in script.get("faulty", [self.draft_length])
         for index in range(num_emitted, num_tokens):
             time.sleep(script.get("delay_s", 0))
-            if is_faulty and script.get("hang_at") == index:
-                while not sender.is_cancelled():
-                    time.sleep(POLL_S)
+            self.hang_or_die(script, sender, index)
             if sender.is_cancelled():
                 (self.notes / f"cancelled-{script.get('name')}").touch()
                 sender.send(flags=FINAL)
                 return
-            if is_faulty and script.get("die_at") == index:
-                os._exit(1)
-            if is_faulty and script.get("error_at") == index:
-                self.fail(sender, "the engine broke", script.get("error_with_final", False))
+            if self.is_due(script, "error_at", index):
+                self.fail(sender, BROKEN, script.get("error_with_final", False))
                 return
             is_last = index == num_tokens - 1
             if is_last or value("streaming", False):
@@ -78,7 +75,21 @@ class TritonPythonModel:
                 text = f"{script.get('word', 'w')}{index}"
                 sender.send(self.response(text, index, num_emitted, is_last, wanted), flags=flags)
         if script.get("separate_final"):
+            self.hang_or_die(script, sender, num_tokens)
             sender.send(flags=FINAL)
+
+    def is_due(self, script: dict[str, Any], fault: str, index: int) -> bool:
+        at = script.get(fault)
+        if isinstance(at, dict):
+            at = at.get(str(self.draft_length))
+        return at == index and self.draft_length in script.get("faulty", [self.draft_length])
+
+    def hang_or_die(self, script: dict[str, Any], sender: Any, index: int) -> None:
+        if self.is_due(script, "hang_at", index):
+            while not sender.is_cancelled():
+                time.sleep(POLL_S)
+        if self.is_due(script, "die_at", index):
+            os._exit(1)
 
     def fail(self, sender: Any, message: str, with_final: bool = False) -> None:
         error = pb_utils.InferenceResponse(error=pb_utils.TritonError(message))
