@@ -172,7 +172,7 @@ def test_errors_of_a_variant(url: str, doubles: TritonServer) -> None:
     late = ask(url, "POST", f"{MODEL}/generate_stream", script | {"text_input": prompt(error_at=2)})
     assert late.status == 200
     assert [event.get("text_output") for event in late.events()] == ["w0", "w1", None]
-    assert late.error == "the engine broke"
+    assert late.error == "internal error: the engine broke"
 
 
 def test_a_client_that_leaves_ends_its_answer(
