@@ -37,6 +37,10 @@ class StallWatch:
         """Watch it no longer."""
         self._watched.pop(upstream, None)
 
+    def flights(self) -> list[Flight]:
+        """The flights that are being read."""
+        return list(self._watched.values())
+
     def give_up_on(self, variant: Hosted) -> None:
         """Give up all that is read from a variant: its process is known to be dead."""
         for upstream, flight in self._watched.items():
