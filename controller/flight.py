@@ -10,12 +10,14 @@ from trt_mtp.controller.decision import Decision
 from trt_mtp.controller.kserve import (
     EMPTY_FINAL,
     InferRequest,
+    int_input,
     int_outputs,
     parse_stream_response,
     readdressed,
     response_change,
     text_output,
     with_int_input,
+    without_input,
 )
 from trt_mtp.controller.outcome import Outcome
 from trt_mtp.controller.request import RequestFeatures
@@ -53,10 +55,15 @@ class Flight:
     attempt: Attempt | None = None
     left: list[Hosted] = field(default_factory=list)  # variants that failed
     left_s: float = 0.0  # monotonic time when the last of them did
-    emitted: bytearray = field(default_factory=bytearray)  # INT32 ids of the client's tokens
+    emitted: bytearray = field(init=False)  # INT32 ids of the tokens that the client has
+    num_brought: int = field(init=False)  # bytes of them that it had before, and sent along
     first_s: float | None = None  # monotonic time of the first message to the client
     is_finished: bool = False  # and counted
     tenant: Tenant | None = None  # whose limits it counts for, until it is over
+
+    def __post_init__(self) -> None:
+        self.emitted = bytearray(int_input(self.request, EMITTED))
+        self.num_brought = len(self.emitted)
 
     @property
     def client_id(self) -> str:
@@ -72,11 +79,7 @@ class Flight:
     @property
     def can_continue(self) -> bool:
         """Can another variant go on where the answer is?"""
-        if self.first_s is None:
-            return True
-        return len(self.emitted) > 0 and all(
-            tensor.name != EMITTED for tensor in self.request.message.inputs
-        )
+        return self.first_s is None or len(self.emitted) > self.num_brought
 
     def leave(self, num_output_tokens: int) -> None:
         """The request is over for its tenant, who is charged what it took."""
@@ -96,8 +99,10 @@ class Flight:
         message = readdressed(
             self.request.raw, variant.model_name, upstream_id, unasked, variant.version
         )
-        if self.emitted:
+        if len(self.emitted) > self.num_brought:
             is_raw = len(self.request.contents) > 0
+            if self.num_brought:
+                message = without_input(message, EMITTED)
             message = with_int_input(message, EMITTED, bytes(self.emitted), is_raw=is_raw)
         change = response_change(public_name, self.client_id, parameters)
         self.attempt = Attempt(

@@ -156,6 +156,27 @@ def with_int_input(raw: bytes, name: str, values: bytes, *, is_raw: bool) -> byt
     return raw + bytes(change.SerializeToString())
 
 
+def without_input(raw: bytes, name: str) -> bytes:
+    """The request `raw` without input `name`, and without its raw contents."""
+    message = pb.ModelInferRequest.FromString(raw)
+    names = [tensor.name for tensor in message.inputs]
+    if name in names:
+        index = names.index(name)
+        del message.inputs[index]
+        if index < len(message.raw_input_contents):
+            del message.raw_input_contents[index]
+    return bytes(message.SerializeToString())
+
+
+def int_input(request: InferRequest, name: str) -> bytes:
+    """The elements of an INT32 input as bytes; none where it isn't there."""
+    content = request.tensor(name)
+    if content is not None:
+        return bytes(content)
+    values = [v for t in request.message.inputs if t.name == name for v in t.contents.int_contents]
+    return struct.pack(f"<{len(values)}i", *values)
+
+
 def response_change(model_name: str, request_id: str, parameters: Mapping[str, str]) -> bytes:
     """What to append to every ModelInferResponse of a request."""
     change = pb.ModelInferResponse(model_name=model_name)
