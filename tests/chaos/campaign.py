@@ -11,14 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.chaos.faults import OTHER_FAULTS, SERVER_FAULTS, Fault, Scene, clock_jump
+from tests.chaos.faults import OTHER_FAULTS, SERVER_FAULTS, Fault, Scene, clock_jump, lose_packets
 from tests.chaos.load import Load
 from tests.chaos.tally import Tally
 from tests.chaos.world import World, doubles, variants
 from trt_mtp.controller.decision_log import read_log
 
-SERVER_SHARE = 0.4  # of all faults
-GAP_S = 0.3  # between two of a lane, on average
+SERVER_SHARE = 0.5  # of all faults
+GAP_S = 0.2  # between two of a lane, on average
 
 MakeWorld = Callable[[Path, random.Random], AbstractAsyncContextManager[World]]
 Progress = Callable[[str], None]
@@ -51,8 +51,7 @@ async def run(plan: list[Part], seed: int, on_progress: Progress) -> dict[str, A
             async with part.make_world(folder, rng) as world:
                 await _run_part(world, part, tally, rng, on_progress)
                 num_crashes += sum(server.num_crashes for server in world.servers)
-                if not world.clock.can_jump:
-                    missing.add(clock_jump.__name__)
+                missing |= {fault.__name__ for fault in _impossible(world)}
             if tally.total["lost"]:
                 on_progress(f"logs are in {folder}")
             else:
@@ -72,17 +71,16 @@ async def _run_part(
 ) -> None:
     load = Load(world, tally)
     clients = asyncio.create_task(load.run(part.num_clients))
-    others = dict(OTHER_FAULTS)
-    if not world.clock.can_jump:
-        del others[clock_jump]
+    impossible = _impossible(world)
     num_server = round(part.num_faults * SERVER_SHARE)
     try:
         async with asyncio.TaskGroup() as lanes:
             for faults, count in (
                 (SERVER_FAULTS, num_server),
-                (others, part.num_faults - num_server),
+                (OTHER_FAULTS, part.num_faults - num_server),
             ):
-                drawn = rng.choices(list(faults), list(faults.values()), k=count)
+                possible = {f: weight for f, weight in faults.items() if f not in impossible}
+                drawn = rng.choices(list(possible), list(possible.values()), k=count)
                 lane = _lane(world, load, tally, drawn, random.Random(rng.random()), on_progress)
                 lanes.create_task(lane)
     finally:
@@ -90,6 +88,12 @@ async def _run_part(
         await clients
     for _ in read_log(world.gateway.decision_log):  # raises where a line is damaged
         pass
+
+
+def _impossible(world: World) -> set[Fault]:
+    """Faults that this machine can't have."""
+    impossible: set[Fault] = set() if world.clock.can_jump else {clock_jump}
+    return impossible if world.servers[0].wire else impossible | {lose_packets}
 
 
 async def _lane(

@@ -17,6 +17,7 @@ from tests.triton_client import FINAL, tensor
 MODEL = "qwen_mtp"
 DEADLINE_S = 60.0  # for one answer: what takes longer hangs
 RETRY_S = 0.1
+NUM_PAUSES = 20
 FAILED_OVER = "failed_over"  # parameter of a last response
 # sentences of the gateway that refuse a request before its first token
 REFUSALS = ("requests wait, which is the limit", "no variant")
@@ -86,7 +87,9 @@ async def ask(
     pause_s: float = 0.0,
     leave_after: int | None = None,
 ) -> tuple[End, Answer]:
-    """Ask, and read all of the answer, `pause_s` between messages; or leave after so many.
+    """Ask, and read all of the answer, or leave after so many messages.
+
+    Between the first ones, NUM_PAUSES, the client does something else for `pause_s`.
 
     When the gateway itself dies the client goes on with the tokens that it has, as
     docs/reliability.md tells it to.
@@ -147,7 +150,7 @@ async def _read(url: str, answer: Answer, pause_s: float, leave_after: int | Non
                 num_seen += 1
                 if answer.is_over or num_seen == leave_after:
                     return
-                if pause_s:
+                if num_seen <= NUM_PAUSES:
                     await asyncio.sleep(pause_s)
         finally:
             responses.cancel()

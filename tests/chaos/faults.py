@@ -104,6 +104,14 @@ async def black_hole_and_reset(scene: Scene) -> None:
     scene.victim.relay.release()
 
 
+async def lose_packets(scene: Scene) -> None:
+    """The network device towards a server is down, and up again; TCP notices only the silence."""
+    assert scene.victim.wire is not None
+    scene.victim.wire.cut()
+    await scene.wait(HANG_S)
+    scene.victim.wire.mend()
+
+
 async def version_that_does_not_load(scene: Scene) -> None:
     """Loading a version whose code can't be imported."""
     model = scene.variant()
@@ -171,14 +179,15 @@ SERVER_FAULTS: dict[Fault, int] = {
     reset_connections: 12,
     black_hole: 4,
     black_hole_and_reset: 4,
+    lose_packets: 4,
     version_that_does_not_load: 2,
     version_that_does_not_work: 2,
 }
 OTHER_FAULTS: dict[Fault, int] = {
-    kill_gateway: 3,
-    hang_gateway: 4,
+    kill_gateway: 2,
+    hang_gateway: 3,
     full_disk: 10,
-    clock_jump: 8,
+    clock_jump: 6,
     slow_client: 10,
     vanishing_client: 25,
 }

@@ -9,10 +9,11 @@ LINGER_0 = struct.pack("ii", 1, 0)  # a close sends RST and throws away what was
 
 
 class Relay:
-    """Forwards every connection to `port` to `target`, both on 127.0.0.1."""
+    """Forwards every connection to `address` to port `target` of 127.0.0.1."""
 
-    def __init__(self, target: int) -> None:
-        self.port = 0  # known after start
+    def __init__(self, target: int, listener: socket.socket) -> None:
+        self.address = "{}:{}".format(*listener.getsockname())
+        self._listener = listener
         self._target = target
         self._flows = asyncio.Event()
         self._flows.set()
@@ -21,9 +22,8 @@ class Relay:
         self._server: asyncio.Server | None = None
 
     async def start(self) -> None:
-        """Listen on a free port."""
-        self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
-        self.port = self._server.sockets[0].getsockname()[1]
+        """Take connections."""
+        self._server = await asyncio.start_server(self._accept, sock=self._listener)
 
     def hold(self) -> None:
         """Nothing gets through any more, as if every packet were lost; connections stay open."""

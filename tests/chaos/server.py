@@ -4,12 +4,14 @@ import asyncio
 import os
 import shutil
 import signal
+import socket
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
 
 from tests.chaos.relay import Relay
+from tests.chaos.wire import lay
 from trt_mtp.serve.processes import children, free_ports, is_alive
 from trt_mtp.serve.triton import Ports, TritonServer
 from trt_mtp.serve.triton_install import find_triton
@@ -30,7 +32,9 @@ class Server:
         self.models = tuple(models)
         self._ports = Ports(**free_ports({"grpc": 0, "http": 0, "metrics": 0}))
         self.triton = TritonServer(find_triton(), repository, models, folder, self._ports)
-        self.relay = Relay(self._ports.grpc)
+        self.wire = lay(ord(name))
+        listener = self.wire.listen() if self.wire else socket.create_server(("127.0.0.1", 0))
+        self.relay = Relay(self._ports.grpc, listener)
         self.num_crashes = 0  # deaths that nobody asked for
         self._down_s = 0.0  # how long what dies stays dead
         self._is_mending = False
@@ -41,7 +45,7 @@ class Server:
     @property
     def address(self) -> str:
         """HOST:PORT of its gRPC, through the relay."""
-        return f"127.0.0.1:{self.relay.port}"
+        return self.relay.address
 
     @property
     def pid(self) -> int:
@@ -71,6 +75,8 @@ class Server:
         await self._in_thread(self._kill_all)
         self._thread.shutdown()
         await self.relay.stop()
+        if self.wire is not None:
+            self.wire.close()
 
     async def die(self, pid: int, down_s: float) -> None:
         """kill -9 of one of its processes; returns when it is whole again, after `down_s`."""

@@ -24,6 +24,7 @@ class Tally:
     total: Counter[str] = field(default_factory=Counter)
     during: dict[str, Counter[str]] = field(default_factory=dict)  # streams that met the fault
     losses: list[str] = field(default_factory=list)
+    refusals: Counter[str] = field(default_factory=Counter)
     _active: Counter[str] = field(default_factory=Counter)
     _open: set["Stream"] = field(default_factory=set)
 
@@ -56,6 +57,8 @@ class Tally:
         self.total += what
         for name in stream.met:
             self.during[name] += Counter(streams=1) + what
+        if end is End.REFUSED:
+            self.refusals[answer.error] += 1
         if end is End.LOST and len(self.losses) < MAX_LOSSES:
             self.losses.append(f"{answer.error} (during {', '.join(sorted(stream.met)) or '-'})")
 
@@ -69,6 +72,7 @@ class Tally:
                 for name, counts in sorted(self.during.items())
             },
             "losses": self.losses,
+            "refusals": dict(self.refusals),
         }
 
 
@@ -95,4 +99,5 @@ def table(report: dict[str, Any]) -> str:
     totals = ("started", "intact", "failed_over", "resumed", "refused", "lost", "left")
     summary = ", ".join(f"{name.replace('_', ' ')} {report[name]:,}" for name in totals)
     end = f"{report['faults']:,} faults in {report['duration_s']:.0f} s, seed {report['seed']}"
-    return "\n".join([*lines, "", f"streams: {summary}", end, *report["losses"]])
+    refusals = [f"refused {count:,} times: {text}" for text, count in report["refusals"].items()]
+    return "\n".join([*lines, "", f"streams: {summary}", end, *refusals, *report["losses"]])
