@@ -38,6 +38,7 @@ class PublicHttp:
                 web.get(model, self._for_callers(self._metadata)),
                 web.post(f"{model}/generate", self._generate.generate),
                 web.post(f"{model}/generate_stream", self._generate.generate_stream),
+                web.post(f"{model}/infer", self._generate.infer),
                 web.get("/metrics", self._for_callers(self._metrics)),
             ]
         )

@@ -23,26 +23,25 @@ from trt_mtp.serve.contract import INPUTS, TensorSpec
 class _Values(NamedTuple):
     """What a tensor of one type may hold."""
 
-    datatype: str
     kinds: tuple[type, ...]
     form: str  # of one value, as `struct` has it
     text: str
 
 
 _VALUES = {
-    "TYPE_STRING": _Values("BYTES", (str,), "", "a text"),
-    "TYPE_BOOL": _Values("BOOL", (bool,), "?", "true or false"),
-    "TYPE_INT32": _Values("INT32", (int,), "i", "a whole number of 32 bits"),
-    "TYPE_UINT64": _Values("UINT64", (int,), "Q", "a whole number of 64 bits, 0 or more"),
-    "TYPE_FP32": _Values("FP32", (int, float), "f", "a number"),
+    "BYTES": _Values((str,), "", "a text"),
+    "BOOL": _Values((bool,), "?", "true or false"),
+    "INT32": _Values((int,), "i", "a whole number of 32 bits"),
+    "UINT64": _Values((int,), "Q", "a whole number of 64 bits, 0 or more"),
+    "FP32": _Values((int, float), "f", "a number"),
 }
 _SPECS = {spec.name: spec for spec in INPUTS}
 
 
 def read_generate(body: bytes, model_name: str) -> Any:
     """The pb.ModelInferRequest for `model_name` that a JSON body means; raises InputError."""
-    values = _json_object(body)
-    request = pb.ModelInferRequest(model_name=model_name, id=_utf8(values.pop("id", ""), "id"))
+    values = json_object(body)
+    request = pb.ModelInferRequest(model_name=model_name, id=utf8(values.pop("id", ""), "id"))
     parameters = values.pop("parameters", {})
     if not isinstance(parameters, dict):
         raise InputError("parameters has to be a JSON object")
@@ -50,7 +49,7 @@ def read_generate(body: bytes, model_name: str) -> Any:
         if key in _SPECS:
             _add_tensor(request, _SPECS[key], value)
         else:
-            _add_parameter(request, _utf8(key, "a parameter's name"), value)
+            add_parameter(request, utf8(key, "a parameter's name"), value)
     return request
 
 
@@ -67,12 +66,13 @@ def generate_answer(infer_response: Any) -> str:
             answer[key] = parameter_value(parameter)
     contents = infer_response.raw_output_contents
     for output, content in zip(infer_response.outputs, contents, strict=False):
-        values = _output_values(output.datatype, content)
+        values = output_values(output.datatype, content)
         answer[output.name] = values[0] if len(values) == 1 else values
     return json.dumps(answer, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
 
 
-def _json_object(body: bytes) -> dict[str, Any]:
+def json_object(body: bytes) -> dict[str, Any]:
+    """The JSON object in a request's body; raises InputError."""
     try:
         value = json.loads(body, object_pairs_hook=_without_repeats)
     except json.JSONDecodeError as error:
@@ -94,7 +94,7 @@ def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _utf8(value: Any, what: str) -> str:
+def utf8(value: Any, what: str) -> str:
     """`value`, a text that can be sent; json makes half a surrogate pair of `\\ud800`."""
     if not isinstance(value, str):
         raise InputError(f"{what} has to be a text")
@@ -111,33 +111,36 @@ def _add_tensor(request: Any, spec: TensorSpec, value: Any) -> None:
     values = value if isinstance(value, list) else [value]
     if spec.dims == (1,) and len(values) != 1:
         raise InputError(f"{spec.name} takes one value, and this request has {len(values)}")
-    request.inputs.add(
-        name=spec.name, datatype=_VALUES[spec.data_type].datatype, shape=[len(values)]
-    )
-    request.raw_input_contents.append(_raw_contents(spec, values))
+    datatype = {"TYPE_STRING": "BYTES"}.get(spec.data_type, spec.data_type.removeprefix("TYPE_"))
+    request.inputs.add(name=spec.name, datatype=datatype, shape=[len(values)])
+    request.raw_input_contents.append(tensor_contents(spec.name, datatype, values))
 
 
-def _raw_contents(spec: TensorSpec, values: Sequence[Any]) -> bytes:
-    wanted = _VALUES[spec.data_type]
+def tensor_contents(name: str, datatype: str, values: Sequence[Any]) -> bytes:
+    """The raw contents of input `name`, given as JSON values; raises InputError."""
+    wanted = _VALUES.get(datatype)
+    if wanted is None:
+        raise InputError(f"{name} is {datatype}; expected one of {', '.join(_VALUES)}")
     for value in values:
         is_bool = isinstance(value, bool)  # which Python counts as a number
-        if not isinstance(value, wanted.kinds) or is_bool != (wanted.datatype == "BOOL"):
-            raise InputError(f"{spec.name} has to be {wanted.text}, not {_shown(value)}")
-    if wanted.datatype == "BYTES":
-        texts = [_utf8(value, spec.name).encode() for value in values]
+        if not isinstance(value, wanted.kinds) or is_bool != (datatype == "BOOL"):
+            raise InputError(f"{name} has to be {wanted.text}, not {_shown(value)}")
+    if datatype == "BYTES":
+        texts = [utf8(value, name).encode() for value in values]
         return b"".join(len(text).to_bytes(4, "little") + text for text in texts)
     try:
         return struct.pack(f"<{len(values)}{wanted.form}", *values)
     except (struct.error, OverflowError):
-        raise InputError(f"{spec.name} has to be {wanted.text}") from None
+        raise InputError(f"{name} has to be {wanted.text}") from None
 
 
-def _add_parameter(request: Any, key: str, value: Any) -> None:
+def add_parameter(request: Any, key: str, value: Any) -> None:
+    """Set a parameter of a pb.ModelInferRequest; raises InputError for what it can't be."""
     parameter = request.parameters[key]
     if isinstance(value, bool):
         parameter.bool_param = value
     elif isinstance(value, str):
-        parameter.string_param = _utf8(value, f"parameter {key}")
+        parameter.string_param = utf8(value, f"parameter {key}")
     elif isinstance(value, float):
         parameter.double_param = value
     elif isinstance(value, int) and -(2**63) <= value < 2**63:
@@ -155,7 +158,8 @@ def _shown(value: Any) -> str:
     return names.get(type(value), "an object" if isinstance(value, dict) else "a number like that")
 
 
-def _output_values(datatype: str, content: bytes) -> list[Any]:
+def output_values(datatype: str, content: bytes) -> list[Any]:
+    """A tensor's raw contents as JSON has them."""
     if datatype != "BYTES":
         values: list[Any] = np.frombuffer(content, triton_to_np_dtype(datatype)).tolist()
         return values

@@ -1,6 +1,7 @@
-"""Triton's generate and generate_stream over HTTP, answered as gRPC's calls are."""
+"""Triton's generate, generate_stream and infer over HTTP, answered as gRPC's calls are."""
 
 import asyncio
+from typing import Any
 
 from aiohttp import web
 
@@ -9,6 +10,7 @@ from trt_mtp.controller.generate import generate_answer, read_generate
 from trt_mtp.controller.guard import Caller, Guard
 from trt_mtp.controller.http_errors import error_body
 from trt_mtp.controller.kserve import InferRequest, parse_stream_response, read_request
+from trt_mtp.controller.kserve_http import JSON_SIZE, infer_answer, read_infer
 from trt_mtp.controller.relay import FORWARDED_METADATA, answer_once, deadline_s
 from trt_mtp.controller.upstream import Metadata
 from trt_mtp.errors import InputError, TrtMtpError
@@ -28,14 +30,20 @@ class GenerateHandlers:
     async def generate(self, request: web.Request) -> web.StreamResponse:
         """An answer in one piece."""
         caller, infer_request = await self._read(request)
-        response = await answer_once(
-            self._answering,
-            infer_request,
-            caller,
-            _metadata(request),
-            deadline_s(infer_request, None),
-        )
+        response = await self._answer(request, caller, infer_request)
         return web.Response(text=generate_answer(response), content_type="application/json")
+
+    async def infer(self, request: web.Request) -> web.StreamResponse:
+        """An answer in one piece, in the form of tritonclient.http."""
+        caller = self._caller(request)
+        body = await _body(request)
+        message, wanted = read_infer(body, request.headers.get(JSON_SIZE), self._model)
+        infer_request = read_request(message.SerializeToString())
+        response = await self._answer(request, caller, infer_request)
+        answer = infer_answer(response, wanted)
+        if answer.json_size is None:
+            return web.Response(body=answer.body, content_type="application/json")
+        return web.Response(body=answer.body, headers={JSON_SIZE: str(answer.json_size)})
 
     async def generate_stream(self, request: web.Request) -> web.StreamResponse:
         """An answer as server-sent events."""
@@ -52,16 +60,21 @@ class GenerateHandlers:
         return await events.end()
 
     async def _read(self, request: web.Request) -> tuple[Caller, InferRequest]:
-        caller = self._guard.caller(request.headers.get("Authorization", ""))
-        try:
-            async with asyncio.timeout(BODY_TIMEOUT_S):
-                body = await request.read()
-        except TimeoutError:
-            raise InputError(
-                f"the request's body was not sent within {BODY_TIMEOUT_S:g} s"
-            ) from None
-        message = read_generate(body, self._model)
+        caller = self._caller(request)
+        message = read_generate(await _body(request), self._model)
         return caller, read_request(message.SerializeToString())
+
+    def _caller(self, request: web.Request) -> Caller:
+        return self._guard.caller(request.headers.get("Authorization", ""))
+
+    async def _answer(
+        self, request: web.Request, caller: Caller, infer_request: InferRequest
+    ) -> Any:
+        """The pb.ModelInferResponse to a request that is not streamed."""
+        limit_s = deadline_s(infer_request, None)
+        return await answer_once(
+            self._answering, infer_request, caller, _metadata(request), limit_s
+        )
 
 
 class _Events:
@@ -96,6 +109,14 @@ class _Events:
         if not self._response.prepared:
             await self._response.prepare(self._request)
         await self._response.write(b"data: %b\n\n" % event.encode())
+
+
+async def _body(request: web.Request) -> bytes:
+    try:
+        async with asyncio.timeout(BODY_TIMEOUT_S):
+            return await request.read()
+    except TimeoutError:
+        raise InputError(f"the request's body was not sent within {BODY_TIMEOUT_S:g} s") from None
 
 
 def _metadata(request: web.Request) -> Metadata:
