@@ -15,6 +15,7 @@ from trt_mtp.controller.calibration import Ended
 from trt_mtp.controller.confidence import radius
 
 SMALLEST_BATCH = 8  # prompts; radius() is infinite below
+TOLERANCE = 0.05  # half of a speedup's interval, relative
 OPEN_LOSS = 0.02  # what a wrong choice may cost before it is measured again
 NUM_REFERENCES = 2  # tasks that the step costs are measured with
 
@@ -69,7 +70,7 @@ def ended(settings: Settings, results: Results, key: CellKey) -> Ended | None:
     if speedups:
         half = radius(speedups)
         mean = math.fsum(speedups) / len(speedups)
-        if half <= settings.tolerance:
+        if half <= TOLERANCE:
             return "tight"
         if mean + half < best_lower_bound(settings, results, key):
             return "hopeless"

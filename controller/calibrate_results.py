@@ -10,7 +10,6 @@ from typing import NamedTuple
 from trt_mtp.controller.counts import MAX_POSITIONS
 from trt_mtp.controller.load_client import Answer
 
-TOLERANCE = 0.05  # half of a speedup's interval, relative
 DISTURBANCE = 3.0  # times the median that a step may take
 
 
@@ -30,7 +29,6 @@ class Settings:
     draft_lengths: tuple[int, ...]
     concurrencies: tuple[int, ...]
     seed: int = 0
-    tolerance: float = TOLERANCE
     all_cells: bool = False  # every cell until it ends, for checking what a plan leaves out
 
     @property

@@ -25,6 +25,7 @@ from trt_mtp.controller.kserve import (
     parse_stream_response,
 )
 from trt_mtp.controller.triton_channel import TritonChannel
+from trt_mtp.errors import InputError
 
 ANSWER_TIMEOUT_S = 600.0
 OUTPUTS = (
@@ -145,6 +146,9 @@ class LoadClient:
                         if index >= len(raw):
                             return
                         call = self._channel.stream()
+            except Exception:
+                all_done.set()  # or nobody would see it
+                raise
             finally:
                 call.cancel()
 
@@ -152,7 +156,9 @@ class LoadClient:
         await all_done.wait()
         for task in workers:
             task.cancel()
-        await asyncio.gather(*workers, return_exceptions=True)
+        for ended in await asyncio.gather(*workers, return_exceptions=True):
+            if isinstance(ended, Exception):
+                raise ended
         return [parse(answer) for answer in raw]
 
 
@@ -178,6 +184,8 @@ async def _ask(call: Any, request: bytes, into: RawAnswer) -> None:
         into.error, into.is_lost = f"no whole answer within {ANSWER_TIMEOUT_S:.0f} s", True
     except grpc.aio.AioRpcError as error:
         into.error, into.is_lost = error.details() or str(error.code()), True
+    except InputError as error:
+        into.error = str(error)
     except asyncio.InvalidStateError:  # the call ended while it was written to
         into.error, into.is_lost = "the connection was lost", True
 
