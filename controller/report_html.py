@@ -77,7 +77,7 @@ TASK_PLOTS = (
         plots.latency_and_throughput,
         report_tables.latency_and_throughput,
     ),
-)  # fmt: skip
+)
 
 
 def html(report: Report) -> str:
@@ -117,7 +117,7 @@ def _profile(one: Calibrated, name: str) -> dict[str, Any]:
 
 def _choices(summary: Summary, looks: Mapping[int, Any]) -> list[tuple[str, list[dict[str, Any]]]]:
     """For each task, what to use at each load, with the number of the length's colour."""
-    order = {length: i for i, length in enumerate(sorted(looks))}
+    colors = {length: plots.SERIES.index(color) for length, (color, _) in looks.items()}
     lines = []
     for row in summary.tasks:
         line = []
@@ -130,7 +130,7 @@ def _choices(summary: Summary, looks: Mapping[int, Any]) -> list[tuple[str, list
                     "gain": f"{'' if measured else '≈'}{best.speedup.value:.2f}×"
                     if best and best.draft_length
                     else "",
-                    "series": order.get(best.draft_length, 0) if best else 0,
+                    "series": colors.get(best.draft_length, 0) if best else 0,
                 }
             )
         lines.append((row.task, line))
