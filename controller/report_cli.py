@@ -5,6 +5,8 @@ from pathlib import Path
 
 import click
 
+from trt_mtp.errors import InputError
+
 FORMATS = ("html", "md", "csv", "json", "png")
 
 
@@ -35,6 +37,8 @@ def report(source: Path, output: Path | None, form: str | None) -> None:
     from trt_mtp.controller.report import read_report, render
     from trt_mtp.files import write_atomic
 
+    if output is not None and output.resolve() == source.resolve():
+        raise InputError(f"--output is {output}, the file that the report is of: name another")
     found = read_report(source, lambda line: click.echo(line, err=True))
     ending = output.suffix.lstrip(".") if output else ""
     data = render(found, form or (ending if ending in FORMATS else "html"))

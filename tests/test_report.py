@@ -344,6 +344,16 @@ def test_what_can_not_be_reported_is_said(tmp_path: Path, cli: Cli) -> None:
         render(one(Profile(calibration=empty)), "png")
 
 
+def test_a_report_never_replaces_its_source(tmp_path: Path, cli: Cli) -> None:
+    """Writing a profile's JSON report onto the profile is refused."""
+    profile = tmp_path / "p.json"
+    write_profile(profile, simulated_profile(["qa"], [0], [1]))
+    before = profile.read_bytes()
+    result = cli("report", profile, "-o", profile)
+    assert (result.code, "name another" in result.err) == (2, True)
+    assert profile.read_bytes() == before
+
+
 def test_the_format_follows_the_file(tmp_path: Path, cli: Cli) -> None:
     """The ending of the file names the format, --format overrules it, stdout has html."""
     write_profile(tmp_path / "p.json", simulated_profile(["qa"], [0], [1]))
