@@ -164,10 +164,14 @@ def _sections(summary: Summary, looks: Mapping[int, Any], name: str) -> Iterator
 def _key(looks: Mapping[int, Any], name: str, start: int | None) -> tuple[tuple[str, str], ...]:
     """What colour and marker each draft length from `start` on has."""
     return tuple(
-        (f"K = {k}" if k else "none", marker_svg(f"{name}-key{k}", *look))
+        (_label(k), marker_svg(f"{name}-key{k}", *look))
         for k, look in sorted(looks.items())
         if start is not None and k >= start
     )
+
+
+def _label(draft_length: int) -> str:
+    return f"K = {draft_length}" if draft_length else "none"
 
 
 def _said(head: Sequence[str], line: Sequence[str]) -> str:
@@ -220,6 +224,7 @@ def picture(report: Report) -> bytes:
             {row.task: [partial(plot.draw, summary=summary, task=row.task, looks=looks)
                         for plot in TASK_PLOTS] for row in summary.tasks},
             [plot.title for plot in TASK_PLOTS],
+            {_label(length): look for length, look in sorted(looks.items())},
         )  # fmt: skip
     draw: Draw = partial(report_replay.regret_by_task, replay=report.replays[0].replay)
-    return png({report.replays[0].name: [draw]}, ["throughput lost"])
+    return png({report.replays[0].name: [draw]}, ["throughput lost"], {})

@@ -37,11 +37,10 @@ def _points(axes: Any, xs: Sequence[float], rows: Sequence[CellRow], look: tuple
     """A marker a cell, hollow where it is predicted, with its interval where it is measured."""
     color, marker = look
     for filled in (True, False):
-        own = [(x, r.speedup) for x, r in zip(xs, rows, strict=True) if (r.cell is None) != filled]
+        own = [(x, r.speedup) for x, r in zip(xs, rows, strict=True) if r.is_predicted != filled]
         axes.plot(*_columns(own), marker, color=color, ms=5, mfc=color if filled else "none",
                   mew=1.2, zorder=3)  # fmt: skip
-    bars = [(x, *_ends(r.cell.speedup)) for x, r in zip(xs, rows, strict=True)
-            if r.cell is not None and r.cell.speedup is not None]  # fmt: skip
+    bars = [(x, *_ends(r.measured)) for x, r in zip(xs, rows, strict=True) if r.measured]
     if bars:
         axes.vlines(*zip(*bars, strict=True), color=color, lw=1.2, zorder=2)
 
@@ -168,7 +167,7 @@ def prediction(axes: Any, summary: Summary, looks: Mapping[int, Any]) -> None:
 def compared(summary: Summary) -> list[tuple[CellRow, float]]:
     """The cells that were measured and can be predicted from others, with the measured speedup."""
     return [
-        (row, row.cell.speedup.value)
+        (row, row.measured.value)
         for row in summary.rows
-        if row.predicted is not None and row.cell is not None and row.cell.speedup is not None
+        if row.predicted is not None and row.measured is not None
     ]

@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
-from trt_mtp.controller.calibration import BestLength, Calibration, Cell
+from trt_mtp.controller.calibration import BestLength, Calibration, Cell, Interval
 from trt_mtp.controller.profile import Profile
 from trt_mtp.controller.report_cells import (
     Cells,
@@ -17,7 +17,10 @@ from trt_mtp.controller.report_cells import (
 
 
 class CellRow(NamedTuple):
-    """One cell; without `cell` it was not measured and `predicted` is all that is known."""
+    """One cell; without `cell` it was not measured, and `predicted` is all that is known.
+
+    A cell whose answers could not be compared with those at draft length 0 has no speedup either.
+    """
 
     key: Key
     cell: Cell | None
@@ -28,9 +31,17 @@ class CellRow(NamedTuple):
         """As measured, else as predicted; 1 at draft length 0."""
         if self.key.draft_length == 0:
             return 1.0
-        if self.cell is not None:
-            return self.cell.speedup.value if self.cell.speedup else None
-        return self.predicted
+        return self.measured.value if self.measured else self.predicted
+
+    @property
+    def measured(self) -> Interval | None:
+        """The speedup as measured; none at draft length 0."""
+        return self.cell.speedup if self.cell is not None else None
+
+    @property
+    def is_predicted(self) -> bool:
+        """Whether `speedup` is a prediction."""
+        return self.key.draft_length > 0 and self.measured is None
 
 
 class TaskRow(NamedTuple):
@@ -58,9 +69,9 @@ class Summary(NamedTuple):
         found = {row.key.concurrency for row in self.rows} | {one.concurrency for one in best}
         return tuple(sorted(found))
 
-    def cell(self, key: Key) -> Cell | None:
-        """The measured cell at `key`."""
-        return next((row.cell for row in self.rows if row.key == key), None)
+    def row(self, key: Key) -> CellRow | None:
+        """The cell at `key`."""
+        return next((row for row in self.rows if row.key == key), None)
 
     def best(self, task: str, concurrency: int) -> BestLength | None:
         """The advice for a task at a load."""

@@ -86,8 +86,13 @@ def marker_svg(name: str, color: str, marker: str) -> str:
     return drawn.replace('class="plot" role="img" aria-label=""', 'class="key" aria-hidden="true"')
 
 
-def png(panels: Mapping[str, list[Draw]], titles: list[str]) -> bytes:
-    """All panels as one picture: a row a task, a column a plot; `titles` head the columns."""
+def png(
+    panels: Mapping[str, list[Draw]], titles: list[str], key: Mapping[str, tuple[str, str]]
+) -> bytes:
+    """All panels as one picture: a row a task, a column a plot, with a title each.
+
+    `key` names colours and markers.
+    """
     import matplotlib
 
     buffer = io.BytesIO()
@@ -98,5 +103,13 @@ def png(panels: Mapping[str, list[Draw]], titles: list[str]) -> bytes:
             for i, (draw, axes) in enumerate(zip(draws, line, strict=True)):
                 draw(axes)
                 axes.set_title(f"{task}: {titles[i]}", color=INK)
+        if key:
+            figure.legend(handles=_handles(key), loc="outside upper left", ncols=len(key))
         figure.savefig(buffer, format="png", dpi=110, metadata={"Software": None})
     return buffer.getvalue()
+
+
+def _handles(key: Mapping[str, tuple[str, str]]) -> list[Any]:
+    from matplotlib.lines import Line2D
+
+    return [Line2D([], [], color=c, marker=m, label=name) for name, (c, m) in key.items()]

@@ -88,7 +88,8 @@ def _advised(summary: Summary, best: BestLength) -> str:
 
 def is_measured(summary: Summary, best: BestLength) -> bool:
     """Whether the cell behind an advice was measured."""
-    return summary.cell(Key(best.task, best.draft_length, best.concurrency)) is not None
+    row = summary.row(Key(best.task, best.draft_length, best.concurrency))
+    return row is not None and not row.is_predicted
 
 
 def tasks(summary: Summary) -> Table:
@@ -132,11 +133,11 @@ def speedups_by_length(summary: Summary) -> Table:
 
 def row_speedup(row: CellRow) -> str:
     """A cell's speedup: with its interval, or marked ≈ where it is predicted."""
-    if row.cell is not None and row.cell.speedup is not None:
-        return ratio(row.cell.speedup)
+    if row.measured is not None:
+        return ratio(row.measured)
     if row.key.draft_length == 0:
         return "1"
-    return f"≈ {row.predicted:.2f}" if row.cell is None and row.predicted is not None else NONE
+    return f"≈ {row.predicted:.2f}" if row.predicted is not None else NONE
 
 
 def speedups_by_load(summary: Summary) -> Table:

@@ -373,7 +373,22 @@ def test_a_cell_that_nothing_is_near_is_told_by_the_profiles_table() -> None:
     assert set(guesses) == {Key(*key) for key in left_out}
     measured = summary_of(simulated_profile(["qa"], [0, 1, 3], [1, 4]))
     for key, guess in guesses.items():
-        cell = measured.cell(key)
-        assert cell is not None
-        assert cell.speedup is not None
-        assert guess == pytest.approx(cell.speedup.value, rel=0.1)
+        row = measured.row(key)
+        assert row is not None
+        assert guess == pytest.approx(row.speedup, rel=0.1)
+
+
+def test_a_cell_without_a_pair_is_told_by_the_others(profile: Profile) -> None:
+    """Answers that could not be compared leave their counts, and the speedup is a prediction."""
+    changed = [
+        cell.model_copy(update={"speedup": None})
+        if (cell.task, cell.draft_length, cell.concurrency) == ("math", 3, 4)
+        else cell
+        for cell in calibration_of(profile).cells
+    ]
+    calibration = calibration_of(profile).model_copy(update={"cells": tuple(changed)})
+    row = summarize(profile, calibration).row(Key("math", 3, 4))
+    assert row is not None
+    assert row.is_predicted
+    assert row.cell is not None
+    assert row.speedup == row.predicted
