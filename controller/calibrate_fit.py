@@ -1,9 +1,10 @@
 """From the cells that were measured to all: log speedup = log AL(task, K) - log R(K, B).
 
 Uncertainty is a Bayesian bootstrap (Rubin, "The Bayesian bootstrap", Annals of Statistics 9, 1981)
-over prompts: every draw weighs each task's prompts, and each cell's pairs, at random. Cells that
-were measured pull their own estimate towards what was seen there, by how well the two factors
-predict the others (the model's error, from predicting each cell without its own data).
+over prompts: every draw weighs each task's prompts, and each cell's pairs, at random; draws of
+times lie further apart where the answers of a batch vary together. Cells that were measured pull
+their own estimate towards what was seen there, by how well the two factors predict the others (the
+model's error, from predicting each cell without its own data).
 """
 
 import math
@@ -87,10 +88,11 @@ def weights(n: int, rng: np.random.Generator) -> Array:
     return np.concatenate([np.full((1, n), 1 / n), rng.dirichlet(np.ones(n), NUM_DRAWS)])
 
 
-def mean_draws(values: Sequence[float], rng: np.random.Generator) -> Array:
-    """The mean of `values`, then NUM_DRAWS draws of it."""
+def mean_draws(values: Sequence[float], effect: float, rng: np.random.Generator) -> Array:
+    """The mean of `values`, then NUM_DRAWS draws of it, apart as their design effect says."""
     n = len(values)
-    return spread(weights(n, rng) @ np.array(values), n)
+    draws = spread(weights(n, rng) @ np.array(values), n)
+    return np.concatenate([draws[:1], draws[:1] + math.sqrt(effect) * (draws[1:] - draws[:1])])
 
 
 def _acceptance_draws(
@@ -142,9 +144,7 @@ def _ratio_draws(
             for value in values
         ]
         if pairs:
-            found[:, at] = spread(weights(len(pairs), rng) @ np.array(pairs)[:, None], len(pairs))[
-                :, 0
-            ]
+            found[:, at] = mean_draws(pairs, results.effect, rng)
     return found
 
 
@@ -186,7 +186,7 @@ def _with_seen(
         values = results.speedups.get(CellKey(task, length, load), [])
         if len(values) < FEWEST_PAIRS:
             continue
-        own = mean_draws(values, rng)
+        own = mean_draws(values, results.effect, rng)
         share = model_error**2 / (model_error**2 + float(np.var(own[1:])))
         predicted[:, at] = share * own + (1 - share) * predicted[:, at]
     return predicted
@@ -243,7 +243,7 @@ def _model_error(errors: Sequence[float], results: Results) -> float:
     if len(errors) < 3:
         return 3 * SMALLEST_ERROR
     noise = [
-        float(np.var(values, ddof=1)) / len(values)
+        results.effect * float(np.var(values, ddof=1)) / len(values)
         for values in results.speedups.values()
         if len(values) >= FEWEST_PAIRS
     ]

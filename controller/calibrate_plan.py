@@ -68,7 +68,7 @@ def ended(settings: Settings, results: Results, key: CellKey) -> Ended | None:
         return "tight" if states and all(states) else None
     speedups = results.speedups.get(key)
     if speedups:
-        half = radius(speedups)
+        half = radius(speedups, results.effect)
         mean = math.fsum(speedups) / len(speedups)
         if half <= TOLERANCE:
             return "tight"
@@ -85,7 +85,8 @@ def best_lower_bound(settings: Settings, results: Results, key: CellKey) -> floa
     for length in settings.draft_lengths[1:]:
         speedups = results.speedups.get(key._replace(draft_length=length))
         if speedups:
-            bounds.append(math.fsum(speedups) / len(speedups) - radius(speedups))
+            half = radius(speedups, results.effect)
+            bounds.append(math.fsum(speedups) / len(speedups) - half)
     return max(bounds)
 
 

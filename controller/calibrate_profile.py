@@ -135,7 +135,7 @@ def _cell(settings: Settings, results: Results, about: About, key: CellKey) -> C
         tpot_ms=percentiles_ms([answer.tpot_s for answer in answers if answer.tpot_s > 0]),
         itl_ms=percentiles_ms([gap for answer in answers for gap in answer.itl_s]),
         tokens_per_s=_tokens_per_s(answers, key.concurrency),
-        speedup=ratio_interval(speedups) if speedups else None,
+        speedup=ratio_interval(speedups, results.effect) if speedups else None,
         ended=ended(settings, results, key) or ("settled" if about.is_settled else "budget"),
     )
 

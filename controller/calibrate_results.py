@@ -7,8 +7,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from trt_mtp.controller.confidence import design_effect
 from trt_mtp.controller.counts import MAX_POSITIONS
 from trt_mtp.controller.load_client import Answer
+
+Pairs = list[tuple[Answer, Answer]]  # of one batch: without speculation, and with
 
 DISTURBANCE = 3.0  # times the median that a step may take
 
@@ -94,9 +97,7 @@ class Results:
     errors: dict[CellKey, str] = field(default_factory=dict)  # of cells that failed
     survival: dict[CellKey, dict[int, Survival]] = field(default_factory=lambda: defaultdict(dict))
     _open: dict[int, list[Arm]] = field(default_factory=lambda: defaultdict(list))
-    _pairs: dict[CellKey, list[tuple[Answer, Answer]]] = field(
-        default_factory=lambda: defaultdict(list)
-    )
+    _pairs: dict[CellKey, list[Pairs]] = field(default_factory=lambda: defaultdict(list))
     _compared: "Compared | None" = None
 
     @property
@@ -118,6 +119,11 @@ class Results:
     def ratios(self) -> Mapping[CellKey, list[float]]:
         """Logs of the cell's step over a plain step, pair by pair."""
         return self._compare().ratios
+
+    @property
+    def effect(self) -> float:
+        """The design effect of times: 1 where the answers of a batch are independent."""
+        return self._compare().effect
 
     @property
     def num_disturbed(self) -> int:
@@ -142,7 +148,8 @@ class Results:
         for other in self._open[arm.block.number]:
             plain, drafting = (arm, other) if arm.draft_length == 0 else (other, arm)
             if plain.draft_length == 0 and drafting.draft_length > 0:
-                self._pairs[drafting.key] += zip(plain.answers, drafting.answers, strict=True)
+                pairs = list(zip(plain.answers, drafting.answers, strict=True))
+                self._pairs[drafting.key].append(pairs)
         self._open[arm.block.number].append(arm)
 
     def plain_steps(self, concurrency: int) -> list[float]:
@@ -161,12 +168,13 @@ class Compared(NamedTuple):
     step_times: dict[tuple[int, int], list[float]]  # by draft length and concurrency
     speedups: dict[CellKey, list[float]]
     ratios: dict[CellKey, list[float]]
+    effect: float
     num_disturbed: int
 
 
 def _compared(
     answers: Mapping[CellKey, list[Answer]],
-    pairs: Mapping[CellKey, list[tuple[Answer, Answer]]],
+    pairs: Mapping[CellKey, list[Pairs]],
 ) -> Compared:
     """Times that can be right, compared. A step's time depends on draft length and load alone.
 
@@ -186,14 +194,22 @@ def _compared(
 
     speedups: dict[CellKey, list[float]] = defaultdict(list)
     ratios: dict[CellKey, list[float]] = defaultdict(list)
-    for key, compared in pairs.items():
-        for base, answer in compared:
-            if is_right(base, (0, key.concurrency)) and is_right(answer, key[1:]):
-                speedups[key].append(math.log(base.tpot_s / answer.tpot_s))
-                ratios[key].append(math.log(answer.step_s / base.step_s))
+    batches: dict[tuple[int, int], list[list[float]]] = defaultdict(list)
+    for key, batch in ((key, batch) for key, part in pairs.items() for batch in part):
+        right = [
+            (base, answer)
+            for base, answer in batch
+            if is_right(base, (0, key.concurrency)) and is_right(answer, key[1:])
+        ]
+        if right:
+            speedups[key] += [math.log(base.tpot_s / answer.tpot_s) for base, answer in right]
+            steps = [math.log(answer.step_s / base.step_s) for base, answer in right]
+            ratios[key] += steps
+            batches[key[1:]].append(steps)
     disturbed = sum(
         answer.step_s > 0 and not is_right(answer, key[1:])
         for key, part in answers.items()
         for answer in part
     )
-    return Compared(times, speedups, ratios, disturbed)
+    effect = design_effect(list(batches.values()))
+    return Compared(times, speedups, ratios, effect, disturbed)

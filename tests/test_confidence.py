@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trt_mtp.controller.confidence import percentiles_ms, radius, ratio_interval
+from trt_mtp.controller.confidence import design_effect, percentiles_ms, radius, ratio_interval
 
 VALUES = st.lists(st.floats(-1, 1), min_size=8, max_size=40).filter(
     lambda values: max(values) - min(values) > 1e-3
@@ -47,6 +47,22 @@ def test_an_interval_holds_its_value(values: list[float]) -> None:
     """Low, value and high are in order and finite."""
     found = ratio_interval(values)
     assert 0 < found.low <= found.value <= found.high < math.inf
+
+
+def test_batches_that_vary_together_widen_the_interval() -> None:
+    """Independent values have a design effect near 1, shifted batches a large one, few none."""
+    draw = random.Random(3)
+    alone = [[[draw.gauss(0, 1) for _ in range(8)] for _ in range(20)] for _ in range(3)]
+    shifts = [[draw.gauss(0, 3) for _ in group] for group in alone]
+    shifted = [
+        [[value + shift for value in batch] for batch, shift in zip(group, own, strict=True)]
+        for group, own in zip(alone, shifts, strict=True)
+    ]
+    assert 1 <= design_effect(alone) < 1.5
+    assert 6 < design_effect(shifted) < 8.1
+    assert design_effect([alone[0][:2]]) == 1.0
+    values = alone[0][0]
+    assert radius(values, 4.0) == pytest.approx(2 * radius(values))
 
 
 def test_percentiles() -> None:
