@@ -67,6 +67,7 @@ class Load:
     def undo(self, work: Work) -> Result:
         """Unload it and take its model away."""
         assert work.facts.new is not None
+        work.wait_for_retreat()
         site = work.sites[self.site]
         ended = site.unload(work.facts.new, work.check)
         site.remove(work.facts.new)

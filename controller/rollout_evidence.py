@@ -10,7 +10,7 @@ from trt_mtp.controller.rollout_spec import Gates
 from trt_mtp.controller.tasks import TASKS
 from trt_mtp.controller.traffic import CANARY, STABLE
 
-LATE_S = 2.0  # a line is in the log this long after its request ended, at the latest
+LATE_S = 1.0  # a line is in the log this long after its request ended, at the latest
 
 
 class Finished(NamedTuple):

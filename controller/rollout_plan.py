@@ -101,8 +101,8 @@ def make_plan(spec: RolloutSpec, sites: Sequence[TritonSite]) -> Plan:
     assert spec.what.variant is not None
     assert spec.what.replaces is not None
     variant, old = named_variant(spec.what.variant), spec.what.replaces
-    if variant.name in stable.variants and old not in stable.variants:
-        raise InputError(f"{variant.name} has already taken the place of {old}")
+    if variant.name in stable.variants:
+        raise InputError(f"{variant.folder} is served already, as {variant.name}")
     if old not in stable.variants:
         hosted = ", ".join(stable.variants)
         raise InputError(f"what.replaces is {old}: expected a variant that is served ({hosted})")

@@ -10,7 +10,13 @@ from trt_mtp.controller.rollout_evidence import EvidenceReader
 from trt_mtp.controller.rollout_plan import Plan, named_variant
 from trt_mtp.controller.rollout_spec import RolloutSpec
 from trt_mtp.controller.rollout_triton import TritonSite, Unreachable
-from trt_mtp.controller.traffic import Side, Traffic, confirmed_revisions, write_traffic
+from trt_mtp.controller.traffic import (
+    Side,
+    Traffic,
+    confirmed_revisions,
+    read_traffic,
+    write_traffic,
+)
 from trt_mtp.errors import InputError, TrtMtpError
 
 CONFIRM_S = 30.0  # a gateway looks once a second
@@ -116,6 +122,17 @@ class Work:
             stable = stable.model_copy(update={"variants": ready or stable.variants})
         for gateway in self.spec.where.gateways:
             write_traffic(gateway.traffic, self.traffic(stable))
+
+    def wait_for_retreat(self) -> None:
+        """Wait until every gateway that is alive sends the canary nothing; none need be."""
+        deadline = time.monotonic() + CONFIRM_S
+        for gateway in self.spec.where.gateways:
+            revision = read_traffic(gateway.traffic).revision
+            while any(seen < revision for seen in confirmed_revisions(gateway.traffic)):
+                self.check()
+                if time.monotonic() > deadline:
+                    return
+                time.sleep(POLL_S)
 
     def traffic(self, stable: Side, **canary: Any) -> Traffic:
         """The content of a traffic file."""

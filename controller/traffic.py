@@ -1,6 +1,6 @@
 """The traffic file: which variants are stable and which are the canary, and who goes where.
 
-A rollout writes it, gateways read it about once a second and confirm what they read in a small
+A rollout writes it, gateways look at it twice a second and confirm what they read in a small
 file beside it. A gateway goes on with what it read last when the file is broken or gone.
 """
 
@@ -96,7 +96,7 @@ def write_traffic(path: Path, traffic: Traffic) -> Traffic:
 
 
 class TrafficFile:
-    """A gateway's view of the traffic file; `poll` about once a second."""
+    """A gateway's view of the traffic file; `poll` about twice a second."""
 
     def __init__(self, path: Path) -> None:
         self.path = path

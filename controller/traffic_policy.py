@@ -14,7 +14,7 @@ from trt_mtp.controller.state import state_to_json, take_over
 from trt_mtp.controller.traffic import CANARY, STABLE, Side, Traffic, TrafficFile
 from trt_mtp.errors import InputError
 
-POLL_S = 1.0
+POLL_S = 0.5
 
 
 async def follow(file: TrafficFile, pool: Pool) -> None:

@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ import yaml
 
 from tests.triton_client import streaming, text_of
 from tests.variants import make_variant
-from trt_mtp.build.variant import EngineVariant
+from trt_mtp.build.variant import EngineVariant, write_variant
 from trt_mtp.serve import repository
 from trt_mtp.serve.serving import admin_key_in
 from trt_mtp.serve.triton import GrpcAccess, TritonServer
@@ -39,7 +39,7 @@ def make_double(engines: Path, draft_length: int, **manners: Any) -> EngineVaria
     """A variant in `engines` that a double serves, see doubles/rollout_model.py."""
     variant = make_variant(engines, draft_length, fingerprint="")
     (variant.folder / "double.json").write_text(json.dumps(manners))
-    return variant
+    return write_variant(variant.folder, replace(variant.record, details=manners))
 
 
 @dataclass(slots=True)
