@@ -67,7 +67,7 @@ def child(file: Path, kill_at: int) -> None:
     """Call `rollout start` in this process; prints the number of points that were passed."""
     use_doubles()
     CountingStore.kill_at = kill_at
-    rollout_control.Store = CountingStore  # type: ignore[misc]
+    rollout_control.Store = CountingStore  # type: ignore[attr-defined]
     status = rollout_control.start(read_spec(file), lambda text: None)
     print(CountingStore.num_points)
     sys.exit(status.exit_code)

@@ -90,6 +90,7 @@ class Backend:
         self._key_suffix = key_suffix
         self._channel = TritonChannel(target, tls)
         self._idle: list[Upstream] = []
+        self._generation = 0  # of the streams that are kept
         self._suspected = asyncio.Event()
 
     async def call(
@@ -110,14 +111,30 @@ class Backend:
             upstream = self._idle.pop()
             if upstream.is_open:
                 return upstream
-        return Upstream(self._channel.stream(metadata=metadata), is_shared=not metadata)
+        call = self._channel.stream(metadata=metadata)
+        return Upstream(call, is_shared=not metadata, generation=self._generation)
 
     def give_back(self, upstream: Upstream) -> None:
         """Take back a stream on which nothing is in flight."""
-        if upstream.is_shared and len(self._idle) < MAX_IDLE_STREAMS and self.is_live:
+        is_current = upstream.generation == self._generation
+        if (
+            upstream.is_shared
+            and is_current
+            and len(self._idle) < MAX_IDLE_STREAMS
+            and self.is_live
+        ):
             self._idle.append(upstream)
         else:
             upstream.close()
+
+    def renew_streams(self) -> None:
+        """End every stream that is open now, as soon as nothing is in flight on it.
+
+        Triton 2.51 keeps a model that it unloads until all streams have ended on which the model
+        ever answered.
+        """
+        self._generation += 1
+        self._close_idle()
 
     def suspect(self) -> None:
         """A call failed on the way: send nothing until the variants are known to be ready."""

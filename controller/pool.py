@@ -102,10 +102,14 @@ class Pool:
             await asyncio.sleep(0.2)
 
     async def look_for(self, names: Sequence[str]) -> None:
-        """Look for variants of these names as well as k0, k1, …; returns when that was done."""
+        """Look for variants of these names as well as k0, k1, …; returns when that was done.
+
+        What they replace may be unloaded then: no stream is kept that holds it.
+        """
         self._named = names
         for backend in self.backends.values():
             backend.named = names
+            backend.renew_streams()
         await self._look()
 
     async def _look(self) -> None:

@@ -29,11 +29,12 @@ class UpstreamLost(Exception):
 class Upstream:
     """A ModelStreamInfer call, bytes in and out."""
 
-    __slots__ = ("_call", "_is_hung", "is_shared", "waiting_since_s")
+    __slots__ = ("_call", "_is_hung", "generation", "is_shared", "waiting_since_s")
 
-    def __init__(self, call: Any, *, is_shared: bool) -> None:
-        """`is_shared` says that other requests may use it later."""
+    def __init__(self, call: Any, *, is_shared: bool, generation: int = 0) -> None:
+        """`is_shared` says that other requests may use it later, those of its `generation`."""
         self._call = call
+        self.generation = generation
         self._is_hung = False
         self.is_shared = is_shared
         self.waiting_since_s = 0.0  # monotonic time since which a message is awaited, or 0

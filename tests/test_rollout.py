@@ -279,7 +279,7 @@ def test_where_both_do_not_fit_the_old_one_goes_first(
         assert cli("rollout", "start", file).code == 0
     assert seen.errors == []
     assert served(here) == named_variant(variant.folder).name
-    value["what"]["replaces"] = "k7"
+    value["what"] = {"variant": str(build().folder), "replaces": "k7"}
     file.with_name("wrong.yaml").write_text(json.dumps(value))
     wrong = cli("rollout", "plan", file.with_name("wrong.yaml"))
     assert (wrong.code, "expected a variant that is served" in wrong.err) == (2, True)
