@@ -33,6 +33,11 @@ DEAD = re.compile(r"Stub process")
 UNAVAILABLE = re.compile(rf"{DEAD.pattern}|Request for unknown model|Failed to process the request")
 REQUEST_ID = re.compile(r"^\[request id: [^\]]*\] ")
 
+
+def nothing(flight: Flight) -> None:
+    """For whoever doesn't care."""
+
+
 Send = Callable[[bytes], Awaitable[None]]
 
 
@@ -54,6 +59,7 @@ class Answering:
     watch: StallWatch
     budget: RetryBudget
     patience_s: float  # for another variant to become usable when one fails
+    on_answered: Callable[[Flight], None] = nothing  # of an answer that is complete
 
     @classmethod
     def of(
@@ -77,6 +83,7 @@ class Answering:
             await self.admission.place(flight, deadline_s)
             await self._to_the_end(flight, send, metadata, deadline_s)
             broken = ""
+            self.on_answered(flight)
         except asyncio.CancelledError:
             broken = "cancelled"
             raise

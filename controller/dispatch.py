@@ -131,6 +131,8 @@ class Dispatcher:
         attempt = flight.attempt
         assert attempt is not None
         self._release(flight, how)
+        # not to learn from, but whoever logs or judges variants wants to know
+        self._update(attempt.decision, outcome(flight, attempt, "error"))
         flight.left.append(attempt.variant)
         flight.left_s = time.monotonic()
 
@@ -151,10 +153,13 @@ class Dispatcher:
         self.metrics.finished(
             attempt.decision.task, attempt.variant.name, result, flight.is_streaming
         )
+        self._update(attempt.decision, result)
+
+    def _update(self, decision: Decision, result: Outcome) -> None:
         try:
-            self._policy.update(attempt.decision, result)
+            self._policy.update(decision, result)
         except Exception:  # what is learned may not cost an answer
-            log.exception("the policy could not learn from %s", attempt.decision.decision_id)
+            log.exception("the policy could not learn from %s", decision.decision_id)
 
     def is_ready(self) -> bool:
         """True while a variant can take requests."""

@@ -13,6 +13,7 @@ from trt_mtp.controller.decision_log import DecisionLog, LoggedPolicy
 from trt_mtp.controller.gateway import Gateway, GatewayConfig
 from trt_mtp.controller.policy import Policy
 from trt_mtp.controller.profile import Profile, read_profile, require_measured_on
+from trt_mtp.controller.shadow import Shadow
 from trt_mtp.controller.state import PeerStates, default_replica, load_state, save_state
 from trt_mtp.controller.traffic import TrafficFile
 from trt_mtp.controller.traffic_policy import TrafficPolicy, follow
@@ -59,6 +60,8 @@ async def _run(config: ProcessConfig, on_ready: Callable[[Gateway], None]) -> No
     logged = LoggedPolicy(divided, decisions, log_prompts=config.log_prompts) if decisions else None
     gateway = Gateway(config.gateway, logged or divided)
     follower = asyncio.create_task(follow(traffic, gateway.pool)) if traffic else None
+    if traffic is not None:
+        gateway.answering.on_answered = Shadow(traffic, gateway.pool).offer
     try:
         await gateway.start()
         check_fingerprint(profile, str(config.profile), gateway)

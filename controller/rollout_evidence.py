@@ -26,6 +26,8 @@ class Finished(NamedTuple):
     num_tokens: int
     num_steps: int
     accepted: tuple[int, ...]  # per draft position
+    is_copy: bool = False  # of a live request, see shadow.py
+    is_equal: bool | None = None  # a copy's greedy answer to the live one
 
 
 class LogReader:
@@ -58,6 +60,7 @@ def finished(line: bytes) -> Finished | None:
         decision, outcome = record["decision"], record["outcome"]
         if decision.get("side") not in (STABLE, CANARY) or outcome["finish_reason"] == "cancelled":
             return None
+        shadow = record.get("shadow")
         return Finished(
             at_s=float(decision["now_s"]) + float(outcome["duration_s"]),
             side=decision["side"],
@@ -69,6 +72,8 @@ def finished(line: bytes) -> Finished | None:
             num_tokens=int(outcome["num_output_tokens"]),
             num_steps=int(outcome["num_steps"]),
             accepted=tuple(outcome["accepted_per_position"]),
+            is_copy=shadow is not None,
+            is_equal=shadow["is_equal"] if shadow else None,
         )
     except (ValueError, KeyError, TypeError):
         return None
@@ -81,6 +86,7 @@ class EvidenceReader:
         """Requests that ended before `since_s` are not of this rollout."""
         self.keeper = GateKeeper(gates)
         self.num_seen = 0  # the canary's requests, those of open windows too
+        self.num_compared = self.num_diverged = 0  # greedy answers of copies
         self._readers = [LogReader(path) for path in logs]
         self._since_s, self._window_s = since_s, gates.window_s
         self._open: dict[int, list[Finished]] = {}
@@ -92,6 +98,8 @@ class EvidenceReader:
                 request = finished(line)
                 if request is not None and request.at_s >= self._since_s:
                     self.num_seen += request.side == CANARY
+                    self.num_compared += request.is_equal is not None
+                    self.num_diverged += request.is_equal is False
                     self._open.setdefault(int(request.at_s // self._window_s), []).append(request)
         for window in sorted(self._open):
             if (window + 1) * self._window_s + LATE_S <= now_s:
@@ -109,6 +117,8 @@ class EvidenceReader:
         results = self.keeper.results()
         return {
             "num_canary": self.num_seen,
+            "num_compared": self.num_compared,
+            "num_diverged": self.num_diverged,
             "gates": [result._asdict() for result in results],
             "failed": [result.sentence() for result in results if result.is_failed],
         }
@@ -122,12 +132,13 @@ def _row(request: Finished, common: int) -> tuple[float, ...]:
     """
     tokens, steps = request.num_tokens, request.num_steps
     after_first = request.duration_s - request.ttft_s
-    is_answered = not request.is_error and tokens > 0 and request.duration_s > 0
+    is_timed = not request.is_copy and request.duration_s > 0  # a copy ran at another load
+    is_answered = not request.is_error and tokens > 0 and is_timed
     drafts = 0 < common <= len(request.accepted) and steps > 0
     return (
         request.task,
         request.is_error,
-        request.ttft_s,
+        request.ttft_s if is_timed else float("nan"),
         after_first / (tokens - 1) if is_answered and tokens > 1 else float("nan"),
         tokens / request.duration_s if is_answered else float("nan"),
         1 + sum(request.accepted[:common]) / steps if drafts else float("nan"),

@@ -10,6 +10,7 @@ from trt_mtp.controller.rollout_spec import RolloutSpec
 from trt_mtp.controller.rollout_store import LostLock, Order, Phase, Rollout, Store
 from trt_mtp.controller.rollout_triton import Refused, TritonSite
 from trt_mtp.controller.rollout_work import Facts, GateFailed, Undecided, Work
+from trt_mtp.controller.traffic import shadow_log
 from trt_mtp.errors import TrtMtpError
 
 Say = Callable[[str], None]
@@ -47,7 +48,11 @@ class Runner:
         self.rollout = rollout
         self._spec, self._store, self._say = spec, store, say
         facts = Facts.from_json(rollout.facts)
-        logs = [gateway.decision_log for gateway in spec.where.gateways]
+        logs = [
+            log
+            for gateway in spec.where.gateways
+            for log in (gateway.decision_log, shadow_log(gateway.traffic))
+        ]
         self._work = Work(
             spec=spec,
             facts=facts,

@@ -75,6 +75,11 @@ def _watch(work: Work, step: Step, prober: Prober | None) -> dict[str, Any]:
         failed = evidence.keeper.failed()
         if failed:
             raise GateFailed("; ".join(result.sentence() for result in failed))
+        if evidence.num_diverged > gates.max_divergences:
+            raise GateFailed(
+                f"{evidence.num_diverged} of {evidence.num_compared} greedy answers of copied "
+                f"requests differ from the live ones"
+            )
         if prober is not None:
             prober.check()
         now, num = time.monotonic(), evidence.keeper.num_canary - before

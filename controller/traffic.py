@@ -153,6 +153,11 @@ class TrafficFile:
         self._confirmation.unlink(missing_ok=True)
 
 
+def shadow_log(path: Path) -> Path:
+    """Where the gateways of a traffic file write what became of copied requests."""
+    return path.with_name(f"{path.name}.shadow.jsonl")
+
+
 def confirmed_revisions(path: Path) -> list[int]:
     """The revisions that the gateways alive now have read, one each."""
     revisions = []

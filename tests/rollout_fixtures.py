@@ -135,7 +135,13 @@ def gateway(folder: Path, triton: str) -> Iterator[str]:
 
 
 @contextmanager
-def live_requests(address: str, num_clients: int = 4, pause_s: float = 0.02) -> Iterator[Seen]:
+def live_requests(
+    address: str,
+    num_clients: int = 4,
+    pause_s: float = 0.02,
+    temperature: float = 0.7,
+    tokens: int = 4,
+) -> Iterator[Seen]:
     """Clients that ask one request after the other, each of its own conversation."""
     seen, ended = Seen(), threading.Event()
 
@@ -146,8 +152,9 @@ def live_requests(address: str, num_clients: int = 4, pause_s: float = 0.02) -> 
                 number += 1
                 answer = stream.ask(
                     "qwen_mtp",
-                    text_input="{}",
+                    text_input=json.dumps({"tokens": tokens}),
                     streaming=True,
+                    sampling_param_temperature=temperature,
                     parameters={"session_id": f"{client}-{number}"},
                 )
                 failed = [response.error for response in answer if response.error]

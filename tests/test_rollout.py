@@ -14,7 +14,7 @@ import pytest
 from benchmarks.rollout_crash import call
 from tests.conftest import CliResult
 from tests.gateway_fixtures import wait_until
-from tests.rollout_fixtures import Place, live_requests, make_double, place
+from tests.rollout_fixtures import FAST_GATES, Place, live_requests, make_double, place
 from tests.triton_client import streaming, text_of
 from trt_mtp.build.variant import EngineVariant
 from trt_mtp.controller import rollout_work
@@ -134,7 +134,7 @@ def test_triton_comes_back_with_what_was_rolled_out(
     [
         ({"first_token": 9}, 4, "Aborted", "8 of 8 greedy answers differ, the first at token 0"),
         ({"fails": "CUDA out of memory"}, 1, "Failed", "CUDA out of memory"),
-        ({"delay_s": 0.05}, 4, "Aborted", "of requests worse over"),
+        ({"delay_s": 0.05}, 4, "Aborted", "worse over"),
     ],
 )
 def test_what_is_worse_is_taken_back(
@@ -158,6 +158,34 @@ def test_what_is_worse_is_taken_back(
     assert is_as_before(here, before, variant)
     assert cli("rollout", "status", file).code == code
     assert cli("rollout", "start", file).code == code  # it is left as it is
+
+
+@pytest.mark.parametrize(("manners", "code"), [({}, 0), ({"fifth_token": 9}, 4)])
+def test_copies_of_live_requests_are_compared(
+    manners: dict[str, Any],
+    code: int,
+    here: Place,
+    build: Callable[..., EngineVariant],
+    cli: Cli,
+) -> None:
+    """The canary answers copies before it answers anybody; one answer that differs ends it."""
+    steps = [
+        {"shadow": 100, "at_least_s": 0, "at_most_s": 60},
+        {"set_weight": 100, "at_least_s": 0, "at_most_s": 60},
+    ]
+    variant, before = build(**manners), served(here)
+    file = spec(here, variant, steps=steps)
+    with live_requests(here.gateway, temperature=0.0, tokens=6) as seen:
+        result = cli("rollout", "start", file, "--json")
+    assert (result.code, seen.errors) == (code, [])
+    if code:
+        assert "copied requests differ" in json.loads(result.out)["reason"]
+        assert is_as_before(here, before, variant)
+    else:
+        events = json.loads(cli("rollout", "history", file, "--json").out)["events"]
+        (shadowed,) = [e for e in events if (e["action"], e["stage"]) == ("0 shadow 100", "done")]
+        assert shadowed["what"]["num_compared"] >= FAST_GATES["min_requests"]
+        assert shadowed["what"]["num_diverged"] == 0
 
 
 def test_a_pause_waits_for_promote(

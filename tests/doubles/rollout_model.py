@@ -1,9 +1,10 @@
 """A double of a variant's Triton model whose manners its variant folder tells, in double.json.
 
-Keys: load_s (how long loading takes), fails (loading fails with this message), tokens (what it
-answers, word by word), delay_s before each. The prompt's JSON, where it is some, may give tokens
-and delay_s as numbers: an answer of so many tokens. Every answer begins with the model's name, so
-that a client knows who answered, and a double that isn't loaded completely answers "half-loaded".
+Keys: load_s (how long loading takes), fails (loading fails with this message), tokens (of an
+answer), delay_s before each, first_token and fifth_token (their ids, where answers should differ
+from others'; answers have 4 tokens unless asked for more). The prompt's JSON, where it is some,
+may give tokens and delay_s too. Every answer begins with the model's name, so that a client knows
+who answered, and a double that isn't loaded completely answers "half-loaded".
 """
 
 import json
@@ -54,10 +55,10 @@ class TritonPythonModel:
     def response(self, index: int, is_last: bool, wanted: list[str]) -> Any:
         steps, k = index + 1, self.draft_length
         text = f"{self.name if self.is_loaded else 'half-loaded'} " if index == 0 else f"w{index} "
-        first = self.manners.get("first_token", 7)
+        ids = {0: self.manners.get("first_token", 7), 4: self.manners.get("fifth_token", 104)}
         values: dict[str, Any] = {
             "text_output": np.array([text.encode()], np.object_),
-            "output_ids": np.array([first if index == 0 else 100 + index], np.int32),
+            "output_ids": np.array([ids.get(index, 100 + index)], np.int32),
         }
         if is_last:
             values["finish_reason"] = np.array([b"length"], np.object_)
