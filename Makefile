@@ -12,7 +12,7 @@ TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 CAN_REACH := timeout 10 $(BIN)/python -c \
 	'import sys, urllib.request; urllib.request.urlopen(sys.argv[1], timeout=5)'
 
-.PHONY: demo test lint bench chaos clean lock
+.PHONY: demo test lint bench chaos rollout-crash clean lock
 
 demo: $(VENV)/.runtime
 	$(BIN)/trt-mtp demo
@@ -33,6 +33,10 @@ bench: $(VENV)/.dev
 # make chaos ARGS='--json --seed 7': a thousand faults while clients ask
 chaos: $(VENV)/.dev
 	$(BIN)/python -m tests.chaos $(ARGS)
+
+# a rollout is killed at every point of its record, then called again
+rollout-crash: $(VENV)/.dev
+	@$(BIN)/python -m benchmarks.rollout_crash $(ARGS)
 
 # build/ is source: never remove it here
 clean:

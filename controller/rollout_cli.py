@@ -253,7 +253,7 @@ def _plan_text(found: dict[str, Any]) -> str:
         )
     for step in found["steps"]:
         rate = step["requests_per_minute"]
-        affected = "" if rate is None else f", about {rate:.1f} requests a minute"
+        affected = "" if not rate else f", about {rate:.1f} requests a minute"
         lines.append(f"  {step['step']}{affected}")
     return "\n".join([*lines, *(f"  note: {note}" for note in found["notes"])])
 

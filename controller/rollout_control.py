@@ -135,10 +135,10 @@ def _run(spec: RolloutSpec, store: Store, say: Say, anew: bool = False) -> Statu
     try:
         with store.locked(), sites(spec.where.servers, spec.where.model) as found:
             rollout = begin(spec, store, found) if anew else _latest(store, spec)
-            return _status(store, Runner(spec, store, found, rollout, say).run())
+            Runner(spec, store, found, rollout, say).run()
     except LostLock as error:
         say(str(error))
-        return _status(store, _latest(store, spec))
+    return _status(store, _latest(store, spec))
 
 
 def _wait_for_abort(store: Store, spec: RolloutSpec) -> Status:

@@ -62,8 +62,8 @@ class GateResult(NamedTuple):
     task: str | None
     num_canary: int
     num_stable: int
-    change: float | None  # of the canary against stable; what of, is the gate's unit
-    unit: str  # "relative" (a ratio - 1, positive is worse) or "share of requests"
+    change: float  # of the canary against stable, positive is worse
+    unit: str  # "relative" or "share of requests": that failed, or are beyond the quantile
     p_value: float
     threshold: float  # fails at or below
     is_failed: bool
@@ -71,11 +71,14 @@ class GateResult(NamedTuple):
     def sentence(self) -> str:
         """For people, and for the record."""
         what = f"{self.gate} of {self.task}" if self.task else self.gate
-        if self.change is None:
-            return f"{what}: nothing to compare yet"
-        size = f"{self.change:+.1%}" + (" of requests" if self.unit != "relative" else "")
+        if self.unit == "relative":
+            found = f"canary {abs(self.change):.1%} {'worse' if self.change > 0 else 'better'}"
+        elif self.task is None and "_p" in self.gate:
+            found = f"{self.change:+.1%} of the canary's requests beyond it"
+        else:
+            found = f"{self.change:+.1%} of the canary's requests"
         return (
-            f"{what}: canary {size} worse over {self.num_canary} against {self.num_stable} requests"
+            f"{what}: {found}, {self.num_canary} against {self.num_stable} requests"
             f" (p = {self.p_value:.2g}, fails at {self.threshold:.2g})"
         )
 

@@ -100,12 +100,10 @@ def make_plan(spec: RolloutSpec, sites: Sequence[TritonSite]) -> Plan:
         return _profile_plan(spec, stable, spec.what.profile)
     assert spec.what.variant is not None
     assert spec.what.replaces is not None
-    variant, old = named_variant(spec.what.variant), spec.what.replaces
+    variant = named_variant(spec.what.variant)
     if variant.name in stable.variants:
         raise InputError(f"{variant.folder} is served already, as {variant.name}")
-    if old not in stable.variants:
-        hosted = ", ".join(stable.variants)
-        raise InputError(f"what.replaces is {old}: expected a variant that is served ({hosted})")
+    old = _served(spec.what.replaces, stable.variants)
     target = Side(
         variants=tuple(variant.name if name == old else name for name in stable.variants),
         profile=stable.profile,
@@ -126,6 +124,18 @@ def make_plan(spec: RolloutSpec, sites: Sequence[TritonSite]) -> Plan:
         notes=tuple(_notes(memory, strategy, stable, old)),
         variant=variant,
     )
+
+
+def _served(name: str, variants: Sequence[str]) -> str:
+    """The variant of that name, or the one whose name begins with it, as `k5` for `k5_1f2e3d4c`.
+
+    Raises InputError when there is none, or more than one.
+    """
+    found = [name] if name in variants else [v for v in variants if v.startswith(f"{name}_")]
+    if len(found) != 1:
+        hosted = ", ".join(variants)
+        raise InputError(f"what.replaces is {name}: expected a variant that is served ({hosted})")
+    return found[0]
 
 
 def current_side(spec: RolloutSpec, sites: Sequence[TritonSite]) -> Side:

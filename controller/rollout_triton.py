@@ -22,7 +22,7 @@ from trt_mtp.serve.repository import VARIANT_FOLDER, model_name, remove_model, w
 
 CALL_S = 10.0
 LOAD_S = 1800.0  # a large engine takes minutes
-UNLOAD_S = 30.0  # for the streams that are left; a model whose process died never ends
+UNLOAD_S = 10.0  # to wait for the last streams, which end in any case; those of a dead model never
 POLL_S = 0.1
 ADMIN_HEADER = "triton-grpc-protocol-admin-key"
 UNREACHABLE = ("StatusCode.UNAVAILABLE", "StatusCode.DEADLINE_EXCEEDED")

@@ -134,7 +134,7 @@ def test_triton_comes_back_with_what_was_rolled_out(
     [
         ({"first_token": 9}, 4, "Aborted", "8 of 8 greedy answers differ, the first at token 0"),
         ({"fails": "CUDA out of memory"}, 1, "Failed", "CUDA out of memory"),
-        ({"delay_s": 0.05}, 4, "Aborted", "worse over"),
+        ({"delay_s": 0.05}, 4, "Aborted", "fails at"),
     ],
 )
 def test_what_is_worse_is_taken_back(

@@ -1,0 +1,183 @@
+"""What clients notice of a rollout: time to the first token before it and while it is done.
+
+`python -m benchmarks.rollout_traffic [--json] [--short]`
+
+The embedded CPU engine serves the small checkpoint at draft lengths 0 and 3, a gateway stands in
+front, and clients send requests at steady intervals, whether or not earlier ones are answered. The
+same load runs before the rollout and throughout it, so that the ratio is one of two halves of one
+run. The rollout is complete: another build of K = 3 is loaded, compared, shadowed, given a half and
+then all of the traffic, and the old one is unloaded.
+"""
+
+import argparse
+import itertools
+import json
+import statistics
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from tests.rollout_fixtures import Place, gateway
+from trt_mtp.build.variant import EngineVariant, write_variant
+from trt_mtp.controller.client import Prompt, StreamClient
+from trt_mtp.controller.prompt_sets import read_prompt_set
+from trt_mtp.controller.rollout_control import start
+from trt_mtp.controller.rollout_spec import read_spec
+from trt_mtp.controller.up import TINY_CHECKPOINT, build
+from trt_mtp.errors import TrtMtpError
+from trt_mtp.serve.serving import admin_key_in, resolve_variants, serving
+from trt_mtp.serve.triton import GrpcAccess
+
+NUM_CLIENTS = 4
+GATES = {"window_s": 5.0, "min_requests": 20, "tolerance": 0.1}
+
+
+def steps(seconds: float) -> list[dict[str, float]]:
+    """Every kind of step, each for so long."""
+    return [
+        {"shadow": 20, "at_least_s": seconds, "at_most_s": 300},
+        {"set_weight": 50, "at_least_s": seconds, "at_most_s": 300},
+        {"set_weight": 100, "at_least_s": seconds, "at_most_s": 300},
+    ]
+
+
+@dataclass(slots=True)
+class Seen:
+    """What the clients got."""
+
+    ttft_s: list[float] = field(default_factory=list)
+    errors: list[str] = field(default_factory=list)
+
+
+class Load:
+    """Requests at steady intervals, from a few clients with a stream each."""
+
+    def __init__(self, address: str, prompts: Sequence[Prompt], interval_s: float) -> None:
+        self.seen = Seen()
+        self._ended = threading.Event()
+        numbers = itertools.count()
+        self._threads = [
+            threading.Thread(target=self._run, args=(address, prompts, interval_s, index, numbers))
+            for index in range(NUM_CLIENTS)
+        ]
+
+    def _run(
+        self,
+        address: str,
+        prompts: Sequence[Prompt],
+        interval_s: float,
+        index: int,
+        numbers: Iterator[int],
+    ) -> None:
+        due_s = time.monotonic() + index * interval_s / NUM_CLIENTS
+        with StreamClient(address) as client:
+            while not self._ended.is_set():
+                time.sleep(max(due_s - time.monotonic(), 0))
+                due_s += interval_s
+                number = next(numbers)
+                prompt = prompts[number % len(prompts)]
+                session = {"session_id": str(number)}
+                seen = self.seen
+                try:
+                    answer = client.ask("qwen_mtp", replace(prompt, parameters=session))
+                    seen.ttft_s.append(answer.ttft_s)
+                except TrtMtpError as error:
+                    seen.errors.append(str(error))
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """All clients."""
+        for thread in self._threads:
+            thread.start()
+        try:
+            yield
+        finally:
+            self._ended.set()
+            for thread in self._threads:
+                thread.join()
+
+    def take(self) -> Seen:
+        """What was seen since the last time."""
+        seen, self.seen = self.seen, Seen()
+        return seen
+
+
+def measure(before_s: float, step_s: float, interval_s: float) -> dict[str, Any]:
+    """One run."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        build(str(TINY_CHECKPOINT), "0,3", folder / "engines")
+        served = resolve_variants([folder / "engines"])
+        new = another_build(served[1], folder)
+        prompt_set = read_prompt_set(str(TINY_CHECKPOINT / "prompts.jsonl"))
+        drawn = prompt_set.drawn(max_tokens=32, temperature=0.0, seed=0)
+        prompts = [prompt for part in drawn.prompts.values() for prompt in part]
+        access = GrpcAccess(admin_key=admin_key_in(folder / "admin.key"))
+        with (
+            serving(served, repository=folder / "repository", access=access) as server,
+            gateway(folder, server.grpc_url) as address,
+        ):
+            here = Place(folder, server, address)
+            file = here.spec(new.folder, "k3", steps=steps(step_s), gates=GATES)
+            load = Load(address, prompts, interval_s)
+            with load.running():
+                time.sleep(before_s / 4)  # warm up
+                load.take()
+                time.sleep(before_s)
+                before = load.take()
+                started_s = time.monotonic()
+                status = start(read_spec(file), lambda text: print(text, file=sys.stderr))
+                seconds = time.monotonic() - started_s
+                during = load.take()
+    return report(before, during, status.rollout.phase, seconds)
+
+
+def another_build(variant: EngineVariant, folder: Path) -> EngineVariant:
+    """The same engine once more, as a rebuild gives it."""
+    copy = folder / "engines" / "rebuilt"
+    copy.mkdir()
+    return write_variant(copy, replace(variant.record, created="2026-01-01T00:00:00+00:00"))
+
+
+def report(before: Seen, during: Seen, phase: str, seconds: float) -> dict[str, Any]:
+    """The two halves compared."""
+
+    def percentiles(seen: Seen) -> dict[str, float]:
+        cuts = statistics.quantiles(seen.ttft_s, n=100, method="inclusive")
+        return {"p50_ms": round(1e3 * cuts[49], 2), "p99_ms": round(1e3 * cuts[98], 2)}
+
+    one, other = percentiles(before), percentiles(during)
+    return {
+        "schema_version": 1,
+        "phase": phase,
+        "rollout_s": round(seconds, 1),
+        "requests_before": len(before.ttft_s),
+        "requests_during": len(during.ttft_s),
+        "errors": len(before.errors) + len(during.errors),
+        "ttft_before": one,
+        "ttft_during": other,
+        "ttft_p99_ratio": round(other["p99_ms"] / one["p99_ms"], 3),
+        "ttft_p50_ratio": round(other["p50_ms"] / one["p50_ms"], 3),
+    }
+
+
+def main() -> None:
+    """Run it and print what it gave."""
+    parser = argparse.ArgumentParser(description="What clients notice of a rollout.")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument("--short", action="store_true", help="a few seconds for each step")
+    parser.add_argument("--interval-s", type=float, default=1.0, help="between a client's requests")
+    options = parser.parse_args()
+    result = measure(*((15, 5) if options.short else (60, 20)), options.interval_s)
+    text = "\n".join(f"{key} {value}" for key, value in result.items())
+    print(json.dumps(result) if options.json else text)
+
+
+if __name__ == "__main__":
+    main()
