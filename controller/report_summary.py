@@ -82,18 +82,16 @@ def summarize(profile: Profile, calibration: Calibration) -> Summary:
     """What the report says of a profile's calibration, computed once."""
     cells = by_key(calibration)
     keys = sorted({*cells, *unmeasured(calibration)}, key=_order(calibration.tasks))
-    rows = tuple(
-        CellRow(
-            key,
-            cells.get(key),
-            predicted_speedup(cells, key)
-            if key in cells
-            else expected_speedup(profile, cells, key),
-        )
-        for key in keys
-    )
+    rows = tuple(CellRow(key, cells.get(key), _predicted(profile, cells, key)) for key in keys)
     tasks = dict.fromkeys(row.key.task for row in rows)
     return Summary(calibration, rows, tuple(_task_row(calibration, cells, task) for task in tasks))
+
+
+def _predicted(profile: Profile, cells: Cells, key: Key) -> float | None:
+    """From the other cells where there is a measured speedup to compare with, else from all."""
+    if key in cells and cells[key].speedup is not None:
+        return predicted_speedup(cells, key)
+    return expected_speedup(profile, cells, key)
 
 
 def _order(tasks: Sequence[str]) -> Callable[[Key], tuple[int, Key]]:
