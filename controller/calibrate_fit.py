@@ -21,6 +21,7 @@ from trt_mtp.controller.counts import MAX_POSITIONS
 Array = npt.NDArray[np.float64]
 NUM_DRAWS = 400
 SMALLEST_ERROR = 0.01  # of the product of the two factors, as a logarithm
+FAILED = -5.0  # log of the speedup that a length gets for a task that it can't answer
 FEWEST_PAIRS = 4  # of a cell that says something of the model's error
 
 
@@ -69,8 +70,15 @@ def estimate(settings: Settings, results: Results) -> Estimates:
             speedups[task, load] = _with_seen(
                 predicted, results, lengths, task, load, model_error, rng
             )
+            speedups[task, load][:, _failed(results, task, lengths)] = FAILED
     ratios = {load: np.exp(log_ratios[load][0]) for load in loads}
     return Estimates(lengths, speedups, ratios, errors)
+
+
+def _failed(results: Results, task: str, lengths: Sequence[int]) -> list[int]:
+    """The places of the draft lengths that could not answer a task at some load."""
+    failed = {key.draft_length for key in results.errors if key.task == task}
+    return [at for at, length in enumerate(lengths) if length in failed - {0}]
 
 
 def spread(draws: Array, n: int) -> Array:

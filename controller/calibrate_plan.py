@@ -25,12 +25,13 @@ def next_block(settings: Settings, results: Results) -> Block | None:
 
     The same results always give the same block, so that a run that was killed goes on as it was.
     """
-    lowest, deepest = settings.concurrencies[0], settings.draft_lengths[-1]
+    lowest = settings.concurrencies[0]
     if settings.all_cells:
         return _least_measured(settings, results)
     tasks = random.Random(settings.seed).sample(settings.tasks, len(settings.tasks))
     for task in tasks:
-        if not results.num_prompts[CellKey(task, deepest, lowest)]:
+        deepest = _deepest_untried(settings, results, task)
+        if deepest:
             return _block(settings, results, task, lowest, (0, deepest))
     for concurrency in settings.concurrencies:
         for task in references(settings, results):
@@ -42,6 +43,17 @@ def next_block(settings: Settings, results: Results) -> Block | None:
             if missing:
                 return _block(settings, results, task, concurrency, (0, *missing))
     return _most_open(settings, results, estimate(settings, results))
+
+
+def _deepest_untried(settings: Settings, results: Results, task: str) -> int | None:
+    """The draft length to learn a task's acceptance with; None once one has answered it."""
+    lowest = settings.concurrencies[0]
+    for length in reversed(settings.draft_lengths[1:]):
+        if not results.num_prompts[CellKey(task, length, lowest)]:
+            return length
+        if not {CellKey(task, length, lowest), CellKey(task, 0, lowest)} & set(results.errors):
+            return None
+    return None
 
 
 def references(settings: Settings, results: Results) -> tuple[str, ...]:

@@ -86,7 +86,7 @@ def profile_of(settings: Settings, results: Results, about: About) -> Profile:
 def _calibration(
     settings: Settings, results: Results, found: Estimates, about: About
 ) -> Calibration:
-    keys = [key for key in settings.cells() if results.answers[key]]
+    keys = [key for key in settings.cells() if results.answers[key] or key in results.errors]
     cells = tuple(_cell(settings, results, about, key) for key in keys)
     errors = sorted(abs(math.expm1(error)) for error in found.errors)
     prediction = None
@@ -108,7 +108,7 @@ def _calibration(
         concurrencies=settings.concurrencies,
         environment={**about.environment, "disturbed_answers": str(results.num_disturbed)},
         cells=cells,
-        unmeasured=tuple(key for key in settings.cells() if not results.answers[key]),
+        unmeasured=tuple(key for key in settings.cells() if key not in keys),
         prediction=prediction,
         crossovers=tuple(_crossovers(settings, found)),
         recommendation=_recommendation(settings, found) if found.speedups else None,
@@ -142,6 +142,8 @@ def _cell(settings: Settings, results: Results, about: About, key: CellKey) -> C
 
 def _tokens_per_s(answers: Sequence[Answer], concurrency: int) -> Interval:
     """Of `concurrency` requests together: so many times one request's tokens a second."""
+    if not answers:
+        return Interval(0.0, 0.0, 0.0)
     seconds = [answer.ttft_s + answer.decode_s for answer in answers]
     rate = concurrency * sum(answer.num_output_tokens for answer in answers) / sum(seconds)
     each = ratio_interval(

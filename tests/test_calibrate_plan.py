@@ -13,6 +13,7 @@ from trt_mtp.controller.calibrate_profile import About, crossing, profile_of
 from trt_mtp.controller.calibrate_results import CellKey, Results
 from trt_mtp.controller.calibration import Calibration, Recommendation
 from trt_mtp.controller.profile import Profile, parse_profile, profile_json
+from trt_mtp.controller.profile_text import summary
 
 ABOUT = About("f0", {"device": "x"}, {}, "2026-01-01T00:00:00+00:00", "p 0", 0.0, 200, True, True)
 TASKS = {"coding": 0.95, "qa": 0.8, "writing": 0.55}
@@ -128,8 +129,12 @@ def test_a_task_that_fails_ends_alone() -> None:
     world = World(TASKS, RISING, failing=frozenset({("qa", 3)}))
     profile, results = calibrated(world)
     assert results.errors[CellKey("qa", 3, 1)] == "the engine broke"
-    _, advice = parts(profile)
-    assert {best.task for best in advice.best} >= {"coding", "writing"}
+    calibration, advice = parts(profile)
+    assert {best.task for best in advice.best} == set(TASKS)
+    failed = [(c.task, c.draft_length) for c in calibration.cells if c.ended == "failed"]
+    assert ("qa", 3) in failed
+    assert {best.draft_length for best in advice.best if best.task == "qa"} <= {0, 1}
+    assert "failed: qa at K=3, 1 at a time" in summary(profile)
     chosen = world.settings()
     assert ended(chosen, results, CellKey("qa", 3, 1)) == "failed"
 
