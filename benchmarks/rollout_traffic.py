@@ -123,7 +123,7 @@ def measure(before_s: float, step_s: float, interval_s: float) -> dict[str, Any]
             serving(served, repository=folder / "repository", access=access) as server,
             gateway(folder, server.grpc_url) as address,
         ):
-            here = Place(folder, server, address)
+            here = Place(folder, (server,), address)
             file = here.spec(new.folder, "k3", steps=steps(step_s), gates=GATES)
             load = Load(address, prompts, interval_s)
             with load.running():

@@ -7,7 +7,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -55,8 +55,13 @@ class Place:
     """Servers, a gateway and folders; `spec` writes the rollout's file."""
 
     folder: Path
-    triton: TritonServer
+    tritons: tuple[TritonServer, ...]
     gateway: str  # host:port
+
+    @property
+    def triton(self) -> TritonServer:
+        """The first server, which is the canary's."""
+        return self.tritons[0]
 
     @property
     def state(self) -> Path:
@@ -75,10 +80,11 @@ class Place:
                 "gateways": [{"traffic": "traffic.json", "decision_log": "decisions.jsonl"}],
                 "servers": [
                     {
-                        "grpc": self.triton.grpc_url,
+                        "grpc": triton.grpc_url,
                         "admin_key_file": "admin.key",
-                        "repository": "repository",
+                        "repository": _repository(number),
                     }
+                    for number, triton in enumerate(self.tritons)
                 ],
             },
             "how": how,
@@ -93,33 +99,36 @@ class Place:
         return value
 
 
+def _repository(number: int) -> str:
+    """The folder of a server's repository."""
+    return "repository" if number == 0 else f"repository{number}"
+
+
 @contextmanager
-def place(folder: Path, variants: list[EngineVariant]) -> Iterator[Place]:
-    """Triton with doubles of `variants`, and a gateway process in front of it."""
+def place(folder: Path, variants: list[EngineVariant], num_servers: int = 1) -> Iterator[Place]:
+    """Triton servers with doubles of `variants`, and a gateway process in front of them."""
     use_doubles()
-    (folder / "repository").mkdir(parents=True)
-    models = repository.render_repository(variants, folder / "repository")
-    key = admin_key_in(folder / "admin.key")
-    server = TritonServer(
-        find_triton(),
-        folder / "repository",
-        models,
-        folder / "run",
-        access=GrpcAccess(admin_key=key),
-    )
-    (folder / "run").mkdir()
-    server.start()
-    try:
-        with gateway(folder, server.grpc_url) as address:
-            yield Place(folder, server, address)
-    finally:
-        server.stop()
+    access = GrpcAccess(admin_key=admin_key_in(folder / "admin.key"))
+    with ExitStack() as stack:
+        servers = []
+        for number in range(num_servers):
+            models_folder, run = folder / _repository(number), folder / f"run{number}"
+            models_folder.mkdir(parents=True)
+            run.mkdir()
+            models = repository.render_repository(variants, models_folder)
+            server = TritonServer(find_triton(), models_folder, models, run, access=access)
+            server.start()
+            stack.callback(server.stop)
+            servers.append(server)
+        address = stack.enter_context(gateway(folder, *(server.grpc_url for server in servers)))
+        yield Place(folder, tuple(servers), address)
 
 
 @contextmanager
-def gateway(folder: Path, triton: str) -> Iterator[str]:
+def gateway(folder: Path, *tritons: str) -> Iterator[str]:
     """`trt-mtp gateway` in a process of its own, as rollouts need it; its address."""
-    command = [sys.executable, "-m", "trt_mtp", "gateway", "--triton", triton, "--port", "0"]
+    command = [sys.executable, "-m", "trt_mtp", "gateway", "--port", "0"]
+    command += [part for triton in tritons for part in ("--triton", triton)]
     command += ["--traffic", str(folder / "traffic.json"), "--json"]
     command += ["--decision-log", str(folder / "decisions.jsonl")]
     with (folder / "gateway.log").open("ab") as log:

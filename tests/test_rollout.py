@@ -14,7 +14,7 @@ import pytest
 from benchmarks.rollout_crash import call
 from tests.conftest import CliResult
 from tests.gateway_fixtures import wait_until
-from tests.rollout_fixtures import FAST_GATES, Place, live_requests, make_double, place
+from tests.rollout_fixtures import FAST_GATES, FAST_STEPS, Place, live_requests, make_double, place
 from tests.triton_client import streaming, text_of
 from trt_mtp.build.variant import EngineVariant
 from trt_mtp.controller import rollout_work
@@ -254,6 +254,52 @@ def test_an_order_reaches_the_process_at_work(
     assert codes == [4]
     assert seen.errors == []
     assert is_as_before(here, before, variant)
+
+
+@pytest.mark.parametrize("point", [6, 15])
+def test_a_kill_changes_nothing(
+    point: int, here: Place, build: Callable[..., EngineVariant], cli: Cli
+) -> None:
+    """The short form of `make rollout-crash`: the next call ends as if nothing had been."""
+    variant = build()
+    file = spec(here, variant, steps=FAST_STEPS[:1])
+    with live_requests(here.gateway) as seen:
+        assert call(file, point)[0] == -signal.SIGKILL
+        answered = len(seen.answers)
+        wait_until(lambda: len(seen.answers) > answered + 4)
+        assert call(file)[0] == 0
+    assert seen.errors == []
+    assert not any("half-loaded" in answer for answer in seen.answers)
+    assert served(here) == named_variant(variant.folder).name
+
+
+def test_on_several_servers_the_first_is_the_canarys(tmp_path: Path, cli: Cli) -> None:
+    """The others load the variant before its share is more than one server's part."""
+    served = [make_double(tmp_path / "engines", length) for length in (0, 3)]
+    model_py = repository.MODEL_PY
+    with place(tmp_path, served, num_servers=2) as two:
+        variant = make_double(tmp_path / "new", 3, number=0)
+        steps = [
+            {"set_weight": weight, "at_least_s": 0, "at_most_s": 60} for weight in (50, 75, 100)
+        ]
+        file = two.spec(variant.folder, "k3", steps=steps)
+        with live_requests(two.gateway) as seen:
+            assert cli("rollout", "start", file).code == 0
+    repository.MODEL_PY = model_py
+    assert seen.errors == []
+    events = json.loads(cli("rollout", "history", file, "--json").out)["events"]
+    done = [event["action"] for event in events if event["stage"] == "done"]
+    assert done[:6] == [
+        "baseline",
+        "load 0",
+        "equivalence",
+        "0 set_weight 50",
+        "load 1",
+        "1 set_weight 75",
+    ]
+    assert done[-4:] == ["keep 0", "keep 1", "unload 0", "unload 1"]
+    for folder in ("repository", "repository1"):
+        assert f"qwen_mtp_{named_variant(variant.folder).name}" in loaded_models(tmp_path / folder)
 
 
 def test_without_a_gateway_nothing_is_rolled_out(

@@ -60,7 +60,7 @@ def test_the_script_rolls_out_unattended(tmp_path: Path) -> None:
         gateway(tmp_path, server.grpc_url) as address,
         a_user(address) as answers,
     ):
-        here = Place(tmp_path, server, address)
+        here = Place(tmp_path, (server,), address)
         gates = {**FAST_GATES, "tolerance": 0.9, "probe_timeout_s": 60.0}  # nothing is timed here
         file = here.spec(out / "engines" / "k1", "k3", gates=gates, steps=FAST_STEPS)
         command = [str(EXAMPLE / "rollout.sh"), str(TINY_CHECKPOINT), "1", str(file)]
