@@ -49,6 +49,7 @@ class Hosted:
     version: str = ""  # of the model; the server's choice when empty
     health: Health = field(default_factory=Health)
     num_running: int = 0
+    num_elsewhere: int = 0  # the same through other workers of this gateway
     prefill_s_per_token: float | None = None  # until the first token, as it was seen
 
     @property
@@ -63,15 +64,16 @@ class Hosted:
 
     def state(self, is_healthy: bool) -> VariantState:
         """What a policy sees of it."""
+        num_running = self.num_running + self.num_elsewhere
         return VariantState(
             name=self.key,
             draft_length=self.draft_length,
             is_healthy=is_healthy,
-            num_running=self.num_running,
+            num_running=num_running,
             max_batch_size=self.max_batch_size,
             max_seq_len=self.max_seq_len,
             device=self.backend.target,
-            is_full=self.num_running >= self.max_batch_size,
+            is_full=num_running >= self.max_batch_size,
         )
 
 

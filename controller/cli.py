@@ -40,6 +40,21 @@ from trt_mtp.errors import InputError
     help="Serve HTTP there as well, with /metrics; 0 takes a free port.  [default: no HTTP]",
 )
 @click.option(
+    "--admin-port",
+    type=click.IntRange(0, 65535),
+    help="Serve statistics and draining on 127.0.0.1; with workers, one port for each from here.",
+)
+@click.option(
+    "--workers",
+    type=click.IntRange(1, 64),
+    default=1,
+    show_default=True,
+    help="Processes that share the port and the load.",
+)
+@click.option(
+    "--reuse-port", is_flag=True, help="Share the port with a gateway that is to be replaced."
+)
+@click.option(
     "--state",
     type=click.Path(path_type=Path, dir_okay=False),
     help="Keep what is learned in this file.",
@@ -111,6 +126,9 @@ def gateway(
     host: str,
     port: int,
     http_port: int | None,
+    admin_port: int | None,
+    workers: int,
+    reuse_port: bool,
     state: Path | None,
     replica: str | None,
     peer_states: tuple[Path, ...],
@@ -133,18 +151,17 @@ def gateway(
 
     Example: trt-mtp gateway --triton 127.0.0.1:8101 --port 8001
     """
-    from trt_mtp.controller.gateway import Gateway, GatewayConfig
-    from trt_mtp.controller.gateway_process import ProcessConfig, run_gateway
+    from trt_mtp.controller.gateway import GatewayConfig
+    from trt_mtp.controller.gateway_process import LOG_FORMAT, ProcessConfig, run_gateway
     from trt_mtp.controller.stall import StallLimits
 
     if log_prompts and decision_log is None:
         raise InputError("--log-prompts is for the decision log: give --decision-log FILE too")
     if replica is not None and not (replica.isprintable() and 0 < len(replica) <= 256):
         raise InputError(f"--replica is {replica[:80]!r}: expected 1 to 256 printable characters")
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    logging.basicConfig(level=logging.INFO, format=LOG_FORMAT)
 
-    def on_ready(running: Gateway) -> None:
-        ready = running.describe()
+    def on_ready(ready: dict[str, Any]) -> None:
         click.echo(json.dumps(ready) if as_json else ready_text(ready))
 
     settings = GatewayConfig(
@@ -153,6 +170,8 @@ def gateway(
         host=host,
         port=port,
         http_port=http_port,
+        admin_port=admin_port,
+        is_port_shared=reuse_port,
         ready_timeout_s=ready_timeout_s,
         max_message_bytes=max_message_mb * 1024 * 1024,
         access=read_access(**access),
@@ -169,7 +188,12 @@ def gateway(
         replica=replica,
         peer_states=peer_states,
     )
-    run_gateway(process, on_ready)
+    if workers > 1:
+        from trt_mtp.controller.workers import run_workers
+
+        run_workers(process, workers, on_ready)
+    else:
+        run_gateway(process, on_ready)
 
 
 def ready_text(ready: dict[str, Any]) -> str:

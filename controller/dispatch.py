@@ -23,6 +23,7 @@ from trt_mtp.controller.request import (
     read_features,
     read_hints,
 )
+from trt_mtp.controller.shared_load import SharedLoad
 from trt_mtp.controller.tasks import TASKS
 from trt_mtp.errors import TrtMtpError
 
@@ -60,8 +61,12 @@ class TaskCounters:
 class Dispatcher:
     """Decides where requests go and keeps count; knows nothing of connections."""
 
-    def __init__(self, pool: Pool, policy: RoutingPolicy) -> None:
+    def __init__(
+        self, pool: Pool, policy: RoutingPolicy, shared_load: SharedLoad | None = None
+    ) -> None:
+        """`shared_load` is for one of several workers."""
         self.pool = pool
+        self._shared_load = shared_load
         self.counters: dict[str, TaskCounters] = {}
         self.num_refused = 0
         self.on_freed: Callable[[], None] = _nothing  # called when a variant has room again
@@ -89,6 +94,9 @@ class Dispatcher:
         Raises TrtMtpError when none can take it.
         """
         variants = self.pool.variants
+        if self._shared_load is not None:
+            for key, variant in variants.items():
+                variant.num_elsewhere = self._shared_load.others(key)
         states = self.pool.states(variants)
         features = flight.features
         usable = [state for key, state in states.items() if _may_take(variants[key], state, flight)]
@@ -113,7 +121,7 @@ class Dispatcher:
             raise
         decision_s = time.perf_counter() - before_s
         attempt = flight.attempt_on(variants[decision.variant], decision, self.pool.public_name)
-        attempt.variant.num_running += 1
+        self._count_running(attempt.variant, +1)
         self._count_begun(flight, decision)
         if flight.left:
             self.metrics.failed_over(decision.task, flight.left[-1].name)
@@ -167,14 +175,10 @@ class Dispatcher:
 
     def render_metrics(self) -> bytes:
         """What was counted and timed, in Prometheus' text format."""
-        hosted: dict[str, tuple[bool, int]] = {}
+        ready: dict[str, bool] = {}
         for variant in self.pool.variants.values():  # one for each server
-            is_ready, num_running = hosted.get(variant.name, (False, 0))
-            hosted[variant.name] = (
-                is_ready or variant.is_ready,
-                num_running + variant.num_running,
-            )
-        return self.metrics.render(hosted)
+            ready[variant.name] = ready.get(variant.name, False) or variant.is_ready
+        return self.metrics.render(ready)
 
     def statistics(self) -> dict[str, Any]:
         """Counters by task and by variant, as a JSON object."""
@@ -198,9 +202,15 @@ class Dispatcher:
         assert attempt is not None
         if attempt.is_running:
             attempt.is_running = False
-            attempt.variant.num_running -= 1
+            self._count_running(attempt.variant, -1)
             attempt.variant.health.end(attempt.begun, how, time.monotonic())
             self.on_freed()
+
+    def _count_running(self, variant: Hosted, change: int) -> None:
+        variant.num_running += change
+        self.metrics.in_flight(variant.name, change)
+        if self._shared_load is not None:
+            self._shared_load.publish(variant.key, variant.num_running)
 
     def _count_begun(self, flight: Flight, decision: Decision) -> None:
         counters = self.counters.setdefault(decision.task, TaskCounters())

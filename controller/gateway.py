@@ -19,6 +19,7 @@ from trt_mtp.controller.kserve import SERVICE, read_request
 from trt_mtp.controller.pool import Pool
 from trt_mtp.controller.public_model import PublicModel
 from trt_mtp.controller.relay import Relay, answer_once, deadline_s, forwarded_metadata
+from trt_mtp.controller.shared_load import LoadPlace, SharedLoad
 from trt_mtp.controller.stall import WATCH_S, StallLimits
 from trt_mtp.controller.tls import server_credentials
 from trt_mtp.errors import InputError, TrtMtpError
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+ADMIN_HOST = "127.0.0.1"
 MANAGEMENT = frozenset(
     {
         "RepositoryModelLoad",
@@ -57,6 +59,9 @@ class GatewayConfig:
     host: str = "127.0.0.1"
     port: int = 8001  # 0 takes a free one
     http_port: int | None = None  # None: no HTTP; 0 takes a free one
+    admin_port: int | None = None  # on 127.0.0.1; None: none; 0 takes a free one
+    is_port_shared: bool = False  # with other gateways that say so too (SO_REUSEPORT)
+    shared_load: LoadPlace | None = None  # for one of several workers
     ready_timeout_s: float = 60.0
     grace_s: float = 30.0  # for answers in flight when the gateway stops
     max_message_bytes: int = 64 * 1024 * 1024
@@ -72,14 +77,18 @@ class Gateway:
     def __init__(self, config: GatewayConfig, policy: RoutingPolicy) -> None:
         self.config = config
         self.pool = Pool(config.triton, config.model, config.access.triton_tls)
-        self.dispatcher = Dispatcher(self.pool, policy)
+        shared = SharedLoad(config.shared_load) if config.shared_load else None
+        self.dispatcher = Dispatcher(self.pool, policy, shared)
         self.guard = Guard(config.access)
         self.answering = Answering.of(
             self.dispatcher, config.max_waiting, config.stall, config.patience_s
         )
         self.port = 0  # known after start
         self.http_port: int | None = None  # known after start, where there is one
+        self.admin_port: int | None = None  # the same
+        self.on_drain: Callable[[], None] = lambda: None  # called when the admin port is asked to
         self._http: HttpServer | None = None
+        self._admin: HttpServer | None = None
         self._relays: set[Relay] = set()
         self._is_draining = False
         self._watcher: asyncio.Task[None] | None = None
@@ -89,7 +98,7 @@ class Gateway:
                 ("grpc.max_send_message_length", -1),
                 ("grpc.max_metadata_size", MAX_METADATA_BYTES),
                 ("grpc.absolute_max_metadata_size", MAX_METADATA_BYTES),
-                ("grpc.so_reuseport", 0),  # a port in use is an error, not a port shared
+                ("grpc.so_reuseport", int(config.is_port_shared)),
             ]
         )
         handler = grpc.method_handlers_generic_handler(SERVICE.full_name, self._handlers())
@@ -132,14 +141,21 @@ class Gateway:
 
     async def _start_http(self) -> None:
         config = self.config
-        if config.http_port is None:
+        if config.http_port is None and config.admin_port is None:
             return
-        from trt_mtp.controller.gateway_http import PublicHttp  # aiohttp takes its time
+        from trt_mtp.controller.gateway_admin import admin_app  # aiohttp takes its time
+        from trt_mtp.controller.gateway_http import PublicHttp
         from trt_mtp.controller.http_server import HttpServer
 
-        app = PublicHttp(self.answering, self.guard).app(config.max_message_bytes)
-        self._http = HttpServer(app, config.grace_s, config.access.tls)
-        self.http_port = await self._http.start(config.host, config.http_port, "--http-port")
+        if config.http_port is not None:
+            app = PublicHttp(self.answering, self.guard).app(config.max_message_bytes)
+            self._http = HttpServer(app, config.grace_s, config.access.tls)
+            self.http_port = await self._http.start(
+                config.host, config.http_port, "--http-port", is_shared=config.is_port_shared
+            )
+        if config.admin_port is not None:
+            self._admin = HttpServer(admin_app(self), 0.0)
+            self.admin_port = await self._admin.start(ADMIN_HOST, config.admin_port, "--admin-port")
 
     async def stop(self) -> None:
         """Take no more requests, finish those in flight within the grace period, and close."""
@@ -150,6 +166,8 @@ class Gateway:
         if self._http is not None:
             stopping.append(self._http.stop())
         await asyncio.gather(*stopping)
+        if self._admin is not None:
+            await self._admin.stop()
         if self._watcher is not None:
             self._watcher.cancel()
             with contextlib.suppress(asyncio.CancelledError):
@@ -162,6 +180,7 @@ class Gateway:
             "schema_version": 1,
             "gateway": self.address,
             "http": self.http_address,
+            "admin": None if self.admin_port is None else f"{ADMIN_HOST}:{self.admin_port}",
             "model": self.config.model,
             "triton": self.config.triton,
             "variants": [

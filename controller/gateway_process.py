@@ -8,6 +8,7 @@ import signal
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from trt_mtp.controller.decision_log import DecisionLog, LoggedPolicy
 from trt_mtp.controller.gateway import Gateway, GatewayConfig
@@ -21,6 +22,9 @@ from trt_mtp.errors import TrtMtpError
 
 log = logging.getLogger(__name__)
 
+OnReady = Callable[[dict[str, Any]], None]
+
+LOG_FORMAT = "%(asctime)s %(levelname)s %(message)s"
 REPORT_S = 60.0
 END_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
@@ -39,15 +43,17 @@ class ProcessConfig:
     traffic: Path | None = None  # what a rollout says about who goes where
 
 
-def run_gateway(config: ProcessConfig, on_ready: Callable[[Gateway], None]) -> None:
+def run_gateway(config: ProcessConfig, on_ready: OnReady) -> None:
     """Run a gateway until SIGTERM, SIGHUP or Ctrl-C; a second one doesn't wait for answers.
+
+    `on_ready` is given what `Gateway.describe` says.
 
     Raises InputError for a wrong file or a port in use, TrtMtpError when no variant gets ready.
     """
     asyncio.run(_run(config, on_ready))
 
 
-async def _run(config: ProcessConfig, on_ready: Callable[[Gateway], None]) -> None:
+async def _run(config: ProcessConfig, on_ready: OnReady) -> None:
     profile = read_profile(config.profile) if config.profile else Profile()
     policy = Policy(profile, replica=config.replica or default_replica(config.state))
     peers = PeerStates(config.peer_states)
@@ -66,7 +72,8 @@ async def _run(config: ProcessConfig, on_ready: Callable[[Gateway], None]) -> No
         await gateway.start()
         check_fingerprint(profile, str(config.profile), gateway)
         ended = _end_of_service()
-        on_ready(gateway)
+        gateway.on_drain = ended.set
+        on_ready(gateway.describe())
         while True:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(ended.wait(), REPORT_S)

@@ -32,13 +32,14 @@ class HttpServer:
         )
         self._socket = socket.socket()
 
-    async def start(self, host: str, port: int, option: str) -> int:
+    async def start(self, host: str, port: int, option: str, *, is_shared: bool = False) -> int:
         """Listen on `port`, or a free one where it is 0; the port.
 
-        Raises InputError, naming the `option` to change.
+        `is_shared` lets other processes have it too. Raises InputError, naming the `option`.
         """
         await self._runner.setup()
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, is_shared)
         try:
             self._socket.bind((host, port))
         except OSError as error:

@@ -4,9 +4,10 @@ Labels are `task`, one of the known tasks, and `variant`, one that is or was hos
 is bounded whatever clients send.
 """
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from prometheus_client import (
     CollectorRegistry,
@@ -16,12 +17,14 @@ from prometheus_client import (
     disable_created_metrics,
     generate_latest,
 )
+from prometheus_client.multiprocess import MultiProcessCollector
 
 from trt_mtp.controller.decision import Decision
 from trt_mtp.controller.outcome import Outcome
 from trt_mtp.controller.tasks import TASKS
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+SHARED_FOLDER = "PROMETHEUS_MULTIPROC_DIR"  # read by prometheus-client, set for workers
 PREFIX = "trt_mtp_gateway_"
 OTHER_TASK = "other"  # what a policy calls a task that is not among ours
 
@@ -133,15 +136,23 @@ class GatewayMetrics:
         """`change` more requests wait for a variant."""
         self._waiting.inc(change)
 
-    def render(self, hosted: Mapping[str, tuple[bool, int]]) -> bytes:
-        """All metrics in Prometheus' text format.
+    def in_flight(self, variant: str, change: int) -> None:
+        """`change` more requests are being answered by `variant`."""
+        self._in_flight.labels(variant).inc(change)
 
-        `hosted` has for each variant whether it is ready and its requests in flight.
+    def render(self, ready: Mapping[str, bool]) -> bytes:
+        """All metrics in Prometheus' text format; `ready` has the hosted variants.
+
+        Where several workers share their metrics, those of all of them.
         """
-        for variant, (is_ready, num_running) in hosted.items():
+        for variant, is_ready in ready.items():
             self._ready.labels(variant).set(is_ready)
-            self._in_flight.labels(variant).set(num_running)
-        return generate_latest(self._registry)
+            self._in_flight.labels(variant)
+        if SHARED_FOLDER not in os.environ:
+            return generate_latest(self._registry)
+        everything = CollectorRegistry()
+        MultiProcessCollector(everything)  # type: ignore[no-untyped-call]
+        return generate_latest(everything)
 
     def _of(self, task: str, variant: str) -> _Series:
         labels = (_known(task), variant)
@@ -158,7 +169,11 @@ class GatewayMetrics:
         return Counter(PREFIX + name, text, labels, registry=self._registry)
 
     def _gauge(self, name: str, text: str, labels: tuple[str, ...] = ("variant",)) -> Gauge:
-        return Gauge(PREFIX + name, text, labels, registry=self._registry)
+        # how the values of several workers become one
+        mode: Literal["livesum", "livemostrecent"] = (
+            "livemostrecent" if name == "variant_ready" else "livesum"
+        )
+        return Gauge(PREFIX + name, text, labels, registry=self._registry, multiprocess_mode=mode)
 
     def _histogram(
         self,

@@ -15,10 +15,13 @@ from trt_mtp.errors import InputError
 PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 
 
-def die_with_parent() -> Callable[[], None]:
-    """A `preexec_fn` that sends SIGTERM to the child when the thread that started it is gone."""
+def die_with_parent(parent: int | None = None) -> Callable[[], None]:
+    """A `preexec_fn` that sends SIGTERM to the child when the thread that started it is gone.
+
+    A child calls it itself with the process id of its `parent`.
+    """
     prctl = ctypes.CDLL(None, use_errno=True).prctl  # looked up before the fork
-    parent = os.getpid()
+    parent = parent or os.getpid()
 
     def set_death_signal() -> None:
         prctl(PR_SET_PDEATHSIG, signal.SIGTERM)

@@ -142,10 +142,11 @@ def test_times_and_ratios() -> None:
     """TPOT is over the tokens after the first, acceptance length is tokens per step."""
     metrics = GatewayMetrics()
     metrics.admitted(DECISION, "k3", 0.0001)
+    metrics.in_flight("k0", 2)
     metrics.failed_over("math", "k3")
     metrics.waiting(2)
     metrics.finished("math", "k3", OUTCOME, is_streaming=True)
-    found = samples(metrics.render({"k0": (False, 2)}))
+    found = samples(metrics.render({"k0": False}))
     assert found["ttft_seconds_sum", "math", "k3"] == 0.5
     assert found["tpot_seconds_sum", "math", "k3"] == pytest.approx(0.1)
     assert found["acceptance_length_sum", "math", "k3"] == 2.5

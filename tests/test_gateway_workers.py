@@ -1,0 +1,213 @@
+"""Several gateway processes on one port, restarts that nobody notices, and the admin port."""
+
+import contextlib
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+from tritonclient.grpc import service_pb2 as pb
+
+from tests.conftest import CliResult
+from tests.gateway_fixtures import (
+    doubles,
+    raw_stream,
+    running_gateway,
+    script_request,
+    text_of,
+    wait_until,
+)
+from tests.http_client import ask
+from tests.test_gateway_metrics import samples
+from trt_mtp.controller.kserve import SERVICE
+from trt_mtp.serve.processes import is_alive
+from trt_mtp.serve.triton import TritonServer
+
+__all__ = ["doubles"]
+
+GENERATE = "/v2/models/qwen_mtp/generate"
+
+
+class Process:
+    """`trt-mtp gateway` as a process."""
+
+    def __init__(self, log: Path, *arguments: str) -> None:
+        """Start it and wait for its JSON line; stderr goes to `log`."""
+        command = [sys.executable, "-m", "trt_mtp", "gateway", "--json", *arguments]
+        with log.open("ab") as stderr:
+            self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stderr)
+        self._log = log
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        if not line:
+            self.end()
+        assert line, log.read_text()
+        self.ready: dict[str, Any] = json.loads(line)
+
+    def end(self) -> int:
+        """SIGTERM; the exit code."""
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+        code = self.process.wait(60)
+        assert self.process.stdout is not None
+        self.process.stdout.close()
+        return code
+
+
+@contextlib.contextmanager
+def gateway_process(log: Path, *arguments: str) -> Iterator[Process]:
+    """A Process that is gone at the end."""
+    process = Process(log, *arguments)
+    try:
+        yield process
+    finally:
+        process.end()
+
+
+def answer_one(address: str) -> str:
+    """The variant that answers a request on a connection of its own; raises grpc.RpcError."""
+    request = script_request(tokens=1, streaming=False)
+    options = [("grpc.use_local_subchannel_pool", 1)]
+    with grpc.insecure_channel(address, options=options) as channel:
+        raw = channel.unary_unary(f"/{SERVICE.full_name}/ModelInfer")(
+            request.SerializeToString(), timeout=30
+        )
+    return str(pb.ModelInferResponse.FromString(raw).parameters["variant"].string_param)
+
+
+def worker_starts(log: Path) -> int:
+    """How many workers got ready so far."""
+    return len(re.findall(r"worker \d \(pid \d+\) is ready", log.read_text()))
+
+
+def test_workers_share_the_port_the_load_and_the_metrics(
+    doubles: TritonServer, tmp_path: Path
+) -> None:
+    """A killed worker loses no later request, is replaced, and what it counted is kept."""
+    options = ("--triton", doubles.grpc_url, "--port", "0", "--http-port", "0", "--workers", "2")
+    state, decisions = tmp_path / "state.json", tmp_path / "decisions.jsonl"
+    files = ("--state", str(state), "--decision-log", str(decisions))
+    with gateway_process(tmp_path / "log", *options, *files) as gateway:
+        address, http = gateway.ready["gateway"], gateway.ready["http"]
+        pids = gateway.ready["workers"]
+        assert len(set(pids)) == 2
+
+        def value(name: str) -> float:
+            found = samples(ask(http, "GET", "/metrics").body)
+            return sum(count for (key, *_), count in found.items() if key == name)
+
+        for _ in range(20):
+            assert answer_one(address)
+        assert value("requests_total") == 20
+        with contextlib.ExitStack() as stack:
+            streams = [stack.enter_context(raw_stream(address)) for _ in range(8)]
+            for stream in streams:
+                stream.send(script_request(tokens=1000, delay_s=0.02))
+                assert text_of(stream.receive()) == "w0"
+            assert value("requests_in_flight") == 8
+        wait_until(lambda: value("requests_in_flight") == 0)
+        os.kill(pids[0], signal.SIGKILL)
+        wait_until(lambda: not is_alive(pids[0]))
+        for _ in range(20):
+            assert answer_one(address)
+        assert value("requests_total") == 48
+        wait_until(lambda: worker_starts(tmp_path / "log") == 3)
+        for _ in range(20):
+            assert answer_one(address)
+        assert gateway.end() == 0
+        assert not any(is_alive(pid) for pid in pids)
+    assert state.exists()
+    assert state.with_name("state-1.json").exists()
+    assert sorted(path.name for path in tmp_path.glob("decisions*")) == [
+        "decisions-0.jsonl",
+        "decisions-1.jsonl",
+    ]
+
+
+def test_a_restart_loses_no_connection(doubles: TritonServer, tmp_path: Path) -> None:
+    """The successor takes the same port before the old gateway ends; every request is answered."""
+    common = ("--triton", doubles.grpc_url, "--reuse-port")
+    failures: list[str] = []
+    is_over = threading.Event()
+    num_answered = [0]
+
+    def ask_on(address: str) -> None:
+        while not is_over.is_set():
+            try:
+                answer_one(address)
+                num_answered[0] += 1
+            except grpc.RpcError as error:
+                failures.append(str(error))
+
+    with gateway_process(tmp_path / "old", *common, "--port", "0") as old:
+        address = old.ready["gateway"]
+        clients = [threading.Thread(target=ask_on, args=(address,)) for _ in range(2)]
+        for client in clients:
+            client.start()
+        try:
+            with raw_stream(address) as stream:
+                stream.send(script_request(tokens=30, delay_s=0.02))
+                assert text_of(stream.receive()) == "w0"
+                port = address.rpartition(":")[2]
+                with gateway_process(tmp_path / "new", *common, "--port", port) as new:
+                    assert new.ready["gateway"] == address
+                    assert old.end() == 0
+                    assert [text_of(stream.receive()) for _ in range(29)][-1] == "w29"
+                    answered = num_answered[0]
+                    wait_until(lambda: num_answered[0] > answered + 10)
+                    is_over.set()
+                    for client in clients:
+                        client.join(30)
+        finally:
+            is_over.set()
+    assert failures == []
+
+
+def test_a_port_in_use_is_refused_and_a_worker_that_can_not_start_says_why(
+    doubles: TritonServer, tmp_path: Path, cli: Callable[..., CliResult]
+) -> None:
+    """The sentence is the worker's own, the exit code too."""
+    taken = doubles.grpc_url.partition(":")[2]
+    result = cli("gateway", "--triton", doubles.grpc_url, "--port", taken, "--workers", "2")
+    assert (result.code, f"can't listen on 127.0.0.1:{taken}" in result.err) == (2, True)
+    options = ("--port", "0", "--ready-timeout-s", "0.2", "--workers", "2")
+    result = cli("gateway", "--triton", "127.0.0.1:1", *options)
+    assert result.code == 1
+    assert "no Triton answers at 127.0.0.1:1" in result.err
+    assert "Traceback" not in result.err
+
+
+def test_the_admin_port_tells_and_drains(doubles: TritonServer, tmp_path: Path) -> None:
+    """Statistics as JSON, metrics without a token, and an end in order."""
+    options = ("--triton", doubles.grpc_url, "--port", "0", "--admin-port", "0")
+    with gateway_process(tmp_path / "log", *options) as gateway:
+        admin = gateway.ready["admin"]
+        assert admin.startswith("127.0.0.1:")
+        assert gateway.ready["http"] is None
+        answer_one(gateway.ready["gateway"])
+        statistics = ask(admin, "GET", "/statistics").json()
+        assert statistics["variants"]["k0"]["is_ready"]
+        assert sum(task["num_requests"] for task in statistics["tasks"].values()) == 1
+        assert b"trt_mtp_gateway_requests_total" in ask(admin, "GET", "/metrics").body
+        assert ask(admin, "GET", "/drain").status == 405
+        with raw_stream(gateway.ready["gateway"]) as stream:
+            stream.send(script_request(tokens=20, delay_s=0.02))
+            stream.receive()
+            assert ask(admin, "POST", "/drain").json()["draining"]
+            assert [text_of(stream.receive()) for _ in range(19)][-1] == "w19"
+        assert gateway.process.wait(30) == 0
+
+
+def test_the_admin_port_is_no_public_one(doubles: TritonServer) -> None:
+    """Its paths are nowhere on the public port, and it is on this machine's own address."""
+    with running_gateway(doubles.grpc_url, http_port=0, admin_port=0) as thread:
+        for method, path in (("GET", "/statistics"), ("POST", "/drain")):
+            assert ask(thread.gateway.http_address, method, path).status == 404
+        assert thread.gateway.describe()["admin"] == f"127.0.0.1:{thread.gateway.admin_port}"
