@@ -126,9 +126,13 @@ class AnswerReader:
 
     def _learn_head(self, raw: bytes, infer: Any) -> None:
         """Remember what precedes the contents of `raw`, so that its like needn't be parsed."""
-        if raw[0] != _STREAM_RESPONSE or len(infer.outputs) != len(infer.raw_output_contents):
+        if raw[:1] != bytes([_STREAM_RESPONSE]) or len(infer.outputs) != len(
+            infer.raw_output_contents
+        ):
             return
-        start = read_varint(raw, 1)[1]
+        size, start = read_varint(raw, 1)
+        if start + size != len(raw):  # it has other fields besides
+            return
         names = [output.name for output in infer.outputs]
         kept = [i for i, name in enumerate(names) if name not in self._unasked]
         parts, left_names, end = [], iter(names), start
