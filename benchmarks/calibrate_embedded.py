@@ -41,7 +41,7 @@ def verdict(planned: BestLength, complete: BestLength) -> str:
 def main() -> None:
     """Run both and print the comparison as JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--all-cells-budget", type=float, default=600.0)
+    parser.add_argument("--all-cells-budget", type=float, default=300.0)
     parser.add_argument("--budget", type=float, default=seconds(EMBEDDED_BUDGET))
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder, shown("s") as meter:
