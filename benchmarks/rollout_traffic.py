@@ -13,7 +13,6 @@ import argparse
 import itertools
 import json
 import statistics
-import sys
 import tempfile
 import threading
 import time
@@ -52,6 +51,7 @@ class Seen:
     """What the clients got."""
 
     ttft_s: list[float] = field(default_factory=list)
+    during: dict[str, list[float]] = field(default_factory=dict)  # by what was being done
     errors: list[str] = field(default_factory=list)
 
 
@@ -60,6 +60,7 @@ class Load:
 
     def __init__(self, address: str, prompts: Sequence[Prompt], interval_s: float) -> None:
         self.seen = Seen()
+        self.action = ""  # of the rollout
         self._ended = threading.Event()
         numbers = itertools.count()
         self._threads = [
@@ -83,10 +84,11 @@ class Load:
                 number = next(numbers)
                 prompt = prompts[number % len(prompts)]
                 session = {"session_id": str(number)}
-                seen = self.seen
+                seen, action = self.seen, self.action
                 try:
                     answer = client.ask("qwen_mtp", replace(prompt, parameters=session))
                     seen.ttft_s.append(answer.ttft_s)
+                    seen.during.setdefault(action, []).append(answer.ttft_s)
                 except TrtMtpError as error:
                     seen.errors.append(str(error))
 
@@ -132,7 +134,11 @@ def measure(before_s: float, step_s: float, interval_s: float) -> dict[str, Any]
                 time.sleep(before_s)
                 before = load.take()
                 started_s = time.monotonic()
-                status = start(read_spec(file), lambda text: print(text, file=sys.stderr))
+
+                def note(action: str) -> None:
+                    load.action = action
+
+                status = start(read_spec(file), note)
                 seconds = time.monotonic() - started_s
                 during = load.take()
     return report(before, during, status.rollout.phase, seconds)
@@ -160,6 +166,9 @@ def report(before: Seen, during: Seen, phase: str, seconds: float) -> dict[str, 
         "requests_before": len(before.ttft_s),
         "requests_during": len(during.ttft_s),
         "errors": len(before.errors) + len(during.errors),
+        "ttft_worst_ms": {
+            action: round(1e3 * max(seen), 1) for action, seen in during.during.items()
+        },
         "ttft_before": one,
         "ttft_during": other,
         "ttft_p99_ratio": round(other["p99_ms"] / one["p99_ms"], 3),

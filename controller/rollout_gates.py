@@ -16,9 +16,9 @@ bounds the chance that a canary which is no worse is ever aborted.
 """
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -188,8 +188,3 @@ def _result(test: _Test, threshold: float) -> GateResult:
         threshold,
         p_value <= threshold,
     )
-
-
-def results_json(results: Iterable[GateResult]) -> list[Mapping[str, Any]]:
-    """The results as JSON objects."""
-    return [result._asdict() for result in results]

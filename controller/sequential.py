@@ -27,7 +27,6 @@ class Evidence:
     """The evidence so far against "the mean of these values is at most 0"."""
 
     num: int = 0
-    total: float = 0.0
     peak: float = 0.0  # largest log capital seen
     _log_capitals: Values = field(default_factory=lambda: np.zeros(len(BETS)))
 
@@ -36,16 +35,10 @@ class Evidence:
         if not len(values):
             return
         self.num += len(values)
-        self.total += float(values.sum())
         self._log_capitals += np.log1p(np.outer(values, BETS)).sum(axis=0)
         largest = float(self._log_capitals.max())
         mean = math.log(float(np.exp(self._log_capitals - largest).mean()))
         self.peak = max(self.peak, largest + mean)
-
-    @property
-    def mean(self) -> float:
-        """Of the values."""
-        return self.total / self.num if self.num else 0.0
 
     @property
     def p_value(self) -> float:

@@ -1,6 +1,7 @@
 """A policy that obeys a traffic file: each side's requests see that side's variants only."""
 
 import asyncio
+import logging
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
@@ -13,6 +14,8 @@ from trt_mtp.controller.request import RequestFeatures
 from trt_mtp.controller.state import state_to_json, take_over
 from trt_mtp.controller.traffic import CANARY, STABLE, Side, Traffic, TrafficFile
 from trt_mtp.errors import InputError
+
+log = logging.getLogger(__name__)
 
 POLL_S = 0.5
 
@@ -70,7 +73,8 @@ class TrafficPolicy:
         """A policy with another profile; a profile that can't be read leaves the one that is."""
         try:
             policy = Policy(read_profile(profile))
-        except InputError:
+        except InputError as error:
+            log.error("the profile in use stays: %s", error)
             return self._policy
         take_over(state_to_json(self._policy), policy)  # what it can use of it
         return policy

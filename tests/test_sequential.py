@@ -1,7 +1,6 @@
 """Evidence by betting: valid at every look, whatever the values."""
 
 import numpy as np
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -26,7 +25,6 @@ def test_an_unfair_game_is_found() -> None:
     evidence = Evidence()
     evidence.add(np.random.default_rng(2).choice([-1.0, 1.0], 600, p=[0.4, 0.6]))
     assert evidence.p_value < 1e-3
-    assert evidence.mean == pytest.approx(0.2, abs=0.1)
 
 
 @given(VALUES, VALUES)
