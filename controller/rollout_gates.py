@@ -9,7 +9,8 @@ than tolerated:
 - ttft and tpot, p50 and p95: is the canary more often beyond that quantile of the stable side's
   earlier requests? (A quantile need not be known exactly, only before; compare Howard and Ramdas,
   "Sequential estimation of quantiles", Bernoulli 28, 2022.)
-- error_rate: does it fail more often?
+- error_rate: does it fail more often? Where all requests are the canary's, error_rate_soak asks
+  whether it fails more often than the stable side did before.
 
 All questions are tested at once (sequential.py) with alpha divided by their number, so that alpha
 bounds the chance that a canary which is no worse is ever aborted.
@@ -118,6 +119,8 @@ class GateKeeper:
             for q in QUANTILES
         }
         self._errors = _Test("error_rate", None, "share of requests")
+        self._soak = _Test("error_rate_soak", None, "share of requests")
+        self._num_stable = self._num_stable_errors = 0
         self._earlier: dict[str, Values] = {name: np.empty(0) for name in ("ttft", "tpot")}
 
     def add(self, canary: Requests, stable: Requests) -> None:
@@ -134,7 +137,7 @@ class GateKeeper:
 
     def results(self) -> list[GateResult]:
         """Every gate that has seen something, failed ones first."""
-        tests = [*self._ratios.values(), *self._quantiles.values(), self._errors]
+        tests = [*self._ratios.values(), *self._quantiles.values(), self._errors, self._soak]
         threshold = self._gates.alpha / len(tests)
         found = [_result(test, threshold) for test in tests if test.evidence.num]
         return sorted(found, key=lambda result: result.p_value)
@@ -148,6 +151,12 @@ class GateKeeper:
         one, other = paired(canary, stable, MOST_PAIRED)
         changes = one.mean(axis=1) - other.mean(axis=1) if len(one) else np.empty(0)
         self._errors.add(one, other, (changes - tolerated) / (1 + tolerated), changes)
+        if not len(stable) and self._num_stable:
+            before = (self._num_stable_errors + 1) / (self._num_stable + 2)  # Laplace: never 0
+            alone = canary.reshape(-1, 1)
+            self._soak.add(alone, other, canary - before - tolerated, canary - before)
+        self._num_stable += len(stable)
+        self._num_stable_errors += int(stable.sum())
 
     def _add_times(self, name: str, canary: Values, stable: Values) -> None:
         earlier, tolerated = self._earlier[name], 1 + self._gates.tolerance

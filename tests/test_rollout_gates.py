@@ -65,7 +65,7 @@ def test_each_gate_finds_its_own(gate: str, change: dict[str, float]) -> None:
     failed = {result.gate: result for result in judged(**change).failed()}
     assert gate in failed
     assert gate.partition("_p")[0] in failed[gate].sentence()
-    assert failed[gate].p_value <= failed[gate].threshold == Gates().alpha / 31
+    assert failed[gate].p_value <= failed[gate].threshold == Gates().alpha / 32
 
 
 def test_better_is_no_failure() -> None:
@@ -79,6 +79,18 @@ def test_a_canary_alone_proves_nothing() -> None:
     keeper = GateKeeper(Gates())
     keeper.add(requests(100, {"tok_s": 0.1}), requests(0, {}))
     assert keeper.failed() == []
+
+
+@pytest.mark.parametrize(("share", "is_failed"), [(0.0, False), (0.1, True)])
+def test_errors_are_seen_when_nothing_is_left_to_compare_with(
+    share: float, is_failed: bool
+) -> None:
+    """At 100 % the canary is held to what the stable side's errors were."""
+    keeper = GateKeeper(Gates())
+    keeper.add(requests(10, {}), requests(1000, {}))
+    for _ in range(10):
+        keeper.add(requests(60, {"is_error": share}), requests(0, {}))
+    assert [result.gate for result in keeper.failed()] == ["error_rate_soak"] * is_failed
 
 
 def test_simulated_rollouts_hold_alpha_and_find_5_percent() -> None:
