@@ -3,12 +3,15 @@
 import json
 import logging
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from trt_mtp.controller.access_cli import access_options, read_access
 from trt_mtp.errors import InputError
+
+if TYPE_CHECKING:
+    from trt_mtp.controller.gateway_process import ProcessConfig
 
 
 @click.command()
@@ -119,7 +122,33 @@ from trt_mtp.errors import InputError
     help="and at least this long; the answer then goes on elsewhere.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one line of JSON when ready.")
-def gateway(
+def gateway(workers: int, as_json: bool, **options: Any) -> None:
+    """Route a public model to the variants that Triton hosts, until Ctrl-C or SIGTERM.
+
+    Clients use the model `qwen_mtp`; each request goes to one of the variants `qwen_mtp_k<draft
+    length>`, on any of the servers. When a variant fails in the middle of an answer, another one
+    goes on with it. All other models are passed through. Counters are logged once a minute.
+
+    Example: trt-mtp gateway --triton 127.0.0.1:8101 --port 8001
+    """
+    from trt_mtp.controller.gateway_process import LOG_FORMAT, run_gateway
+
+    config = process_config(**options)
+    logging.basicConfig(level=logging.INFO, format=LOG_FORMAT)
+
+    def on_ready(ready: dict[str, Any]) -> None:
+        click.echo(json.dumps(ready) if as_json else ready_text(ready))
+
+    if workers > 1:
+        from trt_mtp.controller.workers import run_workers
+
+        run_workers(config, workers, on_ready)
+    else:
+        run_gateway(config, on_ready)
+
+
+def process_config(
+    *,
     triton: tuple[str, ...],
     profile: Path | None,
     model: str,
@@ -127,7 +156,6 @@ def gateway(
     port: int,
     http_port: int | None,
     admin_port: int | None,
-    workers: int,
     reuse_port: bool,
     state: Path | None,
     replica: str | None,
@@ -140,30 +168,17 @@ def gateway(
     max_waiting: int,
     stall_factor: float,
     stall_min_s: float,
-    as_json: bool,
     **access: Any,
-) -> None:
-    """Route a public model to the variants that Triton hosts, until Ctrl-C or SIGTERM.
-
-    Clients use the model `qwen_mtp`; each request goes to one of the variants `qwen_mtp_k<draft
-    length>`, on any of the servers. When a variant fails in the middle of an answer, another one
-    goes on with it. All other models are passed through. Counters are logged once a minute.
-
-    Example: trt-mtp gateway --triton 127.0.0.1:8101 --port 8001
-    """
+) -> "ProcessConfig":
+    """What the options of `trt-mtp gateway` mean; raises InputError where they don't fit."""
     from trt_mtp.controller.gateway import GatewayConfig
-    from trt_mtp.controller.gateway_process import LOG_FORMAT, ProcessConfig, run_gateway
+    from trt_mtp.controller.gateway_process import ProcessConfig
     from trt_mtp.controller.stall import StallLimits
 
     if log_prompts and decision_log is None:
         raise InputError("--log-prompts is for the decision log: give --decision-log FILE too")
     if replica is not None and not (replica.isprintable() and 0 < len(replica) <= 256):
         raise InputError(f"--replica is {replica[:80]!r}: expected 1 to 256 printable characters")
-    logging.basicConfig(level=logging.INFO, format=LOG_FORMAT)
-
-    def on_ready(ready: dict[str, Any]) -> None:
-        click.echo(json.dumps(ready) if as_json else ready_text(ready))
-
     settings = GatewayConfig(
         triton=",".join(triton),
         model=model,
@@ -178,7 +193,7 @@ def gateway(
         max_waiting=max_waiting,
         stall=StallLimits(stall_factor, stall_min_s),
     )
-    process = ProcessConfig(
+    return ProcessConfig(
         settings,
         profile=profile,
         state=state,
@@ -188,15 +203,10 @@ def gateway(
         replica=replica,
         peer_states=peer_states,
     )
-    if workers > 1:
-        from trt_mtp.controller.workers import run_workers
-
-        run_workers(process, workers, on_ready)
-    else:
-        run_gateway(process, on_ready)
 
 
 def ready_text(ready: dict[str, Any]) -> str:
     """The gateway's ready line for people."""
     names = ", ".join(variant["name"] for variant in ready["variants"])
-    return f"gateway at {ready['gateway']}: {ready['model']} is {names}; Ctrl-C stops"
+    http = f", HTTP at {ready['http']}" if ready["http"] else ""
+    return f"gateway at {ready['gateway']}{http}: {ready['model']} is {names}; Ctrl-C stops"

@@ -6,6 +6,7 @@ import logging
 import socket
 
 from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
 
 from trt_mtp.controller.tls import WatchedTls
 from trt_mtp.errors import InputError
@@ -27,6 +28,7 @@ class HttpServer:
         self._runner = web.AppRunner(
             app,
             access_log=None,
+            logger=_server_log(),
             handler_cancellation=True,  # a client that leaves ends its answer
             shutdown_timeout=grace_s,
         )
@@ -81,3 +83,17 @@ class HttpServer:
                     await self._serve()
                 except InputError as error:  # changed again in between
                     log.error("%s", error)
+
+
+def _server_log() -> logging.Logger:
+    """Where aiohttp says what went wrong."""
+    found = logging.getLogger(f"{__name__}.aiohttp")
+    found.addFilter(_without_contents)
+    return found
+
+
+def _without_contents(record: logging.LogRecord) -> bool:
+    """Leave out what a malformed request has in it, which may be a token."""
+    if record.exc_info and isinstance(record.exc_info[1], HttpProcessingError):
+        record.exc_info = None
+    return True

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import logging
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -183,6 +184,25 @@ def test_what_is_too_much_is_refused(
             call(request.SerializeToString(), metadata=metadata, timeout=20)
     assert refused.value.code() == code
     assert details in refused.value.details()
+
+
+def test_requests_that_are_no_http_are_not_logged_either(
+    gateway: GatewayThread, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Malformed requests are refused, and what they hold stays out of the log."""
+    caplog.set_level(logging.DEBUG)
+    host, _, port = str(gateway.gateway.http_address).partition(":")
+    for request in (
+        b"GET / HTTP/1.1\r\nAuthorization\0: Bearer S3CRET\r\n\r\n",
+        b"S3CRET\r\n\r\n",
+        b"POST / HTTP/1.1\r\nContent-Length: S3CRET\r\n\r\nS3CRET",
+        b"GET / HTTP/1.1\r\nAuthorization: Bearer " + b"S3CRET" * 2000 + b"\r\n\r\n",
+    ):
+        with socket.create_connection((host, int(port)), timeout=20) as connection:
+            connection.sendall(request)
+            assert b"400 Bad Request" in connection.recv(100)
+    assert "Error handling request" in caplog.text
+    assert "S3CRET" not in caplog.text
 
 
 def test_neither_prompts_nor_tokens_are_logged(
