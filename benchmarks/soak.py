@@ -176,7 +176,7 @@ def main() -> None:
     size = SHORT if options.short else FULL
     with (
         tempfile.TemporaryDirectory() as folder,
-        triton_of_doubles(Path(folder) / "triton") as triton,
+        triton_of_doubles(Path(folder) / "triton", max_batch_size=size.num_streams) as triton,
         gateway_process(triton.grpc_url) as (address, pid),
     ):
         repeated = asyncio.run(repeat(address, pid, size))

@@ -1,5 +1,6 @@
 """Answers that go on with another variant: doubles that fail at exact places, one real Triton."""
 
+import struct
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -133,6 +134,27 @@ def test_one_of_several_answers_on_a_stream_goes_elsewhere(stream: RawStream) ->
         assert parameter(responses[-1], "failed_over") == ("k3" if name == "b" else "")
         variants = [parameter(response, "variant") for response in responses]
         assert variants == ["k3"] * 10 + ["k1" if name == "b" else "k3"] * 10
+
+
+@pytest.mark.parametrize("is_raw", [True, False])
+def test_an_answer_that_its_client_took_up_again_goes_elsewhere(
+    stream: RawStream, is_raw: bool
+) -> None:
+    """Tokens that the client brought and those that came since go on together."""
+    request = script_request(tokens=8, error_at={"3": 5})
+    request.inputs.add(name="emitted_ids", datatype="INT32", shape=[2])
+    if is_raw:
+        request.raw_input_contents.append(struct.pack("<2i", 0, 1))
+    else:
+        texts_in_form = [content[4:] for content in request.raw_input_contents[:1]]
+        request.inputs[0].contents.bytes_contents.extend(texts_in_form)
+        request.inputs[1].contents.bool_contents.append(True)
+        request.inputs[2].contents.int_contents.extend([0, 1])
+        del request.raw_input_contents[:]
+    stream.send(request)
+    responses = answer(stream)
+    assert texts(responses) == [f"w{i}" for i in range(2, 8)]
+    assert parameter(responses[-1], "failed_over") == "k3"
 
 
 @pytest.mark.parametrize("at", [0, 2])
