@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 ADMIN_HOST = "127.0.0.1"
+MAX_PENDING_CALLS = 10_000
+
 MANAGEMENT = frozenset(
     {
         "RepositoryModelLoad",
@@ -98,6 +100,9 @@ class Gateway:
                 ("grpc.max_send_message_length", -1),
                 ("grpc.max_metadata_size", MAX_METADATA_BYTES),
                 ("grpc.absolute_max_metadata_size", MAX_METADATA_BYTES),
+                # gRPC drops some calls beyond 1,000 that came in one moment and aren't begun yet
+                ("grpc.server.max_pending_requests", MAX_PENDING_CALLS),
+                ("grpc.server.max_pending_requests_hard_limit", 2 * MAX_PENDING_CALLS),
                 ("grpc.so_reuseport", int(config.is_port_shared)),
             ]
         )
