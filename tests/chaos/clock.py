@@ -1,37 +1,42 @@
-"""A wall clock that can be set for one process: libfaketime, where it is installed."""
+"""A wall clock that jumps for the processes that are started with it: Python's time.time."""
 
+import os
 from pathlib import Path
 
-LIBRARY = "usr/lib/*/faketime/libfaketimeMT.so.1"  # of Debian's package libfaketime
+# Python imports a module of this name before anything else. The monotonic clock doesn't jump when
+# the wall clock is set, and here it doesn't either.
+SITE = """
+import time
+
+_true = time.time
+
+
+def _shifted():
+    with open({file!r}) as file:
+        return _true() + int(file.read())
+
+
+time.time = _shifted
+"""
 
 
 class Clock:
-    """The wall clock of processes that are started with `environment`; time() alone is changed."""
+    """The wall clock of processes that are started with `environment`."""
 
     def __init__(self, folder: Path) -> None:
         self._file = folder / "clock"
+        self._site = folder / "site"
+        self._site.mkdir(parents=True)
+        (self._site / "sitecustomize.py").write_text(SITE.format(file=str(self._file)))
         self.jump(0)
-        self._library = next(Path("/").glob(LIBRARY), None)
-
-    @property
-    def can_jump(self) -> bool:
-        """False where libfaketime is missing."""
-        return self._library is not None
 
     def environment(self) -> dict[str, str]:
         """What a process needs to see this clock."""
-        if self._library is None:
-            return {}
-        return {
-            "LD_PRELOAD": str(self._library),
-            "FAKETIME_TIMESTAMP_FILE": str(self._file),
-            "FAKETIME_CACHE_DURATION": "1",  # seconds until it reads the file again
-            "FAKETIME_DONT_FAKE_MONOTONIC": "1",  # a wall clock that is set jumps, this one doesn't
-            "FAKETIME_DONT_RESET": "1",
-        }
+        others = os.environ.get("PYTHONPATH", "")
+        return {"PYTHONPATH": os.pathsep.join(filter(None, (str(self._site), others)))}
 
     def jump(self, seconds: int) -> None:
         """Set the clock `seconds` ahead of the true time; negative: behind."""
         temporary = self._file.with_suffix(".new")
-        temporary.write_text(f"{seconds:+d}s\n")
+        temporary.write_text(str(seconds))
         temporary.replace(self._file)

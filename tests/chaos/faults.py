@@ -43,6 +43,10 @@ class Scene:
         """The process of one of the victim's models."""
         return self.rng.choice(self.victim.stub_pids())
 
+    def worker(self) -> int:
+        """The process of one of the gateway's workers."""
+        return self.rng.choice(self.world.gateway.workers())
+
     def variant(self) -> str:
         """One of the victim's variants of the public model."""
         return self.rng.choice([m for m in self.victim.models if m.startswith(PUBLIC_MODEL)])
@@ -60,6 +64,17 @@ async def stopped(pid: int) -> AsyncIterator[None]:
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGCONT)
+
+
+@asynccontextmanager
+async def gateway_down(world: World) -> AsyncIterator[None]:
+    """Clients may lose their connections until a while after the end."""
+    world.gateway_is_down.set()
+    try:
+        yield
+        await asyncio.sleep(RECONNECT_S)
+    finally:
+        world.gateway_is_down.clear()
 
 
 async def kill_stub(scene: Scene) -> None:
@@ -127,27 +142,34 @@ async def version_that_does_not_work(scene: Scene) -> None:
     await scene.victim.remove_version(model)
 
 
+async def kill_worker(scene: Scene) -> None:
+    """kill -9 of a worker of the gateway, which starts another."""
+    async with gateway_down(scene.world):
+        await scene.world.gateway.kill_worker(scene.worker())
+
+
 async def kill_gateway(scene: Scene) -> None:
-    """kill -9 of the gateway, started again at once."""
-    world = scene.world
-    world.gateway_is_down.set()
-    world.gateway.kill()
-    await world.gateway.start()
-    await asyncio.sleep(RECONNECT_S)
-    world.gateway_is_down.clear()
+    """kill -9 of the gateway and all its workers, started again at once."""
+    async with gateway_down(scene.world):
+        await scene.world.gateway.kill()
 
 
-async def hang_gateway(scene: Scene) -> None:
-    """SIGSTOP of the gateway."""
-    async with stopped(scene.world.gateway.pid):
+async def replace_gateway(scene: Scene) -> None:
+    """Another gateway on the same port, and SIGTERM for the one before."""
+    await scene.world.gateway.replace()
+
+
+async def hang_worker(scene: Scene) -> None:
+    """SIGSTOP of a worker of the gateway."""
+    async with stopped(scene.worker()):
         await scene.wait(HANG_S)
 
 
 async def full_disk(scene: Scene) -> None:
-    """No byte more for the decision log and all other files of the gateway."""
+    """No byte more for the decision logs and all other files of the gateway."""
     gateway = scene.world.gateway
-    size = gateway.decision_log.stat().st_size if gateway.decision_log.exists() else 0
-    gateway.limit_files(size + scene.rng.randrange(200))
+    sizes = [log.stat().st_size for log in gateway.decision_logs()]
+    gateway.limit_files(max(sizes, default=0) + scene.rng.randrange(200))
     await scene.wait(DOWN_S)
     gateway.limit_files(-1)
 
@@ -155,7 +177,7 @@ async def full_disk(scene: Scene) -> None:
 async def clock_jump(scene: Scene) -> None:
     """The gateway's wall clock is set forward or back by up to a week, and right again."""
     scene.world.clock.jump(scene.rng.randint(-MAX_JUMP_S, MAX_JUMP_S))
-    await scene.wait((1.0, 2.0))  # libfaketime looks once a second
+    await scene.wait(DOWN_S)
     scene.world.clock.jump(0)
 
 
@@ -184,8 +206,10 @@ SERVER_FAULTS: dict[Fault, int] = {
     version_that_does_not_work: 2,
 }
 OTHER_FAULTS: dict[Fault, int] = {
-    kill_gateway: 2,
-    hang_gateway: 3,
+    kill_worker: 2,
+    kill_gateway: 1,
+    replace_gateway: 1,
+    hang_worker: 3,
     full_disk: 10,
     clock_jump: 6,
     slow_client: 10,
