@@ -26,6 +26,7 @@ log = logging.getLogger(__name__)
 
 MAX_FRUITLESS = 3  # attempts at one request in a row that gave nothing: it may be the request
 RETRY_S = 0.1
+READY_WAIT_S = 3.0  # for any variant to be ready when a request comes
 
 # What Triton says in a variant's place when it has none to hand the request to: its core, and its
 # python backend when the process of a model died, which is all that ever tells of that.
@@ -80,6 +81,7 @@ class Answering:
         broken = "error"
         self.budget.request()
         try:
+            await self._until_one_is_ready()
             await self.admission.place(flight, deadline_s)
             await self._to_the_end(flight, send, metadata, deadline_s)
             broken = ""
@@ -93,6 +95,12 @@ class Answering:
             raise
         finally:
             self.dispatcher.finish(flight, broken)
+
+    async def _until_one_is_ready(self) -> None:
+        """Wait for a little while no variant is, as after a lost connection."""
+        until_s = time.monotonic() + READY_WAIT_S
+        while not self.dispatcher.pool.is_ready and time.monotonic() < until_s:
+            await asyncio.sleep(RETRY_S)
 
     async def _to_the_end(
         self, flight: Flight, send: Send, metadata: Metadata, deadline_s: float | None
