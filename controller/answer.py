@@ -23,6 +23,7 @@ FAILED_OVER = "failed_over"  # parameter of a final response: the variants that 
 
 _STREAM_RESPONSE = 0x12  # tag of ModelStreamInferResponse.infer_response
 _OUTPUTS, _CONTENTS = 0x2A, 0x32  # tags of ModelInferResponse.outputs and .raw_output_contents
+_MAX_HEADS = 64  # that are remembered; they differ by the number of tokens in a message
 _NOTHING = (b"", b"\x32\x04\0\0\0\0")  # contents: none, or those of an empty text_output
 
 
@@ -133,6 +134,8 @@ class AnswerReader:
         size, start = read_varint(raw, 1)
         if start + size != len(raw):  # it has other fields besides
             return
+        if len(self._heads) == _MAX_HEADS:
+            self._heads.clear()
         names = [output.name for output in infer.outputs]
         kept = [i for i, name in enumerate(names) if name not in self._unasked]
         parts, left_names, end = [], iter(names), start

@@ -134,15 +134,17 @@ class Answering:
         self.watch.add(upstream, flight)
         try:
             started_s = time.monotonic()
-            await upstream.write(attempt.message)
+            upstream.begin(attempt.message)
             attempt.message = b""
             while not reader.is_over:
                 is_first = not reader.last
                 message = reader.read(await upstream.read(), is_empty_final_wanted)
                 if reader.error is not None:
                     continue  # Triton 2.51 aborts when a stream is cancelled before its error ends
-                if is_first and flight.is_streaming:
-                    note_first(flight, time.monotonic() - started_s)
+                if is_first:
+                    attempt.variant.health.answer(attempt.begun)
+                    if flight.is_streaming:
+                        note_first(flight, time.monotonic() - started_s)
                 if message is not None and flight.first_s is None:
                     flight.first_s = time.monotonic()
                 if reader.is_over:
@@ -152,8 +154,9 @@ class Answering:
         except UpstreamLost as lost:
             if lost.is_unavailable:
                 backend.suspect()
-            how = CallEnd.HUNG if lost.is_hung else CallEnd.FAILED
-            raise AttemptFailed(_lost(attempt, str(lost)), how) from None
+            if reader.error is None:
+                how = CallEnd.HUNG if lost.is_hung else CallEnd.FAILED
+                raise AttemptFailed(_lost(attempt, str(lost)), how) from None
         except InputError as error:  # not a message
             raise AttemptFailed(_lost(attempt, str(error))) from None
         finally:

@@ -121,6 +121,13 @@ if TYPE_CHECKING:
     show_default=True,
     help="and at least this long; the answer then goes on elsewhere.",
 )
+@click.option(
+    "--failover-wait-s",
+    type=click.FloatRange(0),
+    default=15,
+    show_default=True,
+    help="How long a broken answer waits for another variant when there is none just then.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one line of JSON when ready.")
 def gateway(workers: int, as_json: bool, **options: Any) -> None:
     """Route a public model to the variants that Triton hosts, until Ctrl-C or SIGTERM.
@@ -168,6 +175,7 @@ def process_config(
     max_waiting: int,
     stall_factor: float,
     stall_min_s: float,
+    failover_wait_s: float,
     **access: Any,
 ) -> "ProcessConfig":
     """What the options of `trt-mtp gateway` mean; raises InputError where they don't fit."""
@@ -192,6 +200,7 @@ def process_config(
         access=read_access(**access),
         max_waiting=max_waiting,
         stall=StallLimits(stall_factor, stall_min_s),
+        patience_s=failover_wait_s,
     )
     return ProcessConfig(
         settings,

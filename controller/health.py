@@ -67,6 +67,11 @@ class Health:
         self._is_probed = self.is_ejected
         return self._epoch
 
+    def answer(self, begun: int) -> None:
+        """A request that `begin` began gets its first tokens: for a probe that is enough."""
+        if begun == self._epoch and self.is_ejected:
+            self._ejected_until, self._is_probed = None, False
+
     def end(self, begun: int, how: CallEnd, now_s: float) -> None:
         """A request that `begin` began is over."""
         if begun != self._epoch:

@@ -29,6 +29,7 @@ from trt_mtp.errors import InputError, TrtMtpError
 # A client that sends it gets a failure as the stream's gRPC status. Triton is not sent it: 2.51
 # (24.10) crashes with a segmentation fault when a decoupled model goes on after an error.
 GRPC_ERRORS = ("triton_grpc_error", "true")
+MAX_REQUESTS = 1_024  # of one stream that are not answered yet; then no more are read from it
 FORWARDED_METADATA = frozenset({"traceparent", "tracestate"})
 
 
@@ -67,6 +68,7 @@ class Relay:
         self._fails_whole = GRPC_ERRORS in (context.invocation_metadata() or ())
         self._passed: Any = None  # the call to Triton for other models
         self._writing = asyncio.Lock()
+        self._room = asyncio.Semaphore(MAX_REQUESTS)
         self._tasks = asyncio.TaskGroup()
         self._reader: asyncio.Task[None] | None = None
         self._is_reading = False
@@ -111,9 +113,13 @@ class Relay:
         except InputError as error:
             raise failure(error) from None
         if request.message.model_name == self._pool.public_name:
-            self._tasks.create_task(self._answer(request))
+            await self._room.acquire()
+            self._tasks.create_task(self._answer(request)).add_done_callback(self._has_room)
         else:
             await self._forward_unread(raw)
+
+    def _has_room(self, _: "asyncio.Task[None]") -> None:
+        self._room.release()
 
     async def _answer(self, request: InferRequest) -> None:
         flight = None

@@ -105,7 +105,7 @@ async def _ask(copy: Flight, attempt: Attempt) -> str:
     backend, reader = attempt.variant.backend, attempt.reader
     upstream = backend.lease(())
     try:
-        await upstream.write(attempt.message)
+        upstream.begin(attempt.message)
         while not reader.is_over:
             reader.read(await upstream.read(), True)
             if copy.first_s is None:

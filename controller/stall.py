@@ -9,7 +9,7 @@ from trt_mtp.controller.policy import CHARS_PER_TOKEN
 from trt_mtp.controller.upstream import Upstream
 
 WATCH_S = 0.5
-PREFILL_S_PER_TOKEN = 0.01  # until a variant's own is known; rather slow
+PREFILL_S_PER_TOKEN = 0.002  # until a variant's own is known; rather slow
 MIN_PROMPT_TOKENS = 64.0
 NEW_SHARE = 0.2  # of the latest prefill time in what is remembered
 

@@ -29,13 +29,14 @@ class UpstreamLost(Exception):
 class Upstream:
     """A ModelStreamInfer call, bytes in and out."""
 
-    __slots__ = ("_call", "_is_hung", "generation", "is_shared", "waiting_since_s")
+    __slots__ = ("_call", "_is_hung", "_writing", "generation", "is_shared", "waiting_since_s")
 
     def __init__(self, call: Any, *, is_shared: bool, generation: int = 0) -> None:
         """`is_shared` says that other requests may use it later, those of its `generation`."""
         self._call = call
         self.generation = generation
         self._is_hung = False
+        self._writing: asyncio.Task[None] | None = None
         self.is_shared = is_shared
         self.waiting_since_s = 0.0  # monotonic time since which a message is awaited, or 0
 
@@ -44,9 +45,15 @@ class Upstream:
         """False once the call is known to have ended."""
         return not self._call.done()
 
-    async def write(self, raw: bytes) -> None:
-        """Send a request; a failure shows when its answer is read."""
-        self.waiting_since_s = time.monotonic()
+    def begin(self, raw: bytes) -> None:
+        """Send a request; a failure shows when its answer is read.
+
+        Nobody waits for the sending: gRPC doesn't end it with the call while the server takes
+        nothing from the connection.
+        """
+        self._writing = asyncio.create_task(self._write(raw))
+
+    async def _write(self, raw: bytes) -> None:
         with contextlib.suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):
             await self._call.write(raw)
 
@@ -61,7 +68,8 @@ class Upstream:
                 is_unavailable=error.code() == grpc.StatusCode.UNAVAILABLE,
             ) from None
         except asyncio.CancelledError:
-            if self._is_hung:
+            task = asyncio.current_task()
+            if self._is_hung and not (task and task.cancelling()):
                 raise UpstreamLost("it sent nothing for too long", is_hung=True) from None
             raise
         self.waiting_since_s = 0.0
@@ -77,3 +85,5 @@ class Upstream:
     def close(self) -> None:
         """End it; what is in flight on it is cancelled."""
         self._call.cancel()
+        if self._writing is not None:
+            self._writing.cancel()

@@ -26,6 +26,7 @@ from tests.triton_client import tensor
 from trt_mtp.controller.health import Health
 from trt_mtp.controller.retry_budget import RetryBudget
 from trt_mtp.controller.stall import StallLimits
+from trt_mtp.serve.processes import is_alive
 from trt_mtp.serve.triton import TritonServer
 
 __all__ = ["doubles"]
@@ -291,6 +292,7 @@ def test_a_dead_process_is_noticed_by_the_next_request(tmp_path_factory: Any) ->
         stream.send(script_request(request_id="b", tokens=2, die_at={"3": 1}, outputs=TEXT))
         while stream.receive().infer_response.id != "b":
             pass
+        wait_until(lambda: not all(is_alive(pid) for pid in triton.stub_pids))
         seen: dict[str, list[Any]] = {"a": [], "b": [], "c": []}
         stream.send(script_request(request_id="c", tokens=2, outputs=TEXT))
         while not all(responses and is_last(responses[-1]) for responses in seen.values()):

@@ -64,6 +64,18 @@ def test_one_probe_decides() -> None:
     assert not health.is_ejected
 
 
+def test_a_probe_that_gives_tokens_need_not_be_over() -> None:
+    """An answer may take minutes: its beginning lets others in, its failure counts as any."""
+    health = ready()
+    call(health, CallEnd.HUNG, 0.0)
+    probe = health.begin()
+    health.answer(probe)
+    assert health.can_take(0.0)
+    health.end(probe, CallEnd.HUNG, 0.0)
+    assert not health.can_take(EJECTION_S)
+    assert health.can_take(2 * EJECTION_S)
+
+
 def test_calls_from_before_an_ejection_say_nothing_after_it() -> None:
     """Many requests that fail together are one failure of the variant, not many ejections."""
     health = ready()
@@ -120,6 +132,14 @@ class Breaker(RuleBasedStateMachine):
         was_ejected = self.health.is_ejected
         self.begun.append(self.health.begin())
         assert self.health.can_take(self.now_s) is not was_ejected
+
+    @precondition(lambda self: bool(self.begun))
+    @rule(index=st.integers(0, 100))
+    def answer(self, index: int) -> None:
+        """A request gets its first tokens."""
+        was_ejected = self.health.is_ejected
+        self.health.answer(self.begun[index % len(self.begun)])
+        assert was_ejected or not self.health.is_ejected
 
     @precondition(lambda self: bool(self.begun))
     @rule(how=st.sampled_from(CallEnd), index=st.integers(0, 100), jitter=st.floats(0, 1))

@@ -24,6 +24,7 @@ from tests.gateway_fixtures import (
 from trt_mtp.controller import pool
 from trt_mtp.controller.policy import Policy
 from trt_mtp.controller.profile import Profile
+from trt_mtp.controller.stall import StallLimits
 from trt_mtp.errors import InputError
 from trt_mtp.serve.processes import free_ports
 from trt_mtp.serve.triton import TritonServer
@@ -102,6 +103,27 @@ def test_other_models_pass_to_the_first_server_that_lives(
         with raw_stream(thread.gateway.address) as stream:
             stream.send(script_request("other", tokens=1))
             assert text_of(stream.receive()) == "w0"
+
+
+def test_a_server_that_stops_reading_is_left(doubles: TritonServer, tmp_path: Path) -> None:
+    """A request that doesn't get through goes to another server, as after silence."""
+    stall = StallLimits(factor=1.0, min_s=0.5)
+    with triton_of_doubles(tmp_path) as stopped:
+        servers = f"{doubles.grpc_url},{stopped.grpc_url}"
+        with (
+            running_gateway(servers, stall=stall) as thread,
+            raw_stream(thread.gateway.address) as stream,
+        ):
+            os.kill(stopped.pid, signal.SIGSTOP)
+            request = script_request(tokens=2, outputs=("text_output",))
+            request.inputs.add(name="sampling_param_stop", datatype="BYTES", shape=[1])
+            size = 20_000_000  # more than the connection's windows hold
+            request.raw_input_contents.append(size.to_bytes(4, "little") + b"x" * size)
+            try:
+                stream.send(request)
+                assert [text_of(stream.receive()) for _ in range(2)] == ["w0", "w1"]
+            finally:
+                os.kill(stopped.pid, signal.SIGCONT)
 
 
 def test_a_server_that_is_down_at_the_start_is_found_later(
