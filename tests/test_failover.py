@@ -229,6 +229,24 @@ def test_what_is_wrong_in_the_request_is_not_tried_again(
     assert not gateway.gateway.statistics()["variants"]["k3"]["is_ejected"]
 
 
+def test_a_client_that_leaves_while_its_answer_moves_frees_its_slot(
+    stream: RawStream, gateway: GatewayThread, doubles: TritonServer
+) -> None:
+    """Cancellation reaches whichever variant has the request by then."""
+
+    def running() -> dict[str, int]:
+        found = gateway.gateway.statistics()["variants"]
+        return {key: variant["num_running"] for key, variant in found.items()}
+
+    with raw_stream(gateway.gateway.address) as leaving:
+        leaving.send(script_request(outputs=TEXT, tokens=3, hang_at=1, name="moved"))
+        assert text_of(leaving.receive()) == "w0"
+        wait_until(lambda: running() == {"k0": 0, "k1": 1, "k3": 0})
+    wait_until(lambda: sum(running().values()) == 0)
+    wait_until(lambda: gateway.policy.outcomes[-1][1].finish_reason == "cancelled")
+    wait_until((doubles.log.parent / "notes" / "cancelled-moved").exists)
+
+
 def test_when_all_variants_fail_the_client_is_told(stream: RawStream) -> None:
     """After three attempts in a row that gave no token the error is the answer."""
     stream.send(script_request(request_id="r", tokens=3, error_at=1))
