@@ -2,8 +2,6 @@
 
 import json
 import signal
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -22,6 +20,7 @@ from tests.gateway_fixtures import (
     script_request,
     wait_until,
 )
+from tests.gateway_process import gateway_process
 from trt_mtp.controller.decision_log import read_log
 from trt_mtp.controller.gateway import MANAGEMENT
 from trt_mtp.controller.kserve import SERVICE
@@ -147,25 +146,6 @@ def test_garbage_in_any_call_is_an_error_and_no_crash(client: Any, url: str, met
     assert client.is_server_live()
 
 
-class Process:
-    """`trt-mtp gateway` as a process."""
-
-    def __init__(self, *arguments: str) -> None:
-        """Start it and wait for its JSON line."""
-        command = [sys.executable, "-m", "trt_mtp", "gateway", "--json", *arguments]
-        self.process = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-        )
-        assert self.process.stdout is not None
-        self.ready = json.loads(self.process.stdout.readline())
-
-    def end(self, number: signal.Signals) -> tuple[int, str]:
-        """Send a signal; exit code and stderr."""
-        self.process.send_signal(number)
-        _, err = self.process.communicate(timeout=30)
-        return self.process.returncode, err
-
-
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_the_process_serves_until_a_signal(
     doubles: TritonServer, tmp_path: Path, number: signal.Signals
@@ -173,20 +153,19 @@ def test_the_process_serves_until_a_signal(
     """It says where it is, routes by the real policy, keeps what it learned, and exits with 0."""
     state = tmp_path / "state.json"
     options = ("--triton", doubles.grpc_url, "--port", "0", "--state", str(state))
-    process = Process(*options)
-    assert [variant["draft_length"] for variant in process.ready["variants"]] == [0, 1, 3]
-    with raw_stream(process.ready["gateway"]) as stream:
-        stream.send(script_request(tokens=2, parameters={"task": "coding", "draft_length": 3}))
-        variant = stream.receive().infer_response.parameters["variant"].string_param
-        stream.receive()
-    code, err = process.end(number)
-    assert (code, variant) == (0, "k3"), err
-    counters = json.loads(err.strip().splitlines()[-1].partition("counters ")[2])
+    with gateway_process(tmp_path / "log", *options) as process:
+        assert [variant["draft_length"] for variant in process.ready["variants"]] == [0, 1, 3]
+        with raw_stream(process.ready["gateway"]) as stream:
+            stream.send(script_request(tokens=2, parameters={"task": "coding", "draft_length": 3}))
+            variant = stream.receive().infer_response.parameters["variant"].string_param
+            stream.receive()
+        assert (process.end(number), variant) == (0, "k3"), process.log
+    counters = json.loads(process.log.strip().splitlines()[-1].partition("counters ")[2])
     assert counters["tasks"]["coding"]["chosen"] == {"3": 1}
     assert counters["tasks"]["coding"]["num_steps"] == 2
     assert json.loads(state.read_text())["schema_version"] == 1
-    again = Process(*options)
-    assert again.end(number)[0] == 0
+    with gateway_process(tmp_path / "log", *options) as again:
+        assert again.end(number) == 0
 
 
 def test_a_gateway_learns_from_peers_and_logs_prompts(
@@ -197,14 +176,15 @@ def test_a_gateway_learns_from_peers_and_logs_prompts(
     log = ("--decision-log", str(tmp_path / "log"), "--log-prompts")
     for name, peer, options in (("a", "b", ()), ("b", "a", log)):
         peers = ("--peer-state", str(tmp_path / peer), "--replica", name)
-        process = Process(*common, str(tmp_path / name), *peers, *options)
-        with raw_stream(process.ready["gateway"]) as stream:
-            stream.send(script_request(tokens=2, parameters={"draft_length": 3}))
-            stream.receive()
-            stream.receive()
-        code, err = process.end(signal.SIGTERM)
-        assert code == 0
-        assert ("a peer's state is left out" in err) is (name == "a")  # b has not written yet
+        arguments = (*common, str(tmp_path / name), *peers, *options)
+        with gateway_process(tmp_path / f"{name}.stderr", *arguments) as process:
+            with raw_stream(process.ready["gateway"]) as stream:
+                stream.send(script_request(tokens=2, parameters={"draft_length": 3}))
+                stream.receive()
+                stream.receive()
+            assert process.end() == 0
+        is_left_out = "a peer's state is left out" in process.log
+        assert is_left_out is (name == "a")  # b has not written yet
     state = json.loads((tmp_path / "b").read_text())
     assert set(state["acceptance"]["replicas"]) == {"a", "b"}
     [record] = read_log(tmp_path / "log")

@@ -1,16 +1,12 @@
 """Several gateway processes on one port, restarts that nobody notices, and the admin port."""
 
 import contextlib
-import json
 import os
 import re
 import signal
-import subprocess
-import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import grpc
 from tritonclient.grpc import service_pb2 as pb
@@ -24,6 +20,7 @@ from tests.gateway_fixtures import (
     text_of,
     wait_until,
 )
+from tests.gateway_process import gateway_process
 from tests.http_client import ask
 from tests.test_gateway_metrics import samples
 from trt_mtp.controller.kserve import SERVICE
@@ -33,42 +30,6 @@ from trt_mtp.serve.triton import TritonServer
 __all__ = ["doubles"]
 
 GENERATE = "/v2/models/qwen_mtp/generate"
-
-
-class Process:
-    """`trt-mtp gateway` as a process."""
-
-    def __init__(self, log: Path, *arguments: str) -> None:
-        """Start it and wait for its JSON line; stderr goes to `log`."""
-        command = [sys.executable, "-m", "trt_mtp", "gateway", "--json", *arguments]
-        with log.open("ab") as stderr:
-            self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stderr)
-        self._log = log
-        assert self.process.stdout is not None
-        line = self.process.stdout.readline()
-        if not line:
-            self.end()
-        assert line, log.read_text()
-        self.ready: dict[str, Any] = json.loads(line)
-
-    def end(self) -> int:
-        """SIGTERM; the exit code."""
-        if self.process.poll() is None:
-            self.process.send_signal(signal.SIGTERM)
-        code = self.process.wait(60)
-        assert self.process.stdout is not None
-        self.process.stdout.close()
-        return code
-
-
-@contextlib.contextmanager
-def gateway_process(log: Path, *arguments: str) -> Iterator[Process]:
-    """A Process that is gone at the end."""
-    process = Process(log, *arguments)
-    try:
-        yield process
-    finally:
-        process.end()
 
 
 def answer_one(address: str) -> str:
