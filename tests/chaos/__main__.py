@@ -15,12 +15,14 @@ os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
 
 from tests.chaos.campaign import parts, run
 from tests.chaos.tally import table
+from trt_mtp.serve.processes import terminate_as_interrupt
 
 log = logging.getLogger(__name__)
 
 NUM_FAULTS = 1_000
 NUM_SHORT = 20
 VARIANTS_SHARE = 0.15
+INTERRUPTED = 130
 
 
 def main() -> int:
@@ -34,7 +36,11 @@ def main() -> int:
     num_faults = arguments.faults or (NUM_SHORT if arguments.short else NUM_FAULTS)
     plan = parts(num_faults, 0.0 if arguments.short else VARIANTS_SHARE)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    report = asyncio.run(run(plan, arguments.seed, log.info))
+    try:
+        with terminate_as_interrupt():  # so that nothing is left behind
+            report = asyncio.run(run(plan, arguments.seed, log.info))
+    except KeyboardInterrupt:
+        return INTERRUPTED
     print(json.dumps(report) if arguments.json else table(report))
     return 1 if report["lost"] else 0
 
