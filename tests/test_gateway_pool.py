@@ -1,5 +1,6 @@
 """Several Triton servers behind one gateway, and servers that come and go."""
 
+import asyncio
 import os
 import signal
 import socket
@@ -103,6 +104,27 @@ def test_other_models_pass_to_the_first_server_that_lives(
         with raw_stream(thread.gateway.address) as stream:
             stream.send(script_request("other", tokens=1))
             assert text_of(stream.receive()) == "w0"
+
+
+def test_a_request_waits_a_little_for_a_variant(doubles: TritonServer) -> None:
+    """What comes while no server says that it is ready is answered when one does."""
+    with (
+        running_gateway(doubles.grpc_url, Policy(Profile())) as thread,
+        raw_stream(thread.gateway.address) as stream,
+    ):
+        (backend,) = thread.gateway.pool.backends.values()
+
+        async def suspect() -> None:
+            backend.suspect()
+
+        os.kill(doubles.pid, signal.SIGSTOP)
+        try:
+            thread.run(suspect()).result(10)
+            stream.send(script_request(tokens=1))
+            thread.run(asyncio.sleep(0.3)).result(10)  # it arrives meanwhile
+        finally:
+            os.kill(doubles.pid, signal.SIGCONT)
+        assert text_of(stream.receive()) == "w0"
 
 
 def test_a_server_that_stops_reading_is_left(doubles: TritonServer, tmp_path: Path) -> None:
