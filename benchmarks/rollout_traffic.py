@@ -4,9 +4,9 @@
 
 The embedded CPU engine serves the small checkpoint at draft lengths 0 and 3, a gateway stands in
 front, and clients send requests at steady intervals, whether or not earlier ones are answered. The
-same load runs before the rollout and throughout it, so that the ratio is one of two halves of one
-run. The rollout is complete: another build of K = 3 is loaded, compared, shadowed, given a half and
-then all of the traffic, and the old one is unloaded.
+same load runs before each rollout and throughout it, several times over; the ratio is the median of
+those of neighbours. A rollout is complete: another build of K = 3 is loaded, compared, shadowed,
+given a half and then all of the traffic, and the old one is unloaded.
 """
 
 import argparse
@@ -110,13 +110,13 @@ class Load:
         return seen
 
 
-def measure(before_s: float, step_s: float, interval_s: float) -> dict[str, Any]:
-    """One run."""
+def measure(num_rollouts: int, before_s: float, step_s: float, interval_s: float) -> dict[str, Any]:
+    """One rollout after the other."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         build(str(TINY_CHECKPOINT), "0,3", folder / "engines")
         served = resolve_variants([folder / "engines"])
-        new = another_build(served[1], folder)
+        builds = [another_build(served[1], folder, number) for number in range(num_rollouts)]
         prompt_set = read_prompt_set(str(TINY_CHECKPOINT / "prompts.jsonl"))
         drawn = prompt_set.drawn(max_tokens=32, temperature=0.0, seed=0)
         prompts = [prompt for part in drawn.prompts.values() for prompt in part]
@@ -126,53 +126,66 @@ def measure(before_s: float, step_s: float, interval_s: float) -> dict[str, Any]
             gateway(folder, server.grpc_url) as address,
         ):
             here = Place(folder, (server,), address)
-            file = here.spec(new.folder, "k3", steps=steps(step_s), gates=GATES)
             load = Load(address, prompts, interval_s)
             with load.running():
                 time.sleep(before_s / 4)  # warm up
-                load.take()
-                time.sleep(before_s)
-                before = load.take()
-                started_s = time.monotonic()
-
-                def note(action: str) -> None:
-                    load.action = action
-
-                status = start(read_spec(file), note)
-                seconds = time.monotonic() - started_s
-                during = load.take()
-    return report(before, during, status.rollout.phase, seconds)
+                runs = [one_rollout(here, build, load, before_s, step_s) for build in builds]
+    return report(runs)
 
 
-def another_build(variant: EngineVariant, folder: Path) -> EngineVariant:
-    """The same engine once more, as a rebuild gives it."""
-    copy = folder / "engines" / "rebuilt"
-    copy.mkdir()
-    return write_variant(copy, replace(variant.record, created="2026-01-01T00:00:00+00:00"))
+def one_rollout(
+    here: Place, build: EngineVariant, load: Load, before_s: float, step_s: float
+) -> dict[str, Any]:
+    """Some time without a rollout, then one."""
+    file = here.spec(build.folder, "k3", build.folder.name, steps=steps(step_s), gates=GATES)
+    load.take()
+    time.sleep(before_s)
+    before, started_s = load.take(), time.monotonic()
 
+    def note(action: str) -> None:
+        load.action = action
 
-def report(before: Seen, during: Seen, phase: str, seconds: float) -> dict[str, Any]:
-    """The two halves compared."""
-
-    def percentiles(seen: Seen) -> dict[str, float]:
-        cuts = statistics.quantiles(seen.ttft_s, n=100, method="inclusive")
-        return {"p50_ms": round(1e3 * cuts[49], 2), "p99_ms": round(1e3 * cuts[98], 2)}
-
-    one, other = percentiles(before), percentiles(during)
+    status = start(read_spec(file), note)
+    during = load.take()
     return {
-        "schema_version": 1,
-        "phase": phase,
-        "rollout_s": round(seconds, 1),
-        "requests_before": len(before.ttft_s),
-        "requests_during": len(during.ttft_s),
+        "phase": status.rollout.phase,
+        "rollout_s": round(time.monotonic() - started_s, 1),
+        "requests": [len(before.ttft_s), len(during.ttft_s)],
         "errors": len(before.errors) + len(during.errors),
+        "ttft_p50_ms": [percentile_ms(seen, 50) for seen in (before, during)],
+        "ttft_p99_ms": [percentile_ms(seen, 99) for seen in (before, during)],
         "ttft_worst_ms": {
             action: round(1e3 * max(seen), 1) for action, seen in during.during.items()
         },
-        "ttft_before": one,
-        "ttft_during": other,
-        "ttft_p99_ratio": round(other["p99_ms"] / one["p99_ms"], 3),
-        "ttft_p50_ratio": round(other["p50_ms"] / one["p50_ms"], 3),
+    }
+
+
+def another_build(variant: EngineVariant, folder: Path, number: int) -> EngineVariant:
+    """The same engine once more, as a rebuild gives it."""
+    copy = folder / "engines" / f"k3-{number}"
+    copy.mkdir()
+    created = f"2026-01-01T00:00:{number:02}+00:00"
+    return write_variant(copy, replace(variant.record, created=created))
+
+
+def percentile_ms(seen: Seen, percent: int) -> float:
+    """Of the times to the first token."""
+    cuts = statistics.quantiles(seen.ttft_s, n=100, method="inclusive")
+    return round(1e3 * cuts[percent - 1], 2)
+
+
+def report(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The rollouts, and the median ratios of during to before."""
+
+    def ratio(key: str) -> float:
+        return round(statistics.median(float(run[key][1] / run[key][0]) for run in runs), 3)
+
+    return {
+        "schema_version": 1,
+        "errors": sum(run["errors"] for run in runs),
+        "ttft_p50_ratio": ratio("ttft_p50_ms"),
+        "ttft_p99_ratio": ratio("ttft_p99_ms"),
+        "rollouts": list(runs),
     }
 
 
@@ -183,9 +196,14 @@ def main() -> None:
     parser.add_argument("--short", action="store_true", help="a few seconds for each step")
     parser.add_argument("--interval-s", type=float, default=1.0, help="between a client's requests")
     options = parser.parse_args()
-    result = measure(*((15, 5) if options.short else (60, 20)), options.interval_s)
-    text = "\n".join(f"{key} {value}" for key, value in result.items())
-    print(json.dumps(result) if options.json else text)
+    size = (1, 15, 5) if options.short else (5, 45, 10)
+    result = measure(*size, options.interval_s)
+    if options.json:
+        print(json.dumps(result))
+        return
+    for run in result.pop("rollouts"):
+        print("  ".join(f"{key} {value}" for key, value in run.items()))
+    print("  ".join(f"{key} {value}" for key, value in result.items()))
 
 
 if __name__ == "__main__":

@@ -9,8 +9,8 @@ than tolerated:
 - ttft and tpot, p50 and p95: is the canary more often beyond that quantile of the stable side's
   earlier requests? (A quantile need not be known exactly, only before; compare Howard and Ramdas,
   "Sequential estimation of quantiles", Bernoulli 28, 2022.)
-- error_rate: does it fail more often? Where all requests are the canary's, error_rate_soak asks
-  whether it fails more often than the stable side did before.
+- error_rate: does it fail more often? Where all requests are the canary's: more often than the
+  stable side did before?
 
 All questions are tested at once (sequential.py) with alpha divided by their number, so that alpha
 bounds the chance that a canary which is no worse is ever aborted.
@@ -119,7 +119,6 @@ class GateKeeper:
             for q in QUANTILES
         }
         self._errors = _Test("error_rate", None, "share of requests")
-        self._soak = _Test("error_rate_soak", None, "share of requests")
         self._num_stable = self._num_stable_errors = 0
         self._earlier: dict[str, Values] = {name: np.empty(0) for name in ("ttft", "tpot")}
 
@@ -137,7 +136,7 @@ class GateKeeper:
 
     def results(self) -> list[GateResult]:
         """Every gate that has seen something, failed ones first."""
-        tests = [*self._ratios.values(), *self._quantiles.values(), self._errors, self._soak]
+        tests = [*self._ratios.values(), *self._quantiles.values(), self._errors]
         threshold = self._gates.alpha / len(tests)
         found = [_result(test, threshold) for test in tests if test.evidence.num]
         return sorted(found, key=lambda result: result.p_value)
@@ -154,7 +153,7 @@ class GateKeeper:
         if not len(stable) and self._num_stable:
             before = (self._num_stable_errors + 1) / (self._num_stable + 2)  # Laplace: never 0
             alone = canary.reshape(-1, 1)
-            self._soak.add(alone, other, canary - before - tolerated, canary - before)
+            self._errors.add(alone, other, canary - before - tolerated, canary - before)
         self._num_stable += len(stable)
         self._num_stable_errors += int(stable.sum())
 

@@ -65,7 +65,7 @@ def test_each_gate_finds_its_own(gate: str, change: dict[str, float]) -> None:
     failed = {result.gate: result for result in judged(**change).failed()}
     assert gate in failed
     assert gate.partition("_p")[0] in failed[gate].sentence()
-    assert failed[gate].p_value <= failed[gate].threshold == Gates().alpha / 32
+    assert failed[gate].p_value <= failed[gate].threshold == Gates().alpha / 31
 
 
 def test_better_is_no_failure() -> None:
@@ -90,7 +90,7 @@ def test_errors_are_seen_when_nothing_is_left_to_compare_with(
     keeper.add(requests(10, {}), requests(1000, {}))
     for _ in range(10):
         keeper.add(requests(60, {"is_error": share}), requests(0, {}))
-    assert [result.gate for result in keeper.failed()] == ["error_rate_soak"] * is_failed
+    assert [result.gate for result in keeper.failed()] == ["error_rate"] * is_failed
 
 
 def test_simulated_rollouts_hold_alpha_and_find_5_percent() -> None:
