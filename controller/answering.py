@@ -116,6 +116,7 @@ class Answering:
                 log.warning("%s failed: %s", attempt.variant.key, failed)
                 self.dispatcher.fail(flight, failed.how)
                 if attempt.reader.is_complete:
+                    self.dispatcher.finish(flight)
                     await _send_final(flight, attempt, send)
                     return
                 num_fruitless = 0 if attempt.reader.last else num_fruitless + 1
