@@ -18,6 +18,7 @@ from tests.chaos.world import World, doubles, variants
 from trt_mtp.controller.decision_log import read_log
 
 SERVER_SHARE = 0.5  # of all faults
+SETTLE_S = 10.0  # for answers whose clients left
 GAP_S = 0.2  # between two of a lane, on average
 
 MakeWorld = Callable[[Path, random.Random], AbstractAsyncContextManager[World]]
@@ -86,9 +87,20 @@ async def _run_part(
     finally:
         load.finish()
         await clients
+    tally.total["stuck"] += await _stuck(world)
     for log in world.gateway.decision_logs():
         for _ in read_log(log):  # raises where a line is damaged
             pass
+
+
+async def _stuck(world: World) -> int:
+    """Requests that still run when no client waits for one."""
+    until_s = time.monotonic() + SETTLE_S
+    while (count := sum(server.num_in_flight() for server in world.servers)) and (
+        time.monotonic() < until_s
+    ):
+        await asyncio.sleep(GAP_S)
+    return count
 
 
 def _impossible(world: World) -> set[Fault]:
@@ -109,7 +121,10 @@ async def _lane(
         victim = rng.choice(world.servers)
         where = f" of {victim.name} ({victim.address})" if fault in SERVER_FAULTS else ""
         on_progress(f"{tally.total['faults'] + 1}: {fault.__name__}{where}")
+        if fault in SERVER_FAULTS:
+            await victim.wait_whole()  # Triton may have died late of the fault before
         scene = Scene(world, load, victim, rng)
         with tally.fault(fault.__name__):
             await fault(scene)
-            await victim.wait_whole()
+            if fault in SERVER_FAULTS:
+                await victim.wait_whole()

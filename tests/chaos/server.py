@@ -1,7 +1,10 @@
 """A real Triton behind a wire that can be cut; killed, stopped and started again on its ports."""
 
 import asyncio
+import contextlib
+import http.client
 import os
+import re
 import shutil
 import signal
 import socket
@@ -12,6 +15,7 @@ from typing import TypeVar
 
 from tests.chaos.relay import Relay
 from tests.chaos.wire import lay
+from trt_mtp.errors import TrtMtpError
 from trt_mtp.serve.processes import children, free_ports, is_alive
 from trt_mtp.serve.triton import Ports, TritonServer
 from trt_mtp.serve.triton_install import find_triton
@@ -20,6 +24,7 @@ T = TypeVar("T")
 ADMIN_HEADER = "triton-grpc-protocol-admin-key"
 LOAD_TIMEOUT_S = 60.0
 WATCH_S = 0.1
+IN_FLIGHT = re.compile(r"^trt_mtp_requests_(?:running|waiting){.*} (\S+)$", re.MULTILINE)
 
 
 class Server:
@@ -61,6 +66,14 @@ class Server:
         """True while Triton and all its models live."""
         return is_alive(self.pid) and len(self.stub_pids()) >= len(self.models)
 
+    def num_in_flight(self) -> int:
+        """Requests that its engine variants run or have waiting; doubles always say 0."""
+        connection = http.client.HTTPConnection(self.triton.metrics_url, timeout=10)
+        connection.request("GET", "/metrics")
+        text = connection.getresponse().read().decode()
+        connection.close()
+        return int(sum(map(float, IN_FLIGHT.findall(text))))
+
     async def start(self) -> None:
         """Start Triton and the relay; returns when all models are ready."""
         await self.relay.start()
@@ -100,7 +113,8 @@ class Server:
             self.num_crashes += 1
             await asyncio.sleep(self._down_s)
             await self._in_thread(self._kill_all)
-            await self._in_thread(self.triton.start)
+            with contextlib.suppress(TrtMtpError):  # it died again: the next look finds that
+                await self._in_thread(self.triton.start)
             self._down_s, self._is_mending = 0.0, False
 
     async def add_version(self, model: str, code: str) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 from tests.chaos.client import Answer, End
 
 MAX_LOSSES = 20
+TOTALS = ("started", "intact", "failed_over", "resumed", "refused", "lost", "left")
 COLUMNS = ("faults", "streams", "failed_over", "resumed", "refused", "lost")
 
 
@@ -64,9 +65,8 @@ class Tally:
 
     def to_json(self) -> dict[str, Any]:
         """All counts with stable keys."""
-        names = ("faults", "started", "intact", "failed_over", "resumed", "refused", "lost", "left")
         return {
-            **{name: self.total[name] for name in names},
+            **{name: self.total[name] for name in ("faults", *TOTALS, "stuck")},
             "by_fault": {
                 name: {column: counts[column] for column in COLUMNS}
                 for name, counts in sorted(self.during.items())
@@ -96,8 +96,11 @@ def table(report: dict[str, Any]) -> str:
         + "".join(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))
         for row in rows
     ]
-    totals = ("started", "intact", "failed_over", "resumed", "refused", "lost", "left")
-    summary = ", ".join(f"{name.replace('_', ' ')} {report[name]:,}" for name in totals)
-    end = f"{report['faults']:,} faults in {report['duration_s']:.0f} s, seed {report['seed']}"
+    summary = ", ".join(f"{name.replace('_', ' ')} {report[name]:,}" for name in TOTALS)
+    end = (
+        f"{report['faults']:,} faults in {report['duration_s']:.0f} s, seed {report['seed']}; "
+        f"{report['triton_crashes']} crashes of Triton that no fault meant; "
+        f"{report['stuck']} requests left running"
+    )
     refusals = [f"refused {count:,} times: {text}" for text, count in report["refusals"].items()]
     return "\n".join([*lines, "", f"streams: {summary}", end, *refusals, *report["losses"]])
