@@ -61,6 +61,11 @@ def ask(server: TritonServer, model: str, **request: Any) -> list[Response]:
         return stream.ask(model, **request)
 
 
+def tokens_of(responses: list[Response]) -> list[int]:
+    """The token ids of all responses, joined."""
+    return [token for response in responses for token in response.outputs["output_ids"]]
+
+
 def metric(server: TritonServer, name: str, variant: str = "k0") -> float:
     """A metric of a variant on Triton's metrics port."""
     text = get(f"http://{server.metrics_url}/metrics")
@@ -171,12 +176,13 @@ def test_another_variant_continues_an_answer(server: TritonServer, prompt: dict[
     request = {**prompt, "streaming": True, "sampling_param_max_tokens": 40}
     request |= {"sampling_param_temperature": 0.9, "sampling_param_seed": 3}
     whole = ask(server, K0, **request)
-    seen = whole[: len(whole) // 2]
-    emitted = [token for piece in seen for token in piece.outputs["output_ids"]]
+    all_tokens = tokens_of(whole)
+    emitted = all_tokens[:17]
     rest = ask(server, K3, emitted_ids=emitted, **request)
-    assert text_of(seen) + text_of(rest) == text_of(whole)
-    tokens = [token for piece in rest for token in piece.outputs["output_ids"]]
-    assert len(emitted) + len(tokens) == 40
+    tokens = tokens_of(rest)
+    assert emitted + tokens == all_tokens
+    assert len(all_tokens) == 40
+    assert text_of(whole).endswith(text_of(rest))
     last, expected = rest[-1].outputs, whole[-1].outputs
     for name in ("finish_reason", "num_input_tokens", "num_output_tokens"):
         assert last[name] == expected[name]
