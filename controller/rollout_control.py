@@ -11,6 +11,7 @@ from trt_mtp.controller.rollout_runner import AT_PAUSE, WAITING, Runner, Say, be
 from trt_mtp.controller.rollout_spec import RolloutSpec
 from trt_mtp.controller.rollout_store import Event, LostLock, Phase, Rollout, Store
 from trt_mtp.controller.rollout_triton import sites
+from trt_mtp.controller.traffic import read_traffic, write_traffic
 from trt_mtp.errors import InputError
 
 ABORT_S = 120.0  # for the process at work to have restored the old state
@@ -106,7 +107,10 @@ def steer(spec: RolloutSpec, verb: str, why: str, say: Say) -> Status:
             store.order(latest, verb, why)
         if store.holder():
             say(f"{store.holder()} was told to {verb}")
-            return _wait_for_abort(store, spec) if verb == "abort" else _status(store, latest)
+            if verb != "abort":
+                return _status(store, latest)
+            _take_traffic_back(spec)  # now: it may be loading a model for minutes
+            return _wait_for_abort(store, spec)
         return _run(spec, store, say)
 
 
@@ -146,6 +150,15 @@ def _wait_for_abort(store: Store, spec: RolloutSpec) -> Status:
     while store.holder() and time.monotonic() < deadline:
         time.sleep(0.2)
     return _status(store, _latest(store, spec))
+
+
+def _take_traffic_back(spec: RolloutSpec) -> None:
+    """Leave the canary without requests, whatever else is going on."""
+    nobody = {"canary": None, "canary_percent": 0.0, "shadow_percent": 0.0}
+    for gateway in spec.where.gateways:
+        with contextlib.suppress(InputError):  # none was written yet
+            traffic = read_traffic(gateway.traffic)
+            write_traffic(gateway.traffic, traffic.model_copy(update=nobody))
 
 
 def _latest(store: Store, spec: RolloutSpec) -> Rollout:

@@ -23,11 +23,8 @@ from trt_mtp.serve.triton import GrpcAccess, TritonServer
 from trt_mtp.serve.triton_install import find_triton
 
 DOUBLE = Path(__file__).parent / "doubles" / "rollout_model.py"
-FAST_GATES = {"window_s": 0.5, "min_requests": 3, "probe_timeout_s": 2.0, "failure_limit": 2}
-FAST_STEPS = [
-    {"set_weight": 50, "at_least_s": 0.5, "at_most_s": 60},
-    {"set_weight": 100, "at_least_s": 0.5, "at_most_s": 60},
-]
+FAST_GATES = {"window_s": 0.25, "min_requests": 3, "probe_timeout_s": 2.0, "failure_limit": 2}
+FAST_STEPS = [{"set_weight": 50, "at_least_s": 0, "at_most_s": 60}]
 
 
 def use_doubles() -> None:

@@ -83,7 +83,8 @@ def test_a_variant_takes_the_place_of_another(
     """In order, without a request lost; the old one is gone and a second start does nothing."""
     variant, before = build(), served(here)
     name = named_variant(variant.folder).name
-    file = spec(here, variant)
+    soak = {"set_weight": 100, "at_least_s": 0, "at_most_s": 60}
+    file = spec(here, variant, steps=[*FAST_STEPS, soak])
     planned = cli("rollout", "start", file, "--dry-run", "--json")
     assert (planned.code, json.loads(planned.out)["new"]) == (0, name)
     assert not here.state.exists() or cli("rollout", "status", file).code == 2
@@ -262,7 +263,7 @@ def test_a_kill_changes_nothing(
 ) -> None:
     """The short form of `make rollout-crash`: the next call ends as if nothing had been."""
     variant = build()
-    file = spec(here, variant, steps=FAST_STEPS[:1])
+    file = spec(here, variant, steps=FAST_STEPS)
     with live_requests(here.gateway) as seen:
         assert call(file, point)[0] == -signal.SIGKILL
         answered = len(seen.answers)
