@@ -1,6 +1,7 @@
 """A wire that can be cut: TCP connections forwarded to a target, held up or reset on demand."""
 
 import asyncio
+import contextlib
 import socket
 import struct
 
@@ -37,7 +38,8 @@ class Relay:
         """All connections end with RST, at both ends."""
         for writer in self._writers:
             sock = writer.get_extra_info("socket")
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, LINGER_0)
+            with contextlib.suppress(OSError):  # it is closing already
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, LINGER_0)
             writer.transport.abort()
 
     async def stop(self) -> None:
