@@ -13,11 +13,11 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from trt_mtp.controller.calibrate import Options
-from trt_mtp.controller.calibrate_cli import EMBEDDED_BUDGET, seconds
-from trt_mtp.controller.calibrate_embedded import run_embedded
 from trt_mtp.controller.calibration import BestLength, Recommendation
-from trt_mtp.controller.meter import shown
+from trt_mtp.controller.measure.calibrate import Options
+from trt_mtp.controller.measure.calibrate_cli import EMBEDDED_BUDGET, seconds
+from trt_mtp.controller.measure.embedded import run_embedded
+from trt_mtp.controller.measure.meter import shown
 from trt_mtp.controller.profile import Profile
 
 LENGTHS = "0,1,2,3,5"

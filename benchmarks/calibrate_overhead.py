@@ -20,9 +20,9 @@ from pathlib import Path
 
 import grpc
 
-from trt_mtp.controller.kserve import FINAL_BYTES, SERVICE
-from trt_mtp.controller.load_client import LoadClient, request_bytes
-from trt_mtp.controller.prompt_sets import read_prompt_set
+from trt_mtp.controller.gateway.kserve import FINAL_BYTES, SERVICE
+from trt_mtp.controller.measure.load_client import LoadClient, request_bytes
+from trt_mtp.controller.measure.prompt_sets import read_prompt_set
 from trt_mtp.controller.up import build, default_checkpoint
 from trt_mtp.serve.serving import resolve_variants, serving
 

@@ -25,7 +25,7 @@ from typing import Any
 import grpc
 
 from tests.gateway_fixtures import script_request, triton_of_doubles
-from trt_mtp.controller.kserve import SERVICE
+from trt_mtp.controller.gateway.kserve import SERVICE
 
 MODELS = {"direct": "qwen_mtp_k3", "gateway": "qwen_mtp"}
 CLOCK_TICKS = os.sysconf("SC_CLK_TCK")

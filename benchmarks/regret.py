@@ -10,9 +10,9 @@ from typing import Any
 
 import click
 
-from trt_mtp.controller.measurements import MEASUREMENTS_PATH, STEP_COSTS_PATH
-from trt_mtp.controller.regret import report
-from trt_mtp.controller.simulate_check import check
+from trt_mtp.controller.simulate.check import check
+from trt_mtp.controller.simulate.measurements import MEASUREMENTS_PATH, STEP_COSTS_PATH
+from trt_mtp.controller.simulate.regret import report
 
 
 @click.command()

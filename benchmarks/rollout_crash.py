@@ -25,12 +25,12 @@ from typing import Any
 
 from tests.rollout_fixtures import Place, live_requests, make_double, place, use_doubles
 from trt_mtp.build.variant import EngineVariant
-from trt_mtp.controller import rollout_control
-from trt_mtp.controller.rollout_plan import named_variant
-from trt_mtp.controller.rollout_spec import read_spec
-from trt_mtp.controller.rollout_store import Phase, Rollout, Store
-from trt_mtp.controller.rollout_triton import sites
-from trt_mtp.controller.traffic import read_traffic
+from trt_mtp.controller.gateway.traffic import read_traffic
+from trt_mtp.controller.rollout import control as rollout_control
+from trt_mtp.controller.rollout.plan import named_variant
+from trt_mtp.controller.rollout.spec import read_spec
+from trt_mtp.controller.rollout.store import Phase, Rollout, Store
+from trt_mtp.controller.rollout.triton import sites
 from trt_mtp.serve.repository import loaded_models
 
 GATES = {"window_s": 0.25, "min_requests": 1, "probe_timeout_s": 5.0}

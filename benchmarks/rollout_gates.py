@@ -2,7 +2,8 @@
 
 `python -m benchmarks.rollout_gates [--json] [--rollouts N]`
 
-Simulated rollouts: acceptance drawn per request from the published spread (controller/world.py),
+Simulated rollouts: acceptance drawn per request from the published spread
+(controller/simulate/world.py),
 answers of log-normal length, a load that moves both sides up and down together. The canary is
 equal; or slower in all tasks by exactly what is tolerated (the hardest case that must still not be
 aborted); or 5 % slower in one task. A rollout is watched for a fixed number of canary requests and
@@ -20,10 +21,10 @@ from typing import Any
 import numpy as np
 
 from trt_mtp.controller.outcome import Outcome
-from trt_mtp.controller.rollout_gates import GateKeeper, Requests
-from trt_mtp.controller.rollout_spec import Gates
+from trt_mtp.controller.rollout.gates import GateKeeper, Requests
+from trt_mtp.controller.rollout.spec import Gates
+from trt_mtp.controller.simulate.world import World, published_cost
 from trt_mtp.controller.tasks import TASKS
-from trt_mtp.controller.world import World, published_cost
 
 DRAFT_LENGTH = 3
 POOL = 2000  # requests simulated for each task, then drawn from

@@ -25,9 +25,9 @@ from typing import Any
 from tests.rollout_fixtures import Place, gateway
 from trt_mtp.build.variant import EngineVariant, write_variant
 from trt_mtp.controller.client import Prompt, StreamClient
-from trt_mtp.controller.prompt_sets import read_prompt_set
-from trt_mtp.controller.rollout_control import start
-from trt_mtp.controller.rollout_spec import read_spec
+from trt_mtp.controller.measure.prompt_sets import read_prompt_set
+from trt_mtp.controller.rollout.control import start
+from trt_mtp.controller.rollout.spec import read_spec
 from trt_mtp.controller.up import TINY_CHECKPOINT, build
 from trt_mtp.errors import TrtMtpError
 from trt_mtp.serve.serving import admin_key_in, resolve_variants, serving

@@ -22,7 +22,7 @@ import grpc
 
 from benchmarks.gateway import cpu_s, gateway_process
 from tests.gateway_fixtures import script_request, triton_of_doubles
-from trt_mtp.controller.kserve import SERVICE
+from trt_mtp.controller.gateway.kserve import SERVICE
 
 STREAMS_PER_CONNECTION = 100
 NUM_WORKERS = 32

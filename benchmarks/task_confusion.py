@@ -12,9 +12,9 @@ import numpy as np
 
 from trt_mtp.controller.acceptance import acceptance_lengths, prior_conditionals
 from trt_mtp.controller.profile import PUBLISHED_ACCEPTANCE
+from trt_mtp.controller.simulate.world import published_cost
 from trt_mtp.controller.tasks import TASKS
 from trt_mtp.controller.train_task_model import confusion, read_prompts
-from trt_mtp.controller.world import published_cost
 
 HOSTED = (0, 1, 2, 3, 5)
 

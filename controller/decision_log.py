@@ -19,7 +19,9 @@ from trt_mtp.controller.request import RequestFeatures
 from trt_mtp.errors import InputError, TrtMtpError
 
 if TYPE_CHECKING:
-    from trt_mtp.controller.dispatch import RoutingPolicy  # brings gRPC, which logs don't need
+    from trt_mtp.controller.gateway.dispatch import (
+        RoutingPolicy,  # brings gRPC, which logs don't need
+    )
 
 MAX_BYTES = 64 * 1024 * 1024  # of one file, then it is rotated
 MAX_PROMPTS = 10_000  # of requests in flight

@@ -17,8 +17,8 @@ from typing import Any
 from trt_mtp.controller.client import Prompt, StreamClient, TimedAnswer
 from trt_mtp.controller.demo_reasons import Decisions, choice_reasons, read_decisions
 from trt_mtp.controller.demo_report import add_load, one_at_a_time, profile_from, write_report
+from trt_mtp.controller.measure.prompt_sets import read_prompt_set
 from trt_mtp.controller.profile import Profile, write_profile
-from trt_mtp.controller.prompt_sets import read_prompt_set
 from trt_mtp.controller.up import build, child, read_ready_line
 from trt_mtp.errors import InputError, TrtMtpError
 from trt_mtp.serve.serving import resolve_variants, serving

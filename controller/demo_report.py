@@ -13,14 +13,14 @@ from pathlib import Path
 from trt_mtp import __version__
 from trt_mtp.build.cpu import cpu_name
 from trt_mtp.build.variant import VariantRecord
-from trt_mtp.controller.calibrate_plan import SMALLEST_BATCH, references
-from trt_mtp.controller.calibrate_profile import About, profile_of
-from trt_mtp.controller.calibrate_results import Arm, Block, Results, Settings
 from trt_mtp.controller.client import TimedAnswer
-from trt_mtp.controller.load_client import Answer, LoadClient, request_bytes
+from trt_mtp.controller.measure.conclusions import About, profile_of
+from trt_mtp.controller.measure.load_client import Answer, LoadClient, request_bytes
+from trt_mtp.controller.measure.plan import SMALLEST_BATCH, references
+from trt_mtp.controller.measure.prompt_sets import PromptSet
+from trt_mtp.controller.measure.results import Arm, Block, Results, Settings
 from trt_mtp.controller.profile import Profile, write_profile
-from trt_mtp.controller.prompt_sets import PromptSet
-from trt_mtp.controller.report import Report, calibrated, render
+from trt_mtp.controller.report.report import Report, calibrated, render
 from trt_mtp.files import write_atomic
 
 LOADS = (2, 4, 8)  # requests at a time

@@ -114,7 +114,7 @@ def hosted(url: str, model: str) -> dict[str, dict[str, str]]:
     """Fingerprints, and the parts behind them, of the variants at a Triton; raises TrtMtpError."""
     import asyncio
 
-    from trt_mtp.controller.pool import Pool
+    from trt_mtp.controller.gateway.pool import Pool
 
     async def ask() -> dict[str, dict[str, str]]:
         pool = Pool(url, model)

@@ -8,7 +8,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from trt_mtp.controller.kserve import InferRequest, parameter_value
+from trt_mtp.controller.gateway.kserve import InferRequest, parameter_value
 from trt_mtp.errors import InputError
 from trt_mtp.files import nearest
 from trt_mtp.serve.contract import PARAMETERS

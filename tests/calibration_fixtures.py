@@ -20,7 +20,7 @@ from trt_mtp.controller.decision_log import LogRecord
 from trt_mtp.controller.policy import Policy
 from trt_mtp.controller.profile import Profile
 from trt_mtp.controller.replay import replay
-from trt_mtp.controller.world import World, published_cost
+from trt_mtp.controller.simulate.world import World, published_cost
 
 TASKS = ("coding", "math", "qa", "roleplay", "structured_output", "writing")
 LENGTHS = (0, 1, 3, 5)

@@ -16,8 +16,8 @@ import pytest
 from tritonclient.grpc import service_pb2 as pb
 
 from trt_mtp.controller.decision import CandidateScore, Decision, VariantState
-from trt_mtp.controller.gateway import Gateway, GatewayConfig
-from trt_mtp.controller.kserve import SERVICE
+from trt_mtp.controller.gateway.gateway import Gateway, GatewayConfig
+from trt_mtp.controller.gateway.kserve import SERVICE
 from trt_mtp.controller.outcome import Outcome
 from trt_mtp.controller.request import RequestFeatures
 from trt_mtp.serve.contract import INPUTS, OUTPUTS

@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tritonclient.grpc import service_pb2 as pb
 
-from trt_mtp.controller.answer import AnswerReader
-from trt_mtp.controller.kserve import changed, response_change
+from trt_mtp.controller.gateway.answer import AnswerReader
+from trt_mtp.controller.gateway.kserve import changed, response_change
 from trt_mtp.errors import InputError
 
 CHANGE = response_change("qwen_mtp", "client", {"variant": "k3"})

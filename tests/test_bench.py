@@ -10,8 +10,8 @@ import pytest
 from tests.conftest import CliResult
 from tests.gateway_fixtures import running_gateway
 from tests.variants import build_engines
-from trt_mtp.controller.bench import result_of, to_csv
-from trt_mtp.controller.load_client import Answer
+from trt_mtp.controller.measure.bench import result_of, to_csv
+from trt_mtp.controller.measure.load_client import Answer
 from trt_mtp.serve.serving import resolve_variants, serving
 
 Cli = Callable[..., CliResult]

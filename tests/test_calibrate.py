@@ -14,10 +14,10 @@ from tests.conftest import CliResult
 from tests.gateway_fixtures import running_gateway, wait_until
 from tests.variants import build_engines
 from trt_mtp.controller.acceptance import AcceptanceKey
-from trt_mtp.controller.backend import Backend, Hosted
-from trt_mtp.controller.calibrate import Options, calibrate, chosen_variants
-from trt_mtp.controller.calibrate_cli import numbers, seconds, words
-from trt_mtp.controller.meter import Quiet
+from trt_mtp.controller.gateway.backend import Backend, Hosted
+from trt_mtp.controller.measure.calibrate import Options, calibrate, chosen_variants
+from trt_mtp.controller.measure.calibrate_cli import numbers, seconds, words
+from trt_mtp.controller.measure.meter import Quiet
 from trt_mtp.controller.policy import Policy
 from trt_mtp.controller.profile import read_profile
 from trt_mtp.errors import InputError, TrtMtpError

@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.calibrate_world import World
-from trt_mtp.controller.calibrate_journal import Journal
-from trt_mtp.controller.calibrate_plan import next_block
-from trt_mtp.controller.calibrate_results import Block
+from trt_mtp.controller.measure.journal import Journal
+from trt_mtp.controller.measure.plan import next_block
+from trt_mtp.controller.measure.results import Block
 from trt_mtp.errors import InputError, TrtMtpError
 
 SETTINGS = {"seed": 0, "tasks": ["qa"]}

@@ -8,10 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.calibrate_world import World, run
-from trt_mtp.controller.calibrate_plan import ended, next_block
-from trt_mtp.controller.calibrate_profile import About, crossing, profile_of
-from trt_mtp.controller.calibrate_results import CellKey, Results
 from trt_mtp.controller.calibration import Calibration, Recommendation
+from trt_mtp.controller.measure.conclusions import About, crossing, profile_of
+from trt_mtp.controller.measure.plan import ended, next_block
+from trt_mtp.controller.measure.results import CellKey, Results
 from trt_mtp.controller.profile import Profile, parse_profile, profile_json
 from trt_mtp.controller.profile_text import summary
 

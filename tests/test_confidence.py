@@ -7,7 +7,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trt_mtp.controller.confidence import design_effect, percentiles_ms, radius, ratio_interval
+from trt_mtp.controller.measure.confidence import (
+    design_effect,
+    percentiles_ms,
+    radius,
+    ratio_interval,
+)
 
 VALUES = st.lists(st.floats(-1, 1), min_size=8, max_size=40).filter(
     lambda values: max(values) - min(values) > 1e-3

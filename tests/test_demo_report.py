@@ -7,7 +7,6 @@ import pytest
 from tests.test_demo import answer
 from tests.variants import build_engines
 from trt_mtp.build.variant import VariantRecord
-from trt_mtp.controller.calibrate_results import CellKey
 from trt_mtp.controller.client import Prompt, TimedAnswer
 from trt_mtp.controller.demo_report import (
     LOADS,
@@ -18,8 +17,9 @@ from trt_mtp.controller.demo_report import (
     profile_from,
     write_report,
 )
+from trt_mtp.controller.measure.prompt_sets import PromptSet
+from trt_mtp.controller.measure.results import CellKey
 from trt_mtp.controller.profile import read_profile
-from trt_mtp.controller.prompt_sets import PromptSet
 from trt_mtp.serve.serving import resolve_variants, serving
 
 MODELS = {0: "qwen_mtp_k0", 1: "qwen_mtp_k1", 3: "qwen_mtp_k3"}

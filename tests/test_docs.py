@@ -9,7 +9,10 @@ import pytest
 from trt_mtp.cli import COMMANDS
 
 ROOT = Path(__file__).resolve().parents[1]
-PARTS = ("trt_mtp", "build", "serve", "serve/engine", "serve/model", "controller")
+PARTS = (
+    "trt_mtp", "build", "serve", "serve/engine", "serve/model", "controller", "controller/gateway",
+    "controller/measure", "controller/report", "controller/rollout", "controller/simulate",
+)  # fmt: skip
 
 
 def summary(file: Path) -> str:

@@ -23,9 +23,9 @@ from tests.gateway_fixtures import (
     wait_until,
 )
 from tests.triton_client import tensor
-from trt_mtp.controller.health import Health
-from trt_mtp.controller.retry_budget import RetryBudget
-from trt_mtp.controller.stall import StallLimits
+from trt_mtp.controller.gateway.health import Health
+from trt_mtp.controller.gateway.retry_budget import RetryBudget
+from trt_mtp.controller.gateway.stall import StallLimits
 from trt_mtp.serve.processes import is_alive
 from trt_mtp.serve.triton import TritonServer
 

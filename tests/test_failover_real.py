@@ -12,7 +12,7 @@ import pytest
 from tests.gateway_fixtures import running_gateway
 from tests.triton_client import Response, Stream, streaming, text_of
 from tests.variants import build_engines
-from trt_mtp.controller.stall import StallLimits
+from trt_mtp.controller.gateway.stall import StallLimits
 from trt_mtp.serve.serving import resolve_variants, serving
 from trt_mtp.serve.triton import TritonServer
 

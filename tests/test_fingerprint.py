@@ -3,7 +3,7 @@
 import pytest
 
 from tests.gateway_fixtures import doubles, running_gateway
-from trt_mtp.controller.gateway_process import check_fingerprint
+from trt_mtp.controller.gateway.process import check_fingerprint
 from trt_mtp.controller.profile import Profile
 from trt_mtp.errors import InputError
 from trt_mtp.serve.triton import TritonServer

@@ -22,8 +22,8 @@ from tests.gateway_fixtures import (
     script_request,
 )
 from tests.http_client import ask
-from trt_mtp.controller.generate import read_generate
-from trt_mtp.controller.kserve import is_final
+from trt_mtp.controller.gateway.generate import read_generate
+from trt_mtp.controller.gateway.kserve import is_final
 from trt_mtp.errors import InputError
 from trt_mtp.serve.contract import INPUTS
 from trt_mtp.serve.triton import TritonServer

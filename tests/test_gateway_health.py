@@ -3,7 +3,7 @@
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from trt_mtp.controller.health import (
+from trt_mtp.controller.gateway.health import (
     EJECTION_S,
     FAILURES_TO_EJECT,
     JITTER,

@@ -15,7 +15,7 @@ from tests.gateway_fixtures import (
     wait_until,
 )
 from trt_mtp.controller.decision import CandidateScore, Decision
-from trt_mtp.controller.metrics import GatewayMetrics, regret_of
+from trt_mtp.controller.gateway.metrics import GatewayMetrics, regret_of
 from trt_mtp.controller.outcome import Outcome
 from trt_mtp.serve.triton import TritonServer
 

@@ -22,9 +22,9 @@ from tests.gateway_fixtures import (
 )
 from tests.gateway_process import gateway_process
 from trt_mtp.controller.decision_log import read_log
-from trt_mtp.controller.gateway import MANAGEMENT
-from trt_mtp.controller.kserve import SERVICE
-from trt_mtp.controller.public_model import add_statistics
+from trt_mtp.controller.gateway.gateway import MANAGEMENT
+from trt_mtp.controller.gateway.kserve import SERVICE
+from trt_mtp.controller.gateway.public_model import add_statistics
 from trt_mtp.serve.triton import TritonServer
 
 __all__ = ["doubles"]

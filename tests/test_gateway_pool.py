@@ -22,10 +22,10 @@ from tests.gateway_fixtures import (
     triton_of_doubles,
     wait_until,
 )
-from trt_mtp.controller import pool
+from trt_mtp.controller.gateway import pool
+from trt_mtp.controller.gateway.stall import StallLimits
 from trt_mtp.controller.policy import Policy
 from trt_mtp.controller.profile import Profile
-from trt_mtp.controller.stall import StallLimits
 from trt_mtp.errors import InputError
 from trt_mtp.serve.processes import free_ports
 from trt_mtp.serve.triton import TritonServer

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tritonclient.grpc import service_pb2 as pb
 
-from trt_mtp.controller.kserve import read_request
+from trt_mtp.controller.gateway.kserve import read_request
 from trt_mtp.controller.request import (
     MAX_JSON_BYTES,
     WINDOW_BYTES,

@@ -22,9 +22,9 @@ from tests.gateway_fixtures import (
     wait_until,
 )
 from tests.http_client import ask, sent
-from trt_mtp.controller.access import AccessConfig
-from trt_mtp.controller.guard import MAX_METADATA_BYTES
-from trt_mtp.controller.kserve import SERVICE, is_final
+from trt_mtp.controller.gateway.access import AccessConfig
+from trt_mtp.controller.gateway.guard import MAX_METADATA_BYTES
+from trt_mtp.controller.gateway.kserve import SERVICE, is_final
 from trt_mtp.controller.request import MAX_PARTS
 from trt_mtp.serve.triton import TritonServer
 

@@ -20,10 +20,10 @@ from tests.gateway_fixtures import (
     triton_of_doubles,
     wait_until,
 )
-from trt_mtp.controller.access import AccessConfig
-from trt_mtp.controller.kserve import SERVICE
-from trt_mtp.controller.tls import channel_credentials
-from trt_mtp.controller.triton_channel import TritonChannel
+from trt_mtp.controller.gateway.access import AccessConfig
+from trt_mtp.controller.gateway.kserve import SERVICE
+from trt_mtp.controller.gateway.tls import channel_credentials
+from trt_mtp.controller.gateway.triton_channel import TritonChannel
 from trt_mtp.serve.tls_files import TlsFiles
 from trt_mtp.serve.triton import GrpcAccess, TritonServer
 
@@ -178,7 +178,7 @@ def test_a_new_client_certificate_is_used_towards_triton(
         return bytes(context.auth_context()["x509_common_name"][0])
 
     async def talk() -> list[bytes]:
-        from trt_mtp.controller.tls import server_credentials
+        from trt_mtp.controller.gateway.tls import server_credentials
 
         server = grpc.aio.server()
         handlers = {"ServerLive": grpc.unary_unary_rpc_method_handler(who)}

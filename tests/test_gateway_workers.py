@@ -23,7 +23,7 @@ from tests.gateway_fixtures import (
 from tests.gateway_process import gateway_process
 from tests.http_client import ask
 from tests.test_gateway_metrics import samples
-from trt_mtp.controller.kserve import SERVICE
+from trt_mtp.controller.gateway.kserve import SERVICE
 from trt_mtp.serve.processes import is_alive
 from trt_mtp.serve.triton import TritonServer
 

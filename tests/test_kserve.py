@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tritonclient.grpc import service_pb2 as pb
 
-from trt_mtp.controller.kserve import (
+from trt_mtp.controller.gateway.kserve import (
     MAX_FIELDS,
     changed,
     error_response,

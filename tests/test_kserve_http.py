@@ -13,7 +13,7 @@ from tritonclient.grpc import service_pb2 as pb
 
 from tests.gateway_fixtures import GatewayThread, doubles, running_gateway
 from tests.http_client import ask
-from trt_mtp.controller.kserve_http import JSON_SIZE, infer_answer, read_infer
+from trt_mtp.controller.gateway.kserve_http import JSON_SIZE, infer_answer, read_infer
 from trt_mtp.errors import InputError
 from trt_mtp.serve.triton import TritonServer
 

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from tritonclient.grpc import service_pb2 as pb
 
 from trt_mtp.controller.client import Prompt
-from trt_mtp.controller.kserve import EMPTY_FINAL
-from trt_mtp.controller.load_client import OUTPUTS, RawAnswer, parse, request_bytes
+from trt_mtp.controller.gateway.kserve import EMPTY_FINAL
+from trt_mtp.controller.measure.load_client import OUTPUTS, RawAnswer, parse, request_bytes
 
 
 def message(**values: list[int]) -> bytes:

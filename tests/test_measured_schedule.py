@@ -12,7 +12,7 @@ from tests.conftest import CliResult
 from tests.real_checkpoints import write_real
 from trt_mtp.controller.acceptance import acceptance_lengths, prior_conditionals
 from trt_mtp.controller.cost import StepCost
-from trt_mtp.controller.measured_schedule import best_schedule, schedules
+from trt_mtp.controller.measure.measured_schedule import best_schedule, schedules
 from trt_mtp.controller.profile import Profile, write_profile
 from trt_mtp.errors import InputError
 

@@ -10,9 +10,9 @@ from tests.calibrate_world import World, run
 from tests.conftest import CliResult
 from tests.gateway_fixtures import doubles
 from tests.variants import make_variant
-from trt_mtp.controller.calibrate_profile import About, profile_of
 from trt_mtp.controller.calibration import Calibration, Cell, Crossover, Interval, Percentiles
 from trt_mtp.controller.counts import Counts
+from trt_mtp.controller.measure.conclusions import About, profile_of
 from trt_mtp.controller.profile import Profile, profile_json, read_profile, write_profile
 from trt_mtp.controller.tasks import TASKS
 from trt_mtp.serve.triton import TritonServer

@@ -7,7 +7,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trt_mtp.controller.prompt_sets import PLACEHOLDER, SHIPPED, read_prompt, read_prompt_set
+from trt_mtp.controller.measure.prompt_sets import (
+    PLACEHOLDER,
+    SHIPPED,
+    read_prompt,
+    read_prompt_set,
+)
 from trt_mtp.controller.tasks import TASKS
 from trt_mtp.errors import InputError
 

@@ -15,10 +15,10 @@ from tests.calibration_fixtures import simulated_replay as make_replay
 from tests.conftest import CliResult
 from trt_mtp.controller.calibration import BestLength, Calibration, Crossover, Interval
 from trt_mtp.controller.profile import Profile, write_profile
-from trt_mtp.controller.report import Report, calibrated, read_report, render
-from trt_mtp.controller.report_cells import Key, by_key, predicted_speedup
-from trt_mtp.controller.report_summary import Summary, summarize
-from trt_mtp.controller.report_text import headline, hosting
+from trt_mtp.controller.report.cells import Key, by_key, predicted_speedup
+from trt_mtp.controller.report.report import Report, calibrated, read_report, render
+from trt_mtp.controller.report.summary import Summary, summarize
+from trt_mtp.controller.report.text import headline, hosting
 from trt_mtp.errors import InputError
 from trt_mtp.files import to_json
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from trt_mtp.controller.calibration import Calibration
 from trt_mtp.controller.profile import Profile
-from trt_mtp.controller.report import Report, calibrated, render
+from trt_mtp.controller.report.report import Report, calibrated, render
 
 TASKS = st.sampled_from(["coding", "qa", "<&> | _x_ $y$", "ä€"])
 LENGTHS = st.sampled_from([0, 1, 3, 5])

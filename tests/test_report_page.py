@@ -8,7 +8,7 @@ import pytest
 from tests.browser import Page, browser
 from tests.calibration_fixtures import simulated_profile, simulated_replay
 from trt_mtp.controller.profile import write_profile
-from trt_mtp.controller.report import read_report, render
+from trt_mtp.controller.report.report import read_report, render
 from trt_mtp.controller.tasks import TASKS
 from trt_mtp.files import to_json
 

@@ -17,9 +17,9 @@ from tests.gateway_fixtures import wait_until
 from tests.rollout_fixtures import FAST_GATES, FAST_STEPS, Place, live_requests, make_double, place
 from tests.triton_client import streaming, text_of
 from trt_mtp.build.variant import EngineVariant
-from trt_mtp.controller import rollout_work
 from trt_mtp.controller.profile import Profile, write_profile
-from trt_mtp.controller.rollout_plan import named_variant
+from trt_mtp.controller.rollout import work as rollout_work
+from trt_mtp.controller.rollout.plan import named_variant
 from trt_mtp.serve import repository
 from trt_mtp.serve.processes import children
 from trt_mtp.serve.repository import loaded_models

@@ -13,7 +13,7 @@ import yaml
 
 from tests.rollout_fixtures import FAST_GATES, FAST_STEPS, Place, gateway
 from trt_mtp.controller.client import Prompt, StreamClient
-from trt_mtp.controller.rollout_spec import read_spec
+from trt_mtp.controller.rollout.spec import read_spec
 from trt_mtp.controller.up import TINY_CHECKPOINT, build
 from trt_mtp.serve.serving import admin_key_in, resolve_variants, serving
 from trt_mtp.serve.triton import GrpcAccess

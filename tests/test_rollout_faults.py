@@ -13,10 +13,10 @@ from tests.conftest import CliResult
 from tests.gateway_fixtures import wait_until
 from tests.rollout_fixtures import FAST_GATES, Place, live_requests, make_double, place
 from tests.triton_client import streaming
-from trt_mtp.controller import rollout_store
-from trt_mtp.controller.rollout_plan import named_variant
-from trt_mtp.controller.rollout_store import Store
-from trt_mtp.controller.traffic import read_traffic
+from trt_mtp.controller.gateway.traffic import read_traffic
+from trt_mtp.controller.rollout import store as rollout_store
+from trt_mtp.controller.rollout.plan import named_variant
+from trt_mtp.controller.rollout.store import Store
 from trt_mtp.errors import TrtMtpError
 from trt_mtp.serve import repository
 from trt_mtp.serve.processes import children

@@ -11,9 +11,9 @@ import pytest
 
 from benchmarks.rollout_gates import run
 from trt_mtp.controller.outcome import Outcome
-from trt_mtp.controller.rollout_evidence import EvidenceReader, LogReader
-from trt_mtp.controller.rollout_gates import GateKeeper, Requests
-from trt_mtp.controller.rollout_spec import Gates
+from trt_mtp.controller.rollout.evidence import EvidenceReader, LogReader
+from trt_mtp.controller.rollout.gates import GateKeeper, Requests
+from trt_mtp.controller.rollout.spec import Gates
 from trt_mtp.controller.tasks import TASKS
 
 RANDOM = np.random.default_rng(7)

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from tests.conftest import CliResult
-from trt_mtp.controller.rollout_spec import Step, read_spec
+from trt_mtp.controller.rollout.spec import Step, read_spec
 from trt_mtp.errors import InputError
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from trt_mtp.controller import rollout_store
-from trt_mtp.controller.rollout_store import LostLock, Phase, Store
+from trt_mtp.controller.rollout import store as rollout_store
+from trt_mtp.controller.rollout.store import LostLock, Phase, Store
 from trt_mtp.errors import InputError, TrtMtpError
 
 
@@ -48,7 +48,7 @@ def test_only_one_acts(tmp_path: Path) -> None:
 def test_the_lock_of_a_process_that_died_is_free(tmp_path: Path) -> None:
     """A kill leaves nothing that has to be waited for on the same machine."""
     script = (
-        "import os, sys, pathlib\nfrom trt_mtp.controller.rollout_store import Store\n"
+        "import os, sys, pathlib\nfrom trt_mtp.controller.rollout.store import Store\n"
         "store = Store(pathlib.Path(sys.argv[1]))\nlock = store.locked()\nlock.__enter__()\n"
         "store.begin('k5', 'd1', {})\nos.kill(os.getpid(), 9)"
     )

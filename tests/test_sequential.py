@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trt_mtp.controller.sequential import Evidence, paired
+from trt_mtp.controller.rollout.sequential import Evidence, paired
 
 VALUES = st.lists(st.floats(-1, 1), max_size=40)
 

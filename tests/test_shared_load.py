@@ -6,8 +6,14 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from trt_mtp.controller import shared_load
-from trt_mtp.controller.shared_load import MAX_KEYS, LoadPlace, SharedLoad, clear, make_files
+from trt_mtp.controller.gateway import shared_load
+from trt_mtp.controller.gateway.shared_load import (
+    MAX_KEYS,
+    LoadPlace,
+    SharedLoad,
+    clear,
+    make_files,
+)
 
 Changes = st.lists(
     st.tuples(st.integers(0, 2), st.sampled_from(["k0", "k1", "k3@a:1"]), st.integers(0, 99)),

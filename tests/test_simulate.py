@@ -14,23 +14,23 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from tests.policy_fixtures import outcome, request, variants
-from trt_mtp.controller import regret
-from trt_mtp.controller.arrivals import Trace, bursts, poisson
-from trt_mtp.controller.batch_schedule import BatchSchedule
 from trt_mtp.controller.cost import StepCost
 from trt_mtp.controller.decision_log import DecisionLog
-from trt_mtp.controller.fleet import Fleet, InFlight, split
-from trt_mtp.controller.measurements import (
+from trt_mtp.controller.policy import Policy
+from trt_mtp.controller.simulate import regret
+from trt_mtp.controller.simulate.arrivals import Trace, bursts, poisson
+from trt_mtp.controller.simulate.batch_schedule import BatchSchedule
+from trt_mtp.controller.simulate.check import check, cross_predict
+from trt_mtp.controller.simulate.cli import simulate as command
+from trt_mtp.controller.simulate.fleet import Fleet, InFlight, split
+from trt_mtp.controller.simulate.measurements import (
     MEASUREMENTS_PATH,
     STEP_COSTS_PATH,
     read_measurements,
     read_step_ratios,
 )
-from trt_mtp.controller.policy import Policy
-from trt_mtp.controller.simulate import Settings, simulate
-from trt_mtp.controller.simulate_check import check, cross_predict
-from trt_mtp.controller.simulate_cli import simulate as command
-from trt_mtp.controller.world import MIXES, World, parse_mix, published_cost
+from trt_mtp.controller.simulate.simulate import Settings, simulate
+from trt_mtp.controller.simulate.world import MIXES, World, parse_mix, published_cost
 from trt_mtp.errors import InputError
 
 COST = StepCost(((1, 0.02), (8, 0.04)), {1: ((1, 1.25),)})

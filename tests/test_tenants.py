@@ -12,10 +12,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trt_mtp.controller import tenants as tenants_module
-from trt_mtp.controller.failure import LimitError, UnauthenticatedError
-from trt_mtp.controller.tenants import Tenant, TenantRecord, Tenants
-from trt_mtp.controller.token_bucket import TokenBucket
+from trt_mtp.controller.gateway import tenants as tenants_module
+from trt_mtp.controller.gateway.failure import LimitError, UnauthenticatedError
+from trt_mtp.controller.gateway.tenants import Tenant, TenantRecord, Tenants
+from trt_mtp.controller.gateway.token_bucket import TokenBucket
 from trt_mtp.errors import InputError
 
 

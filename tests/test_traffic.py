@@ -10,9 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.policy_fixtures import outcome, request, variants
-from trt_mtp.controller.policy import Policy
-from trt_mtp.controller.profile import Profile, write_profile
-from trt_mtp.controller.traffic import (
+from trt_mtp.controller.gateway.traffic import (
     Side,
     Traffic,
     TrafficFile,
@@ -20,7 +18,9 @@ from trt_mtp.controller.traffic import (
     read_traffic,
     write_traffic,
 )
-from trt_mtp.controller.traffic_policy import TrafficPolicy
+from trt_mtp.controller.gateway.traffic_policy import TrafficPolicy
+from trt_mtp.controller.policy import Policy
+from trt_mtp.controller.profile import Profile, write_profile
 from trt_mtp.errors import InputError
 
 OLD, NEW = Side(variants=("k0", "k3")), Side(variants=("k0", "k5"))

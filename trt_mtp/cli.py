@@ -36,7 +36,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "Find what is wrong with variants and this machine.",
     ),
     "gateway": (
-        "trt_mtp.controller.cli:gateway",
+        "trt_mtp.controller.gateway.cli:gateway",
         "Route a public model to the variants that Triton hosts, until Ctrl-C or SIGTERM.",
     ),
     "explain": (
@@ -44,11 +44,11 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "Show which variant a request would go to, and why.",
     ),
     "calibrate": (
-        "trt_mtp.controller.calibrate_cli:calibrate",
+        "trt_mtp.controller.measure.calibrate_cli:calibrate",
         "Measure variants per task and load, and write the profile that the gateway starts from.",
     ),
     "bench": (
-        "trt_mtp.controller.bench_cli:bench",
+        "trt_mtp.controller.measure.bench_cli:bench",
         "Run one prompt set against one model and print what each task got.",
     ),
     "profile": (
@@ -60,15 +60,15 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "Compare a decision log with the oracle, the best static length per load, and none.",
     ),
     "report": (
-        "trt_mtp.controller.report_cli:report",
+        "trt_mtp.controller.report.cli:report",
         "Show what a calibration or a replay says, as a page to read or as data.",
     ),
     "simulate": (
-        "trt_mtp.controller.simulate_cli:simulate",
+        "trt_mtp.controller.simulate.cli:simulate",
         "Simulate a fleet of replicas at different draft lengths under several policies.",
     ),
     "rollout": (
-        "trt_mtp.controller.rollout_cli:rollout",
+        "trt_mtp.controller.rollout.cli:rollout",
         "Put a variant, draft length or profile into production in steps, and take it back.",
     ),
     "repo": ("trt_mtp.serve.cli:repo", "Work with Triton model repositories."),
@@ -134,7 +134,7 @@ def schedules(
     mix: Mapping[str, float] | None,
 ) -> dict[int, dict[int, int]]:
     """Where `build` has draft lengths by load from; joined here for the same reason."""
-    from trt_mtp.controller.measured_schedule import schedules
+    from trt_mtp.controller.measure.measured_schedule import schedules
 
     return schedules(profile, draft_lengths, max_batch_size, mix)
 

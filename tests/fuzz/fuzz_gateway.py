@@ -14,7 +14,7 @@ def read_as_request(data: bytes) -> None:
     """What happens to a client's message before it goes to a variant."""
     from tritonclient.grpc import service_pb2 as pb
 
-    from trt_mtp.controller.kserve import read_request, readdressed
+    from trt_mtp.controller.gateway.kserve import read_request, readdressed
     from trt_mtp.controller.request import check_inputs, is_streaming, read_features, read_hints
     from trt_mtp.controller.tasks import TASKS
 
@@ -29,8 +29,8 @@ def read_as_request(data: bytes) -> None:
 
 def read_as_response(data: bytes) -> None:
     """What happens to a variant's message on its way to the client."""
-    from trt_mtp.controller.answer import AnswerReader
-    from trt_mtp.controller.kserve import parse_stream_response, response_change
+    from trt_mtp.controller.gateway.answer import AnswerReader
+    from trt_mtp.controller.gateway.kserve import parse_stream_response, response_change
 
     change = response_change(PUBLIC, "client-id", {"variant": "k3"})
     reader = AnswerReader(b"id", change, frozenset({"num_steps"}), bytearray(), "")
@@ -42,8 +42,8 @@ def read_as_response(data: bytes) -> None:
 
 def read_as_body(data: bytes) -> None:
     """What happens to the body of an HTTP request."""
-    from trt_mtp.controller.generate import read_generate
-    from trt_mtp.controller.kserve import read_request
+    from trt_mtp.controller.gateway.generate import read_generate
+    from trt_mtp.controller.gateway.kserve import read_request
 
     request = read_generate(data, PUBLIC)
     assert read_request(request.SerializeToString()).message.model_name == PUBLIC
@@ -66,9 +66,9 @@ def main() -> None:
     import atheris
 
     with atheris.instrument_imports(include=["trt_mtp"]):
-        import trt_mtp.controller.answer
-        import trt_mtp.controller.generate
-        import trt_mtp.controller.kserve
+        import trt_mtp.controller.gateway.answer
+        import trt_mtp.controller.gateway.generate
+        import trt_mtp.controller.gateway.kserve
         import trt_mtp.controller.request  # noqa: F401
     atheris.Setup(sys.argv, read)
     atheris.Fuzz()

@@ -1,0 +1,180 @@
+"""What the gateway says of the public model: one model made of all its variants."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import grpc
+from tritonclient.grpc import service_pb2 as pb
+
+from trt_mtp.controller.gateway.backend import CALL_TIMEOUT_S, Hosted
+from trt_mtp.controller.gateway.failure import RpcFailure
+from trt_mtp.controller.gateway.pool import Pool
+
+READY = "READY"
+
+Answer = Callable[[bytes, float | None], Awaitable[bytes | None]]
+
+
+class PublicModel:
+    """Answers about the public model; None for a question that is Triton's to answer."""
+
+    def __init__(self, pool: Pool) -> None:
+        self._pool = pool
+        self._name = pool.public_name
+
+    def answers(self) -> dict[str, Answer]:
+        """The RPCs that may be about the public model."""
+        return {
+            "ServerLive": self._server_live,
+            "ServerReady": self._server_ready,
+            "ModelReady": self._ready,
+            "ModelMetadata": self._metadata,
+            "ModelConfig": self._config,
+            "ModelStatistics": self._statistics,
+            "RepositoryIndex": self._index,
+        }
+
+    async def _server_live(self, raw: bytes, timeout_s: float | None) -> bytes:
+        _parsed(pb.ServerLiveRequest, raw)
+        return _bytes(pb.ServerLiveResponse(live=True))
+
+    async def _server_ready(self, raw: bytes, timeout_s: float | None) -> bytes:
+        _parsed(pb.ServerReadyRequest, raw)
+        return _bytes(pb.ServerReadyResponse(ready=self._pool.is_ready))
+
+    async def _ready(self, raw: bytes, timeout_s: float | None) -> bytes | None:
+        if _named(pb.ModelReadyRequest, raw) != self._name:
+            return None
+        return _bytes(pb.ModelReadyResponse(ready=self._pool.is_ready))
+
+    async def _metadata(self, raw: bytes, timeout_s: float | None) -> bytes | None:
+        if _named(pb.ModelMetadataRequest, raw) != self._name:
+            return None
+        variant = self._first_ready()
+        request = _bytes(pb.ModelMetadataRequest(name=variant.model_name))
+        answer = await variant.backend.call("ModelMetadata", request, timeout_s)
+        response = pb.ModelMetadataResponse.FromString(answer)
+        response.name = self._name
+        return _bytes(response)
+
+    async def _config(self, raw: bytes, timeout_s: float | None) -> bytes | None:
+        if _named(pb.ModelConfigRequest, raw) != self._name:
+            return None
+        variant = self._first_ready()
+        request = _bytes(pb.ModelConfigRequest(name=variant.model_name))
+        answer = await variant.backend.call("ModelConfig", request, timeout_s)
+        response = pb.ModelConfigResponse.FromString(answer)
+        response.config.name = self._name
+        lengths = sorted({v.draft_length for v in self._pool.variants.values()})
+        response.config.parameters.clear()  # they are one variant's
+        response.config.parameters["draft_lengths"].string_value = ",".join(map(str, lengths))
+        return _bytes(response)
+
+    async def _statistics(self, raw: bytes, timeout_s: float | None) -> bytes | None:
+        """The public model's, and with no model named all others' after it, servers together."""
+        name = _named(pb.ModelStatisticsRequest, raw)
+        if name not in (self._name, ""):
+            return None
+        variants = {variant.model_name for variant in self._pool.variants.values()}
+        total, others = pb.ModelStatistics(), dict[tuple[str, str], Any]()
+        for answer in await self._ask_all("ModelStatistics", b"", timeout_s):
+            for statistics in pb.ModelStatisticsResponse.FromString(answer).model_stats:
+                if statistics.name in variants:
+                    add_statistics(total, statistics)
+                known = others.setdefault(
+                    (statistics.name, statistics.version),
+                    pb.ModelStatistics(name=statistics.name, version=statistics.version),
+                )
+                add_statistics(known, statistics)
+        total.name, total.version = self._name, "1"
+        listed = [total, *(others.values() if name == "" else ())]
+        return _bytes(pb.ModelStatisticsResponse(model_stats=listed))
+
+    async def _index(self, raw: bytes, timeout_s: float | None) -> bytes | None:
+        """The public model, then what Triton lists, or the variants where it keeps that from us."""
+        models = dict[tuple[str, str], Any]()
+        for answer in await self._ask_all("RepositoryIndex", raw, timeout_s):
+            for entry in pb.RepositoryIndexResponse.FromString(answer).models:
+                _add_entry(models, entry)
+        for variant in () if models else self._pool.variants.values():
+            _add_entry(models, _index_entry(variant.model_name, variant.is_ready))
+        listed = [_index_entry(self._name, self._pool.is_ready), *models.values()]
+        if _parsed(pb.RepositoryIndexRequest, raw).ready:
+            listed = [entry for entry in listed if entry.state == READY]
+        return _bytes(pb.RepositoryIndexResponse(models=listed))
+
+    async def _ask_all(self, method: str, raw: bytes, timeout_s: float | None) -> list[bytes]:
+        """The answers of all servers that give one."""
+        answers = await asyncio.gather(
+            *(
+                backend.call(method, raw, timeout_s if timeout_s is not None else CALL_TIMEOUT_S)
+                for backend in self._pool.backends.values()
+            ),
+            return_exceptions=True,
+        )
+        return [answer for answer in answers if isinstance(answer, bytes)]
+
+    def _first_ready(self) -> Hosted:
+        for variant in self._pool.variants.values():
+            if variant.is_ready:
+                return variant
+        raise RpcFailure(grpc.StatusCode.UNAVAILABLE, f"no variant of {self._name} is ready")
+
+
+def _add_entry(models: dict[tuple[str, str], Any], entry: Any) -> None:
+    """Add an entry of a server's index; of two servers' the ready one counts."""
+    key = entry.name, entry.version
+    if key not in models or entry.state == READY:
+        models[key] = entry
+
+
+def _index_entry(name: str, is_ready: bool) -> Any:
+    return pb.RepositoryIndexResponse.ModelIndex(
+        name=name, version="1", state="READY" if is_ready else "UNAVAILABLE"
+    )
+
+
+def _parsed(kind: Any, raw: bytes) -> Any:
+    try:
+        return kind.FromString(raw)
+    except Exception:  # protobuf's DecodeError; its module differs between implementations
+        raise RpcFailure(
+            grpc.StatusCode.INVALID_ARGUMENT, f"the message is not a {kind.DESCRIPTOR.name}"
+        ) from None
+
+
+def _named(kind: Any, raw: bytes) -> str:
+    return str(_parsed(kind, raw).name)
+
+
+def _bytes(message: Any) -> bytes:
+    return bytes(message.SerializeToString())
+
+
+def add_statistics(total: Any, part: Any) -> None:
+    """Add one pb.ModelStatistics, or a message inside one, to another.
+
+    Counts and times add up, the time of the last inference is the latest, the entries of a batch
+    size or of a response add up with their like.
+    """
+    for field, value in part.ListFields():
+        if field.name == "last_inference":
+            total.last_inference = max(total.last_inference, value)
+        elif field.name == "response_stats":
+            for key, entry in value.items():
+                add_statistics(total.response_stats[key], entry)
+        elif field.name == "batch_stats":
+            for entry in value:
+                add_statistics(_same_batch(total.batch_stats, entry.batch_size), entry)
+        elif field.message_type is not None and field.name != "memory_usage":
+            add_statistics(getattr(total, field.name), value)
+        elif isinstance(value, int) and field.name != "batch_size":
+            setattr(total, field.name, getattr(total, field.name) + value)
+
+
+def _same_batch(entries: Any, batch_size: int) -> Any:
+    for entry in entries:
+        if entry.batch_size == batch_size:
+            return entry
+    return entries.add(batch_size=batch_size)

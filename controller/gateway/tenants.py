@@ -1,0 +1,196 @@
+"""Tenants: who holds which bearer token, and what each may use.
+
+The file has the tokens' SHA-256 hashes, never the tokens, and is read again when it changes.
+"""
+
+import hashlib
+import hmac
+import logging
+import time
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from trt_mtp.controller.gateway.failure import LimitError, UnauthenticatedError
+from trt_mtp.controller.gateway.token_bucket import TokenBucket
+from trt_mtp.controller.request import MAX_NAME_CHARS
+from trt_mtp.controller.validation import first_problem
+from trt_mtp.errors import InputError
+
+log = logging.getLogger(__name__)
+
+BUSY_RETRY_S = 1.0  # for a client that has as many requests in flight as it may
+LOOK_S = 1.0  # between looks at the file
+BEARER = "bearer "
+
+
+class TenantRecord(BaseModel):
+    """One tenant as the file has it; limits that are left out don't limit."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: Annotated[str, Field(min_length=1, max_length=MAX_NAME_CHARS)]
+    token_sha256: Annotated[
+        list[Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]], Field(min_length=1)
+    ]
+    requests_per_s: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    concurrent_streams: Annotated[int, Field(ge=1)] | None = None  # requests being answered
+    tokens_per_min: Annotated[float, Field(ge=1, allow_inf_nan=False)] | None = None
+
+
+class TenantsFile(BaseModel):
+    """The file."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    schema_version: Literal[1]
+    tenants: list[TenantRecord]
+
+    @model_validator(mode="after")
+    def _check(self) -> "TenantsFile":
+        names = [tenant.name for tenant in self.tenants]
+        hashes = [value for tenant in self.tenants for value in tenant.token_sha256]
+        if len(set(names)) < len(names):
+            raise ValueError("two tenants have the same name")
+        if len(set(hashes)) < len(hashes):
+            raise ValueError("a token's hash occurs twice")
+        return self
+
+
+class Tenant:
+    """A tenant and what it uses now."""
+
+    def __init__(self, record: TenantRecord, now_s: float) -> None:
+        self.num_running = 0
+        self.is_removed = False
+        self.change(record, now_s)
+
+    def change(self, record: TenantRecord, now_s: float) -> None:
+        """Take over limits from the file; rates start anew."""
+        self.record = record
+        rate, per_min = record.requests_per_s, record.tokens_per_min
+        # what a second, or a minute, allows may come at once
+        self._requests = TokenBucket(rate, max(rate, 1.0), now_s) if rate else None
+        self._tokens = TokenBucket(per_min / 60, per_min, now_s) if per_min else None
+
+    def begin(self, num_prompt_tokens: int, now_s: float) -> None:
+        """Admit a request; raises LimitError. `end` follows."""
+        record = self.record
+        if self.is_removed:
+            raise UnauthenticatedError(f"tenant {record.name} has been removed")
+        if record.concurrent_streams and self.num_running >= record.concurrent_streams:
+            raise LimitError(
+                f"tenant {record.name} may have {record.concurrent_streams} requests in flight: "
+                f"try again when one is over",
+                BUSY_RETRY_S,
+            )
+        if self._requests and (wait_s := self._requests.wait_s(now_s)):
+            self._refuse(f"{record.requests_per_s:g} requests a second", wait_s)
+        if self._tokens and (wait_s := self._tokens.wait_s(now_s)):
+            self._refuse(f"{record.tokens_per_min:g} tokens a minute", wait_s)
+        if self._requests:
+            self._requests.take(1, now_s)
+        self._charge(num_prompt_tokens, now_s)
+        self.num_running += 1
+
+    def end(self, num_output_tokens: int, now_s: float) -> None:
+        """A request that was admitted is over."""
+        self.num_running -= 1
+        self._charge(num_output_tokens, now_s)
+
+    def _charge(self, num_tokens: int, now_s: float) -> None:
+        if self._tokens:
+            self._tokens.take(num_tokens, now_s)
+
+    def _refuse(self, limit: str, wait_s: float) -> None:
+        raise LimitError(
+            f"tenant {self.record.name} may have {limit}: try again in {wait_s:.1f} s", wait_s
+        )
+
+
+class Tenants:
+    """All tenants of a file."""
+
+    def __init__(self, path: Path) -> None:
+        """Raises InputError when the file is missing or wrong."""
+        self._path = path
+        self._tenants: dict[str, Tenant] = {}
+        self._hashes: list[tuple[bytes, Tenant]] = []
+        self._looked_s = time.monotonic()
+        self._stamp = _stamp(path)
+        self._take_over(read_tenants(path))
+
+    def authenticate(self, authorization: str) -> Tenant:
+        """Whose `Bearer TOKEN` this is; raises UnauthenticatedError."""
+        self._look()
+        if authorization[: len(BEARER)].lower() != BEARER:
+            raise UnauthenticatedError(
+                "this gateway asks for a token: send `authorization: Bearer <token>`"
+            )
+        found = None
+        own = hashlib.sha256(authorization[len(BEARER) :].strip().encode(errors="surrogateescape"))
+        digest = own.hexdigest().encode()
+        for known, tenant in self._hashes:  # all of them, whichever it is
+            if hmac.compare_digest(known, digest):
+                found = tenant
+        if found is None:
+            raise UnauthenticatedError("the bearer token is not known here")
+        return found
+
+    def _look(self) -> None:
+        now_s = time.monotonic()
+        if now_s - self._looked_s < LOOK_S:
+            return
+        self._looked_s = now_s
+        stamp = _stamp(self._path)
+        if stamp == self._stamp:
+            return
+        try:
+            self._take_over(read_tenants(self._path))
+        except InputError as error:
+            log.error("the tenants read before stay: %s", error)
+        else:
+            log.info("%s changed: %d tenants", self._path, len(self._tenants))
+        self._stamp = stamp
+
+    def _take_over(self, file: TenantsFile) -> None:
+        now_s, before = time.monotonic(), self._tenants
+        self._tenants = {}
+        for record in file.tenants:
+            tenant = before.pop(record.name, None) or Tenant(record, now_s)
+            if tenant.record != record:
+                tenant.change(record, now_s)
+            self._tenants[record.name] = tenant
+        for tenant in before.values():
+            tenant.is_removed = True
+        self._hashes = [
+            (value.encode(), tenant)
+            for tenant in self._tenants.values()
+            for value in tenant.record.token_sha256
+        ]
+
+
+def read_tenants(path: Path) -> TenantsFile:
+    """The tenants in a YAML or JSON file; raises InputError when it is missing or wrong."""
+    try:
+        value: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} can't be read: {error}") from None
+    except (yaml.YAMLError, RecursionError):
+        raise InputError(f"{path} is neither YAML nor JSON") from None
+    try:
+        return TenantsFile.model_validate(value)
+    except ValidationError as error:
+        known = TenantsFile.model_fields | TenantRecord.model_fields
+        problem = first_problem(error, known, is_secret=True)  # somebody may put a token there
+        raise InputError(f"{path}: {problem}") from None
+
+
+def _stamp(path: Path) -> tuple[int, int, int] | None:
+    try:
+        stat = path.stat()
+    except OSError:
+        return None
+    return stat.st_mtime_ns, stat.st_ino, stat.st_size

@@ -1,0 +1,281 @@
+"""Several gateway processes on one port: started, watched, started again when one dies.
+
+They share the port (SO_REUSEPORT: the kernel spreads connections), what is in flight
+(shared_load.py), what they learn (each reads the others' state as a peer's) and their metrics
+(prometheus-client's files, one per process).
+"""
+
+import logging
+import multiprocessing
+import os
+import signal
+import socket
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from multiprocessing.connection import Connection
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from trt_mtp.controller.gateway.metrics import SHARED_FOLDER
+from trt_mtp.controller.gateway.process import (
+    END_SIGNALS,
+    LOG_FORMAT,
+    OnReady,
+    ProcessConfig,
+    run_gateway,
+)
+from trt_mtp.controller.gateway.shared_load import LoadPlace, clear, make_files
+from trt_mtp.controller.state import default_replica
+from trt_mtp.errors import InputError, TrtMtpError
+from trt_mtp.serve.processes import die_with_parent
+
+log = logging.getLogger(__name__)
+
+WATCH_S = 0.2
+MAX_FAILED_STARTS = 5  # of one worker in a row, then all end
+START_AGAIN_S = 0.5  # after a start that failed; twice that after the next
+
+
+def run_workers(config: ProcessConfig, num_workers: int, on_ready: OnReady) -> None:
+    """Run `num_workers` gateways until SIGTERM, SIGHUP or Ctrl-C, which all of them are sent.
+
+    Raises what the first start of one of them raises, and TrtMtpError when one can't be kept up.
+    """
+    with (
+        tempfile.TemporaryDirectory(prefix="trt-mtp-gateway-") as folder,
+        _reserved_ports(config) as reserved,
+    ):
+        shared = Path(folder)
+        make_files(shared, num_workers)
+        (shared / "metrics").mkdir()
+        configs = [
+            worker_config(reserved, index, num_workers, shared) for index in range(num_workers)
+        ]
+        with _caught_signals() as seen, _environment(SHARED_FOLDER, str(shared / "metrics")):
+            workers = [Worker(index, worker) for index, worker in enumerate(configs)]
+            try:
+                if _wait_ready(workers, seen):
+                    first = workers[0].ready or {}
+                    on_ready(first | {"workers": [worker.pid for worker in workers]})
+                    _watch(workers, seen, shared)
+            finally:
+                _end(workers, seen)
+
+
+class Worker:
+    """One of the processes, whichever has its place now."""
+
+    def __init__(self, index: int, config: ProcessConfig) -> None:
+        """Starts it."""
+        self.index = index
+        self.num_failed_starts = 0
+        self.start_again_s: float | None = None  # monotonic time, for one that died
+        self._config = config
+        self.start()
+
+    def start(self) -> None:
+        """Start the process."""
+        spawn = multiprocessing.get_context("spawn")  # gRPC doesn't survive a fork
+        self.ready: dict[str, Any] | None = None  # what it said when it was
+        self.start_again_s = None
+        self._messages, sender = spawn.Pipe(duplex=False)
+        arguments = (self._config, sender, os.getpid())
+        self._process = spawn.Process(target=_work, args=arguments)
+        self._process.start()
+        sender.close()
+
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+        return self._process.pid or 0
+
+    @property
+    def is_alive(self) -> bool:
+        """False once it has ended."""
+        return self._process.is_alive()
+
+    def terminate(self) -> None:
+        """Ask it to end; the second time, not to wait for answers."""
+        if self.is_alive:
+            os.kill(self.pid, signal.SIGTERM)
+
+    def listen(self) -> None:
+        """Note that it got ready; raises TrtMtpError with why it can't."""
+        try:
+            if self.ready is None and self._messages.poll():
+                message = self._messages.recv()
+                if isinstance(message, TrtMtpError):
+                    raise message
+                self.ready, self.num_failed_starts = message, 0
+                log.info("worker %d (pid %d) is ready", self.index, self.pid)
+        except EOFError:  # it ended, which `is_alive` tells
+            pass
+
+    def note_end(self) -> None:
+        """Decide when to start again; raises TrtMtpError when it never gets ready."""
+        log.error(
+            "worker %d (pid %d) ended with code %s", self.index, self.pid, self._process.exitcode
+        )
+        wait_s = 0.0
+        if self.ready is None:
+            self.num_failed_starts += 1
+            wait_s = START_AGAIN_S * 2 ** (self.num_failed_starts - 1)
+        if self.num_failed_starts >= MAX_FAILED_STARTS:
+            raise TrtMtpError(f"worker {self.index} ended {self.num_failed_starts} times at once")
+        self.start_again_s = time.monotonic() + wait_s
+
+
+def worker_config(config: ProcessConfig, index: int, num: int, shared: Path) -> ProcessConfig:
+    """The settings of worker `index`: its own files, and the others' as peers.
+
+    The first one keeps what was learned where a single process would.
+    """
+    state = config.state or shared / "state.json"
+    states = [state, *(state.with_stem(f"{state.stem}-{i}") for i in range(1, num))]
+    gateway, decisions = config.gateway, config.decision_log
+    if gateway.admin_port:
+        gateway = replace(gateway, admin_port=gateway.admin_port + index)
+    return replace(
+        config,
+        gateway=replace(gateway, shared_load=LoadPlace(shared, index, num)),
+        state=states[index],
+        peer_states=(*config.peer_states, *(other for other in states if other != states[index])),
+        replica=f"{config.replica or default_replica(config.state)}-{index}",
+        decision_log=decisions.with_stem(f"{decisions.stem}-{index}") if decisions else None,
+    )
+
+
+def _work(config: ProcessConfig, messages: Connection, parent: int) -> None:
+    """A worker's whole life."""
+    os.setsid()  # Ctrl-C is for the parent, which passes it on
+    die_with_parent(parent)()
+    logging.basicConfig(level=logging.INFO, format=LOG_FORMAT)
+    try:
+        run_gateway(config, messages.send)
+    except TrtMtpError as error:
+        messages.send(error)
+        sys.exit(error.exit_code)
+
+
+@contextmanager
+def _reserved_ports(config: ProcessConfig) -> Iterator[ProcessConfig]:
+    """`config` with ports that are free and stay so; raises InputError for one that is not.
+
+    The sockets that hold them don't listen, so the kernel sends them no connections.
+    """
+    gateway = config.gateway
+    held: list[socket.socket] = []
+    try:
+        port = _reserve(gateway.host, gateway.port, "--port", gateway.is_port_shared, held)
+        http_port = gateway.http_port
+        if http_port is not None:
+            http_port = _reserve(
+                gateway.host, http_port, "--http-port", gateway.is_port_shared, held
+            )
+        yield replace(
+            config,
+            gateway=replace(gateway, port=port, http_port=http_port, is_port_shared=True),
+        )
+    finally:
+        for holder in held:
+            holder.close()
+
+
+def _reserve(host: str, port: int, option: str, is_shared: bool, held: list[socket.socket]) -> int:
+    """Keep `port` for SO_REUSEPORT, and unless it `is_shared`, see first that it is free."""
+    try:
+        if not is_shared:
+            with _socket(host) as probe:
+                probe.bind((host, port))
+        holder = _socket(host)
+        held.append(holder)
+        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        holder.bind((host, port))
+    except OSError as error:
+        raise InputError(
+            f"can't listen on {host}:{port} ({error.strerror}): choose another with {option}"
+        ) from None
+    return int(holder.getsockname()[1])
+
+
+def _socket(host: str) -> socket.socket:
+    found = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    return found
+
+
+@contextmanager
+def _environment(name: str, value: str) -> Iterator[None]:
+    """An environment variable for the processes that are started inside."""
+    os.environ[name] = value
+    try:
+        yield
+    finally:
+        del os.environ[name]
+
+
+@contextmanager
+def _caught_signals() -> Iterator[list[int]]:
+    """The signals that would end us, as they come in."""
+    seen: list[int] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        seen.append(number)
+
+    before = {number: signal.signal(number, note) for number in END_SIGNALS}
+    try:
+        yield seen
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _wait_ready(workers: Sequence[Worker], seen: list[int]) -> bool:
+    """True when all are ready, false when a signal came first; raises why one is not."""
+    while not seen:
+        for worker in workers:
+            worker.listen()
+            if worker.ready is None and not worker.is_alive:
+                worker.listen()
+                raise TrtMtpError(f"worker {worker.index} ended while starting")
+        if all(worker.ready for worker in workers):
+            return True
+        time.sleep(WATCH_S)
+    return False
+
+
+def _watch(workers: Sequence[Worker], seen: list[int], shared: Path) -> None:
+    """Keep all of them up until a signal comes."""
+    from prometheus_client.multiprocess import mark_process_dead
+
+    while not seen:
+        for worker in workers:
+            try:
+                worker.listen()
+            except TrtMtpError as error:
+                log.error("worker %d: %s", worker.index, error)
+            if worker.is_alive:
+                continue
+            if worker.start_again_s is None:
+                clear(shared, worker.index)
+                mark_process_dead(worker.pid)  # type: ignore[no-untyped-call]
+                worker.note_end()
+            elif time.monotonic() >= worker.start_again_s:
+                worker.start()
+        time.sleep(WATCH_S)
+
+
+def _end(workers: Sequence[Worker], seen: list[int]) -> None:
+    """Pass signals on until all have ended."""
+    num_passed = 0
+    while any(worker.is_alive for worker in workers):
+        if num_passed < max(len(seen), 1):
+            num_passed = max(len(seen), 1)
+            for worker in workers:
+                worker.terminate()
+        time.sleep(WATCH_S / 4)

@@ -1,0 +1,200 @@
+"""One prompt set against one model, a variant or the gateway: the numbers per task.
+
+Columns are named as NVIDIA's tools name them where they have them. AIPerf (docs/reference of
+ai-dynamo/aiperf): `request_count`, `time_to_first_token`, `inter_token_latency`, which is
+(request_latency - time_to_first_token) / (tokens - 1), what others call TPOT,
+`inter_chunk_latency`, `request_latency`, `output_token_throughput`. ModelOpt's specdec_bench
+(metrics/specbench.py and acceptance_rate.py in examples/specdec_bench of NVIDIA/Model-Optimizer):
+`Category_AL`, the mean over requests of each one's acceptance length, `Average_AL`,
+`Conditional_Acceptance_Rate` and `Joint_Acceptance_Rate` by the number of tokens that a step
+brings, of which the first is the model's own, hence 1.
+"""
+
+import asyncio
+import csv
+import io
+import random
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from trt_mtp.controller.calibration import Percentiles
+from trt_mtp.controller.measure.confidence import percentiles_ms, rounded
+from trt_mtp.controller.measure.load_client import Answer, LoadClient, request_bytes
+from trt_mtp.controller.measure.meter import Meter
+from trt_mtp.controller.measure.prompt_sets import PromptSet
+from trt_mtp.errors import TrtMtpError
+
+SCHEMA_VERSION = 1
+ALL = "all"
+LATENCIES = (
+    "time_to_first_token",
+    "inter_token_latency",
+    "inter_chunk_latency",
+    "request_latency",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class TaskResult:
+    """One line of the table; latencies in milliseconds."""
+
+    task: str
+    request_count: int
+    error_request_count: int
+    output_tokens: int
+    output_token_throughput: float  # tokens a second of all requests at a time together
+    latencies: Mapping[str, Percentiles]  # by the names in LATENCIES
+    category_al: float
+    acceptance_rate: float
+    joint: tuple[float, ...]  # P(a step brings at least n tokens), n = 1 …
+    error: str  # the first one
+
+    @property
+    def conditional(self) -> tuple[float, ...]:
+        """P(a step brings at least n tokens, given that it brings n - 1)."""
+        before = (1.0, *self.joint)
+        return tuple(
+            rounded(now / last) if last else 0.0
+            for now, last in zip(self.joint, before, strict=False)
+        )
+
+    def as_json(self) -> dict[str, Any]:
+        """The line in `trt-mtp bench --json`."""
+        counted = {str(n): rate for n, rate in enumerate(self.joint, 1)}
+        conditional = {str(n): rate for n, rate in enumerate(self.conditional, 1)}
+        return {
+            "task": self.task,
+            "request_count": self.request_count,
+            "error_request_count": self.error_request_count,
+            "total_output_tokens": self.output_tokens,
+            "output_token_throughput": self.output_token_throughput,
+            **{name: value._asdict() for name, value in self.latencies.items()},
+            "Category_AL": self.category_al,
+            "acceptance_rate": self.acceptance_rate,
+            "Conditional_Acceptance_Rate": conditional,
+            "Joint_Acceptance_Rate": counted,
+            "error": self.error,
+        }
+
+
+def bench(
+    url: str, model: str, prompts: PromptSet, concurrency: int, seed: int, meter: Meter
+) -> Iterator[list[TaskResult]]:
+    """The table as far as it is measured, after each task, the last task last.
+
+    At the end it is in the order of the tasks, with all of them together after them. Tasks are
+    measured one after the other, in an order that the seed fixes, so that each has the whole load.
+    Raises TrtMtpError when the server is lost or nothing was answered.
+    """
+    tasks = random.Random(seed).sample(sorted(prompts.prompts), len(prompts.prompts))
+    results: dict[str, TaskResult] = {}
+    every: list[Answer] = []
+    seconds, done, total = 0.0, 0, sum(map(len, prompts.prompts.values()))
+    for task in tasks:
+        meter.update(f"{task} at {concurrency}", done, total, done)
+        requests = [request_bytes(model, prompt) for prompt in prompts.prompts[task]]
+        answers, elapsed = asyncio.run(_ask(url, requests, concurrency, is_first=not results))
+        _require_server(url, answers)
+        done += len(answers)
+        seconds += elapsed
+        every += answers
+        results[task] = result_of(task, answers, elapsed)
+        yield list(results.values())
+    if all(answer.error for answer in every):
+        raise TrtMtpError(f"{model} answered nothing: {every[0].error}")
+    lines = [results[task] for task in prompts.prompts]
+    yield [*lines, result_of(ALL, every, seconds)]
+
+
+async def _ask(
+    url: str, requests: Sequence[bytes], concurrency: int, is_first: bool
+) -> tuple[list[Answer], float]:
+    client = LoadClient(url)
+    try:
+        if is_first:  # warm-up, thrown away
+            await client.answers(requests[:2], concurrency)
+        start = time.monotonic()
+        answers = await client.answers(requests, concurrency)
+        return answers, time.monotonic() - start
+    finally:
+        await client.close()
+
+
+def _require_server(url: str, answers: Sequence[Answer]) -> None:
+    for answer in answers:
+        if answer.is_lost:
+            raise TrtMtpError(f"the server at {url} was lost: {answer.error}")
+
+
+def result_of(task: str, answers: Sequence[Answer], elapsed_s: float) -> TaskResult:
+    """The line of one task's answers, which took `elapsed_s` together."""
+    good = [answer for answer in answers if not answer.error]
+    tokens = sum(answer.num_output_tokens for answer in good)
+    latencies = (
+        [a.ttft_s for a in good],
+        [a.tpot_s for a in good if a.tpot_s > 0],
+        [gap for a in good for gap in a.itl_s],
+        [a.ttft_s + a.decode_s for a in good],
+    )
+    steps = sum(answer.num_steps for answer in good)
+    depth = max((len(a.accepted_per_position) for a in good), default=0)
+    accepted = [
+        sum(a.accepted_per_position[j] for a in good if j < len(a.accepted_per_position))
+        for j in range(depth)
+    ]
+    drafted = sum(a.num_steps * len(a.accepted_per_position) for a in good)
+    lengths = [1 + sum(a.accepted_per_position) / a.num_steps for a in good if a.num_steps]
+    return TaskResult(
+        task=task,
+        request_count=len(good),
+        error_request_count=len(answers) - len(good),
+        output_tokens=tokens,
+        output_token_throughput=rounded(tokens / elapsed_s) if elapsed_s > 0 else 0.0,
+        latencies={
+            name: percentiles_ms(values) for name, values in zip(LATENCIES, latencies, strict=True)
+        },
+        category_al=rounded(sum(lengths) / len(lengths)) if lengths else 1.0,
+        acceptance_rate=rounded(sum(accepted) / drafted) if drafted else 0.0,
+        joint=(1.0, *(rounded(count / steps) for count in accepted)) if steps else (),
+        error=next((answer.error for answer in answers if answer.error), ""),
+    )
+
+
+def report(
+    url: str, model: str, prompts: PromptSet, concurrency: int, results: Sequence[TaskResult]
+) -> dict[str, Any]:
+    """What `trt-mtp bench --json` prints."""
+    *tasks, every = results
+    lengths = {line.task: line.category_al for line in tasks}
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "url": url,
+        "model": model,
+        "prompts": prompts.label,
+        "concurrency": concurrency,
+        "tasks": [line.as_json() for line in tasks],
+        "all": every.as_json(),
+        "Category_AL": lengths,
+        "Average_AL": every.category_al,
+    }
+
+
+def to_csv(results: Sequence[TaskResult]) -> str:
+    """One line a task; joint acceptance as one column for each number of tokens."""
+    deepest = max(len(line.joint) for line in results)
+    rates = [f"Joint_Acceptance_Rate_{n}" for n in range(1, deepest + 1)]
+    latencies = [f"{name}_{p}_ms" for name in LATENCIES for p in Percentiles._fields]
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    head = ["task", "request_count", "error_request_count", "total_output_tokens"]
+    head += ["output_token_throughput", *latencies, "Category_AL", "acceptance_rate", *rates]
+    writer.writerow(head)
+    for line in results:
+        values: list[Any] = [line.task, line.request_count, line.error_request_count]
+        values += [line.output_tokens, line.output_token_throughput]
+        values += [value for name in LATENCIES for value in line.latencies[name]]
+        values += [line.category_al, line.acceptance_rate, *line.joint]
+        writer.writerow(values + [""] * (deepest - len(line.joint)))
+    return out.getvalue()

@@ -1,0 +1,157 @@
+"""The `calibrate` command."""
+
+import os
+import re
+from pathlib import Path
+
+import click
+
+from trt_mtp.errors import InputError
+
+UNITS = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0}
+EMBEDDED_BUDGET = "3m"
+
+
+@click.command()
+@click.argument("checkpoint", required=False)
+@click.option("--url", metavar="HOST:PORT", help="Triton's gRPC address.")
+@click.option("--embedded", is_flag=True, help="Build and serve CHECKPOINT here, then stop.")
+@click.option("--model", default="qwen_mtp", show_default=True, help="The public model's name.")
+@click.option("--variants", metavar="K0,K1,…", help="Their names.  [default: all that are hosted]")
+@click.option(
+    "--concurrency", metavar="N,N,…", help="Requests at a time.  [default: 1,2,4,8,16 if they fit]"
+)
+@click.option("--tasks", metavar="TASK,…", help="[default: all of the prompt set]")
+@click.option(
+    "--prompts",
+    metavar="FILE",
+    help="JSON lines, Spec-Bench's or SPEED-Bench's, or `shipped`.  "
+    "[default: shipped; --embedded: CHECKPOINT/prompts.jsonl]",
+)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, dir_okay=False),
+    default="profile.json",
+    show_default=True,
+    help="The profile. Beside it the journal, by which a run goes on after an interruption.",
+)
+@click.option(
+    "--budget",
+    metavar="TIME",
+    help=f"Most time to measure, as 90s, 10m or 2h.  [default: 10m; --embedded: {EMBEDDED_BUDGET}]",
+)
+@click.option("--seed", type=click.IntRange(0, 2**31), default=0, show_default=True)
+@click.option(
+    "--max-tokens", type=click.IntRange(2), help="Of each answer, whatever its prompt says."
+)
+@click.option("--temperature", type=click.FloatRange(0, 2), default=0.0, show_default=True)
+@click.option("--all-cells", is_flag=True, help="Measure every cell, to check the plan by.")
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    default="engines",
+    show_default=True,
+    help="For --embedded: where the variants are built, or already are.",
+)
+@click.option(
+    "--draft-lengths", default="0,1,2,3,5", show_default=True, help="For --embedded: what to build."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the profile as JSON.")
+def calibrate(
+    checkpoint: str | None,
+    url: str | None,
+    embedded: bool,
+    model: str,
+    variants: str | None,
+    concurrency: str | None,
+    tasks: str | None,
+    prompts: str | None,
+    out: Path,
+    budget: str | None,
+    seed: int,
+    max_tokens: int | None,
+    temperature: float,
+    all_cells: bool,
+    output: Path,
+    draft_lengths: str,
+    as_json: bool,
+) -> None:
+    """Measure variants per task and load, and write the profile that the gateway starts from.
+
+    Every draft length is compared with no speculation on the same prompts, interleaved. Run the
+    same command again to go on after an interruption, or with a larger --budget. Exit code 1 when
+    the server is lost or nothing could be measured.
+
+    Example: trt-mtp calibrate --url 127.0.0.1:8101 --budget 10m --out profile.json
+
+    Example: trt-mtp calibrate --embedded
+    """
+    if bool(url) == embedded:
+        raise InputError("name the server with --url, or let --embedded build and serve one here")
+    if checkpoint and not embedded:
+        raise InputError("CHECKPOINT is for --embedded; a server has its variants already")
+    os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"  # its fork handlers crash the child; set first
+    from trt_mtp.controller.measure.calibrate import Options
+    from trt_mtp.controller.measure.calibrate import calibrate as run
+    from trt_mtp.controller.measure.embedded import run_embedded
+    from trt_mtp.controller.measure.meter import shown
+    from trt_mtp.controller.profile import profile_json
+    from trt_mtp.serve.processes import terminate_as_interrupt
+
+    options = Options(
+        url=url or "",
+        out=out,
+        model=model,
+        variants=words("--variants", variants),
+        concurrencies=numbers("--concurrency", concurrency),
+        tasks=words("--tasks", tasks),
+        prompts=prompts or "shipped",
+        budget_s=seconds(budget or (EMBEDDED_BUDGET if embedded else "10m")),
+        seed=seed,
+        max_tokens=max_tokens,
+        temperature=temperature,
+        all_cells=all_cells,
+    )
+    with terminate_as_interrupt(), shown("s") as meter:
+        if embedded:
+            profile = run_embedded(checkpoint, draft_lengths, output, prompts, options, meter)
+        else:
+            profile = run(options, meter)
+    if as_json:
+        click.echo(profile_json(profile), nl=False)
+        return
+    from trt_mtp.controller.profile_text import summary
+
+    click.echo(summary(profile))
+    click.echo(f"written to {out}", err=True)
+
+
+def words(option: str, text: str | None) -> tuple[str, ...]:
+    """`a,b` as names; raises InputError for an empty one."""
+    if text is None:
+        return ()
+    parts = tuple(part.strip() for part in text.split(","))
+    if not all(parts):
+        raise InputError(f"{option} {text!r}: expected names with commas between them")
+    return parts
+
+
+def numbers(option: str, text: str | None) -> tuple[int, ...]:
+    """`1,2,4` as numbers from 1 on; raises InputError."""
+    parts = words(option, text)
+    if not all(re.fullmatch(r"[1-9]\d{0,4}", part) for part in parts):
+        raise InputError(f"{option} {text!r}: expected numbers from 1 on, as in 1,2,4,8")
+    return tuple(int(part) for part in parts)
+
+
+def seconds(text: str) -> float:
+    """`90s`, `10m` or `2h` in seconds; raises InputError.
+
+    >>> seconds("10m")
+    600.0
+    """
+    match = re.fullmatch(r"(\d{1,6}(?:\.\d+)?)([smh]?)", text.strip())
+    if not match or float(match[1]) == 0:
+        raise InputError(f"--budget {text!r}: expected a time, as 90s, 10m or 2h")
+    return float(match[1]) * UNITS[match[2]]

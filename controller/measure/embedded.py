@@ -1,0 +1,33 @@
+"""A calibration that brings its own server: built, served, measured and stopped on this machine."""
+
+from dataclasses import replace
+from pathlib import Path
+
+from trt_mtp.controller.measure.calibrate import Options, calibrate
+from trt_mtp.controller.measure.meter import Meter
+from trt_mtp.controller.measure.prompt_sets import SHIPPED
+from trt_mtp.controller.profile import Profile
+from trt_mtp.controller.up import build, default_checkpoint
+from trt_mtp.serve.serving import resolve_variants, serving
+
+
+def run_embedded(
+    checkpoint: str | None,
+    draft_lengths: str,
+    engines: Path,
+    prompts: str | None,
+    options: Options,
+    meter: Meter,
+) -> Profile:
+    """The profile of `checkpoint` on this machine; `options.url` is not looked at.
+
+    The prompts are by default those in the checkpoint's folder, because a small checkpoint
+    answers only what it was trained for. Raises as `calibrate` and `trt-mtp build` do.
+    """
+    checkpoint = checkpoint or default_checkpoint()
+    own = Path(checkpoint) / "prompts.jsonl"
+    source = prompts or (str(own) if own.is_file() else SHIPPED)
+    meter.say(f"building {checkpoint} into {engines}")
+    variants = resolve_variants(build(checkpoint, draft_lengths, engines))
+    with serving(variants, on_progress=meter.say) as server:
+        return calibrate(replace(options, url=server.grpc_url, prompts=source), meter)

@@ -1,0 +1,183 @@
+"""The report's sentences: what to do, in words that need no knowledge of speculation."""
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from trt_mtp.controller.calibration import Interval
+from trt_mtp.controller.report.summary import Summary, TaskRow
+
+# the tasks of controller/tasks.py in everyday words
+TASK_WORDS = {
+    "coding": "writing and changing program code",
+    "math": "calculations and proofs",
+    "reasoning": "puzzles and arguments in several steps",
+    "stem": "questions of science and engineering",
+    "humanities": "questions of history, law, art and society",
+    "qa": "short questions of fact",
+    "rag": "answers from a text that comes with the question",
+    "summarization": "summaries of a given text",
+    "multilingual": "translation and other languages",
+    "writing": "stories, letters and other prose",
+    "roleplay": "speaking as a character",
+    "structured_output": "JSON and other fixed forms",
+    "tool_call": "calls of functions that the client offers",
+}
+
+TERMS = {
+    "speculation": "The model guesses a few words ahead (drafts them) and then checks all guesses "
+    "in one go. The answer is the same as without it; only the time changes.",
+    "draft length, K": "How many tokens are guessed at a time. None, or K = 0, means no "
+    "speculation. Longer drafts gain more where guesses are right, and cost more where they are "
+    "wrong.",
+    "token": "A piece of a word; the unit that a model writes in and speed is counted in.",
+    "speedup": "How many times as fast the text after the first token comes, compared with no "
+    "speculation on the same prompts. Below 1 it is slower. The range in brackets holds the true "
+    "value with 95 % confidence.",
+    "acceptance rate": "The share of guessed tokens that turned out right.",
+    "acceptance length, AL": "Tokens that one check brings on average, from 1 (no guess was right) "
+    "to K + 1 (all were).",
+    "requests at a time": "How many answers the server is working on at once: its load, also "
+    "called concurrency. A busy server has less to spare for guessing.",
+    "TTFT": "Time to first token: from sending a request to the first piece of its answer.",
+    "TPOT": "Time per output token after the first.",
+    "tok/s": "Output tokens a second of all requests at a time together.",
+}
+
+
+def name(task: str) -> str:
+    """A task in a sentence: `structured output`."""
+    return task.replace("_", " ")
+
+
+def listed(items: Sequence[str]) -> str:
+    """`a`, `a and b`, `a, b and c`."""
+    return " and ".join(filter(None, [", ".join(items[:-1]), *items[-1:]]))
+
+
+def ratio(interval: Interval) -> str:
+    """An estimate with its interval: `1.42 (1.29 to 1.53)`."""
+    return f"{interval.value:.2f} ({interval.low:.2f} to {interval.high:.2f})"
+
+
+def headline(summary: Summary) -> tuple[str, ...]:
+    """The advice, a sentence or two a line: lengths, loads, what is between, what is unsure."""
+    if summary.calibration.recommendation is None:
+        return (
+            "No advice: no variant without speculation was measured, so nothing can be said of "
+            "what drafting gains.",
+        )
+    lines = [_lengths(summary.tasks), _loads(summary), _between(summary), _unsure(summary.tasks)]
+    return tuple(filter(None, lines))
+
+
+def _unsure(rows: Iterable[TaskRow]) -> str:
+    """The tasks whose gain may be none; empty where there are none such."""
+    names = [name(row.task) for row in rows if row.best and row.best.draft_length and
+             (0 in row.best.ties or row.best.speedup.low <= 1)]  # fmt: skip
+    if not names:
+        return ""
+    return f"For {listed(names)} the gain is within the measurement's uncertainty."
+
+
+def _between(summary: Summary) -> str:
+    """That the length changes with load before it becomes none; empty where it doesn't."""
+    advice = summary.calibration.recommendation
+    lengths: dict[str, set[int]] = {}
+    for one in advice.best if advice else ():
+        lengths.setdefault(one.task, set()).add(one.draft_length)
+    changing = any(len(found - {0}) > 1 for found in lengths.values())
+    return "The best length changes with the load: the first table has it." if changing else ""
+
+
+def _lengths(rows: Iterable[TaskRow]) -> str:
+    groups: dict[int, list[str]] = {}
+    for row in rows:
+        if row.best:
+            groups.setdefault(row.best.draft_length, []).append(name(row.task))
+    if not groups:
+        return "No task was measured at the lowest load."
+    if set(groups) == {0}:
+        return "Use no speculation: no draft length that was measured is faster for any task."
+    if len(groups) == 1:
+        return f"Use draft length {next(iter(groups))} for every task."
+    parts = [
+        f"{'draft length ' if i == 0 else ''}{length or 'none'} for {listed(groups[length])}"
+        for i, length in enumerate(sorted(groups, reverse=True))
+    ]
+    return f"Use {'; '.join(parts)}."
+
+
+def _loads(summary: Summary) -> str:
+    """From which load on to use none; empty where no task drafts at all."""
+    drafting = [row for row in summary.tasks if row.best and row.best.draft_length > 0]
+    if not drafting:
+        return ""
+    highest = summary.concurrencies[-1]
+    if len(summary.concurrencies) == 1:
+        return f"Only {at_a_time(highest)} was measured, so nothing is known of other loads."
+    groups: dict[int | None, list[str]] = {}
+    for row in drafting:
+        groups.setdefault(row.none_from, []).append(name(row.task))
+    if set(groups) == {None}:
+        where = "" if len(drafting) == len(summary.tasks) else ", where advised,"
+        return (
+            f"Drafting{where} stays faster up to {at_a_time(highest)}, the highest load measured."
+        )
+    if len(groups) == 1:
+        return f"From {at_a_time(next(iter(groups)))} on, use none."
+    return _different_loads(groups, highest)
+
+
+def _different_loads(groups: Mapping[int | None, Sequence[str]], highest: int) -> str:
+    parts = [
+        f"from {at_a_time(load) if i == 0 else load} on for {listed(groups[load])}"
+        for i, load in enumerate(sorted(load for load in groups if load is not None))
+    ]
+    text = f"Use none {'; '.join(parts)}."
+    if None in groups:
+        text += f" For {listed(groups[None])} drafting stays faster up to {highest}, the highest "
+        text += "load measured."
+    return text
+
+
+def at_a_time(load: int | None) -> str:
+    """`6 requests at a time`."""
+    return f"{load} request{'' if load == 1 else 's'} at a time"
+
+
+def hosting(summary: Summary) -> str:
+    """Whether to host several variants or one; empty without a recommendation."""
+    advice = summary.calibration.recommendation
+    if advice is None:
+        return ""
+    single, gain = "the one without speculation", ratio(advice.routed_speedup)
+    if advice.draft_length:
+        single = (
+            f"the one with draft length {advice.draft_length} ({ratio(advice.speedup)} times as "
+            "fast as none over all tasks)"
+        )
+    if advice.hold_one:
+        return (
+            f"One variant is enough, {single}: choosing by task and load is {gain} times as fast "
+            "as it, no more than the measurement's uncertainty."
+        )
+    return (
+        f"If you host one variant only, take {single}; choosing by task and load is {gain} times "
+        "as fast as that."
+    )
+
+
+def coverage(summary: Summary) -> str:
+    """How much was measured, and how well the rest is known."""
+    left = sum(row.cell is None for row in summary.rows)
+    guessed = sum(row.cell is None and row.predicted is not None for row in summary.rows)
+    text = f"{len(summary.rows) - left} of {len(summary.rows)} cells were measured"
+    if left:
+        text += f"; the speedup of {guessed} more is predicted from them, marked ≈"
+    quality = summary.calibration.prediction
+    if quality is not None:
+        text += (
+            f". Predicting {quality.num_cells} measured speedups from the others missed them by "
+            f"{quality.median_abs_error:.1%} in the median, {quality.p90_abs_error:.1%} at the "
+            "90th percentile"
+        )
+    return text + "."

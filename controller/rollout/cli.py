@@ -1,0 +1,262 @@
+"""`trt-mtp rollout`: the commands that put something else into production, and back."""
+
+import json
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from trt_mtp.files import to_json
+
+if TYPE_CHECKING:
+    from trt_mtp.controller.rollout.control import Status
+
+WATCH_S = 1.0
+SPEC = click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
+JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+WHY = click.option("--why", default="", help="For the history.")
+Command = Callable[..., None]
+
+
+@click.group()
+def rollout() -> None:
+    """Put a variant, draft length or profile into production in steps, and take it back.
+
+    A rollout is one YAML FILE; its state lies where the file says, so every command can be killed
+    and called again. Exit codes: 0 done, 1 failed, 2 bad input, 3 in progress, 4 aborted by a gate
+    or a person, 5 inconclusive.
+
+    Example: trt-mtp rollout start k5.yaml
+    """
+
+
+@rollout.command()
+@SPEC
+@JSON
+def validate(file: Path, as_json: bool) -> None:
+    """Check a rollout's file, and nothing else.
+
+    Example: trt-mtp rollout validate k5.yaml
+    """
+    from trt_mtp.controller.rollout.spec import read_spec
+
+    spec = read_spec(file)
+    result = {"schema_version": 1, "name": spec.name, "digest": spec.digest, "valid": True}
+    click.echo(to_json(result) if as_json else f"{file}: {spec.name} is valid", nl=not as_json)
+
+
+@rollout.command()
+@SPEC
+@JSON
+def plan(file: Path, as_json: bool) -> None:
+    """Show what a rollout would change, what memory it needs and whom it affects.
+
+    Example: trt-mtp rollout plan k5.yaml
+    """
+    _show_plan(file, as_json)
+
+
+@rollout.command()
+@SPEC
+@click.option("--dry-run", is_flag=True, help="Show the plan and do nothing.")
+@click.option("--again", is_flag=True, help="Begin anew what was aborted or failed.")
+@JSON
+def start(file: Path, dry_run: bool, again: bool, as_json: bool) -> None:
+    """Do a rollout, or go on with one that was killed; until it is done or waits for you.
+
+    Example: trt-mtp rollout start k5.yaml --json
+    """
+    from trt_mtp.controller.rollout.control import start as begin
+    from trt_mtp.controller.rollout.spec import read_spec
+
+    if dry_run:
+        _show_plan(file, as_json)
+        return
+    _finish(begin(read_spec(file), _say, again), as_json)
+
+
+@rollout.command()
+@SPEC
+@click.option("--watch", is_flag=True, help="Until it is completed or waits for you.")
+@JSON
+def status(file: Path, watch: bool, as_json: bool) -> None:
+    """Show where a rollout stands; the exit code tells it too.
+
+    Example: trt-mtp rollout status k5.yaml --watch
+    """
+    from trt_mtp.controller.rollout.control import status as look
+    from trt_mtp.controller.rollout.spec import read_spec
+
+    spec = read_spec(file)
+    seen = look(spec)
+    while watch and seen.holder:
+        _say(_status_text(seen))
+        time.sleep(WATCH_S)
+        seen = look(spec)
+    _finish(seen, as_json)
+
+
+@rollout.command()
+@SPEC
+@JSON
+def explain(file: Path, as_json: bool) -> None:
+    """Show what the gates have seen, and what decides next.
+
+    Example: trt-mtp rollout explain k5.yaml
+    """
+    from trt_mtp.controller.rollout.control import status as look
+    from trt_mtp.controller.rollout.gates import GateResult
+    from trt_mtp.controller.rollout.spec import read_spec
+
+    seen = look(read_spec(file))
+    lines = [GateResult(**gate).sentence() for gate in seen.progress.get("gates", ())]
+    text = "\n".join([_status_text(seen), *(lines or ["the gates have seen nothing yet"])])
+    click.echo(to_json(seen.to_json()) if as_json else text, nl=not as_json)
+
+
+@rollout.command()
+@SPEC
+@JSON
+def resume(file: Path, as_json: bool) -> None:
+    """Go on with a rollout that is paused or inconclusive.
+
+    Example: trt-mtp rollout resume k5.yaml
+    """
+    from trt_mtp.controller.rollout.control import resume as go_on
+    from trt_mtp.controller.rollout.spec import read_spec
+
+    _finish(go_on(read_spec(file), _say), as_json)
+
+
+@rollout.command()
+@SPEC
+@WHY
+@JSON
+def pause(file: Path, why: str, as_json: bool) -> None:
+    """Stop where it is; traffic stays as it is.
+
+    Example: trt-mtp rollout pause k5.yaml --why "a look at the logs"
+    """
+    _steer(file, "pause", why, as_json)
+
+
+@rollout.command()
+@SPEC
+@click.option("--full", is_flag=True, help="Leave out all steps that are left.")
+@WHY
+@JSON
+def promote(file: Path, full: bool, why: str, as_json: bool) -> None:
+    """Leave a pause, or leave out the step that is at work.
+
+    Example: trt-mtp rollout promote k5.yaml --full
+    """
+    _steer(file, "promote --full" if full else "promote", why, as_json)
+
+
+@rollout.command()
+@SPEC
+@WHY
+@JSON
+def abort(file: Path, why: str, as_json: bool) -> None:
+    """Take all traffic back at once and restore what was before.
+
+    Exit code 0 when that is done.
+
+    Example: trt-mtp rollout abort k5.yaml --why "complaints"
+    """
+    seen = _steered(file, "abort", why)
+    _print(seen, as_json)
+    sys.exit(0 if seen.exit_code == 4 else seen.exit_code)
+
+
+@rollout.command()
+@SPEC
+@JSON
+def history(file: Path, as_json: bool) -> None:
+    """Show who did what, when and why.
+
+    Example: trt-mtp rollout history k5.yaml
+    """
+    from trt_mtp.controller.rollout.control import history as read
+    from trt_mtp.controller.rollout.spec import read_spec
+
+    events = [event.to_json() for event in read(read_spec(file))]
+    if as_json:
+        click.echo(to_json({"schema_version": 1, "events": events}), nl=False)
+        return
+    for event in events:
+        what = json.dumps(event["what"]) if event["what"] else ""
+        why = f"  {event['why']}" if event["why"] else f"  {what:.100}"
+        click.echo(f"{event['at']}  {event['who']}  {event['action']:16} {event['stage']}{why}")
+
+
+def _steer(file: Path, verb: str, why: str, as_json: bool) -> None:
+    _finish(_steered(file, verb, why), as_json)
+
+
+def _steered(file: Path, verb: str, why: str) -> "Status":
+    from trt_mtp.controller.rollout.control import steer
+    from trt_mtp.controller.rollout.spec import read_spec
+
+    return steer(read_spec(file), verb, why, _say)
+
+
+def _finish(seen: "Status", as_json: bool) -> None:
+    _print(seen, as_json)
+    sys.exit(seen.exit_code)
+
+
+def _print(seen: "Status", as_json: bool) -> None:
+    click.echo(to_json(seen.to_json()) if as_json else _status_text(seen), nl=not as_json)
+
+
+def _status_text(seen: "Status") -> str:
+    rollout = seen.rollout
+    parts = [f"{rollout.name}: {rollout.phase}"]
+    if not rollout.phase.is_completed and seen.progress:
+        parts.append(f"{seen.progress['step']}, {seen.progress['num_requests']} requests")
+    if rollout.reason:
+        parts.append(rollout.reason)
+    if seen.holder:
+        parts.append(f"{seen.holder} is at work")
+    return "; ".join(parts)
+
+
+def _show_plan(file: Path, as_json: bool) -> None:
+    from trt_mtp.controller.rollout.control import plan as make
+    from trt_mtp.controller.rollout.plan import requests_per_minute
+    from trt_mtp.controller.rollout.spec import read_spec
+
+    spec = read_spec(file)
+    found = make(spec).to_json()
+    rates = [requests_per_minute(gateway.decision_log) for gateway in spec.where.gateways]
+    rate = sum(rate for rate in rates if rate) or None
+    found["requests_per_minute"] = rate
+    for step in found["steps"]:
+        step["requests_per_minute"] = None if rate is None else rate * step["percent"] / 100
+    click.echo(to_json(found) if as_json else _plan_text(found), nl=not as_json)
+
+
+def _plan_text(found: dict[str, Any]) -> str:
+    """The plan for people."""
+    target, stable = found["target"]["variants"], found["stable"]["variants"]
+    lines = [f"{found['name']}: {', '.join(stable)} -> {', '.join(target)}, {found['strategy']}"]
+    lines += [f"  {c['key']}: {c['old']} -> {c['new']}" for c in found["changes"]]
+    for need in found["memory"]:
+        limit = f" of {need['limit_bytes'] / 1e9:.2f}" if need["limit_bytes"] else ""
+        lines.append(
+            f"  memory, {need['step']}, {need['server']}: {need['num_bytes'] / 1e9:.2f}{limit} GB "
+            f"({', '.join(need['variants'])}){'' if need['fits'] else '  DOES NOT FIT'}"
+        )
+    for step in found["steps"]:
+        rate = step["requests_per_minute"]
+        affected = "" if not rate else f", about {rate:.1f} requests a minute"
+        lines.append(f"  {step['step']}{affected}")
+    return "\n".join([*lines, *(f"  note: {note}" for note in found["notes"])])
+
+
+def _say(text: str) -> None:
+    click.echo(text, err=True)

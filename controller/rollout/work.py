@@ -1,0 +1,143 @@
+"""What the actions of a rollout act with: its facts, the servers, the gateways' traffic files."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from trt_mtp.build.variant import EngineVariant
+from trt_mtp.controller.gateway.traffic import (
+    Side,
+    Traffic,
+    confirmed_revisions,
+    read_traffic,
+    write_traffic,
+)
+from trt_mtp.controller.rollout.evidence import EvidenceReader
+from trt_mtp.controller.rollout.plan import Plan, named_variant
+from trt_mtp.controller.rollout.spec import RolloutSpec
+from trt_mtp.controller.rollout.triton import TritonSite, Unreachable
+from trt_mtp.errors import InputError, TrtMtpError
+
+CONFIRM_S = 30.0  # a gateway looks once a second
+POLL_S = 0.2
+
+
+class GateFailed(TrtMtpError):
+    """The canary is worse than is tolerated."""
+
+
+class Undecided(TrtMtpError):
+    """A step ended without enough to judge by."""
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What has to be known from beginning to end, whatever happens meanwhile."""
+
+    old: str | None
+    new: str | None
+    stable: Side  # before the rollout
+    target: Side  # after it
+    strategy: str
+
+    @classmethod
+    def of(cls, plan: Plan) -> "Facts":
+        """Those of a plan."""
+        return cls(plan.old, plan.new, plan.stable, plan.target, plan.strategy)
+
+    def to_json(self) -> dict[str, Any]:
+        """For the state file."""
+        return {
+            "old": self.old,
+            "new": self.new,
+            "stable": self.stable.model_dump(mode="json"),
+            "target": self.target.model_dump(mode="json"),
+            "strategy": self.strategy,
+        }
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> "Facts":
+        """As `to_json` wrote them."""
+        sides = {name: Side.model_validate(value[name]) for name in ("stable", "target")}
+        return cls(value["old"], value["new"], sides["stable"], sides["target"], value["strategy"])
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """Everything an action needs."""
+
+    spec: RolloutSpec
+    facts: Facts
+    sites: Sequence[TritonSite]
+    evidence: EvidenceReader
+    check: Callable[[], None]  # raises what ends an action early: an order, or a lost lock
+    progress: Callable[[dict[str, Any]], None]
+
+    def new_variant(self) -> EngineVariant:
+        """What is rolled out; raises InputError when it is another build by now."""
+        assert self.spec.what.variant is not None
+        variant = named_variant(self.spec.what.variant)
+        if variant.name != self.facts.new:
+            raise InputError(
+                f"{variant.folder} was built again: it is {variant.name} now, and the rollout "
+                f"began with {self.facts.new}; abort it, then start again"
+            )
+        return variant
+
+    @property
+    def without_old(self) -> Side:
+        """The stable side while the old variant is drained."""
+        kept = tuple(name for name in self.facts.stable.variants if name != self.facts.old)
+        return self.facts.stable.model_copy(update={"variants": kept})
+
+    def route(self, traffic: Traffic) -> None:
+        """Write the traffic files and wait until every gateway has read its own.
+
+        Raises TrtMtpError when no gateway follows one of them.
+        """
+        for gateway in self.spec.where.gateways:
+            written = write_traffic(gateway.traffic, traffic)
+            deadline = time.monotonic() + CONFIRM_S
+            while not _all_follow(confirmed_revisions(gateway.traffic), written.revision):
+                self.check()
+                if time.monotonic() > deadline:
+                    raise TrtMtpError(
+                        f"no gateway follows {gateway.traffic} within {CONFIRM_S:.0f} s: start it "
+                        f"with `trt-mtp gateway --traffic {gateway.traffic}`"
+                    )
+                time.sleep(POLL_S)
+
+    def retreat(self) -> None:
+        """Take every request away from the canary at once, whether or not a gateway follows.
+
+        Only variants that are ready are named: the old one may have been drained.
+        """
+        stable = self.facts.stable
+        if self.sites:
+            try:
+                ready = tuple(v for v in stable.variants if self.sites[0].is_ready(v))
+            except Unreachable:
+                ready = ()
+            stable = stable.model_copy(update={"variants": ready or stable.variants})
+        for gateway in self.spec.where.gateways:
+            write_traffic(gateway.traffic, self.traffic(stable))
+
+    def wait_for_retreat(self) -> None:
+        """Wait until every gateway that is alive sends the canary nothing; none need be."""
+        deadline = time.monotonic() + CONFIRM_S
+        for gateway in self.spec.where.gateways:
+            revision = read_traffic(gateway.traffic).revision
+            while any(seen < revision for seen in confirmed_revisions(gateway.traffic)):
+                self.check()
+                if time.monotonic() > deadline:
+                    return
+                time.sleep(POLL_S)
+
+    def traffic(self, stable: Side, **canary: Any) -> Traffic:
+        """The content of a traffic file."""
+        return Traffic(rollout=self.spec.name, stable=stable, **canary)
+
+
+def _all_follow(confirmed: Sequence[int], revision: int) -> bool:
+    return bool(confirmed) and min(confirmed) >= revision

@@ -1,0 +1,225 @@
+"""The commands that simulate a fleet and check the model of it."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from trt_mtp.controller.policy_cli import FILE, json_option, seed_option
+from trt_mtp.errors import InputError
+
+MAX_LENGTH = 8  # acceptance is modelled up to here
+
+
+@click.group(invoke_without_command=True)
+@click.option(
+    "--mix",
+    default="code-creative",
+    show_default=True,
+    help="code-creative, chat, agent, rag, or shares like coding=0.7,writing=0.3.",
+)
+@click.option(
+    "--policy",
+    "policies",
+    default="none,static,schedule,heuristics,learned,oracle",
+    show_default=True,
+    help="Policies to compare.",
+)
+@click.option(
+    "--requests",
+    type=click.IntRange(1),
+    help="How many arrive.  [default: 20000, or all of a trace]",
+)
+@click.option("--replicas", type=click.IntRange(1), default=20, show_default=True)
+@click.option(
+    "--fleet",
+    default="0=1,1=1,3=1",
+    show_default=True,
+    help="Shares of the replicas by draft length.",
+)
+@click.option(
+    "--schedule",
+    default="4:3,8:2,1024:1",
+    show_default=True,
+    help="Draft lengths of policy `schedule` by the largest batch that each is for.",
+)
+@click.option(
+    "--rate",
+    type=click.FloatRange(0, min_open=True),
+    help="Requests per second that arrive at the fleet.  [default: 20]",
+)
+@click.option(
+    "--arrivals",
+    type=click.Choice(["poisson", "bursts", "trace"]),
+    help="[default: poisson, or trace with --trace]",
+)
+@click.option(
+    "--trace",
+    type=FILE,
+    help="Arrival times: seconds, one a line; JSON lines with time_s and task; or a decision log.",
+)
+@seed_option
+@json_option
+@click.pass_context
+def simulate(
+    ctx: click.Context,
+    mix: str,
+    policies: str,
+    requests: int | None,
+    replicas: int,
+    fleet: str,
+    schedule: str,
+    rate: float | None,
+    arrivals: str | None,
+    trace: Path | None,
+    seed: int,
+    as_json: bool,
+) -> None:
+    """Simulate a fleet of replicas at different draft lengths under several policies.
+
+    `static` runs the fleet once at each of its lengths. `schedule` gives every replica an engine
+    whose draft length follows its own batch size, as TensorRT-LLM's draft_len_schedule does. A
+    trace's requests have its tasks, else those of --mix.
+
+    Example: trt-mtp simulate --mix chat --rate 40 --fleet 0=1,1=2,3=3
+    """
+    if ctx.invoked_subcommand is not None:
+        return
+    from trt_mtp.build.trtllm_config import parse_schedule
+    from trt_mtp.controller.simulate.simulate import POLICIES, Settings, simulate_all
+    from trt_mtp.controller.simulate.world import parse_mix
+    from trt_mtp.files import nearest
+
+    names = [name.strip() for name in policies.split(",")]
+    for name in names:
+        if name not in POLICIES:
+            raise InputError(f"--policy: {name!r} is unknown{nearest(name, POLICIES)}")
+    read = _trace(arrivals, trace, rate)
+    lengths = parse_schedule(schedule, "--schedule")
+    if max(lengths.values()) > MAX_LENGTH:
+        raise InputError(f"--schedule {schedule!r}: draft lengths are at most {MAX_LENGTH}")
+    settings = Settings(
+        parse_mix(mix),
+        names[0],
+        requests or (len(read) if read is not None else 20_000),
+        replicas,
+        _shares(fleet),
+        schedule=lengths,
+        rate_per_s=rate or 20.0,
+        arrivals=arrivals or "poisson",
+        trace=read,
+        seed=seed,
+    )
+    results = list(simulate_all(settings, names))
+    if as_json:
+        rows = [result.to_json() for result in results]
+        click.echo(json.dumps({"schema_version": 1, "results": rows}))
+        return
+    click.echo(
+        f"{'policy':<12}{'fleet tok/s':>12}{'user tok/s':>12}{'p50 s':>8}{'p99 s':>8}  chosen"
+    )
+    for r in results:
+        chosen = ", ".join(f"K={k} {share:.0%}" for k, share in r.chosen.items())
+        click.echo(
+            f"{r.policy:<12}{r.tokens_per_s:>12.0f}{r.user_tokens_per_s:>12.1f}"
+            f"{r.latency_p50_s:>8.2f}{r.latency_p99_s:>8.2f}  {chosen}"
+        )
+
+
+def _trace(arrivals: str | None, path: Path | None, rate: float | None) -> Any:
+    """The trace, where arrivals come from one."""
+    if path is None:
+        if arrivals == "trace":
+            raise InputError("--arrivals trace: say which with --trace FILE")
+        return None
+    if arrivals not in (None, "trace"):
+        raise InputError(f"--trace and --arrivals {arrivals}: give one of them")
+    if rate is not None:
+        raise InputError("--trace and --rate: a trace has its own rate")
+    from trt_mtp.controller.simulate.arrivals import Trace
+
+    return Trace(path)
+
+
+def _shares(text: str) -> dict[int, float]:
+    shares: dict[int, float] = {}
+    for part in text.split(","):
+        length, _, share = part.partition("=")
+        try:
+            shares[int(length)] = float(share or 1)
+        except ValueError:
+            raise InputError(f"--fleet: {part!r} should be like 3=0.5") from None
+        if not 0 <= int(length) <= MAX_LENGTH or not 0 < shares[int(length)] < 1e9:
+            raise InputError(
+                f"--fleet: {part!r}: lengths are 0 to {MAX_LENGTH}, shares more than 0"
+            )
+    return shares
+
+
+@simulate.command()
+@click.argument("measurements", type=FILE, required=False)
+@click.argument("step_costs", type=FILE, required=False)
+@seed_option
+@json_option
+def check(measurements: Path | None, step_costs: Path | None, seed: int, as_json: bool) -> None:
+    """Predict half of each source's published cells from the other half, and show the errors.
+
+    Without files it reads the measurements that come with trt-mtp.
+
+    Example: trt-mtp simulate check MEASUREMENTS.csv STEP_COSTS.csv --json
+    """
+    from trt_mtp.controller.simulate.check import check as check_files
+    from trt_mtp.controller.simulate.measurements import MEASUREMENTS_PATH, STEP_COSTS_PATH
+
+    report = check_files(measurements or MEASUREMENTS_PATH, step_costs or STEP_COSTS_PATH, seed)
+    if as_json:
+        click.echo(json.dumps(report))
+        return
+    click.echo(
+        f"{report['rows_predicted']} speedups predicted: median error "
+        f"{report['median_abs_error']:.1%}, 90 % within {report['p90_abs_error']:.1%}; "
+        f"best K within 1 in {_percent(report['best_k_within_1'])} of "
+        f"{report['best_k_cells']} cells"
+    )
+    for row in report["per_source"]:
+        click.echo(
+            f"{row['rows_predicted']:>5}{row['median_abs_error']:>8.1%}"
+            f"{row['p90_abs_error']:>8.1%}  {row['source']}"
+        )
+
+
+def _percent(share: float | None) -> str:
+    return "-" if share is None else f"{share:.0%}"
+
+
+@simulate.command()
+@click.option(
+    "--requests",
+    type=click.IntRange(600, 1_000_000),
+    default=2000,
+    show_default=True,
+    help="Per mix and load; the first 500 are not scored.",
+)
+@click.option("--seeds", type=click.IntRange(1, 100), default=1, show_default=True)
+@json_option
+def regret(requests: int, seeds: int, as_json: bool) -> None:
+    """Compare the learning policy with the oracle on published mixes at given loads.
+
+    Example: trt-mtp simulate regret --seeds 3
+    """
+    from trt_mtp.controller.simulate.regret import report as regret_report
+
+    def progress(line: str) -> None:
+        click.echo(line, err=True)
+
+    report = regret_report(requests, range(seeds), progress=progress)
+    if as_json:
+        click.echo(json.dumps(report))
+        return
+    keys = ("over_oracle", "over_best_static", "over_none", "over_schedule", "worst_task_over_none")
+    click.echo(f"{'mix':<15}{'load':<12}" + "".join(f"{key[:16]:>18}" for key in keys))
+    for row in report["scenarios"]:
+        click.echo(f"{row['mix']:<15}{row['load']:<12}" + "".join(f"{row[k]:>18.3f}" for k in keys))
+    for task, ratio in report["recovery_over_oracle"].items():
+        click.echo(f"after 500 requests from reversed priors, {task}: {ratio:.3f} of the oracle")

@@ -1,0 +1,176 @@
+"""A fleet of replicas in simulated time: continuous batching, a router in front.
+
+A replica runs all its requests together, one step after another, and a step takes T(K, B). So a
+request that needs n steps leaves when the replica has made n more of them, whatever came and went
+meanwhile: one heap of step numbers per replica, two events per request. Under a batch schedule K
+changes with B while requests run; what is left of each is tokens, so its steps are counted anew at
+the length that follows, for those on the replica alone. Memory is that of the requests in flight.
+"""
+
+import heapq
+from collections import defaultdict, deque
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from trt_mtp.controller.cost import StepCost
+from trt_mtp.controller.decision import Decision
+from trt_mtp.controller.simulate.batch_schedule import BatchSchedule
+from trt_mtp.controller.simulate.world import SimulatedRequest
+
+
+@dataclass(slots=True)
+class InFlight:
+    """A request on a replica."""
+
+    request: SimulatedRequest
+    arrived_s: float
+    draft_length: int  # of its first step
+    decision: Decision | None
+    started_s: float = 0.0
+
+
+@dataclass(slots=True)
+class Replica:
+    """One engine: `max_draft_length` is what it was built for."""
+
+    index: int
+    max_draft_length: int
+    draft_length: int  # of the present batch
+    max_batch_size: int
+    now_s: float = 0.0
+    steps: float = 0.0  # made so far, in the middle of one included
+    step_s: float = 0.0  # of the present batch
+    version: int = 0  # of the event that is due
+    running: list[tuple[float, int, InFlight]] = field(default_factory=list)  # heap by last step
+    waiting: deque[InFlight] = field(default_factory=deque)
+
+    @property
+    def load(self) -> int:
+        """Requests on it, waiting ones included."""
+        return len(self.running) + len(self.waiting)
+
+
+class Group:
+    """The replicas of one draft length, with the least loaded at hand."""
+
+    def __init__(self, replicas: Sequence[Replica]):
+        self._replicas = replicas
+        self._heap = [(0, replica.index, replica) for replica in replicas]
+
+    def changed(self, replica: Replica) -> None:
+        """Its load is another; old entries go when they come up."""
+        heapq.heappush(self._heap, (replica.load, replica.index, replica))
+        if len(self._heap) > 8 * len(self._replicas):
+            self._heap = [(r.load, r.index, r) for r in self._replicas]
+            heapq.heapify(self._heap)
+
+    def least_loaded(self) -> Replica:
+        """The replica that a request of this draft length would go to."""
+        while self._heap[0][0] != self._heap[0][2].load:
+            heapq.heappop(self._heap)
+        return self._heap[0][2]
+
+
+class Fleet:
+    """All replicas and their events; each keeps to its length, or all follow a batch schedule."""
+
+    def __init__(
+        self, draft_lengths: Sequence[int], cost: StepCost, max_batch_size: int = 128,
+        schedule: BatchSchedule | None = None,
+    ):  # fmt: skip
+        self._cost, self._batch_schedule = cost, schedule
+        self._replicas = [Replica(i, k, k, max_batch_size) for i, k in enumerate(draft_lengths)]
+        by_length: dict[int, list[Replica]] = defaultdict(list)
+        for replica in self._replicas:
+            by_length[replica.max_draft_length].append(replica)
+        self._groups = {k: Group(replicas) for k, replicas in sorted(by_length.items())}
+        self._events: list[tuple[float, int, int]] = []  # time, replica, version
+        self._serial = 0
+
+    @property
+    def draft_lengths(self) -> list[int]:
+        """The hosted lengths, ascending."""
+        return list(self._groups)
+
+    def least_loaded(self, draft_length: int) -> Replica:
+        """The replica of this length with the fewest requests."""
+        return self._groups[draft_length].least_loaded()
+
+    def submit(self, replica: Replica, flight: InFlight, now_s: float) -> None:
+        """Start a request, or queue it where the batch is full."""
+        self._advance(replica, now_s)
+        replica.waiting.append(flight)
+        self._admit(replica)
+        self._schedule(replica)
+
+    def finished_until(self, now_s: float) -> Iterator[tuple[float, InFlight]]:
+        """The requests that end up to `now_s`, in order."""
+        while self._events and self._events[0][0] <= now_s:
+            time_s, index, version = heapq.heappop(self._events)
+            replica = self._replicas[index]
+            if version != replica.version:
+                continue
+            self._advance(replica, time_s)
+            _, _, flight = heapq.heappop(replica.running)
+            self._admit(replica)
+            self._schedule(replica)
+            yield time_s, flight
+
+    def _advance(self, replica: Replica, now_s: float) -> None:
+        if replica.running:
+            replica.steps += (now_s - replica.now_s) / replica.step_s
+        replica.now_s = now_s
+
+    def _admit(self, replica: Replica) -> None:
+        if self._batch_schedule is not None:
+            batch = min(replica.load, replica.max_batch_size)
+            _redraft(replica, self._batch_schedule.draft_length(batch))
+        while replica.waiting and len(replica.running) < replica.max_batch_size:
+            flight = replica.waiting.popleft()
+            flight.started_s, flight.draft_length = replica.now_s, replica.draft_length
+            self._serial += 1
+            steps = flight.request.num_tokens / flight.request.lengths[replica.draft_length]
+            heapq.heappush(replica.running, (replica.steps + steps, self._serial, flight))
+
+    def _schedule(self, replica: Replica) -> None:
+        self._groups[replica.max_draft_length].changed(replica)
+        replica.version += 1
+        if not replica.running:
+            return
+        replica.step_s = self._cost.step_s(replica.draft_length, len(replica.running))
+        left = max(replica.running[0][0] - replica.steps, 0.0)
+        due = replica.now_s + left * replica.step_s
+        heapq.heappush(self._events, (due, replica.index, replica.version))
+
+
+def _redraft(replica: Replica, draft_length: int) -> None:
+    """Change the draft length of what runs; the tokens that are left take other numbers of steps.
+
+    Lengths differ in how far requests get with them, so the order in which they end may change.
+    """
+    if draft_length == replica.draft_length:
+        return
+    now, old = replica.steps, replica.draft_length
+    replica.draft_length = draft_length
+    replica.running = [
+        (
+            now + (last - now) * flight.request.lengths[old] / flight.request.lengths[draft_length],
+            serial,
+            flight,
+        )
+        for last, serial, flight in replica.running
+    ]
+    heapq.heapify(replica.running)
+
+
+def split(num_replicas: int, shares: Mapping[int, float]) -> list[int]:
+    """Draft lengths of a fleet; each length with a share gets at least one replica.
+
+    >>> split(4, {0: 0.25, 3: 0.75})
+    [0, 3, 3, 3]
+    """
+    total = sum(shares.values())
+    counts = {k: max(1, int(num_replicas * share / total)) for k, share in shares.items()}
+    largest = max(counts, key=lambda k: counts[k])
+    counts[largest] += num_replicas - sum(counts.values())
+    return [k for k, count in sorted(counts.items()) for _ in range(count)]
