@@ -20,7 +20,8 @@ RETRY_S = 0.1
 NUM_PAUSES = 20
 FAILED_OVER = "failed_over"  # parameter of a last response
 # sentences of the gateway that refuse a request before its first token
-REFUSALS = ("requests wait, which is the limit", "no variant")
+REFUSALS = ("requests wait, which is the limit", "no variant", "the gateway is shutting down")
+WRITE_FAILED = "Internal error from Core"  # how grpc.aio says that the connection broke
 
 
 class End(Enum):
@@ -105,7 +106,8 @@ async def ask(
             return End.INTACT, answer
         except grpc.aio.AioRpcError as error:
             answer.error = f"{error.code().name}: {error.details()}"
-            if error.code() != grpc.StatusCode.UNAVAILABLE or not gateway_is_down.is_set():
+            is_cut = error.code() == grpc.StatusCode.UNAVAILABLE or error.details() == WRITE_FAILED
+            if not is_cut or not gateway_is_down.is_set():
                 return _refused_or_lost(answer)
             answer.num_resumed += bool(answer.token_ids)
             await asyncio.sleep(RETRY_S)
