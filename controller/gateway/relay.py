@@ -30,6 +30,7 @@ from trt_mtp.errors import InputError, TrtMtpError
 # (24.10) crashes with a segmentation fault when a decoupled model goes on after an error.
 GRPC_ERRORS = ("triton_grpc_error", "true")
 MAX_REQUESTS = 1_024  # of one stream that are not answered yet; then no more are read from it
+GONE_S = 1.0  # in which gRPC tells that a client is gone
 FORWARDED_METADATA = frozenset({"traceparent", "tracestate"})
 
 
@@ -136,7 +137,11 @@ class Relay:
 
     async def _write(self, raw: bytes) -> None:
         async with self._writing:  # gRPC takes one message at a time
-            await self._context.write(raw)
+            try:
+                await self._context.write(raw)
+            except grpc.aio.InternalError:  # the client is gone, and gRPC is about to cancel us
+                await asyncio.sleep(GONE_S)
+                raise asyncio.CancelledError from None
 
     async def _forward_unread(self, raw: bytes) -> None:
         if self._passed is None:
