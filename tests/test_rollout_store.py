@@ -1,5 +1,6 @@
 """The state of rollouts: written before it is true, held by one process at a time."""
 
+import contextlib
 import os
 import sqlite3
 import subprocess
@@ -8,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from trt_mtp.controller.rollout import store as rollout_store
 from trt_mtp.controller.rollout.store import LostLock, Phase, Store
 from trt_mtp.errors import InputError, TrtMtpError
 
@@ -58,11 +58,13 @@ def test_the_lock_of_a_process_that_died_is_free(tmp_path: Path) -> None:
         assert store.latest("k5") is not None
 
 
-def test_who_lost_the_lock_writes_no_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_who_lost_the_lock_writes_no_more(tmp_path: Path) -> None:
     """A process that slept too long finds that another one took over."""
-    monkeypatch.setattr(rollout_store, "LOCK_S", 0.0)  # expired at once
-    with Store(tmp_path / "r.db") as one, Store(tmp_path / "r.db") as two, one.locked():
+    path = tmp_path / "r.db"
+    with Store(path) as one, Store(path) as two, one.locked():
         begun = one.begin("k5", "d1", {})
+        with contextlib.closing(sqlite3.connect(path)) as clock, clock:
+            clock.execute("UPDATE lock SET expires = 0")  # as after a long sleep
         with two.locked(), pytest.raises(LostLock, match="took over"):
             one.record(begun, "load 0", "do")
 
