@@ -81,9 +81,9 @@ class Estimate:
 class DriftAlarm:
     """A sustained shift of acceptance that made the learner forget most of a cell."""
 
-    key: str
+    key: AcceptanceKey
     direction: str  # up | down
-    num_observations: int  # of the cell when it was raised
+    num_observations: int  # answers since the cell's last alarm
 
 
 def _logit(p: float) -> float:
@@ -144,7 +144,6 @@ class AcceptanceLearner:
     version: int = 0
     own: dict[str, Counts] = field(default_factory=dict)
     peers: dict[str, tuple[int, dict[str, Counts]]] = field(default_factory=dict)
-    alarms: list[DriftAlarm] = field(default_factory=list)
     _sessions: OrderedDict[str, Counts] = field(default_factory=OrderedDict)
     _cusums: dict[AcceptanceKey, _Cusum] = field(default_factory=dict)
     _cache: dict[AcceptanceKey, tuple[tuple[float, ...], Estimate]] = field(default_factory=dict)
@@ -174,13 +173,17 @@ class AcceptanceLearner:
         accepted_per_position: Sequence[int],
         tenant: str | None = None,
         session_id: str | None = None,
-    ) -> None:
-        """Learn from one answer; `shares` says how much of it belongs to which key (sum 1)."""
+    ) -> DriftAlarm | None:
+        """Learn from one answer; `shares` says how much of it belongs to which key (sum 1).
+
+        Returns the alarm that it raised, if any.
+        """
         if num_steps <= 0 or not accepted_per_position:
-            return  # K = 0 teaches nothing
+            return None  # K = 0 teaches nothing
         weight = 1 / (1 + REQUEST_CORRELATION * num_steps)
         self.version += 1
-        self._watch(max(shares, key=lambda key: shares[key]), num_steps, accepted_per_position)
+        likeliest = max(shares, key=lambda key: shares[key])
+        alarm = self._watch(likeliest, num_steps, accepted_per_position)
         for key, share in shares.items():
             scopes = [f"task/{key.task}", f"cell/{key}"]
             if tenant and self._may_add_tenant(f"tenant/{tenant}/{key}"):
@@ -192,6 +195,7 @@ class AcceptanceLearner:
         self._cache.clear()
         if session_id:
             self._add_session(session_id, num_steps, accepted_per_position, weight)
+        return alarm
 
     def _add_overall(
         self, key: AcceptanceKey, num_steps: int, accepted: Sequence[int], weight: float
@@ -252,23 +256,25 @@ class AcceptanceLearner:
         mean = (seen.successes[0] + kappa * prior_mean) / (seen.trials[0] + kappa)
         return _logit(mean) - _logit(prior_mean)
 
-    def _watch(self, key: AcceptanceKey, num_steps: int, accepted: Sequence[int]) -> None:
+    def _watch(
+        self, key: AcceptanceKey, num_steps: int, accepted: Sequence[int]
+    ) -> DriftAlarm | None:
         """Raise the drift alarm for a known cell whose answers keep missing what is expected."""
         estimate = self.estimate(key)
         if estimate.weight < 200:
-            return
+            return None
         first = estimate.lengths[1] - 1
         variance = first * (1 - first) * (1 / num_steps + REQUEST_CORRELATION)
         z = (accepted[0] / num_steps - first) / math.sqrt(max(variance, 1e-6))
         cusum = self._cusums.setdefault(key, _Cusum())
         direction = cusum.add(z)
         if not direction:
-            return
-        self.alarms = [*self.alarms[-99:], DriftAlarm(str(key), direction, cusum.num_observations)]
+            return None
         self._cusums[key] = _Cusum()
         for scope in (f"task/{key.task}", f"cell/{key}"):
             if scope in self.own:
                 self.own[scope].scale(0.1)
+        return DriftAlarm(key, direction, cusum.num_observations)
 
     def merge(self, state: Mapping[str, Any]) -> None:
         """Take over what other gateways know; of each gateway the newest counts win.

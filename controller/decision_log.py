@@ -13,6 +13,7 @@ from io import FileIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from trt_mtp.controller.acceptance import DriftAlarm
 from trt_mtp.controller.decision import Decision, VariantState
 from trt_mtp.controller.outcome import Outcome
 from trt_mtp.controller.request import RequestFeatures
@@ -118,13 +119,14 @@ class LoggedPolicy:
                 self._prompts.popitem(last=False)
         return decision
 
-    def update(self, decision: Decision, outcome: Outcome) -> None:
+    def update(self, decision: Decision, outcome: Outcome) -> DriftAlarm | None:
         """Learn, and log; a line that can't be written is counted."""
-        self._policy.update(decision, outcome)
+        alarm = self._policy.update(decision, outcome)
         try:
             self._log.append(decision, outcome, self._prompts.pop(decision.decision_id, None))
         except TrtMtpError:
             self.num_lost += 1
+        return alarm
 
 
 def prompt_text(features: RequestFeatures) -> str:

@@ -16,6 +16,7 @@ from operator import attrgetter
 from trt_mtp.controller.acceptance import (
     AcceptanceKey,
     AcceptanceLearner,
+    DriftAlarm,
     Estimate,
     temperature_band,
 )
@@ -127,21 +128,24 @@ class Policy:
             tenant=features.tenant,
         )
 
-    def update(self, decision: Decision, outcome: Outcome) -> None:
-        """Learn from a finished request; an outcome that can't be true is counted and ignored."""
+    def update(self, decision: Decision, outcome: Outcome) -> DriftAlarm | None:
+        """Learn from a finished request; an outcome that can't be true is counted and ignored.
+
+        Returns the drift alarm that it raised, if any.
+        """
         if outcome_problem(outcome):
             self.num_rejected_outcomes += 1
-            return
+            return None
         chosen = decision.chosen
         if outcome.draft_length != chosen.draft_length:
             self.num_rejected_outcomes += 1
-            return
+            return None
         shares = {
             AcceptanceKey(task, decision.temperature_band, decision.thinking): probability
             for task, probability in decision.task_probabilities[:3]
             if probability >= MIN_SHARE
         }
-        self.acceptance.update(
+        alarm = self.acceptance.update(
             shares,
             outcome.num_steps,
             outcome.accepted_per_position,
@@ -154,6 +158,7 @@ class Policy:
                 chosen.draft_length, chosen.load, seconds, outcome.num_steps - 1
             )
             self.num_rejected_outcomes += not seen
+        return alarm
 
     def _expect(self, guess: TaskGuess, features: RequestFeatures) -> "Expected":
         band, thinking = temperature_band(features.temperature), features.thinking

@@ -15,6 +15,7 @@ import grpc
 import pytest
 from tritonclient.grpc import service_pb2 as pb
 
+from trt_mtp.controller.acceptance import DriftAlarm
 from trt_mtp.controller.decision import CandidateScore, Decision, VariantState
 from trt_mtp.controller.gateway.gateway import Gateway, GatewayConfig
 from trt_mtp.controller.gateway.kserve import SERVICE
@@ -58,8 +59,9 @@ class FixedPolicy:
             now_s=now_s,
         )
 
-    def update(self, decision: Decision, outcome: Outcome) -> None:
+    def update(self, decision: Decision, outcome: Outcome) -> DriftAlarm | None:
         self.outcomes.append((decision, outcome))
+        return None
 
 
 class GatewayThread:

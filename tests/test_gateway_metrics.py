@@ -7,6 +7,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.gateway_fixtures import (
+    FixedPolicy,
     GatewayThread,
     doubles,
     raw_stream,
@@ -14,9 +15,11 @@ from tests.gateway_fixtures import (
     script_request,
     wait_until,
 )
+from trt_mtp.controller.acceptance import AcceptanceKey, DriftAlarm
 from trt_mtp.controller.decision import CandidateScore, Decision
 from trt_mtp.controller.gateway.metrics import GatewayMetrics, regret_of
 from trt_mtp.controller.outcome import Outcome
+from trt_mtp.controller.tasks import TASKS
 from trt_mtp.serve.triton import TritonServer
 
 __all__ = ["doubles"]
@@ -157,6 +160,26 @@ def test_times_and_ratios() -> None:
     assert found["requests_in_flight", "", "k0"] == 2
 
 
+class DriftingPolicy(FixedPolicy):
+    """Sees a shift of coding's acceptance in every answer."""
+
+    def update(self, decision: Decision, outcome: Outcome) -> DriftAlarm:
+        """Raise the alarm."""
+        return DriftAlarm(AcceptanceKey("coding", "greedy", False), "down", 40)
+
+
+def test_a_shift_of_acceptance_is_counted(doubles: TritonServer) -> None:
+    """The learner's alarm shows under its task; tasks that never shifted stand at 0."""
+    with running_gateway(doubles.grpc_url, DriftingPolicy(), http_port=0) as thread:
+        with raw_stream(thread.gateway.address) as stream:
+            stream.send(script_request(tokens=1))
+            stream.receive()
+        wait_until(lambda: thread.gateway.statistics()["tasks"]["qa"]["num_finished"] == 1)
+        found = samples(get(thread.gateway.http_address, "/metrics")[2])
+    assert found["acceptance_drifts_total", "coding", ""] == 1
+    assert found["acceptance_drifts_total", "qa", ""] == 0
+
+
 def test_labels_are_bounded_whatever_a_policy_says() -> None:
     """A task that nobody knows has one common label."""
     metrics = GatewayMetrics()
@@ -164,7 +187,7 @@ def test_labels_are_bounded_whatever_a_policy_says() -> None:
         metrics.admitted(DECISION._replace(task=f"task-{index}"), "k3", 0.0001)
     found = samples(metrics.render({}))
     assert found["requests_total", "other", "k3"] == 3
-    assert {task for _, task, _ in found} == {"", "other"}
+    assert {task for _, task, _ in found} == {"", "other", *TASKS}
 
 
 def test_regret_is_against_the_best_candidate_that_could_serve() -> None:

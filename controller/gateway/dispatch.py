@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Protocol
 
+from trt_mtp.controller.acceptance import DriftAlarm
 from trt_mtp.controller.decision import Decision, VariantState
 from trt_mtp.controller.gateway.backend import Hosted
 from trt_mtp.controller.gateway.flight import Flight, outcome
@@ -38,8 +39,8 @@ class RoutingPolicy(Protocol):
     ) -> Decision:
         """The variant for a request; raises TrtMtpError when none can take it."""
 
-    def update(self, decision: Decision, outcome: Outcome) -> None:
-        """Learn from a finished request."""
+    def update(self, decision: Decision, outcome: Outcome) -> DriftAlarm | None:
+        """Learn from a finished request; the drift alarm that it raised, if any."""
 
 
 @dataclass(slots=True)
@@ -165,9 +166,17 @@ class Dispatcher:
 
     def _update(self, decision: Decision, result: Outcome) -> None:
         try:
-            self._policy.update(decision, result)
+            alarm = self._policy.update(decision, result)
         except Exception:  # what is learned may not cost an answer
             log.exception("the policy could not learn from %s", decision.decision_id)
+            return
+        if alarm is not None:
+            self.metrics.drifted(alarm.key.task)
+            log.warning(
+                "acceptance of %s went %s within %d answers: most of what was learned of it is "
+                "forgotten",
+                alarm.key, alarm.direction, alarm.num_observations,
+            )  # fmt: skip
 
     def is_ready(self) -> bool:
         """True while a variant can take requests."""

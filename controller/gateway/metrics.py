@@ -95,6 +95,11 @@ class GatewayMetrics:
             REGRETS,
             ("task",),
         )
+        self._drifts = self._counter(
+            "acceptance_drifts", "Sustained shifts of acceptance that were learned anew", ("task",)
+        )
+        for task in TASKS:  # from 0 on, or the first one would be no increase
+            self._drifts.labels(task)
 
     def admitted(self, decision: Decision, variant: str, decision_s: float) -> None:
         """A request was decided, in `decision_s`, and goes to `variant`."""
@@ -127,6 +132,10 @@ class GatewayMetrics:
     def failed_over(self, task: str, variant: str) -> None:
         """A request left `variant`, which failed it, and goes on elsewhere."""
         self._of(task, variant).failed_over.inc()
+
+    def drifted(self, task: str) -> None:
+        """The acceptance of `task` has shifted for good."""
+        self._drifts.labels(_known(task)).inc()
 
     def refused(self) -> None:
         """A request was not admitted."""

@@ -5,6 +5,7 @@ import logging
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
+from trt_mtp.controller.acceptance import DriftAlarm
 from trt_mtp.controller.decision import Decision, VariantState
 from trt_mtp.controller.gateway.pool import Pool
 from trt_mtp.controller.gateway.traffic import CANARY, STABLE, Side, Traffic, TrafficFile
@@ -56,11 +57,11 @@ class TrafficPolicy:
         decision = policy.choose(features, offered or variants, now_s=now_s)
         return decision._replace(side=name)
 
-    def update(self, decision: Decision, outcome: Outcome) -> None:
+    def update(self, decision: Decision, outcome: Outcome) -> DriftAlarm | None:
         """Teach the policy that decided."""
         traffic = self._file.traffic
         side = _side(traffic, decision.side) if traffic else None
-        (self._policy_of(side) if side else self._policy).update(decision, outcome)
+        return (self._policy_of(side) if side else self._policy).update(decision, outcome)
 
     def _policy_of(self, side: Side) -> Policy:
         if side.profile is None:
