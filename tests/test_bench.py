@@ -10,7 +10,8 @@ import pytest
 from tests.conftest import CliResult
 from tests.gateway_fixtures import running_gateway
 from tests.variants import build_engines
-from trt_mtp.controller.measure.bench import result_of, to_csv
+from trt_mtp.controller.measure.bench import TaskAnswers, result_of
+from trt_mtp.controller.measure.bench_files import to_csv, to_records
 from trt_mtp.controller.measure.load_client import Answer
 from trt_mtp.serve.serving import resolve_variants, serving
 
@@ -64,11 +65,26 @@ def test_a_task_without_an_answer_is_a_line() -> None:
     assert to_csv([line]).count("\n") == 2
 
 
+def test_a_record_is_one_request() -> None:
+    """Records have AIPerf's names and units; one of a failed request has its error only."""
+    answers = (Answer(0.1, 1.0, 1, 11, 5, 5, (3, 2), (0.1,) * 10), Answer(error="it broke"))
+    lines = to_records("m", 4, [TaskAnswers("qa", answers, 1.0), TaskAnswers("rag", answers, 1.0)])
+    good, failed, *_ = records = [json.loads(line) for line in lines.splitlines()]
+    assert [record["metadata"]["session_num"] for record in records] == [0, 1, 2, 3]
+    assert good["metadata"]["task"] == "qa"
+    assert good["error"] is None
+    assert good["metrics"]["request_latency"] == {"value": 1100.0, "unit": "ms"}
+    assert good["metrics"]["inter_token_latency"]["value"] == 100.0
+    assert good["metrics"]["inter_chunk_latency"]["value"] == [100.0] * 10
+    assert good["metrics"]["Request_AL"]["value"] == 2.0
+    assert (failed["metrics"], failed["error"]) == ({}, {"message": "it broke"})
+
+
 def test_a_variant_is_measured(cli: Cli, url: str, prompts: Path, tmp_path: Path) -> None:
     """JSON and CSV have a line for each task and one for all; the tokens are those asked for."""
-    table = tmp_path / "t.csv"
+    table, records = tmp_path / "t.csv", tmp_path / "r.jsonl"
     command = ("bench", "--url", url, "--model", "qwen_mtp_k3", "--prompts", prompts)
-    result = cli(*command, "--json", "--csv", table)
+    result = cli(*command, "--json", "--csv", table, "--records", records)
     assert result.code == 0, result.err
     report = json.loads(result.out)
     assert [line["task"] for line in report["tasks"]] == ["coding", "qa"]
@@ -79,6 +95,8 @@ def test_a_variant_is_measured(cli: Cli, url: str, prompts: Path, tmp_path: Path
     rows = list(csv.DictReader(table.read_text().splitlines()))
     assert [row["task"] for row in rows] == ["coding", "qa", "all"]
     assert float(rows[2]["Joint_Acceptance_Rate_2"]) == report["all"]["Joint_Acceptance_Rate"]["2"]
+    lengths = [json.loads(line)["metrics"] for line in records.read_text().splitlines()]
+    assert [metrics["output_sequence_length"]["value"] for metrics in lengths] == [16] * 6
     text = cli(*command, "--tasks", "qa").out
     assert "coding" not in text
     assert text.splitlines()[1].startswith("qa")

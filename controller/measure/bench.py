@@ -11,13 +11,11 @@ brings, of which the first is the model's own, hence 1.
 """
 
 import asyncio
-import csv
-import io
 import random
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from trt_mtp.controller.calibration import Percentiles
 from trt_mtp.controller.measure.confidence import percentiles_ms, rounded
@@ -26,7 +24,6 @@ from trt_mtp.controller.measure.meter import Meter
 from trt_mtp.controller.measure.prompt_sets import PromptSet
 from trt_mtp.errors import TrtMtpError
 
-SCHEMA_VERSION = 1
 ALL = "all"
 LATENCIES = (
     "time_to_first_token",
@@ -79,33 +76,42 @@ class TaskResult:
         }
 
 
+class TaskAnswers(NamedTuple):
+    """One task's answers, in the order of its prompts."""
+
+    task: str
+    answers: tuple[Answer, ...]
+    elapsed_s: float
+
+
 def bench(
     url: str, model: str, prompts: PromptSet, concurrency: int, seed: int, meter: Meter
-) -> Iterator[list[TaskResult]]:
-    """The table as far as it is measured, after each task, the last task last.
+) -> Iterator[TaskAnswers]:
+    """The answers of one task after the other, in an order that the seed fixes.
 
-    At the end it is in the order of the tasks, with all of them together after them. Tasks are
-    measured one after the other, in an order that the seed fixes, so that each has the whole load.
-    Raises TrtMtpError when the server is lost or nothing was answered.
+    Each task has the whole load. Raises TrtMtpError when the server is lost or nothing was
+    answered.
     """
     tasks = random.Random(seed).sample(sorted(prompts.prompts), len(prompts.prompts))
-    results: dict[str, TaskResult] = {}
-    every: list[Answer] = []
-    seconds, done, total = 0.0, 0, sum(map(len, prompts.prompts.values()))
+    done, total, errors = 0, sum(map(len, prompts.prompts.values())), list[str]()
     for task in tasks:
         meter.update(f"{task} at {concurrency}", done, total, done)
         requests = [request_bytes(model, prompt) for prompt in prompts.prompts[task]]
-        answers, elapsed = asyncio.run(_ask(url, requests, concurrency, is_first=not results))
+        answers, elapsed_s = asyncio.run(_ask(url, requests, concurrency, is_first=not done))
         _require_server(url, answers)
         done += len(answers)
-        seconds += elapsed
-        every += answers
-        results[task] = result_of(task, answers, elapsed)
-        yield list(results.values())
-    if all(answer.error for answer in every):
-        raise TrtMtpError(f"{model} answered nothing: {every[0].error}")
-    lines = [results[task] for task in prompts.prompts]
-    yield [*lines, result_of(ALL, every, seconds)]
+        errors += [answer.error for answer in answers if answer.error]
+        yield TaskAnswers(task, tuple(answers), elapsed_s)
+    if len(errors) == total:
+        raise TrtMtpError(f"{model} answered nothing: {errors[0]}")
+
+
+def table(prompts: PromptSet, measured: Sequence[TaskAnswers]) -> list[TaskResult]:
+    """A line for each task, in the order of the tasks, and one for all of them together."""
+    by_task = {one.task: result_of(*one) for one in measured}
+    every = [answer for one in measured for answer in one.answers]
+    together = result_of(ALL, every, sum(one.elapsed_s for one in measured))
+    return [*(by_task[task] for task in prompts.prompts), together]
 
 
 async def _ask(
@@ -160,41 +166,3 @@ def result_of(task: str, answers: Sequence[Answer], elapsed_s: float) -> TaskRes
         joint=(1.0, *(rounded(count / steps) for count in accepted)) if steps else (),
         error=next((answer.error for answer in answers if answer.error), ""),
     )
-
-
-def report(
-    url: str, model: str, prompts: PromptSet, concurrency: int, results: Sequence[TaskResult]
-) -> dict[str, Any]:
-    """What `trt-mtp bench --json` prints."""
-    *tasks, every = results
-    lengths = {line.task: line.category_al for line in tasks}
-    return {
-        "schema_version": SCHEMA_VERSION,
-        "url": url,
-        "model": model,
-        "prompts": prompts.label,
-        "concurrency": concurrency,
-        "tasks": [line.as_json() for line in tasks],
-        "all": every.as_json(),
-        "Category_AL": lengths,
-        "Average_AL": every.category_al,
-    }
-
-
-def to_csv(results: Sequence[TaskResult]) -> str:
-    """One line a task; joint acceptance as one column for each number of tokens."""
-    deepest = max(len(line.joint) for line in results)
-    rates = [f"Joint_Acceptance_Rate_{n}" for n in range(1, deepest + 1)]
-    latencies = [f"{name}_{p}_ms" for name in LATENCIES for p in Percentiles._fields]
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    head = ["task", "request_count", "error_request_count", "total_output_tokens"]
-    head += ["output_token_throughput", *latencies, "Category_AL", "acceptance_rate", *rates]
-    writer.writerow(head)
-    for line in results:
-        values: list[Any] = [line.task, line.request_count, line.error_request_count]
-        values += [line.output_tokens, line.output_token_throughput]
-        values += [value for name in LATENCIES for value in line.latencies[name]]
-        values += [line.category_al, line.acceptance_rate, *line.joint]
-        writer.writerow(values + [""] * (deepest - len(line.joint)))
-    return out.getvalue()

@@ -1,7 +1,6 @@
 """The `bench` command."""
 
 import os
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,7 +9,7 @@ import click
 from trt_mtp.files import to_json, write_atomic
 
 if TYPE_CHECKING:
-    from trt_mtp.controller.measure.bench import TaskResult
+    from trt_mtp.controller.measure.bench import TaskAnswers, TaskResult
 
 TASK_WIDTH = 18
 COLUMNS = {"requests": 9, "tok/s": 9, "TTFT p50": 10, "p95": 9, "ITL p50": 9, "p95 ": 9, "AL": 7}
@@ -41,6 +40,11 @@ NOTE = (
 @click.option(
     "--csv", "csv_file", type=click.Path(path_type=Path, dir_okay=False), help="Write a table too."
 )
+@click.option(
+    "--records",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Write a JSON line for each request too, as AIPerf's profile_export.jsonl has them.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def bench(
     url: str,
@@ -52,6 +56,7 @@ def bench(
     temperature: float,
     seed: int,
     csv_file: Path | None,
+    records: Path | None,
     as_json: bool,
 ) -> None:
     """Run one prompt set against one model and print what each task got.
@@ -63,7 +68,8 @@ def bench(
     """
     os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"  # its fork handlers crash the child; set first
     from trt_mtp.controller.measure.bench import bench as run
-    from trt_mtp.controller.measure.bench import report, to_csv
+    from trt_mtp.controller.measure.bench import result_of, table
+    from trt_mtp.controller.measure.bench_files import report, to_csv, to_records
     from trt_mtp.controller.measure.calibrate_cli import words
     from trt_mtp.controller.measure.meter import shown
     from trt_mtp.controller.measure.prompt_sets import read_prompt_set
@@ -74,11 +80,17 @@ def bench(
     if tasks:
         chosen = chosen.chosen(words("--tasks", tasks))
     chosen = chosen.drawn(max_tokens, temperature, seed)
-    results: Sequence[TaskResult] = ()
-    with terminate_as_interrupt(), shown("answers") as meter:
-        meter.say(head())
-        for results in run(url, model, chosen, concurrency, seed, meter):
-            meter.say(row(results[-1]))
+    measured: list[TaskAnswers] = []
+    try:
+        with terminate_as_interrupt(), shown("answers") as meter:
+            meter.say(head())
+            for one in run(url, model, chosen, concurrency, seed, meter):
+                measured.append(one)
+                meter.say(row(result_of(*one)))
+    finally:  # also of what was measured before the server was lost
+        if records is not None and measured:
+            write_atomic(records, to_records(model, concurrency, measured))
+    results = table(chosen, measured)
     if csv_file is not None:
         write_atomic(csv_file, to_csv(results))
     if as_json:
