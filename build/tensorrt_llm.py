@@ -337,6 +337,8 @@ def record_of(
         "count": options.tensor_parallel,
     }
     cache = variant.llm_args["kv_cache_config"]
+    schedule = variant.llm_args.get("speculative_config", {}).get("draft_len_schedule") or {}
+    lengths = {str(bound): length for bound, length in schedule.items()}  # as JSON has them
     measured_on = {
         "engine": ENGINE,
         "checkpoint": digest,
@@ -375,6 +377,7 @@ def record_of(
         details={
             "llm_args": LLM_ARGS_FILE,
             "llm_args_hash": fingerprint_of(dict(variant.llm_args)),
+            **({"draft_len_schedule": lengths} if lengths else {}),
             "environment": dict(variant.environment),
             "command": variant.shell_command,
             "memory": memory_json(variant.memory, variant.largest_batch),

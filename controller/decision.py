@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from trt_mtp.controller.batch_schedule import BatchSchedule
 from trt_mtp.errors import InputError
 
 
@@ -12,20 +13,27 @@ class VariantState:
     """One hosted variant as it is now."""
 
     name: str
-    draft_length: int
+    draft_length: int  # that it was built for
     is_healthy: bool
     num_running: int  # requests in flight on it
     max_batch_size: int
     max_seq_len: int  # tokens, prompt and answer together
     device: str = ""  # variants on the same one may share it, see Profile.shared_device
     is_full: bool = False  # it may not be sent more than it has
+    schedule: BatchSchedule | None = None  # by which it drafts less where its batch is large
+
+    def length_with_one_more(self) -> int:
+        """The draft length at which it runs once it has another request."""
+        if self.schedule is None:
+            return self.draft_length
+        return self.schedule.draft_length(min(self.num_running + 1, self.max_batch_size))
 
 
 class CandidateScore(NamedTuple):
     """One variant's expected time for one request, in parts; `rejected` says why it can't serve."""
 
     variant: str
-    draft_length: int
+    draft_length: int  # at this load
     load: int = 0  # requests in flight on its device, this one included
     acceptance_length: float = 0.0  # expected tokens per step
     step_s: float = 0.0

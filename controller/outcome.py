@@ -11,7 +11,7 @@ class Outcome:
     where the client left and "error" where the answer broke off.
     """
 
-    draft_length: int
+    draft_length: int  # as decided; under a schedule the batch may have changed it on the way
     num_steps: int
     num_draft_tokens: int
     num_accepted_draft_tokens: int

@@ -46,8 +46,8 @@ class NoVariantError(TrtMtpError):
     """No hosted variant can take the request; the message says why each can't."""
 
 
-# load, acceptance length, step_s, wait_s, prefill_s, total_s
-_Time = tuple[int, float, float, float, float, float]
+# draft length, load, acceptance length, step_s, wait_s, prefill_s, total_s
+_Time = tuple[int, int, float, float, float, float, float]
 
 
 class Expected:
@@ -145,14 +145,15 @@ class Policy:
             for task, probability in decision.task_probabilities[:3]
             if probability >= MIN_SHARE
         }
+        accepted, is_steady = outcome.accepted_per_position, _kept_its_length(outcome)
         alarm = self.acceptance.update(
             shares,
             outcome.num_steps,
-            outcome.accepted_per_position,
+            accepted[: chosen.draft_length] if is_steady else accepted[:1],
             decision.tenant,
             decision.session_id,
         )
-        if outcome.ttft_s is not None and outcome.num_steps > 1:
+        if outcome.ttft_s is not None and outcome.num_steps > 1 and is_steady:
             seconds = outcome.duration_s - outcome.ttft_s
             seen = self.cost.observe(
                 chosen.draft_length, chosen.load, seconds, outcome.num_steps - 1
@@ -187,8 +188,7 @@ class Policy:
         for v in variants:
             moves = home is not None and home != v.name
             load = (v.num_running if on_device is None else on_device[v.device]) + 1
-            length = expected.length(v.draft_length)
-            times.append(self._time(v, load, length, answer, num_tokens if moves else 0))
+            times.append(self._time(v, load, expected, answer, num_tokens if moves else 0))
         asks = hint is not None or features.num_prompt_tokens is not None
         rejections = [
             ""
@@ -199,15 +199,18 @@ class Policy:
         return _with_scores(variants, rejections, times)
 
     def _time(
-        self, v: VariantState, load: int, length: float, answer: int, moved_tokens: int
+        self, v: VariantState, load: int, expected: Expected, answer: int, moved_tokens: int
     ) -> _Time:
-        """The expected time on `v`, in parts."""
-        step_s = self.cost.step_s(v.draft_length, load)
+        """The expected time on `v`, in parts, at the draft length that it would then have."""
+        draft_length = v.length_with_one_more()
+        length = expected.length(draft_length)
+        step_s = self.cost.step_s(draft_length, load)
         answer_s = step_s / length * answer
         ahead = v.num_running + 1 - v.max_batch_size
         wait_s = ahead * answer_s / max(v.max_batch_size, 1) if ahead > 0 else 0.0
         prefill_s = moved_tokens / self._prefill_tokens_per_s
-        return load, length, step_s, wait_s, prefill_s, wait_s + prefill_s + answer_s
+        total_s = wait_s + prefill_s + answer_s
+        return draft_length, load, length, step_s, wait_s, prefill_s, total_s
 
     def _pick(
         self,
@@ -277,6 +280,17 @@ def outcome_problem(outcome: Outcome) -> str:
     return ""
 
 
+def _kept_its_length(outcome: Outcome) -> bool:
+    """Whether all steps drafted as much as was decided, give or take one step at an end.
+
+    Under a schedule another batch is another draft length. Then the time is of no one length, and
+    only the first position was tried in every step. No drafts reported says nothing against it.
+    """
+    drafted = outcome.num_draft_tokens
+    wanted = outcome.num_steps * outcome.draft_length
+    return not drafted or abs(drafted - wanted) <= outcome.draft_length
+
+
 def _running_by_device(variants: Sequence[VariantState]) -> Mapping[str, int]:
     """Requests in flight on each device that variants share."""
     found = Counter[str]()
@@ -304,7 +318,7 @@ def _with_scores(
     variants: Sequence[VariantState], rejections: Sequence[str], times: Sequence[_Time]
 ) -> tuple[CandidateScore, ...]:
     """The candidates; raises NoVariantError where all are rejected."""
-    usable = [time[5] for time, rejected in zip(times, rejections, strict=True) if not rejected]
+    usable = [time[-1] for time, rejected in zip(times, rejections, strict=True) if not rejected]
     if not usable:
         pairs = zip(variants, rejections, strict=True)
         why = "; ".join(f"{v.name} {rejected}" for v, rejected in pairs) or "none is hosted"
@@ -312,15 +326,10 @@ def _with_scores(
     best = min(usable)
     return tuple(
         [
-            CandidateScore(v.name, v.draft_length, rejected=rejected)
+            CandidateScore(v.name, time[0], rejected=rejected)
             if rejected
-            else CandidateScore(
-                v.name, v.draft_length, load, length, step_s, wait_s, prefill_s, total_s,
-                best / total_s, "",
-            )
-            for v, rejected, (load, length, step_s, wait_s, prefill_s, total_s) in zip(
-                variants, rejections, times, strict=True
-            )
+            else CandidateScore(v.name, *time, best / time[-1])
+            for v, rejected, time in zip(variants, rejections, times, strict=True)
         ]
     )  # fmt: skip
 

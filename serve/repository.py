@@ -19,6 +19,7 @@ VARIANT_FOLDER = "variant_folder"
 LOADED_MODELS = (
     "loaded.json"  # what a rollout left: the models that a server of this repository loads
 )
+SCHEDULE = "draft_len_schedule"  # a JSON object: largest batch -> draft length; may be absent
 MEASURED_ON = "measured_on"  # the parts behind the fingerprint: a JSON object of strings
 
 # The same for every variant; the code is in the installed package. Python-backend processes
@@ -97,6 +98,7 @@ def model_name(variant: EngineVariant, public_name: str = PUBLIC_NAME) -> str:
 
 def variant_config(variant: EngineVariant, public_name: str = PUBLIC_NAME) -> ModelConfig:
     """The Triton model that serves `variant`."""
+    schedule = variant.record.details.get(SCHEDULE)
     return ModelConfig(
         name=model_name(variant, public_name),
         inputs=INPUTS,
@@ -111,6 +113,7 @@ def variant_config(variant: EngineVariant, public_name: str = PUBLIC_NAME) -> Mo
             "max_seq_len": str(variant.record.max_seq_len),
             "fingerprint": variant.record.fingerprint,
             MEASURED_ON: json.dumps(variant.record.measured_on, sort_keys=True),
+            **({SCHEDULE: json.dumps(schedule)} if schedule else {}),
         },
     )
 

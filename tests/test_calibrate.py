@@ -5,6 +5,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,6 +15,7 @@ from tests.conftest import CliResult
 from tests.gateway_fixtures import running_gateway, wait_until
 from tests.variants import build_engines
 from trt_mtp.controller.acceptance import AcceptanceKey
+from trt_mtp.controller.batch_schedule import BatchSchedule
 from trt_mtp.controller.gateway.backend import Backend, Hosted
 from trt_mtp.controller.measure.calibrate import Options, calibrate, chosen_variants
 from trt_mtp.controller.measure.calibrate_cli import numbers, seconds, words
@@ -194,6 +196,9 @@ def test_what_can_not_be_compared_is_refused() -> None:
         chosen_variants([hosted("k0", 0), hosted("k1", 1, "f1", "y")], ())
     with pytest.raises(InputError, match="'k4' is not hosted"):
         chosen_variants(both, ("k0", "k4"))
+    scheduled = replace(hosted("k3", 3), schedule=BatchSchedule.of({4: 3, 8: 1}))
+    with pytest.raises(InputError, match="k3 drafts less than 3 where its batch is large"):
+        chosen_variants([hosted("k0", 0), scheduled], ())
     with pytest.raises(InputError, match="draft length 0 and at least one other; there are k3"):
         chosen_variants(both, ("k3",))
 

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.policy_fixtures import outcome, request, variants
+from trt_mtp.controller.batch_schedule import BatchSchedule
 from trt_mtp.controller.decision import Decision
 from trt_mtp.controller.policy import NoVariantError, Policy, outcome_problem
 from trt_mtp.controller.profile import Profile
@@ -54,6 +55,44 @@ def test_on_a_shared_device_load_is_the_sum() -> None:
     here, there = (replace(hosted[1], name=name, device=name) for name in ("here", "there"))
     decision = choose(Policy(Profile(shared_device=True)), CODE, [here, there])
     assert {c.load for c in decision.candidates} == {2}
+
+
+def test_a_scheduled_variant_is_scored_at_the_length_of_its_batch() -> None:
+    """With one request more it runs at that batch's length, so that is what is expected of it."""
+    schedule = BatchSchedule.of({2: 5, 4: 3, 64: 1})
+    for load, length in ((0, 5), (1, 5), (2, 3), (4, 1), (200, 1)):
+        scheduled = replace(variants(5, load=load)[0], name="scheduled", schedule=schedule)
+        fixed = variants(length, load=load)
+        decision = choose(Policy(QUIET), CODE, [scheduled, *fixed])
+        one, other = decision.candidates
+        assert one[1:] == other[1:]
+        assert (one.draft_length, decision.draft_length) == (length, length)
+    hinted = replace(CODE, hint_draft_length=5)  # names what it was built for
+    assert choose(Policy(), hinted, [scheduled, *fixed]).variant == "scheduled"
+
+
+@pytest.mark.parametrize(
+    "text", ["", "3", "[]", "{}", '{"4": "x"}', '{"0": 3}', '{"4": -1}', "[" * 9999]
+)
+def test_a_parameter_that_is_no_schedule_is_none(text: str) -> None:
+    """A foreign model's parameter never keeps its variant from being hosted."""
+    assert BatchSchedule.from_json(text) is None
+    assert BatchSchedule.from_json('{"16": 1, "4": 3}') == BatchSchedule.of({4: 3, 16: 1})
+
+
+def test_an_answer_whose_length_changed_teaches_its_first_position_alone() -> None:
+    """Later positions were not tried in every step, and its time is of no one length."""
+    policy = Policy(QUIET)
+    decision = choose(policy, CODE, variants(3))
+    steady = outcome(3)
+    policy.update(decision, replace(steady, num_draft_tokens=2 * steady.num_steps))
+    counts = policy.acceptance.own["task/coding"]
+    assert counts.trials[0] > 0
+    assert counts.trials[1:] == [0] * 7
+    assert policy.cost.num_observed == 0
+    policy.update(decision, steady)
+    assert counts.trials[2] > 0
+    assert policy.cost.num_observed == 1
 
 
 def test_a_full_variant_costs_its_wait() -> None:

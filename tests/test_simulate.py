@@ -14,12 +14,12 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from tests.policy_fixtures import outcome, request, variants
+from trt_mtp.controller.batch_schedule import BatchSchedule
 from trt_mtp.controller.cost import StepCost
 from trt_mtp.controller.decision_log import DecisionLog
 from trt_mtp.controller.policy import Policy
 from trt_mtp.controller.simulate import regret
 from trt_mtp.controller.simulate.arrivals import Trace, bursts, poisson
-from trt_mtp.controller.simulate.batch_schedule import BatchSchedule
 from trt_mtp.controller.simulate.check import check, cross_predict
 from trt_mtp.controller.simulate.cli import simulate as command
 from trt_mtp.controller.simulate.fleet import Fleet, InFlight, split
@@ -68,8 +68,8 @@ def test_a_full_batch_makes_others_wait() -> None:
 
 def test_a_draft_length_that_changes_keeps_the_tokens_that_are_made() -> None:
     """A batch schedule changes the steps that are left, never what was done nor what is asked."""
-    schedule = BatchSchedule({1: 1, 2: 0})
-    world, fleet = World(COST), Fleet([1], COST, schedule=schedule)
+    schedule = BatchSchedule.of({1: 1, 2: 0})
+    world, fleet = World(COST), Fleet([1], COST, schedules={1: schedule})
     request = world.draw({"coding": 1.0})
     alone_s, together_s = COST.step_s(1, 1), COST.step_s(0, 2)
     arrives_s = 20 * alone_s
@@ -89,6 +89,36 @@ def test_a_schedule_of_one_length_is_that_length() -> None:
     static = simulate(replace(settings, policy="static", static_length=3))
     scheduled = simulate(replace(settings, policy="schedule", schedule={4: 3, 1024: 3}))
     assert scheduled._replace(policy="static-3") == static
+
+
+def test_a_fleet_whose_replicas_follow_a_schedule_is_routed() -> None:
+    """The policy learns where lengths follow the batch: each variant at most at its length."""
+    settings = Settings(
+        MIXES["code-creative"], num_requests=2000, num_replicas=6, rate_per_s=6,
+        shares={0: 1, 3: 1, 5: 1}, schedule={2: 5, 4: 3, 1024: 1}, is_scheduled=True,
+    )  # fmt: skip
+    learned, oracle, none = (
+        simulate(replace(settings, policy=policy)) for policy in ("learned", "oracle", "none")
+    )
+    assert {"1", "3", "5"} <= set(learned.chosen) <= {"0", "1", "3", "5"}
+    assert learned.user_tokens_per_s > 0.95 * oracle.user_tokens_per_s
+    assert learned.user_tokens_per_s > none.user_tokens_per_s
+
+
+def test_what_ran_at_several_lengths_is_reported_as_such() -> None:
+    """Steps add up over the lengths, and a position is accepted where it was drafted."""
+    schedule = BatchSchedule.of({1: 3, 4: 1})
+    world, fleet = World(COST), Fleet([3], COST, schedules={3: schedule})
+    request = world.draw({"coding": 1.0})
+    for at_s in (0.0, 0.5):
+        fleet.submit(fleet.least_loaded(3), InFlight(request, at_s, 3, None), at_s)
+    _, first = next(iter(fleet.finished_until(1e9)))
+    assert [length for length, _ in first.parts] == [3, 1]
+    tokens = sum(steps * request.lengths[length] for length, steps in first.parts)
+    assert tokens == pytest.approx(request.num_tokens)
+    told = world.outcome(request, 3, 1.0, parts=first.parts)
+    assert told.num_steps < told.num_draft_tokens < 3 * told.num_steps
+    assert told.accepted_per_position[1] <= round(first.parts[0][1])
 
 
 @given(

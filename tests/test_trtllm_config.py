@@ -25,6 +25,7 @@ from trt_mtp.build.trtllm_fields import problems
 from trt_mtp.build.trtllm_version import known_versions, supported_version
 from trt_mtp.build.variant import list_variants
 from trt_mtp.errors import InputError, TrtMtpError
+from trt_mtp.serve.repository import variant_config
 
 
 def options(version: str = "1.3.0rc27", **chosen: Any) -> TrtllmOptions:
@@ -268,6 +269,20 @@ def test_written_variant(tmp_path: Path) -> None:
     assert "TLLM_USE_FLASHINFER_GDN_PREFILL=0\n" in (k3.folder / "environment").read_text()
     assert (k3.folder / "launch.sh").stat().st_mode & 0o111
     assert k3.record.versions["tensorrt_llm"] == "1.3.0rc27"
+
+
+def test_a_schedule_is_in_the_record_and_for_the_gateway(tmp_path: Path) -> None:
+    """Who routes reads it from the Triton model; building the same again changes nothing."""
+    checkpoint = real_checkpoint("qwen3.8-27b", "fp8")
+    chosen = replace(options(schedule={4: 3, 16: 2}), checkpoint=tmp_path)
+    plans = plan_variants(checkpoint, chosen, (0, 1, 3), tmp_path / "engines")
+    empty = replace(checkpoint, path=tmp_path, tensors={})
+    write_variants(plans, empty, chosen, tmp_path / "engines")
+    assert write_variants(plans, empty, chosen, tmp_path / "engines").built == ()
+    found = [variant_config(v).parameters for v in list_variants(tmp_path / "engines")]
+    assert [p.get("draft_len_schedule") for p in found] == [
+        None, None, '{"4": 3, "16": 2, "32": 1}',
+    ]  # fmt: skip
 
 
 def test_errors_are_not_written(tmp_path: Path) -> None:

@@ -71,6 +71,24 @@ def test_same_answer_at_every_length(engines: Path) -> None:
     counters = answers["k3"].counters
     assert counters.num_draft_tokens == 3 * counters.num_steps
     assert counters.num_accepted_draft_tokens == 19 - counters.num_steps
+    # the double's steps accept 2, 3, 0, 1, 2, 3, 0 drafts, and one of which the answer wants none
+    assert (counters.num_steps, counters.accepted_per_position) == (8, (5, 4, 2))
+
+
+def test_positions_are_told_only_where_each_step_comes_alone(
+    checkpoint: Path, tmp_path: Path
+) -> None:
+    """Results that bring several steps give the totals, and no guess at the positions."""
+    found = read_checkpoint(checkpoint)
+    options = options_for(
+        found, supported_version("1.3.0rc27"), None, max_batch_size=4, max_seq_len=256,
+        settings=("stream_interval=3",),
+    )  # fmt: skip
+    write_variants(plan_variants(found, options, (3,), tmp_path), found, options, tmp_path)
+    opened = open_engine(tmp_path / "k3")
+    counters = ask(opened).counters
+    opened.close()
+    assert (counters.num_steps, counters.num_accepted_draft_tokens) == (8, 11)
     assert counters.accepted_per_position == ()
 
 

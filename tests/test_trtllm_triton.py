@@ -12,10 +12,13 @@ import pytest
 import tritonclient.grpc as grpcclient
 from tritonclient.utils import np_to_triton_dtype
 
+from tests.gateway_fixtures import running_gateway
 from trt_mtp.build.checkpoint import read_checkpoint
 from trt_mtp.build.tensorrt_llm import options_for, plan_variants, write_variants
 from trt_mtp.build.trtllm_version import supported_version
 from trt_mtp.build.variant import list_variants
+from trt_mtp.controller.policy import Policy
+from trt_mtp.controller.profile import Profile
 from trt_mtp.serve.serving import serving
 from trt_mtp.serve.triton import TritonServer
 
@@ -28,8 +31,9 @@ def server(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     folder = tmp_path_factory.mktemp("trtllm-triton") / "engines"
     found = read_checkpoint(checkpoint)
     options = options_for(
-        found, supported_version("1.3.0rc27"), None, max_batch_size=4, max_seq_len=256
-    )
+        found, supported_version("1.3.0rc27"), None, max_batch_size=4, max_seq_len=256,
+        schedule={1: 3, 3: 2},
+    )  # fmt: skip
     write_variants(plan_variants(found, options, (0, 3), folder), found, options, folder)
     patch = pytest.MonkeyPatch()
     patch.setenv("PYTHONPATH", f"{DOUBLES}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
@@ -38,7 +42,7 @@ def server(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     patch.undo()
 
 
-def infer(server: TritonServer, model: str, inputs: dict[str, np.ndarray[Any, Any]]) -> list[Any]:
+def infer(url: str, model: str, inputs: dict[str, np.ndarray[Any, Any]]) -> list[Any]:
     """Every response of one request; raises what the server answers instead."""
     tensors = []
     for name, value in inputs.items():
@@ -46,7 +50,7 @@ def infer(server: TritonServer, model: str, inputs: dict[str, np.ndarray[Any, An
         tensor.set_data_from_numpy(value)
         tensors.append(tensor)
     answers: queue.Queue[tuple[Any, Any]] = queue.Queue()
-    client = grpcclient.InferenceServerClient(server.grpc_url)
+    client = grpcclient.InferenceServerClient(url)
     client.start_stream(lambda result, error: answers.put((result, error)))
     client.async_stream_infer(model, tensors, enable_empty_final_response=True)
     results = []
@@ -81,8 +85,8 @@ def joined(results: list[Any], name: str) -> list[Any]:
 
 def test_both_variants_answer_alike(server: TritonServer) -> None:
     """Both draft lengths give the same tokens, and the counters tell them apart."""
-    plain = infer(server, "qwen_mtp_k0", request_of())
-    drafted = infer(server, "qwen_mtp_k3", request_of())
+    plain = infer(server.grpc_url, "qwen_mtp_k0", request_of())
+    drafted = infer(server.grpc_url, "qwen_mtp_k3", request_of())
     assert joined(plain, "output_ids") == joined(drafted, "output_ids")
     assert len(joined(plain, "output_ids")) == 20
     assert joined(plain, "num_steps") == [19]
@@ -96,8 +100,8 @@ def test_both_variants_answer_alike(server: TritonServer) -> None:
 
 def test_streaming(server: TritonServer) -> None:
     """A streaming request brings its tokens in several responses, whole together."""
-    whole = infer(server, "qwen_mtp_k3", request_of())
-    parts = infer(server, "qwen_mtp_k3", request_of(streaming=True))
+    whole = infer(server.grpc_url, "qwen_mtp_k3", request_of())
+    parts = infer(server.grpc_url, "qwen_mtp_k3", request_of(streaming=True))
     assert len(parts) > 2
     assert joined(parts, "output_ids") == joined(whole, "output_ids")
 
@@ -107,7 +111,7 @@ def test_chat_messages(server: TritonServer) -> None:
     messages = json.dumps([{"role": "user", "content": "hello"}]).encode()
     inputs = request_of() | {"messages": np.array([messages], np.object_)}
     del inputs["input_ids"]
-    results = infer(server, "qwen_mtp_k0", inputs)
+    results = infer(server.grpc_url, "qwen_mtp_k0", inputs)
     assert joined(results, "num_output_tokens") == [20]
     assert joined(results, "num_input_tokens")[0] > 5
 
@@ -116,4 +120,18 @@ def test_too_long_is_refused(server: TritonServer) -> None:
     """A request that can't be run is answered with a sentence."""
     inputs = request_of() | {"sampling_param_max_tokens": np.array([999], np.int32)}
     with pytest.raises(Exception, match="may be at most 256"):
-        infer(server, "qwen_mtp_k3", inputs)
+        infer(server.grpc_url, "qwen_mtp_k3", inputs)
+
+
+def test_a_gateway_knows_the_schedule_and_learns(server: TritonServer) -> None:
+    """What was built as draft_len_schedule decides, and answers teach every position."""
+    policy = Policy(Profile(acceptance={"coding": 0.99}, exploration=0.0))
+    with running_gateway(server.grpc_url, policy) as thread:
+        schedules = {v.name: v.schedule for v in thread.gateway.pool.variants.values()}
+        assert schedules["k0"] is None
+        assert schedules["k3"] is not None
+        assert schedules["k3"].steps == ((1, 3), (3, 2), (4, 1))
+        infer(thread.gateway.address, "qwen_mtp", request_of())
+    learned = policy.acceptance.own["all"]
+    assert learned.trials[:4] > [0, 0, 0, 0]
+    assert learned.successes[0] / learned.trials[0] == pytest.approx(5 / 8)  # as the double accepts

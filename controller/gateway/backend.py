@@ -13,11 +13,12 @@ from typing import Any
 import grpc
 from tritonclient.grpc import service_pb2 as pb
 
+from trt_mtp.controller.batch_schedule import BatchSchedule
 from trt_mtp.controller.decision import VariantState
 from trt_mtp.controller.gateway.health import Health
 from trt_mtp.controller.gateway.triton_channel import TritonChannel
 from trt_mtp.controller.gateway.upstream import Metadata, Upstream
-from trt_mtp.serve.repository import MEASURED_ON
+from trt_mtp.serve.repository import MEASURED_ON, SCHEDULE
 from trt_mtp.serve.tls_files import TlsFiles
 
 log = logging.getLogger(__name__)
@@ -46,6 +47,7 @@ class Hosted:
     measured_on: dict[str, str]  # the parts behind the fingerprint
     inputs: frozenset[str]
     outputs: frozenset[str]
+    schedule: BatchSchedule | None = None  # of draft lengths by batch
     version: str = ""  # of the model; the server's choice when empty
     health: Health = field(default_factory=Health)
     num_running: int = 0
@@ -74,6 +76,7 @@ class Hosted:
             max_seq_len=self.max_seq_len,
             device=self.backend.target,
             is_full=num_running >= self.max_batch_size,
+            schedule=self.schedule,
         )
 
 
@@ -251,6 +254,7 @@ def _hosted(config: Any, backend: Backend, key_suffix: str) -> Hosted:
         measured_on=_measured_on(texts.get(MEASURED_ON, "")),
         inputs=frozenset(tensor.name for tensor in config.input),
         outputs=frozenset(tensor.name for tensor in config.output),
+        schedule=BatchSchedule.from_json(texts.get(SCHEDULE, "")),
     )
 
 

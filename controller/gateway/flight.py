@@ -144,7 +144,7 @@ def outcome(flight: Flight, attempt: Attempt, broken: str) -> Outcome:
         return _first(numbers.get(name, ()))
 
     return Outcome(
-        draft_length=attempt.variant.draft_length,
+        draft_length=attempt.decision.draft_length,
         num_steps=first("num_steps"),
         num_draft_tokens=first("num_draft_tokens"),
         num_accepted_draft_tokens=first("num_accepted_draft_tokens"),

@@ -102,8 +102,8 @@ async def _calibrate(options: Options, prompts: PromptSet, meter: Meter) -> Prof
 def chosen_variants(hosted: Sequence[Hosted], names: Sequence[str]) -> dict[int, Hosted]:
     """The variants to measure, by draft length.
 
-    Raises InputError for a name that isn't hosted, for variants of different models, and when
-    there is nothing to compare.
+    Raises InputError for a name that isn't hosted, for variants of different models or with a
+    schedule, and when there is nothing to compare.
     """
     by_name = {variant.name: variant for variant in hosted}
     for name in names:
@@ -119,6 +119,13 @@ def chosen_variants(hosted: Sequence[Hosted], names: Sequence[str]) -> dict[int,
             raise InputError(
                 f"{chosen[0].name} and {other.name} have different fingerprints{parts}: their "
                 f"numbers can't be compared; choose one kind with --variants"
+            )
+    for variant in chosen:
+        if variant.schedule is not None:
+            raise InputError(
+                f"{variant.name} drafts less than {variant.draft_length} where its batch is large "
+                f"(draft_len_schedule), so its times under load would be another length's: build "
+                f"it without --draft-len-schedule and --profile to calibrate"
             )
     variants = {variant.draft_length: variant for variant in chosen}
     if 0 not in variants or len(variants) < 2:

@@ -45,6 +45,11 @@ MAX_LENGTH = 8  # acceptance is modelled up to here
     help="Draft lengths of policy `schedule` by the largest batch that each is for.",
 )
 @click.option(
+    "--scheduled",
+    is_flag=True,
+    help="The replicas of --fleet follow --schedule too, each up to its length.",
+)
+@click.option(
     "--rate",
     type=click.FloatRange(0, min_open=True),
     help="Requests per second that arrive at the fleet.  [default: 20]",
@@ -70,6 +75,7 @@ def simulate(
     replicas: int,
     fleet: str,
     schedule: str,
+    scheduled: bool,
     rate: float | None,
     arrivals: str | None,
     trace: Path | None,
@@ -79,8 +85,10 @@ def simulate(
     """Simulate a fleet of replicas at different draft lengths under several policies.
 
     `static` runs the fleet once at each of its lengths. `schedule` gives every replica an engine
-    whose draft length follows its own batch size, as TensorRT-LLM's draft_len_schedule does. A
-    trace's requests have its tasks, else those of --mix.
+    whose draft length follows its own batch size, as TensorRT-LLM's draft_len_schedule does. With
+    --scheduled the replicas that heuristics, learned and oracle choose among do so as well, as
+    `trt-mtp build --draft-len-schedule` makes them. A trace's requests have its tasks, else those
+    of --mix.
 
     Example: trt-mtp simulate --mix chat --rate 40 --fleet 0=1,1=2,3=3
     """
@@ -106,6 +114,7 @@ def simulate(
         replicas,
         _shares(fleet),
         schedule=lengths,
+        is_scheduled=scheduled,
         rate_per_s=rate or 20.0,
         arrivals=arrivals or "poisson",
         trace=read,

@@ -11,10 +11,11 @@ import heapq
 from collections import defaultdict, deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 
+from trt_mtp.controller.batch_schedule import BatchSchedule
 from trt_mtp.controller.cost import StepCost
 from trt_mtp.controller.decision import Decision
-from trt_mtp.controller.simulate.batch_schedule import BatchSchedule
 from trt_mtp.controller.simulate.world import SimulatedRequest
 
 
@@ -27,6 +28,8 @@ class InFlight:
     draft_length: int  # of its first step
     decision: Decision | None
     started_s: float = 0.0
+    began: float = 0.0  # the replica's step from which on it has its present draft length
+    parts: list[tuple[int, float]] = field(default_factory=list)  # lengths it had, steps at each
 
 
 @dataclass(slots=True)
@@ -37,6 +40,7 @@ class Replica:
     max_draft_length: int
     draft_length: int  # of the present batch
     max_batch_size: int
+    schedule: BatchSchedule | None = None
     now_s: float = 0.0
     steps: float = 0.0  # made so far, in the middle of one included
     step_s: float = 0.0  # of the present batch
@@ -48,6 +52,12 @@ class Replica:
     def load(self) -> int:
         """Requests on it, waiting ones included."""
         return len(self.running) + len(self.waiting)
+
+    def length_at(self, load: int) -> int:
+        """Its draft length with this many requests on it."""
+        if self.schedule is None:
+            return self.max_draft_length
+        return self.schedule.draft_length(min(load, self.max_batch_size))
 
 
 class Group:
@@ -72,14 +82,19 @@ class Group:
 
 
 class Fleet:
-    """All replicas and their events; each keeps to its length, or all follow a batch schedule."""
+    """All replicas and their events.
+
+    A replica follows the schedule of its draft length in `schedules`, or keeps to its length.
+    """
 
     def __init__(
         self, draft_lengths: Sequence[int], cost: StepCost, max_batch_size: int = 128,
-        schedule: BatchSchedule | None = None,
+        schedules: Mapping[int, BatchSchedule] = MappingProxyType({}),
     ):  # fmt: skip
-        self._cost, self._batch_schedule = cost, schedule
-        self._replicas = [Replica(i, k, k, max_batch_size) for i, k in enumerate(draft_lengths)]
+        self._cost = cost
+        self._replicas = [
+            Replica(i, k, k, max_batch_size, schedules.get(k)) for i, k in enumerate(draft_lengths)
+        ]
         by_length: dict[int, list[Replica]] = defaultdict(list)
         for replica in self._replicas:
             by_length[replica.max_draft_length].append(replica)
@@ -112,6 +127,8 @@ class Fleet:
                 continue
             self._advance(replica, time_s)
             _, _, flight = heapq.heappop(replica.running)
+            if flight.parts:
+                _part(flight, replica)
             self._admit(replica)
             self._schedule(replica)
             yield time_s, flight
@@ -122,12 +139,11 @@ class Fleet:
         replica.now_s = now_s
 
     def _admit(self, replica: Replica) -> None:
-        if self._batch_schedule is not None:
-            batch = min(replica.load, replica.max_batch_size)
-            _redraft(replica, self._batch_schedule.draft_length(batch))
+        _redraft(replica, replica.length_at(replica.load))
         while replica.waiting and len(replica.running) < replica.max_batch_size:
             flight = replica.waiting.popleft()
             flight.started_s, flight.draft_length = replica.now_s, replica.draft_length
+            flight.began = replica.steps
             self._serial += 1
             steps = flight.request.num_tokens / flight.request.lengths[replica.draft_length]
             heapq.heappush(replica.running, (replica.steps + steps, self._serial, flight))
@@ -143,6 +159,12 @@ class Fleet:
         heapq.heappush(self._events, (due, replica.index, replica.version))
 
 
+def _part(flight: InFlight, replica: Replica) -> None:
+    """Note what it ran at the length that the replica has until now."""
+    flight.parts.append((replica.draft_length, replica.steps - flight.began))
+    flight.began = replica.steps
+
+
 def _redraft(replica: Replica, draft_length: int) -> None:
     """Change the draft length of what runs; the tokens that are left take other numbers of steps.
 
@@ -151,6 +173,8 @@ def _redraft(replica: Replica, draft_length: int) -> None:
     if draft_length == replica.draft_length:
         return
     now, old = replica.steps, replica.draft_length
+    for _, _, flight in replica.running:
+        _part(flight, replica)
     replica.draft_length = draft_length
     replica.running = [
         (

@@ -9,15 +9,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from trt_mtp.controller.batch_schedule import EXAMPLE_SCHEDULE, BatchSchedule
 from trt_mtp.controller.decision import VariantState
 from trt_mtp.controller.policy import Policy
 from trt_mtp.controller.profile import PUBLISHED_ACCEPTANCE, Profile
-from trt_mtp.controller.simulate.batch_schedule import BatchSchedule
 from trt_mtp.controller.simulate.world import MIXES, SimulatedRequest, World, published_cost
 
 LENGTHS = (0, 1, 2, 3, 5)
 LOADS = {"low": 1, "crossover": 12, "overload": 96}
-SCHEDULE = BatchSchedule()
+SCHEDULE = BatchSchedule.of(EXAMPLE_SCHEDULE)
 BURN_IN = 500  # requests before the learned policy is scored
 
 

@@ -8,16 +8,18 @@ from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any, NamedTuple
 
+from trt_mtp.build.trtllm_config import draft_len_schedule
+from trt_mtp.controller.batch_schedule import EXAMPLE_SCHEDULE, BatchSchedule
 from trt_mtp.controller.decision import Decision, VariantState
 from trt_mtp.controller.policy import Policy
 from trt_mtp.controller.profile import Profile
 from trt_mtp.controller.simulate.arrivals import Arrival, Trace, bursts, poisson
-from trt_mtp.controller.simulate.batch_schedule import EXAMPLE_SCHEDULE, BatchSchedule
 from trt_mtp.controller.simulate.fleet import Fleet, InFlight, Replica, split
 from trt_mtp.controller.simulate.world import SimulatedRequest, World, published_cost
 from trt_mtp.errors import InputError
 
 POLICIES = ("none", "static", "schedule", "heuristics", "learned", "oracle")
+MAX_BATCH_SIZE = 128  # of a replica
 SAMPLE = 10_000  # latencies kept for percentiles
 
 
@@ -32,6 +34,7 @@ class Settings:
     shares: Mapping[int, float] = field(default_factory=lambda: {0: 1.0, 1: 1.0, 3: 1.0})
     static_length: int = 3  # of policy `static`: the whole fleet has it
     schedule: Mapping[int, int] = field(default_factory=lambda: EXAMPLE_SCHEDULE)  # of `schedule`
+    is_scheduled: bool = False  # the replicas of `shares` follow it too, up to their lengths
     rate_per_s: float = 20.0
     arrivals: str = "poisson"  # or bursts; a trace comes instead of both
     trace: Trace | None = None
@@ -53,27 +56,27 @@ class Router:
         if self._settings.policy == "oracle":
             return min(replicas, key=lambda r: self._finish_s(request, r)), None
         variants = [
-            VariantState(f"k{r.draft_length}", r.draft_length, True, r.load, r.max_batch_size,
-                         1 << 20)
+            VariantState(f"k{r.max_draft_length}", r.max_draft_length, True, r.load,
+                         r.max_batch_size, 1 << 20, schedule=r.schedule)
             for r in replicas
         ]  # fmt: skip
         decision = self.policy.choose(request.features, variants, now_s=now_s)
-        chosen = next(r for r in replicas if r.draft_length == decision.draft_length)
-        return chosen, decision
+        return self._fleet.least_loaded(int(decision.variant.removeprefix("k"))), decision
 
     def _finish_s(self, request: SimulatedRequest, replica: Replica) -> float:
         """When it would end if the replica's load stayed, knowing the request's acceptance."""
         batch = min(replica.load + 1, replica.max_batch_size)
-        seconds = self._world.seconds(request, replica.draft_length, batch)
+        seconds = self._world.seconds(request, replica.length_at(batch), batch)
         return seconds * max(1.0, (replica.load + 1) / replica.max_batch_size)
 
     def learn(self, flight: InFlight, ended_s: float) -> None:
         """Tell the policy how a request went."""
         if flight.decision is not None and self._settings.policy == "learned":
             outcome = self._world.outcome(
-                flight.request, flight.draft_length, ended_s - flight.started_s
+                flight.request, flight.draft_length, ended_s - flight.started_s, parts=flight.parts
             )
-            self.policy.update(flight.decision, outcome)
+            decided = flight.decision.draft_length  # a schedule may have had another by its start
+            self.policy.update(flight.decision, replace(outcome, draft_length=decided))
 
 
 class Reservoir:
@@ -118,8 +121,8 @@ def simulate(settings: Settings) -> Result:
     if settings.policy not in POLICIES:
         raise InputError(f"policy {settings.policy!r} is not one of {', '.join(POLICIES)}")
     cost = published_cost()
-    schedule = BatchSchedule(settings.schedule) if settings.policy == "schedule" else None
-    fleet = Fleet(_draft_lengths(settings), cost, schedule=schedule)
+    lengths = _draft_lengths(settings)
+    fleet = Fleet(lengths, cost, MAX_BATCH_SIZE, _schedules(settings, lengths))
     world = World(cost, seed=settings.seed)
     router = Router(settings, fleet, world)
     rng = random.Random(settings.seed + 1)
@@ -164,6 +167,18 @@ def _draft_lengths(settings: Settings) -> list[int]:
             f"{settings.num_replicas} replicas can't host {len(settings.shares)} draft lengths"
         )
     return split(settings.num_replicas, settings.shares)
+
+
+def _schedules(settings: Settings, lengths: Iterable[int]) -> dict[int, BatchSchedule]:
+    """The schedule that each hosted length follows; none where it keeps to itself."""
+    if settings.policy == "schedule":
+        return dict.fromkeys(lengths, BatchSchedule.of(settings.schedule))
+    if not settings.is_scheduled or settings.policy in ("none", "static"):
+        return {}
+    wanted = {
+        k: draft_len_schedule(settings.schedule, k, MAX_BATCH_SIZE) for k in set(lengths) - {0}
+    }
+    return {k: BatchSchedule.of(schedule) for k, schedule in wanted.items() if schedule}
 
 
 def _flights(

@@ -2,7 +2,7 @@
 
 import math
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -102,20 +102,29 @@ class World:
 
     def outcome(
         self, request: SimulatedRequest, draft_length: int, seconds: float | None = None,
-        load: int = 1,
+        load: int = 1, parts: Sequence[tuple[int, float]] = (),
     ) -> Outcome:  # fmt: skip
-        """What a variant would report, with the noise of counting and of the clock."""
-        steps = max(2, round(request.num_tokens / request.lengths[draft_length]))
-        accepted, reached = [], steps
-        for conditional in request.conditionals[:draft_length]:
-            reached = int(self._numpy.binomial(reached, conditional))
-            accepted.append(reached)
+        """What a variant would report, with the noise of counting and of the clock.
+
+        `parts` are lengths and the steps at each, where a schedule changed the length on the way.
+        """
+        made = [(k, round(steps)) for k, steps in parts if steps >= 0.5]
+        if not made:
+            made = [
+                (draft_length, max(2, round(request.num_tokens / request.lengths[draft_length])))
+            ]
+        steps = sum(part for _, part in made)
+        accepted = [0] * max(k for k, _ in made)
+        for length, reached in made:
+            for j, conditional in enumerate(request.conditionals[:length]):
+                reached = int(self._numpy.binomial(reached, conditional))
+                accepted[j] += reached
         if seconds is None:
             step_s = self.cost.step_s(draft_length, load)
             seconds = steps * step_s * self._random.lognormvariate(0, TIME_NOISE)
         ttft_s = seconds / steps
         return Outcome(
-            draft_length, steps, steps * draft_length, sum(accepted), tuple(accepted),
+            draft_length, steps, sum(k * part for k, part in made), sum(accepted), tuple(accepted),
             request.num_tokens, ttft_s, seconds, "stop",
         )  # fmt: skip
 

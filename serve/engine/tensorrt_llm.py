@@ -83,28 +83,6 @@ def sampling_params(sampling: SamplingParams, num_emitted: int = 0) -> dict[str,
     return wanted
 
 
-def counters_of(output: Any, num_tokens: int, draft_length: int) -> SpeculationCounters:
-    """What the drafts of a request did, from what its version reports.
-
-    Per-request counters read 0 in versions before pull request 17082. `decoding_iter` is right in
-    all of them: the iterations of the request, the first of which is the prompt's and yields one
-    token (py_decoding_iter in tensorrt_llm/_torch/pyexecutor/sampler.py); every later one is a
-    step that yields its accepted drafts and one token more. How often each position was accepted
-    is not reported by any version.
-    """
-    steps = max(int(getattr(output, "decoding_iter", 0) or 0) - 1, 0)
-    if draft_length == 0 or steps == 0:
-        return SpeculationCounters(num_steps=steps)
-    metrics = getattr(output.outputs[0], "request_perf_metrics", None)
-    reported = getattr(metrics, "speculative_decoding", None)
-    drafted = int(getattr(reported, "total_draft_tokens", 0) or 0)
-    accepted = int(getattr(reported, "total_accepted_draft_tokens", 0) or 0)
-    if not drafted:
-        drafted = steps * draft_length
-        accepted = min(max(num_tokens - 1 - steps, 0), drafted)
-    return SpeculationCounters(steps, drafted, accepted)
-
-
 class TrtllmGeneration:
     """One request on its way through TensorRT-LLM; only the loop's thread changes it."""
 
@@ -114,10 +92,13 @@ class TrtllmGeneration:
         on_chunk: Callable[[Chunk], None],
         text: AnswerText,
         loop: asyncio.AbstractEventLoop,
+        draft_length: int,
     ) -> None:
         self.request = request
         self.text = text
         self.num_tokens = 0  # of this engine
+        self.num_iterations = 0  # its `decoding_iter` as of the last result
+        self.accepted_per_position: list[int] | None = [0] * draft_length  # None: not known
         self.is_cancelled = False
         self.output: Any = None
         self._on_chunk = on_chunk
@@ -144,6 +125,19 @@ class TrtllmGeneration:
                 return text, tuple(token_ids[:count]), True
         return text, tuple(token_ids), False
 
+    def count(self, num_iterations: int, num_new: int) -> None:
+        """Count the drafts that a result's tokens show to be accepted, position by position.
+
+        No version reports positions, but each iteration has a result of its own: its tokens are
+        the accepted drafts and one more. Results that bring several (stream_interval) don't tell.
+        """
+        num_steps, self.num_iterations = num_iterations - self.num_iterations, num_iterations
+        if num_steps > 1 or (num_steps < 1 and num_new):
+            self.accepted_per_position = None
+        elif num_iterations > 1 and self.accepted_per_position is not None:  # 1 is the prompt's
+            for j in range(min(num_new - 1, len(self.accepted_per_position))):
+                self.accepted_per_position[j] += 1
+
     def send(
         self,
         text: str,
@@ -160,6 +154,35 @@ class TrtllmGeneration:
         except Exception:
             log.exception("a chunk was not taken")
             self.abort(True)
+
+
+def counters_of(generation: TrtllmGeneration, draft_length: int) -> SpeculationCounters:
+    """What the drafts of a request did, from what its version reports and what was counted here.
+
+    Per-request counters read 0 in versions before pull request 17082. `decoding_iter` is right in
+    all of them: the iterations of the request, the first of which is the prompt's and yields one
+    token (py_decoding_iter in tensorrt_llm/_torch/pyexecutor/sampler.py); every later one is a
+    step that yields its accepted drafts and one token more.
+    """
+    output = generation.output
+    steps = max(iterations_of(output) - 1, 0)
+    if draft_length == 0 or steps == 0:
+        return SpeculationCounters(num_steps=steps)
+    metrics = getattr(output.outputs[0], "request_perf_metrics", None)
+    reported = getattr(metrics, "speculative_decoding", None)
+    drafted = int(getattr(reported, "total_draft_tokens", 0) or 0)
+    accepted = int(getattr(reported, "total_accepted_draft_tokens", 0) or 0)
+    if not drafted:
+        drafted = steps * draft_length
+        accepted = min(max(generation.num_tokens - 1 - steps, 0), drafted)
+    return SpeculationCounters(
+        steps, drafted, accepted, tuple(generation.accepted_per_position or ())
+    )
+
+
+def iterations_of(output: Any) -> int:
+    """The iterations of a request so far, its prompt's among them."""
+    return int(getattr(output, "decoding_iter", 0) or 0)
 
 
 class TrtllmEngine:
@@ -203,7 +226,7 @@ class TrtllmEngine:
         """Hand `request` over; `on_chunk` is called from the loop's thread, in order."""
         check_request(request, self._vocab_size, self.max_seq_len)
         text = begin_answer(self.codec, request)
-        generation = TrtllmGeneration(request, on_chunk, text, self._loop)
+        generation = TrtllmGeneration(request, on_chunk, text, self._loop, self.draft_length)
         with self._lock:
             if self._is_closed:
                 raise TrtMtpError("the engine is closed")
@@ -252,6 +275,7 @@ class TrtllmEngine:
         completion = output.outputs[0]
         new = completion.token_ids[generation.num_tokens :]
         text, token_ids, is_stopped = generation.take(new)
+        generation.count(iterations_of(output), len(token_ids))
         reason = completion.finish_reason
         if generation.is_cancelled:
             reason = "cancelled"
@@ -259,8 +283,7 @@ class TrtllmEngine:
             generation.abort(False)
             reason = "stop"
         elif not (output.finished or reason):
-            counters = counters_of(output, generation.num_tokens, self.draft_length)
-            generation.send(text, token_ids, counters)
+            generation.send(text, token_ids, counters_of(generation, self.draft_length))
             return False
         if reason not in FINISH_REASONS:
             raise TrtMtpError(f"TensorRT-LLM ended the answer with {reason!r}")
@@ -274,7 +297,7 @@ class TrtllmEngine:
         token_ids: tuple[int, ...],
         reason: FinishReason,
     ) -> None:
-        counters = counters_of(generation.output, generation.num_tokens, self.draft_length)
+        counters = counters_of(generation, self.draft_length)
         with self._lock:
             self._totals["steps"] += counters.num_steps
             self._totals["output"] += generation.num_tokens

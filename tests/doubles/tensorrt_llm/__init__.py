@@ -80,7 +80,10 @@ class RequestOutput:
                 answer.finish_reason, self.finished = "cancelled", True
             else:
                 self._step(answer)
-            yield self
+            # as _handle_responses of tensorrt_llm/_torch/pyexecutor/py_executor.py does
+            at = self.decoding_iter
+            if at == 1 or self.finished or at % self._llm.stream_interval == 0:
+                yield self
 
     def _step(self, answer: CompletionOutput) -> None:
         # the prompt's iteration yields one token, a later one up to K + 1
@@ -135,6 +138,7 @@ class LLM:
             raise ValueError(f"{model} is not a checkpoint")
         speculative = kwargs.get("speculative_config") or {}
         self.draft_length = int(speculative.get("max_draft_len", 0))
+        self.stream_interval = int(kwargs.get("stream_interval", 1))
         self.end_id = -1
         self.is_failing = False
         self.is_shut_down = False
