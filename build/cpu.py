@@ -12,7 +12,8 @@ from typing import Any
 from trt_mtp import __version__
 from trt_mtp.build.checkpoint import Checkpoint
 from trt_mtp.build.digest import TEXT_FILES, Progress, hash_checkpoint
-from trt_mtp.build.pack import FORMAT, pack_weights, packed_bytes, plan_tensors
+from trt_mtp.build.layout import FORMAT
+from trt_mtp.build.pack import pack_weights, packed_bytes, plan_tensors
 from trt_mtp.build.store import (
     DIGESTS,
     SHARED,

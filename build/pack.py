@@ -1,13 +1,14 @@
 """Packed weights of the CPU engine: `weights.bin` and, with each tensor's place, `weights.json`.
 
-Matrices are stored [in, out], those with the same input fused along `out`, each 64-byte aligned.
-The trunk is float32. The MTP head's matrices are bfloat16: a draft has to be cheap, and is checked
-by the trunk anyway.
+Matrices are stored in tiles of 64 columns (layout.py), those with the same input fused along `out`,
+each 64-byte aligned. The trunk is float32. The MTP head's matrices are bfloat16: a draft has to be
+cheap, and is checked by the trunk anyway.
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from enum import Enum
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -16,17 +17,25 @@ from numpy.typing import NDArray
 
 from trt_mtp.build.checkpoint import Checkpoint
 from trt_mtp.build.digest import Progress
+from trt_mtp.build.layout import FORMAT, TILE, tiled_size
 from trt_mtp.build.tensors import TensorInfo
 from trt_mtp.errors import InputError
 from trt_mtp.files import to_json
 
-FORMAT = 1  # of the two files; part of the hash that names their folder
 ALIGNMENT = 64
 BLOCK_VALUES = 1 << 24  # of a tensor converted at once, which bounds the memory it takes
 NUM_BYTES = {"float32": 4, "bfloat16": 2}
 
 Floats = NDArray[np.float32]
 Convert = Callable[[NDArray[Any]], Floats]
+
+
+class Order(Enum):
+    """How a tensor's values follow each other in the file."""
+
+    KEPT = "as in the checkpoint"
+    TRANSPOSED = "transposed"
+    TILED = "transposed, in tiles"
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,13 +45,15 @@ class Packed:
     name: str
     shape: tuple[int, ...]
     sources: tuple[str, ...]
-    is_transposed: bool
+    order: Order
     dtype: str
 
     @property
     def num_bytes(self) -> int:
         """Without the padding that aligns the next one."""
-        return math.prod(self.shape) * NUM_BYTES[self.dtype]
+        is_tiled = self.order is Order.TILED
+        size = tiled_size(*self.shape) if is_tiled else math.prod(self.shape)
+        return size * NUM_BYTES[self.dtype]
 
 
 def pack_weights(checkpoint: Checkpoint, folder: Path, progress: Progress) -> None:
@@ -113,7 +124,7 @@ class Planner:
     def keep(self, name: str, shape: tuple[int, ...], source: str) -> None:
         """A vector, or the embedding, as it is."""
         self.check(source, shape)
-        self.plan.append(Packed(name, shape, (source,), False, "float32"))
+        self.plan.append(Packed(name, shape, (source,), Order.KEPT, "float32"))
 
     def fuse(self, name: str, size: int, outputs: Mapping[str, int]) -> None:
         """Matrices with an input of `size`, by source name and number of outputs."""
@@ -121,7 +132,7 @@ class Planner:
             self.check(source, (width, size))
         dtype = "bfloat16" if name.startswith("mtp.") else "float32"
         shape = (size, sum(outputs.values()))
-        self.plan.append(Packed(name, shape, tuple(outputs), True, dtype))
+        self.plan.append(Packed(name, shape, tuple(outputs), Order.TILED, dtype))
 
     def check(self, source: str, shape: tuple[int, ...]) -> None:
         """Raise InputError unless the checkpoint has `source` in this shape."""
@@ -174,23 +185,41 @@ class Planner:
         self.fuse(f"{name}out_proj", values, {f"{source}out_proj.weight": hidden})
         conv = f"{source}conv1d.weight"
         self.check(conv, (channels, 1, kernel))
-        self.plan.append(Packed(f"{name}conv1d", (kernel, channels), (conv,), True, "float32"))
+        taps = (kernel, channels)
+        self.plan.append(Packed(f"{name}conv1d", taps, (conv,), Order.TRANSPOSED, "float32"))
         self.keep(f"{name}norm", (size,), f"{source}norm.weight")
         for bias in ("dt_bias", "A_log"):
             self.keep(name + bias, (heads,), source + bias)
 
 
 def blocks_of(packed: Packed, tensors: Mapping[str, TensorInfo]) -> Iterator[Floats]:
-    """The values to write, some rows at a time."""
+    """The values to write, some at a time."""
     sources = [Source(tensors[name]) for name in packed.sources]
-    rows = packed.shape[0]
-    step = max(1, BLOCK_VALUES * rows // math.prod(packed.shape))
-    for start in range(0, rows, step):
-        stop = min(start + step, rows)
-        if packed.is_transposed:
-            yield np.concatenate([source.columns(start, stop) for source in sources], axis=1)
-        else:
-            yield sources[0].rows(start, stop)
+    if packed.order is Order.TRANSPOSED:  # a convolution, which is small
+        yield sources[0].rows(0, sources[0].num_rows).T
+        return
+    num_rows = sum(source.num_rows for source in sources)
+    step = max(1, BLOCK_VALUES * num_rows // math.prod(packed.shape) // TILE) * TILE
+    for start in range(0, num_rows, step):
+        rows = fused_rows(sources, start, min(start + step, num_rows))
+        yield in_tiles(rows) if packed.order is Order.TILED else rows
+
+
+def fused_rows(sources: Sequence["Source"], start: int, stop: int) -> Floats:
+    """Rows `start` to `stop` of the sources one below the other."""
+    parts, before = [], 0
+    for source in sources:
+        first, last = max(start - before, 0), min(stop - before, source.num_rows)
+        if first < last:
+            parts.append(source.rows(first, last))
+        before += source.num_rows
+    return np.concatenate(parts)
+
+
+def in_tiles(rows: Floats) -> Floats:
+    """Outputs [n, in] as tiles [n / TILE, in, TILE], padded with zeros."""
+    padded = np.pad(rows, ((0, -len(rows) % TILE), (0, 0)))
+    return padded.reshape(-1, TILE, rows.shape[1]).transpose(0, 2, 1)
 
 
 class Source:
@@ -200,16 +229,13 @@ class Source:
         """Map the tensor; a convolution [channels, 1, kernel] counts as [channels, kernel]."""
         stored, convert = READERS[info.dtype]
         self._convert: Convert = convert
-        shape = (info.shape[0], math.prod(info.shape[1:]))
+        self.num_rows = info.shape[0]
+        shape = (self.num_rows, math.prod(info.shape[1:]))
         self._values = np.memmap(info.file, stored, "r", info.offset, shape)
 
     def rows(self, start: int, stop: int) -> Floats:
         """Rows `start` to `stop`."""
         return self._convert(np.ascontiguousarray(self._values[start:stop]))
-
-    def columns(self, start: int, stop: int) -> Floats:
-        """Columns `start` to `stop`, as rows."""
-        return self._convert(np.ascontiguousarray(self._values[:, start:stop].T))
 
 
 def from_bfloat16(bits: NDArray[np.uint16]) -> Floats:

@@ -33,20 +33,27 @@ def pack_tiny(folder: Path, **options: Any) -> tuple[Path, dict[str, Floats]]:
 
 
 def read_packed(folder: Path) -> dict[str, Floats]:
-    """Every tensor of weights.bin as float32."""
+    """Every tensor of weights.bin as float32, matrices [in, out]."""
     data = (folder / "weights.bin").read_bytes()
     index = json.loads((folder / "weights.json").read_text())
-    assert (index["schema_version"], index["num_bytes"]) == (1, len(data))
+    assert (index["schema_version"], index["num_bytes"]) == (2, len(data))
     tensors = {}
     for name, entry in index["tensors"].items():
         assert entry["offset"] % 64 == 0
-        count, offset = int(np.prod(entry["shape"])), entry["offset"]
+        shape, offset = entry["shape"], entry["offset"]
+        is_tiled = len(shape) == 2 and not name.endswith(("embed_tokens", "conv1d"))
+        count = -(-shape[1] // 64) * 64 * shape[0] if is_tiled else int(np.prod(shape))
         if entry["dtype"] == "bfloat16":
             values = from_bfloat16(np.frombuffer(data, np.uint16, count, offset))
         else:
             assert entry["dtype"] == "float32"
             values = np.frombuffer(data, np.float32, count, offset)
-        tensors[name] = values.reshape(entry["shape"])
+        if is_tiled:
+            tiles = values.reshape(-1, shape[0], 64)
+            values = tiles.transpose(1, 0, 2).reshape(shape[0], -1)
+            assert not values[:, shape[1] :].any()
+            values = values[:, : shape[1]]
+        tensors[name] = values.reshape(shape)
     return tensors
 
 

@@ -107,6 +107,14 @@ def test_truncated_weights_are_refused(drafting: Path, tmp_path: Path, size: int
     refuse(folder, r"weights\.bin")
 
 
+def test_weights_of_another_format_are_refused(drafting: Path, tmp_path: Path) -> None:
+    """What an older trt-mtp packed is not read as if it were today's."""
+    folder = damaged(drafting, tmp_path)
+    index = json.loads((folder / "weights.json").read_text())
+    (folder / "weights.json").write_text(json.dumps(index | {"schema_version": 1}))
+    refuse(folder, "schema_version 1, expected 2: .* build again")
+
+
 def test_a_missing_tensor_is_named(drafting: Path, tmp_path: Path) -> None:
     """An index without a tensor that the model needs says which."""
     folder = damaged(drafting, tmp_path)

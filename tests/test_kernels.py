@@ -1,4 +1,4 @@
-"""serve/engine/kernels.py: right, and the same bit for bit at every number of rows."""
+"""The kernels (serve/engine): right, and the same bit for bit at every number of rows."""
 
 from pathlib import Path
 
@@ -7,9 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from trt_mtp.build.layout import TILE
 from trt_mtp.serve.engine import kernels
 from trt_mtp.serve.engine.compiler import COMPILED
 from trt_mtp.serve.engine.kernels import Array
+from trt_mtp.serve.engine.linear import linear
 
 SIZES = st.integers(1, 20).map(lambda n: 4 * n)
 
@@ -26,7 +28,7 @@ def bfloat16_bits(values: Array) -> np.ndarray[tuple[int, ...], np.dtype[np.uint
 
 @given(
     inputs=SIZES,
-    outputs=st.integers(1, 70),
+    outputs=st.integers(1, 140),
     rows=st.integers(1, 9),
     wider=st.integers(0, 5),
     is_bfloat16=st.booleans(),
@@ -41,13 +43,15 @@ def test_linear_rows_do_not_depend_on_each_other(
     stored = bfloat16_bits(weight) if is_bfloat16 else weight
     if is_bfloat16:
         weight = (weight.view(np.uint32) & np.uint32(0xFFFF0000)).view(np.float32)
-    stored.flags.writeable = False  # as the engine's are, so that its compiled code serves here
+    tiles = np.pad(stored, ((0, 0), (0, -outputs % TILE))).reshape(inputs, -1, TILE)
+    flat = np.concatenate([stored[0, :1], tiles.transpose(1, 0, 2).ravel()])  # starts at 1
+    flat.flags.writeable = False  # as the engine's are, so that its compiled code serves here
     x = normal(rng, rows, inputs + wider)
     together = np.zeros((rows, outputs + wider), np.float32)
-    kernels.linear(stored, x, rows, together)
+    linear(flat, 1, inputs, outputs, x, rows, together)
     for row in range(rows):
         alone = np.zeros((1, outputs + wider), np.float32)
-        kernels.linear(stored, x[row : row + 1].copy(), 1, alone)
+        linear(flat, 1, inputs, outputs, x[row : row + 1].copy(), 1, alone)
         assert np.array_equal(alone[0], together[row])
     exact = x[:, :inputs].astype(np.float64) @ weight
     assert np.allclose(together[:, :outputs], exact, atol=1e-4)

@@ -10,7 +10,14 @@ from typing import Any, TypeVar, cast
 import numba
 from llvmlite import binding as llvm
 
-COMPILED = ("compiler", "cycle", "forward", "kernels", "sampling")  # all modules with kernels
+COMPILED = (
+    "compiler",
+    "cycle",
+    "forward",
+    "kernels",
+    "linear",
+    "sampling",
+)  # all modules with kernels
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 

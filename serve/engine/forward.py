@@ -15,6 +15,7 @@ import numpy.typing as npt
 from trt_mtp.serve.engine import kernels
 from trt_mtp.serve.engine.compiler import kernel
 from trt_mtp.serve.engine.kernels import F32, Array
+from trt_mtp.serve.engine.linear import linear
 
 Ints = npt.NDArray[np.int64]
 
@@ -111,11 +112,10 @@ def _multiply(
 ) -> None:
     """y = x[:n] @ a matrix of `size` (in, out); drafting's are in bfloat16."""
     start = weights.table[layer, field]
-    stop = start + size[0] * size[1]
     if layer == weights.table.shape[0] - 2:
-        kernels.linear(weights.flat16[start:stop].reshape(size), x, n, y)
+        linear(weights.flat16, start, size[0], size[1], x, n, y)
     else:
-        kernels.linear(weights.flat[start:stop].reshape(size), x, n, y)
+        linear(weights.flat, start, size[0], size[1], x, n, y)
 
 
 @kernel

@@ -3,22 +3,17 @@
 A row is one token. Each output row is computed by the same operations in the same order
 whatever the number of rows beside it, so a token's logits are bit for bit the same in a plain
 step, a verify step, a batch or a prefill: speculation is lossless by construction, not within
-a tolerance. Two rules keep it so: matrices are stored [in, out] and accumulated over `in` in
-order, vectorised over `out` only; `reassoc` is allowed only in `dot`, whose callers fix its
-length. A step streams every weight once for up to four rows, which is why a verify step costs
-little more than a plain one.
+a tolerance. Two rules keep it so: sums over a matrix's input are taken in order and vectorised over
+its output only (linear.py has that kernel); `reassoc` is allowed only in `dot`, whose callers fix
+its length.
 
 All arrays are float32 and C-contiguous unless said.
 """
 
 import math
-from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from numba import types
-from numba.extending import overload
 
 from trt_mtp.serve.engine.compiler import kernel, reduction
 
@@ -57,114 +52,6 @@ def exp32(x: np.float32) -> np.float32:
 def sigmoid(x: np.float32) -> np.float32:
     """1 / (1 + e**-x)."""
     return F32(1) / (F32(1) + exp32(-x))
-
-
-def _as_float32(x):  # type: ignore[no-untyped-def]  # numba compares the signatures literally
-    """A weight as float32: itself, or a bfloat16 given by its bits."""
-    raise NotImplementedError("compiled code only")
-
-
-@overload(_as_float32)
-def _widen(x):  # type: ignore[no-untyped-def]
-    if isinstance(x, types.Integer):
-        return lambda x: np.uint32(np.uint32(x) << np.uint32(16)).view(F32)
-    return lambda x: x
-
-
-widen: Callable[[Any], np.float32] = _as_float32
-
-
-@kernel
-def _linear_1(w: Matrix, x: Array, row: int, y: Array) -> None:
-    """y[row] = x[row] @ w."""
-    y0, x0 = y[row, : w.shape[1]], x[row]
-    y0[:] = F32(0)
-    for i in range(0, w.shape[0], 4):
-        w0, w1, w2, w3 = w[i], w[i + 1], w[i + 2], w[i + 3]
-        a0, a1, a2, a3 = x0[i], x0[i + 1], x0[i + 2], x0[i + 3]
-        for o in range(w.shape[1]):
-            p, q, r, s = widen(w0[o]), widen(w1[o]), widen(w2[o]), widen(w3[o])
-            y0[o] = y0[o] + a0 * p + a1 * q + a2 * r + a3 * s
-
-
-@kernel
-def _linear_2(w: Matrix, x: Array, row: int, y: Array) -> None:
-    """y[row : row + 2] = x[row : row + 2] @ w."""
-    n = w.shape[1]
-    y0, y1, x0, x1 = y[row, :n], y[row + 1, :n], x[row], x[row + 1]
-    y0[:] = F32(0)
-    y1[:] = F32(0)
-    for i in range(0, w.shape[0], 4):
-        w0, w1, w2, w3 = w[i], w[i + 1], w[i + 2], w[i + 3]
-        a0, a1, a2, a3 = x0[i], x0[i + 1], x0[i + 2], x0[i + 3]
-        b0, b1, b2, b3 = x1[i], x1[i + 1], x1[i + 2], x1[i + 3]
-        for o in range(w.shape[1]):
-            p, q, r, s = widen(w0[o]), widen(w1[o]), widen(w2[o]), widen(w3[o])
-            y0[o] = y0[o] + a0 * p + a1 * q + a2 * r + a3 * s
-            y1[o] = y1[o] + b0 * p + b1 * q + b2 * r + b3 * s
-
-
-@kernel
-def _linear_3(w: Matrix, x: Array, row: int, y: Array) -> None:
-    """y[row : row + 3] = x[row : row + 3] @ w."""
-    n = w.shape[1]
-    y0, y1, y2 = y[row, :n], y[row + 1, :n], y[row + 2, :n]
-    x0, x1, x2 = x[row], x[row + 1], x[row + 2]
-    y0[:] = F32(0)
-    y1[:] = F32(0)
-    y2[:] = F32(0)
-    for i in range(0, w.shape[0], 4):
-        w0, w1, w2, w3 = w[i], w[i + 1], w[i + 2], w[i + 3]
-        a0, a1, a2, a3 = x0[i], x0[i + 1], x0[i + 2], x0[i + 3]
-        b0, b1, b2, b3 = x1[i], x1[i + 1], x1[i + 2], x1[i + 3]
-        c0, c1, c2, c3 = x2[i], x2[i + 1], x2[i + 2], x2[i + 3]
-        for o in range(w.shape[1]):
-            p, q, r, s = widen(w0[o]), widen(w1[o]), widen(w2[o]), widen(w3[o])
-            y0[o] = y0[o] + a0 * p + a1 * q + a2 * r + a3 * s
-            y1[o] = y1[o] + b0 * p + b1 * q + b2 * r + b3 * s
-            y2[o] = y2[o] + c0 * p + c1 * q + c2 * r + c3 * s
-
-
-@kernel
-def _linear_4(w: Matrix, x: Array, row: int, y: Array) -> None:
-    """y[row : row + 4] = x[row : row + 4] @ w."""
-    n = w.shape[1]
-    y0, y1, y2, y3 = y[row, :n], y[row + 1, :n], y[row + 2, :n], y[row + 3, :n]
-    x0, x1, x2, x3 = x[row], x[row + 1], x[row + 2], x[row + 3]
-    y0[:] = F32(0)
-    y1[:] = F32(0)
-    y2[:] = F32(0)
-    y3[:] = F32(0)
-    for i in range(0, w.shape[0], 4):
-        w0, w1, w2, w3 = w[i], w[i + 1], w[i + 2], w[i + 3]
-        a0, a1, a2, a3 = x0[i], x0[i + 1], x0[i + 2], x0[i + 3]
-        b0, b1, b2, b3 = x1[i], x1[i + 1], x1[i + 2], x1[i + 3]
-        c0, c1, c2, c3 = x2[i], x2[i + 1], x2[i + 2], x2[i + 3]
-        d0, d1, d2, d3 = x3[i], x3[i + 1], x3[i + 2], x3[i + 3]
-        for o in range(w.shape[1]):
-            p, q, r, s = widen(w0[o]), widen(w1[o]), widen(w2[o]), widen(w3[o])
-            y0[o] = y0[o] + a0 * p + a1 * q + a2 * r + a3 * s
-            y1[o] = y1[o] + b0 * p + b1 * q + b2 * r + b3 * s
-            y2[o] = y2[o] + c0 * p + c1 * q + c2 * r + c3 * s
-            y3[o] = y3[o] + d0 * p + d1 * q + d2 * r + d3 * s
-
-
-@kernel
-def linear(w: Matrix, x: Array, rows: int, y: Array) -> None:
-    """y[:rows] = x[:rows] @ w, with w [in, out], `in` a multiple of 4; x and y may be wider.
-
-    bfloat16 weights halve the memory traffic; drafting uses them.
-    """
-    row = 0
-    while rows - row >= 4:
-        _linear_4(w, x, row, y)
-        row += 4
-    if rows - row == 3:
-        _linear_3(w, x, row, y)
-    elif rows - row == 2:
-        _linear_2(w, x, row, y)
-    elif rows - row == 1:
-        _linear_1(w, x, row, y)
 
 
 @kernel

@@ -1,8 +1,7 @@
 """Packed weights of the CPU engine: mapped read-only, so that all variants share one copy.
 
-`trt-mtp build` writes the files (trt_mtp.build.cpu): `weights.bin`, float32, matrices [in, out],
-matrices with the same input fused along `out`, and those of the MTP head in bfloat16, because a
-draft has to be cheap and is checked anyway; and `weights.json`, where each tensor lies.
+`trt-mtp build` writes the files (trt_mtp.build.pack): `weights.bin`, and `weights.json`, where each
+tensor lies in it.
 """
 
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from trt_mtp.build.layout import FORMAT
 from trt_mtp.errors import InputError
 from trt_mtp.files import read_json
 from trt_mtp.serve.engine import forward
@@ -129,6 +129,11 @@ def load_weights(folder: Path, length: int) -> tuple[Weights, Shape, list[str]]:
     check_sizes(shape)
     index = read_json(folder / "weights.json")
     tensors = index["tensors"]
+    if index["schema_version"] != FORMAT:
+        raise InputError(
+            f"{folder / 'weights.json'} has schema_version {index['schema_version']}, expected "
+            f"{FORMAT}: another trt-mtp built it; build again"
+        )
     try:
         flat = np.asarray(np.memmap(folder / "weights.bin", dtype=np.float32, mode="r"))
     except (OSError, ValueError) as error:
