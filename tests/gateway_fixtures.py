@@ -154,8 +154,8 @@ class RawStream:
     """A ModelStreamInfer call whose messages are seen as they are on the wire, parsed only."""
 
     def __init__(self, url: str, metadata: Any = None) -> None:
-        """Connect to the gRPC endpoint at `url`."""
-        self._channel = grpc.insecure_channel(url)
+        """Connect to the gRPC endpoint at `url`, on a connection of its own."""
+        self._channel = grpc.insecure_channel(url, [("grpc.use_local_subchannel_pool", 1)])
         self._sent: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
         method = self._channel.stream_stream(f"/{SERVICE.full_name}/ModelStreamInfer")
         self._call = method(iter(self._sent.get, None), metadata=metadata, timeout=60)

@@ -276,11 +276,11 @@ class Empty(RetryBudget):
 def test_retries_are_a_share_of_requests(steps: list[tuple[bool, float]]) -> None:
     """Whatever comes, retries stay within what was full at first, the requests' share and time."""
     now_s, num_requests, num_retries = 0.0, 0, 0
-    budget = RetryBudget(now_s)
+    budget = RetryBudget()
     for is_request, seconds in steps:
         now_s += seconds
         if is_request:
-            budget.request()
+            budget.request(now_s)
             num_requests += 1
         else:
             num_retries += budget.take(now_s)
@@ -290,11 +290,11 @@ def test_retries_are_a_share_of_requests(steps: list[tuple[bool, float]]) -> Non
 
 def test_a_budget_runs_out_and_comes_back() -> None:
     """After the burst only time and requests bring more."""
-    budget = RetryBudget(0.0)
+    budget = RetryBudget()
     assert sum(budget.take(0.0) for _ in range(2_000)) == RetryBudget.CAPACITY
     assert sum(budget.take(1.0) for _ in range(100)) == RetryBudget.PER_S
     for _ in range(11):
-        budget.request()
+        budget.request(1.0)
     assert sum(budget.take(1.0) for _ in range(100)) == 2
 
 

@@ -1,14 +1,19 @@
 """Several gateway processes on one port, restarts that nobody notices, and the admin port."""
 
 import contextlib
+import hashlib
+import json
 import os
 import re
+import shutil
 import signal
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import grpc
+import pytest
 from tritonclient.grpc import service_pb2 as pb
 
 from tests.conftest import CliResult
@@ -18,9 +23,10 @@ from tests.gateway_fixtures import (
     running_gateway,
     script_request,
     text_of,
+    triton_of_doubles,
     wait_until,
 )
-from tests.gateway_process import gateway_process
+from tests.gateway_process import Process, gateway_process
 from tests.http_client import ask
 from tests.test_gateway_metrics import samples
 from trt_mtp.controller.gateway.kserve import SERVICE
@@ -29,7 +35,7 @@ from trt_mtp.serve.triton import TritonServer
 
 __all__ = ["doubles"]
 
-GENERATE = "/v2/models/qwen_mtp/generate"
+NUM_CLIENTS = 12  # that all come to the same worker once in 2,000 times, and test less then
 
 
 def answer_one(address: str) -> str:
@@ -91,6 +97,101 @@ def test_workers_share_the_port_the_load_and_the_metrics(
         "decisions-0.jsonl",
         "decisions-1.jsonl",
     ]
+
+
+def tenants_file(path: Path, **limits: dict[str, float]) -> Path:
+    """A file of tenants, the token of each its name."""
+    tenants = [
+        {"name": name, "token_sha256": [hashlib.sha256(name.encode()).hexdigest()], **of_tenant}
+        for name, of_tenant in limits.items()
+    ]
+    path.write_text(json.dumps({"schema_version": 1, "tenants": tenants}))
+    return path
+
+
+def try_each(stack: contextlib.ExitStack, gateway: Process, token: str, **script: Any) -> int:
+    """Ask on NUM_CLIENTS connections, one after the other; how many got an answer's first word."""
+    address, metadata = gateway.ready["gateway"], (("authorization", f"Bearer {token}"),)
+    num_admitted = 0
+    for _ in range(NUM_CLIENTS):
+        stream = stack.enter_context(raw_stream(address, metadata))
+        stream.send(script_request(**script))
+        response = stream.receive()
+        assert response.error_message or text_of(response) == "w0"
+        assert not response.error_message or f"tenant {token} may have" in response.error_message
+        num_admitted += not response.error_message
+    return num_admitted
+
+
+def test_a_tenant_s_limits_are_those_of_all_workers_together(
+    doubles: TritonServer, tmp_path: Path
+) -> None:
+    """Whichever workers its connections come to; one that dies gives back what it had."""
+    tokens = tenants_file(
+        tmp_path / "tokens.json",
+        streams={"concurrent_streams": 3},
+        requests={"requests_per_s": 0.001},
+        tokens={"tokens_per_min": 2},
+    )
+    options = ("--triton", doubles.grpc_url, "--port", "0", "--workers", "2")
+    with (
+        gateway_process(tmp_path / "log", *options, "--tokens", str(tokens)) as gateway,
+        contextlib.ExitStack() as stack,
+    ):
+        assert try_each(stack, gateway, "streams", tokens=10**6, delay_s=0.05) == 3
+        assert try_each(stack, gateway, "requests", tokens=1) == 1
+        with contextlib.ExitStack() as first:  # is charged when it is over
+            metadata = (("authorization", "Bearer tokens"),)
+            stream = first.enter_context(raw_stream(gateway.ready["gateway"], metadata))
+            stream.send(script_request(tokens=200))
+            assert [text_of(stream.receive()) for _ in range(200)][-1] == "w199"
+        assert try_each(stack, gateway, "tokens", tokens=1) == 0
+        for pid in gateway.ready["workers"]:
+            os.kill(pid, signal.SIGKILL)
+        wait_until(lambda: worker_starts(gateway.log) == 4, 60)
+        assert try_each(stack, gateway, "streams", tokens=10**6, delay_s=0.05) == 3
+        assert try_each(stack, gateway, "requests", tokens=1) == 0
+
+
+def test_as_many_wait_as_may_at_all_workers_together(tmp_path: Path) -> None:
+    """One request more is refused, at whichever worker it comes."""
+    options = ("--port", "0", "--http-port", "0", "--workers", "2", "--max-waiting", "2")
+    with (
+        triton_of_doubles(tmp_path / "triton", max_batch_size=1) as triton,
+        gateway_process(tmp_path / "log", "--triton", triton.grpc_url, *options) as gateway,
+        contextlib.ExitStack() as stack,
+    ):
+
+        def value(name: str) -> float:
+            found = samples(ask(gateway.ready["http"], "GET", "/metrics").body)
+            return sum(count for (key, *_), count in found.items() if key == name)
+
+        counted = ("requests_in_flight", "requests_waiting", "requests_refused_total")
+        for number in range(NUM_CLIENTS):
+            stream = stack.enter_context(raw_stream(gateway.ready["gateway"]))
+            stream.send(script_request(tokens=10**6, delay_s=0.05))
+            wait_until(lambda: sum(map(value, counted)) == number + 1)  # noqa: B023
+        assert list(map(value, counted)) == [3, 2, NUM_CLIENTS - 5]
+        assert "and 2 requests wait" in stream.receive().error_message
+
+
+def test_workers_start_again_when_something_removed_their_folder(
+    doubles: TritonServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As those do that clean /tmp."""
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "tmp"))
+    (tmp_path / "tmp").mkdir()
+    options = ("--triton", doubles.grpc_url, "--port", "0", "--http-port", "0", "--workers", "2")
+    with gateway_process(tmp_path / "log", *options) as gateway:
+        (folder,) = (tmp_path / "tmp").glob("trt-mtp-gateway-*")
+        shutil.rmtree(folder)
+        for pid in gateway.ready["workers"]:
+            os.kill(pid, signal.SIGKILL)
+        wait_until(lambda: worker_starts(gateway.log) == 4, 60)
+        assert answer_one(gateway.ready["gateway"])
+        metrics = ask(gateway.ready["http"], "GET", "/metrics")
+        assert b"trt_mtp_gateway_requests_total" in metrics.body
+    assert not folder.exists()
 
 
 def test_a_restart_loses_no_connection(doubles: TritonServer, tmp_path: Path) -> None:

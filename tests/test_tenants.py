@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from trt_mtp.controller.gateway import tenants as tenants_module
 from trt_mtp.controller.gateway.failure import LimitError, UnauthenticatedError
+from trt_mtp.controller.gateway.scoreboard import Scoreboard
 from trt_mtp.controller.gateway.tenants import Tenant, TenantRecord, Tenants
 from trt_mtp.controller.gateway.token_bucket import TokenBucket
 from trt_mtp.errors import InputError
@@ -43,7 +44,7 @@ def test_a_bucket_never_gives_more_than_its_rate_and_burst(
     rate: float, capacity: float, gaps: list[float]
 ) -> None:
     """Over any time from the start, what was taken while allowed is at most burst + rate x time."""
-    bucket, now_s, taken = TokenBucket(rate, capacity, 0.0), 0.0, 0
+    bucket, now_s, taken = TokenBucket(rate, capacity), 0.0, 0
     for gap in gaps:
         now_s += gap
         while bucket.wait_s(now_s) == 0:
@@ -57,7 +58,7 @@ def test_waiting_as_long_as_told_is_enough_and_no_shorter_wait_is(
     rate: float, capacity: float, amount: float, now_s: float
 ) -> None:
     """The wait that a client is told is honest, debts included."""
-    bucket = TokenBucket(rate, capacity, now_s)
+    bucket = TokenBucket(rate, capacity)
     bucket.take(amount, now_s)
     wait_s = bucket.wait_s(now_s)
     if wait_s > 1e-3:
@@ -68,7 +69,7 @@ def test_waiting_as_long_as_told_is_enough_and_no_shorter_wait_is(
 @given(st.floats(0.1, 100), st.lists(st.floats(-10, 10), max_size=30))
 def test_a_clock_that_goes_back_gives_nothing(rate: float, steps: list[float]) -> None:
     """Time that was counted is never counted again."""
-    bucket, now_s, latest_s, taken = TokenBucket(rate, 5, 0.0), 0.0, 0.0, 0
+    bucket, now_s, latest_s, taken = TokenBucket(rate, 5), 0.0, 0.0, 0
     for step in steps:
         now_s += step
         latest_s = max(latest_s, now_s)
@@ -80,7 +81,7 @@ def test_a_clock_that_goes_back_gives_nothing(rate: float, steps: list[float]) -
 
 def test_requests_at_a_time() -> None:
     """As many as the limit says; when one ends another may begin."""
-    tenant = Tenant(record(concurrent_streams=2), 0.0)
+    tenant = Tenant(record(concurrent_streams=2), Scoreboard())
     tenant.begin(1, 0.0)
     tenant.begin(1, 0.0)
     with pytest.raises(LimitError, match="may have 2 requests in flight"):
@@ -91,7 +92,7 @@ def test_requests_at_a_time() -> None:
 
 def test_requests_a_second() -> None:
     """A second's worth at once, then at the rate; the error says when."""
-    tenant = Tenant(record(requests_per_s=2), 0.0)
+    tenant = Tenant(record(requests_per_s=2), Scoreboard())
     for _ in range(2):
         tenant.begin(1, 0.0)
     with pytest.raises(LimitError, match=r"2 requests a second: try again in 0\.5 s") as refused:
@@ -102,7 +103,7 @@ def test_requests_a_second() -> None:
 
 def test_tokens_a_minute_count_prompts_and_answers() -> None:
     """What a request takes beyond the limit is waited off by the next ones."""
-    tenant = Tenant(record(tokens_per_min=600), 0.0)
+    tenant = Tenant(record(tokens_per_min=600), Scoreboard())
     tenant.begin(500, 0.0)
     tenant.end(150, 0.0)
     with pytest.raises(LimitError, match=r"600 tokens a minute: try again in 5\.1 s"):
@@ -112,7 +113,7 @@ def test_tokens_a_minute_count_prompts_and_answers() -> None:
 
 def test_no_limits_no_refusals() -> None:
     """What the file leaves out doesn't limit."""
-    tenant = Tenant(record(), 0.0)
+    tenant = Tenant(record(), Scoreboard())
     for _ in range(1000):
         tenant.begin(10**6, 0.0)
 
@@ -120,7 +121,8 @@ def test_no_limits_no_refusals() -> None:
 def test_tokens_are_known_by_their_hashes(tmp_path: Path) -> None:
     """Any of a tenant's tokens is its own; none, a hash itself and wrong ones are nobody's."""
     hashes = [sha256("one"), sha256("two")]
-    found = Tenants(write(tmp_path / "t.json", {"name": "search", "token_sha256": hashes}))
+    file = write(tmp_path / "t.json", {"name": "search", "token_sha256": hashes})
+    found = Tenants(file, Scoreboard())
     for authorization in ("Bearer one", "bearer two", "BEARER  two "):
         assert found.authenticate(authorization).record.name == "search"
     for authorization in ("", "one", "Basic one", "Bearer", "Bearer three", f"Bearer {hashes[0]}"):
@@ -138,7 +140,7 @@ def test_the_file_is_read_again_when_it_changes(
     one = {"name": "one", "token_sha256": [sha256("1")], "concurrent_streams": 1}
     two = {"name": "two", "token_sha256": [sha256("2")]}
     path = write(tmp_path / "t.json", one, two)
-    found = Tenants(path)
+    found = Tenants(path, Scoreboard())
     tenant, other = found.authenticate("Bearer 1"), found.authenticate("Bearer 2")
     tenant.begin(1, 0.0)
     path.write_text("{")
@@ -162,7 +164,7 @@ def test_yaml_is_read_as_well(tmp_path: Path) -> None:
         f"schema_version: 1\ntenants:\n- name: search\n  requests_per_s: 5\n"
         f"  token_sha256:\n  - {sha256('t')}\n"
     )
-    assert Tenants(path).authenticate("Bearer t").record.requests_per_s == 5
+    assert Tenants(path, Scoreboard()).authenticate("Bearer t").record.requests_per_s == 5
 
 
 Change = Callable[[dict[str, Any]], Any]
@@ -186,7 +188,7 @@ def test_a_wrong_file_is_refused_without_showing_what_may_be_a_token(
     tenant: dict[str, Any] = {"name": "search", "token_sha256": [sha256("t")]}
     change(tenant)
     with pytest.raises(InputError, match=r"t\.json") as refused:
-        Tenants(write(tmp_path / "t.json", tenant))
+        Tenants(write(tmp_path / "t.json", tenant), Scoreboard())
     assert message in str(refused.value)
     assert "a-plain-token" not in str(refused.value)
 
@@ -195,11 +197,11 @@ def test_files_that_are_no_tenants(tmp_path: Path) -> None:
     """Missing, no mapping, two of a name, another schema."""
     path = tmp_path / "t.json"
     with pytest.raises(InputError, match="can't be read"):
-        Tenants(path)
+        Tenants(path, Scoreboard())
     for text in ("", "[]", '{"schema_version": 2, "tenants": []}', "[" * 5000, "a: b: c"):
         path.write_text(text)
         with pytest.raises(InputError, match=r"t\.json"):
-            Tenants(path)
+            Tenants(path, Scoreboard())
     same = {"name": "search", "token_sha256": [sha256("t")]}
     with pytest.raises(InputError, match="two tenants have the same name"):
-        Tenants(write(path, same, same | {"token_sha256": [sha256("u")]}))
+        Tenants(write(path, same, same | {"token_sha256": [sha256("u")]}), Scoreboard())

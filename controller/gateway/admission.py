@@ -14,6 +14,7 @@ from trt_mtp.controller.gateway.dispatch import Dispatcher
 from trt_mtp.controller.gateway.failure import QueueFullError, WaitedTooLongError
 from trt_mtp.controller.gateway.flight import Flight
 from trt_mtp.controller.gateway.kserve import parameter_value
+from trt_mtp.controller.gateway.scoreboard import Line
 from trt_mtp.errors import TrtMtpError
 
 # github.com/triton-inference-server/common, protobuf/model_config.proto, ModelDynamicBatching:
@@ -37,10 +38,14 @@ class Waiter:
 class Admission:
     """Make it inside the event loop that uses it."""
 
-    def __init__(self, dispatcher: Dispatcher, max_waiting: int) -> None:
-        """`max_waiting` bounds the queue; a request beyond it is refused at once."""
+    def __init__(self, dispatcher: Dispatcher, max_waiting: int, waiting: Line) -> None:
+        """`max_waiting` bounds the queues of all workers, which are counted in `waiting`.
+
+        A request beyond it is refused at once.
+        """
         self._dispatcher = dispatcher
         self._max_waiting = max_waiting
+        self._waiting = waiting
         self._lines: dict[_Line, list[Waiter]] = {}  # each a heap
         self._numbers = itertools.count()
         dispatcher.on_freed = self.serve_waiting
@@ -76,7 +81,7 @@ class Admission:
         line = _line(flight)
         if line not in self._lines and self._dispatcher.place(flight):
             return
-        if self.num_waiting >= self._max_waiting and not flight.left:
+        if self._waiting.total >= self._max_waiting and not flight.left:
             raise QueueFullError(
                 f"all variants are busy and {self._max_waiting} requests wait, which is the "
                 f"limit (--max-waiting): send the request again later"
@@ -84,7 +89,7 @@ class Admission:
         placed = asyncio.get_running_loop().create_future()
         waiter = Waiter(_priority(flight), next(self._numbers), flight, placed)
         heapq.heappush(self._lines.setdefault(line, []), waiter)
-        self._dispatcher.metrics.waiting(+1)
+        self._count_waiting(+1)
         try:
             async with asyncio.timeout_at(_loop_time(deadline_s)):
                 await placed
@@ -94,16 +99,20 @@ class Admission:
                 f"waiting for a variant: allow it more, or send it when less is going on"
             ) from None
         finally:
-            self._dispatcher.metrics.waiting(-1)
             self._forget(line, waiter)
             if placed.done() and not placed.cancelled():
                 placed.exception()  # seen, though nobody waits for it
+
+    def _count_waiting(self, change: int) -> None:
+        self._waiting.add(change)
+        self._dispatcher.metrics.waiting(change)
 
     def _forget(self, line: _Line, waiter: Waiter) -> None:
         waiters = self._lines.get(line, [])
         if waiter in waiters:
             waiters.remove(waiter)
             heapq.heapify(waiters)
+            self._count_waiting(-1)
         if not waiters:
             self._lines.pop(line, None)
 

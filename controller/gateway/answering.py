@@ -17,6 +17,7 @@ from trt_mtp.controller.gateway.flight import Attempt, Flight
 from trt_mtp.controller.gateway.health import CallEnd
 from trt_mtp.controller.gateway.kserve import final_response
 from trt_mtp.controller.gateway.retry_budget import RetryBudget
+from trt_mtp.controller.gateway.scoreboard import Scoreboard
 from trt_mtp.controller.gateway.stall import StallLimits, StallWatch, note_first
 from trt_mtp.controller.gateway.upstream import Metadata, UpstreamLost
 from trt_mtp.errors import InputError, TrtMtpError
@@ -64,11 +65,17 @@ class Answering:
 
     @classmethod
     def of(
-        cls, dispatcher: Dispatcher, max_waiting: int, limits: StallLimits, patience_s: float
+        cls,
+        dispatcher: Dispatcher,
+        scoreboard: Scoreboard,
+        max_waiting: int,
+        limits: StallLimits,
+        patience_s: float,
     ) -> "Answering":
         """Everything in its initial state."""
-        admission = Admission(dispatcher, max_waiting)
-        return cls(dispatcher, admission, StallWatch(limits), RetryBudget(), patience_s)
+        admission = Admission(dispatcher, max_waiting, scoreboard.line("waiting"))
+        budget = RetryBudget(scoreboard.line("retries").time)
+        return cls(dispatcher, admission, StallWatch(limits), budget, patience_s)
 
     async def answer(
         self, flight: Flight, send: Send, metadata: Metadata, deadline_s: float | None

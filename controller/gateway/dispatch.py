@@ -15,7 +15,7 @@ from trt_mtp.controller.gateway.health import CallEnd
 from trt_mtp.controller.gateway.kserve import InferRequest
 from trt_mtp.controller.gateway.metrics import GatewayMetrics
 from trt_mtp.controller.gateway.pool import Pool
-from trt_mtp.controller.gateway.shared_load import SharedLoad
+from trt_mtp.controller.gateway.scoreboard import Line, Scoreboard
 from trt_mtp.controller.outcome import Outcome
 from trt_mtp.controller.policy import NoVariantError
 from trt_mtp.controller.request import (
@@ -62,12 +62,9 @@ class TaskCounters:
 class Dispatcher:
     """Decides where requests go and keeps count; knows nothing of connections."""
 
-    def __init__(
-        self, pool: Pool, policy: RoutingPolicy, shared_load: SharedLoad | None = None
-    ) -> None:
-        """`shared_load` is for one of several workers."""
+    def __init__(self, pool: Pool, policy: RoutingPolicy, scoreboard: Scoreboard) -> None:
         self.pool = pool
-        self._shared_load = shared_load
+        self._scoreboard = scoreboard
         self.counters: dict[str, TaskCounters] = {}
         self.num_refused = 0
         self.on_freed: Callable[[], None] = _nothing  # called when a variant has room again
@@ -95,9 +92,8 @@ class Dispatcher:
         Raises TrtMtpError when none can take it.
         """
         variants = self.pool.variants
-        if self._shared_load is not None:
-            for key, variant in variants.items():
-                variant.num_elsewhere = self._shared_load.others(key)
+        for key, variant in variants.items():
+            variant.num_elsewhere = self._running(key).others
         states = self.pool.states(variants)
         features = flight.features
         usable = [state for key, state in states.items() if _may_take(variants[key], state, flight)]
@@ -218,8 +214,11 @@ class Dispatcher:
     def _count_running(self, variant: Hosted, change: int) -> None:
         variant.num_running += change
         self.metrics.in_flight(variant.name, change)
-        if self._shared_load is not None:
-            self._shared_load.publish(variant.key, variant.num_running)
+        self._running(variant.key).add(change)
+
+    def _running(self, key: str) -> Line:
+        """Requests in flight on variant `key` through each worker."""
+        return self._scoreboard.line("running", key)
 
     def _count_begun(self, flight: Flight, decision: Decision) -> None:
         counters = self.counters.setdefault(decision.task, TaskCounters())

@@ -19,7 +19,7 @@ from trt_mtp.controller.gateway.kserve import SERVICE, read_request
 from trt_mtp.controller.gateway.pool import Pool
 from trt_mtp.controller.gateway.public_model import PublicModel
 from trt_mtp.controller.gateway.relay import Relay, answer_once, deadline_s, forwarded_metadata
-from trt_mtp.controller.gateway.shared_load import LoadPlace, SharedLoad
+from trt_mtp.controller.gateway.scoreboard import Scoreboard, Seat
 from trt_mtp.controller.gateway.stall import WATCH_S, StallLimits
 from trt_mtp.controller.gateway.tls import server_credentials
 from trt_mtp.errors import InputError, TrtMtpError
@@ -63,7 +63,7 @@ class GatewayConfig:
     http_port: int | None = None  # None: no HTTP; 0 takes a free one
     admin_port: int | None = None  # on 127.0.0.1; None: none; 0 takes a free one
     is_port_shared: bool = False  # with other gateways that say so too (SO_REUSEPORT)
-    shared_load: LoadPlace | None = None  # for one of several workers
+    seat: Seat | None = None  # for one of several workers
     ready_timeout_s: float = 60.0
     grace_s: float = 30.0  # for answers in flight when the gateway stops
     max_message_bytes: int = 64 * 1024 * 1024
@@ -79,11 +79,11 @@ class Gateway:
     def __init__(self, config: GatewayConfig, policy: RoutingPolicy) -> None:
         self.config = config
         self.pool = Pool(config.triton, config.model, config.access.triton_tls)
-        shared = SharedLoad(config.shared_load) if config.shared_load else None
-        self.dispatcher = Dispatcher(self.pool, policy, shared)
-        self.guard = Guard(config.access)
+        scoreboard = Scoreboard(config.seat)
+        self.dispatcher = Dispatcher(self.pool, policy, scoreboard)
+        self.guard = Guard(config.access, scoreboard)
         self.answering = Answering.of(
-            self.dispatcher, config.max_waiting, config.stall, config.patience_s
+            self.dispatcher, scoreboard, config.max_waiting, config.stall, config.patience_s
         )
         self.port = 0  # known after start
         self.http_port: int | None = None  # known after start, where there is one

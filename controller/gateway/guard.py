@@ -4,6 +4,7 @@ import time
 from dataclasses import replace
 
 from trt_mtp.controller.gateway.access import AccessConfig
+from trt_mtp.controller.gateway.scoreboard import Scoreboard
 from trt_mtp.controller.gateway.tenants import Tenant, Tenants
 from trt_mtp.controller.policy import CHARS_PER_TOKEN
 from trt_mtp.controller.request import RequestFeatures
@@ -47,9 +48,9 @@ class Caller:
 class Guard:
     """Tells callers apart by their tokens, where there are any."""
 
-    def __init__(self, access: AccessConfig) -> None:
+    def __init__(self, access: AccessConfig, scoreboard: Scoreboard) -> None:
         """Raises InputError when the tenants' file is wrong."""
-        self._tenants = Tenants(access.tokens) if access.tokens else None
+        self._tenants = Tenants(access.tokens, scoreboard) if access.tokens else None
         self._max_prompt_tokens = access.max_prompt_tokens
 
     def caller(self, authorization: str) -> Caller:

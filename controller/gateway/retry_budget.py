@@ -2,6 +2,8 @@
 
 import time
 
+from trt_mtp.controller.gateway.token_bucket import TokenBucket
+
 
 class RetryBudget:
     """A token bucket filled by requests and, slowly, by time.
@@ -14,20 +16,18 @@ class RetryBudget:
     PER_S = 5.0
     CAPACITY = 1_000.0
 
-    def __init__(self, now_s: float | None = None) -> None:
-        self._tokens = self.CAPACITY
-        self._filled_s = time.monotonic() if now_s is None else now_s
+    def __init__(self, full_s: "memoryview[float] | None" = None) -> None:
+        """`full_s` is as `TokenBucket` has it."""
+        self._bucket = TokenBucket(self.PER_S, self.CAPACITY, full_s)
 
-    def request(self) -> None:
+    def request(self, now_s: float | None = None) -> None:
         """Count a request that is no retry."""
-        self._tokens = min(self._tokens + self.SHARE, self.CAPACITY)
+        self._bucket.take(-self.SHARE, time.monotonic() if now_s is None else now_s)
 
     def take(self, now_s: float | None = None) -> bool:
         """May a request be tried again? Counts it when it may."""
         now_s = time.monotonic() if now_s is None else now_s
-        passed_s, self._filled_s = now_s - self._filled_s, now_s
-        self._tokens = min(self._tokens + self.PER_S * passed_s, self.CAPACITY)
-        if self._tokens < 1:
+        if self._bucket.wait_s(now_s):
             return False
-        self._tokens -= 1
+        self._bucket.take(1, now_s)
         return True

@@ -14,6 +14,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from trt_mtp.controller.gateway.failure import LimitError, UnauthenticatedError
+from trt_mtp.controller.gateway.scoreboard import Scoreboard
 from trt_mtp.controller.gateway.token_bucket import TokenBucket
 from trt_mtp.controller.request import MAX_NAME_CHARS
 from trt_mtp.controller.validation import first_problem
@@ -60,27 +61,52 @@ class TenantsFile(BaseModel):
 
 
 class Tenant:
-    """A tenant and what it uses now."""
+    """A tenant and what it uses now, through all workers of the gateway together.
 
-    def __init__(self, record: TenantRecord, now_s: float) -> None:
-        self.num_running = 0
+    Workers take no turns. Where several admit requests in the same moment, each may admit one more
+    than a rate allows, which the next ones wait off; or one too few may be in flight.
+    """
+
+    def __init__(self, record: TenantRecord, scoreboard: Scoreboard) -> None:
         self.is_removed = False
-        self.change(record, now_s)
+        self._scoreboard = scoreboard
+        self._running = scoreboard.line("tenant", record.name, "running")
+        self.change(record)
 
-    def change(self, record: TenantRecord, now_s: float) -> None:
-        """Take over limits from the file; rates start anew."""
+    def change(self, record: TenantRecord) -> None:
+        """Take over limits from the file; a rate that changed starts anew."""
         self.record = record
         rate, per_min = record.requests_per_s, record.tokens_per_min
         # what a second, or a minute, allows may come at once
-        self._requests = TokenBucket(rate, max(rate, 1.0), now_s) if rate else None
-        self._tokens = TokenBucket(per_min / 60, per_min, now_s) if per_min else None
+        self._requests = self._bucket("requests", rate, max(rate, 1.0)) if rate else None
+        self._tokens = self._bucket("tokens", per_min / 60, per_min) if per_min else None
+
+    def _bucket(self, what: str, rate_per_s: float, capacity: float) -> TokenBucket:
+        line = self._scoreboard.line("tenant", self.record.name, what, repr(rate_per_s))
+        return TokenBucket(rate_per_s, capacity, line.time)
 
     def begin(self, num_prompt_tokens: int, now_s: float) -> None:
         """Admit a request; raises LimitError. `end` follows."""
-        record = self.record
         if self.is_removed:
-            raise UnauthenticatedError(f"tenant {record.name} has been removed")
-        if record.concurrent_streams and self.num_running >= record.concurrent_streams:
+            raise UnauthenticatedError(f"tenant {self.record.name} has been removed")
+        self._running.add(+1)  # before it is looked at, so that no other worker takes the place
+        try:
+            self._check(now_s)
+        except LimitError:
+            self._running.add(-1)
+            raise
+        if self._requests:
+            self._requests.take(1, now_s)
+        self._charge(num_prompt_tokens, now_s)
+
+    def end(self, num_output_tokens: int, now_s: float) -> None:
+        """A request that was admitted is over."""
+        self._running.add(-1)
+        self._charge(num_output_tokens, now_s)
+
+    def _check(self, now_s: float) -> None:
+        record = self.record
+        if record.concurrent_streams and self._running.total > record.concurrent_streams:
             raise LimitError(
                 f"tenant {record.name} may have {record.concurrent_streams} requests in flight: "
                 f"try again when one is over",
@@ -90,15 +116,6 @@ class Tenant:
             self._refuse(f"{record.requests_per_s:g} requests a second", wait_s)
         if self._tokens and (wait_s := self._tokens.wait_s(now_s)):
             self._refuse(f"{record.tokens_per_min:g} tokens a minute", wait_s)
-        if self._requests:
-            self._requests.take(1, now_s)
-        self._charge(num_prompt_tokens, now_s)
-        self.num_running += 1
-
-    def end(self, num_output_tokens: int, now_s: float) -> None:
-        """A request that was admitted is over."""
-        self.num_running -= 1
-        self._charge(num_output_tokens, now_s)
 
     def _charge(self, num_tokens: int, now_s: float) -> None:
         if self._tokens:
@@ -113,9 +130,10 @@ class Tenant:
 class Tenants:
     """All tenants of a file."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, scoreboard: Scoreboard) -> None:
         """Raises InputError when the file is missing or wrong."""
         self._path = path
+        self._scoreboard = scoreboard
         self._tenants: dict[str, Tenant] = {}
         self._hashes: list[tuple[bytes, Tenant]] = []
         self._looked_s = time.monotonic()
@@ -156,12 +174,11 @@ class Tenants:
         self._stamp = stamp
 
     def _take_over(self, file: TenantsFile) -> None:
-        now_s, before = time.monotonic(), self._tenants
-        self._tenants = {}
+        before, self._tenants = self._tenants, {}
         for record in file.tenants:
-            tenant = before.pop(record.name, None) or Tenant(record, now_s)
+            tenant = before.pop(record.name, None) or Tenant(record, self._scoreboard)
             if tenant.record != record:
-                tenant.change(record, now_s)
+                tenant.change(record)
             self._tenants[record.name] = tenant
         for tenant in before.values():
             tenant.is_removed = True

@@ -1,10 +1,11 @@
 """Several gateway processes on one port: started, watched, started again when one dies.
 
-They share the port (SO_REUSEPORT: the kernel spreads connections), what is in flight
-(shared_load.py), what they learn (each reads the others' state as a peer's) and their metrics
-(prometheus-client's files, one per process).
+They share the port (SO_REUSEPORT: the kernel spreads connections), what is in flight and what
+tenants used (scoreboard.py), what they learn (each reads the others' state as a peer's) and their
+metrics (prometheus-client's files, one per process).
 """
 
+import fcntl
 import logging
 import multiprocessing
 import os
@@ -14,7 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -29,7 +30,7 @@ from trt_mtp.controller.gateway.process import (
     ProcessConfig,
     run_gateway,
 )
-from trt_mtp.controller.gateway.shared_load import LoadPlace, clear, make_files
+from trt_mtp.controller.gateway.scoreboard import Scoreboard, Seat, scoreboard_memory
 from trt_mtp.controller.state import default_replica
 from trt_mtp.errors import InputError, TrtMtpError
 from trt_mtp.serve.processes import die_with_parent
@@ -47,22 +48,19 @@ def run_workers(config: ProcessConfig, num_workers: int, on_ready: OnReady) -> N
     Raises what the first start of one of them raises, and TrtMtpError when one can't be kept up.
     """
     with (
-        tempfile.TemporaryDirectory(prefix="trt-mtp-gateway-") as folder,
+        _shared_folder() as shared,
+        scoreboard_memory(num_workers) as memory,
         _reserved_ports(config) as reserved,
     ):
-        shared = Path(folder)
-        make_files(shared, num_workers)
-        (shared / "metrics").mkdir()
-        configs = [
-            worker_config(reserved, index, num_workers, shared) for index in range(num_workers)
-        ]
-        with _caught_signals() as seen, _environment(SHARED_FOLDER, str(shared / "metrics")):
+        seats = [Seat(memory, index, num_workers) for index in range(num_workers)]
+        configs = [worker_config(reserved, seat, shared) for seat in seats]
+        with _caught_signals() as seen, _environment(SHARED_FOLDER, str(metrics_folder(shared))):
             workers = [Worker(index, worker) for index, worker in enumerate(configs)]
             try:
                 if _wait_ready(workers, seen):
                     first = workers[0].ready or {}
                     on_ready(first | {"workers": [worker.pid for worker in workers]})
-                    _watch(workers, seen, shared)
+                    _watch(workers, seen, shared, Scoreboard(seats[0]))
             finally:
                 _end(workers, seen)
 
@@ -130,19 +128,20 @@ class Worker:
         self.start_again_s = time.monotonic() + wait_s
 
 
-def worker_config(config: ProcessConfig, index: int, num: int, shared: Path) -> ProcessConfig:
-    """The settings of worker `index`: its own files, and the others' as peers.
+def worker_config(config: ProcessConfig, seat: Seat, shared: Path) -> ProcessConfig:
+    """The settings of a worker: its own files, and the others' as peers.
 
     The first one keeps what was learned where a single process would.
     """
+    index = seat.worker
     state = config.state or shared / "state.json"
-    states = [state, *(state.with_stem(f"{state.stem}-{i}") for i in range(1, num))]
+    states = [state, *(state.with_stem(f"{state.stem}-{i}") for i in range(1, seat.num_workers))]
     gateway, decisions = config.gateway, config.decision_log
     if gateway.admin_port:
         gateway = replace(gateway, admin_port=gateway.admin_port + index)
     return replace(
         config,
-        gateway=replace(gateway, shared_load=LoadPlace(shared, index, num)),
+        gateway=replace(gateway, seat=seat),
         state=states[index],
         peer_states=(*config.peer_states, *(other for other in states if other != states[index])),
         replica=f"{config.replica or default_replica(config.state)}-{index}",
@@ -160,6 +159,34 @@ def _work(config: ProcessConfig, messages: Connection, parent: int) -> None:
     except TrtMtpError as error:
         messages.send(error)
         sys.exit(error.exit_code)
+
+
+def metrics_folder(shared: Path) -> Path:
+    """Where the workers' metrics are."""
+    return shared / "metrics"
+
+
+@contextmanager
+def _shared_folder() -> Iterator[Path]:
+    """A temporary folder for the files that workers share."""
+    with tempfile.TemporaryDirectory(prefix="trt-mtp-gateway-") as name:
+        metrics_folder(Path(name)).mkdir()
+        descriptor = os.open(name, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            # systemd-tmpfiles leaves folders alone that are locked (tmpfiles.d(5), "Age")
+            fcntl.flock(descriptor, fcntl.LOCK_SH)
+            yield Path(name)
+        finally:
+            os.close(descriptor)
+
+
+def _keep_folder(shared: Path) -> None:
+    """Make the shared folder again where something removed it: no worker starts without."""
+    folder = metrics_folder(shared)
+    if not folder.is_dir():
+        with suppress(OSError):  # as on a full disk: the next look tries again
+            folder.mkdir(parents=True)
+            log.error("%s was removed and is there again; /metrics lacks what was in it", folder)
 
 
 @contextmanager
@@ -249,11 +276,14 @@ def _wait_ready(workers: Sequence[Worker], seen: list[int]) -> bool:
     return False
 
 
-def _watch(workers: Sequence[Worker], seen: list[int], shared: Path) -> None:
+def _watch(
+    workers: Sequence[Worker], seen: list[int], shared: Path, scoreboard: Scoreboard
+) -> None:
     """Keep all of them up until a signal comes."""
     from prometheus_client.multiprocess import mark_process_dead
 
     while not seen:
+        _keep_folder(shared)
         for worker in workers:
             try:
                 worker.listen()
@@ -262,7 +292,7 @@ def _watch(workers: Sequence[Worker], seen: list[int], shared: Path) -> None:
             if worker.is_alive:
                 continue
             if worker.start_again_s is None:
-                clear(shared, worker.index)
+                scoreboard.clear(worker.index)
                 mark_process_dead(worker.pid)  # type: ignore[no-untyped-call]
                 worker.note_end()
             elif time.monotonic() >= worker.start_again_s:
