@@ -1,5 +1,6 @@
 """Clients that leave, servers that die, and what is too much or no request at all."""
 
+import asyncio
 import os
 import signal
 from collections.abc import Iterator
@@ -20,6 +21,7 @@ from tests.gateway_fixtures import (
     wait_until,
 )
 from tests.triton_client import streaming, tensor
+from trt_mtp.controller.gateway import relay
 from trt_mtp.serve.triton import TritonServer
 
 __all__ = ["doubles"]
@@ -104,21 +106,44 @@ def test_losing_triton_gives_a_clear_error_and_coming_back_is_noticed(tmp_path: 
 
 
 def test_stopping_finishes_answers_in_flight(doubles: TritonServer) -> None:
-    """A stopping gateway takes no more requests and completes those it has."""
-    with running_gateway(doubles.grpc_url) as thread, raw_stream(thread.gateway.address) as busy:
-        idle = raw_stream(thread.gateway.address)
-        with idle as waiting:
-            waiting.send(script_request(tokens=1))
-            assert text_of(waiting.receive()) == "w0"
-            busy.send(script_request(tokens=20, delay_s=0.02))
-            assert text_of(busy.receive()) == "w0"
-            stopping = thread.run(thread.gateway.stop())
-            assert [text_of(busy.receive()) for _ in range(19)][-1] == "w19"
-            for stream in (waiting, busy):
-                with pytest.raises(grpc.RpcError, match="shutting down") as ended:
-                    stream.receive()
-                assert ended.value.code() == grpc.StatusCode.UNAVAILABLE
-            stopping.result(10)
+    """A stopping gateway completes the answers that it has, and ends what clients left open."""
+    with (
+        running_gateway(doubles.grpc_url) as thread,
+        raw_stream(thread.gateway.address) as idle,
+        raw_stream(thread.gateway.address) as busy,
+    ):
+        idle.send(script_request(tokens=1))
+        assert text_of(idle.receive()) == "w0"
+        busy.send(script_request(tokens=100, delay_s=0.02))
+        assert text_of(busy.receive()) == "w0"
+        stopping = thread.run(thread.gateway.stop())
+        assert [text_of(busy.receive()) for _ in range(99)][-1] == "w99"
+        for stream in (idle, busy):
+            with pytest.raises(grpc.RpcError, match="shutting down") as ended:
+                stream.receive()
+            assert ended.value.code() == grpc.StatusCode.UNAVAILABLE
+        stopping.result(60)
+
+
+def test_requests_on_their_way_to_a_stopping_gateway_are_answered(
+    doubles: TritonServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For a moment, on streams that are open; such a stream ends well when its client is done."""
+    monkeypatch.setattr(relay, "LAST_REQUESTS_S", 60.0)
+    with (
+        running_gateway(doubles.grpc_url, grace_s=60.0) as thread,
+        raw_stream(thread.gateway.address) as stream,
+    ):
+        stream.send(script_request(tokens=1))
+        assert text_of(stream.receive()) == "w0"
+        stopping = thread.run(thread.gateway.stop())
+        thread.run(asyncio.sleep(0)).result(60)  # it has begun
+        stream.send(script_request(tokens=2))
+        assert [text_of(stream.receive()) for _ in range(2)] == ["w0", "w1"]
+        stream.half_close()
+        with pytest.raises(StopIteration):
+            stream.receive()
+        stopping.result(60)
 
 
 def test_a_client_that_asks_for_grpc_errors_gets_a_status(doubles: TritonServer, url: str) -> None:

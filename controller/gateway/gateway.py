@@ -305,5 +305,6 @@ def _with_status(unary: Unary) -> Unary:
 async def _refuse(method: str, raw: bytes, context: Any) -> bytes:
     raise RpcFailure(
         grpc.StatusCode.PERMISSION_DENIED,
-        f"{method} is a management call, and this is the public port: make it on Triton's own",
+        f"{method} is a management call, which the gateway takes from nobody: make it on Triton's "
+        f"own gRPC port, with its admin key",
     )

@@ -31,6 +31,7 @@ from trt_mtp.errors import InputError, TrtMtpError
 GRPC_ERRORS = ("triton_grpc_error", "true")
 MAX_REQUESTS = 1_024  # of one stream that are not answered yet; then no more are read from it
 GONE_S = 1.0  # in which gRPC tells that a client is gone
+LAST_REQUESTS_S = 1.0  # for those that are on their way when the gateway is to end
 FORWARDED_METADATA = frozenset({"traceparent", "tracestate"})
 
 
@@ -73,7 +74,7 @@ class Relay:
         self._tasks = asyncio.TaskGroup()
         self._reader: asyncio.Task[None] | None = None
         self._is_reading = False
-        self._is_draining = False
+        self._is_cut_off = False
 
     async def run(self) -> None:
         """Carry messages until both sides are done; raises RpcFailure for any other end."""
@@ -88,19 +89,25 @@ class Relay:
             found = group.exceptions[0]
             assert isinstance(found, RpcFailure)
             ended = found
-        if ended is None and self._is_draining:
+        if ended is None and self._is_cut_off:
             ended = RpcFailure(grpc.StatusCode.UNAVAILABLE, "the gateway is shutting down")
         if ended is not None:
             raise ended
 
     def drain(self) -> None:
-        """Take no more requests; the stream ends when those in flight are answered."""
-        self._is_draining = True
-        if self._is_reading and self._reader is not None:
+        """Take the last requests; the stream ends when all are answered."""
+        asyncio.get_running_loop().call_later(LAST_REQUESTS_S, self._cut_off)
+
+    def _cut_off(self) -> None:
+        """Read no more requests of a client that isn't done."""
+        if self._reader is None or self._reader.done():
+            return
+        self._is_cut_off = True
+        if self._is_reading:
             self._reader.cancel()
 
     async def _read_requests(self) -> None:
-        while not self._is_draining:
+        while not self._is_cut_off:
             self._is_reading = True
             raw = await self._context.read()
             self._is_reading = False

@@ -19,8 +19,14 @@ DEADLINE_S = 60.0  # for one answer: what takes longer hangs
 RETRY_S = 0.1
 NUM_PAUSES = 20
 FAILED_OVER = "failed_over"  # parameter of a last response
-# sentences of the gateway that refuse a request before its first token
-REFUSALS = ("requests wait, which is the limit", "no variant", "the gateway is shutting down")
+# what refuses a request before its first token: sentences of the gateway, and what gRPC says when a
+# request comes to a gateway that ends
+REFUSALS = (
+    "requests wait, which is the limit",
+    "no variant",
+    "the gateway is shutting down",
+    "CANCELLED",
+)
 WRITE_FAILED = "Internal error from Core"  # how grpc.aio says that the connection broke
 
 

@@ -42,6 +42,7 @@ class Server:
         self.relay = Relay(self._ports.grpc, listener)
         self.num_crashes = 0  # deaths that nobody asked for
         self._down_s = 0.0  # how long what dies stays dead
+        self._is_death_meant = False  # until the watcher has seen it
         self._is_mending = False
         self._watcher: asyncio.Task[None] | None = None
         # the kernel ends a Triton when the thread that started it ends
@@ -92,10 +93,16 @@ class Server:
             self.wire.close()
 
     async def die(self, pid: int, down_s: float) -> None:
-        """kill -9 of one of its processes; returns when it is whole again, after `down_s`."""
-        self._down_s = down_s
-        self.num_crashes -= 1  # this one is meant
+        """kill -9 of one of its processes; returns when it is whole again, after `down_s`.
+
+        Raises ProcessLookupError when it died by itself just before.
+        """
         os.kill(pid, signal.SIGKILL)
+        self._down_s, self._is_death_meant = down_s, True
+        # until the watcher has seen it, unless Triton itself was quicker and replaced the process
+        while self._is_death_meant and (is_alive(pid) or not self.is_whole):
+            await asyncio.sleep(WATCH_S)
+        self._is_death_meant = False
         await self.wait_whole()
 
     async def wait_whole(self) -> None:
@@ -110,7 +117,8 @@ class Server:
             if self.is_whole:
                 continue
             self._is_mending = True
-            self.num_crashes += 1
+            self.num_crashes += not self._is_death_meant
+            self._is_death_meant = False
             await asyncio.sleep(self._down_s)
             await self._in_thread(self._kill_all)
             with contextlib.suppress(TrtMtpError):  # it died again: the next look finds that
