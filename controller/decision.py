@@ -1,11 +1,17 @@
 """What a policy sees of a variant, and what it decided: plain values that round-trip JSON."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, NamedTuple
 
+from pydantic import TypeAdapter, ValidationError
+
 from trt_mtp.controller.batch_schedule import BatchSchedule
+from trt_mtp.controller.tasks import TASKS
+from trt_mtp.controller.validation import first_problem
 from trt_mtp.errors import InputError
+
+MAX_NUMBER = 1e15  # of a record that isn't damaged
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,14 +83,44 @@ class Decision(NamedTuple):
         return record
 
     @classmethod
-    def from_json(cls, record: Mapping[str, Any]) -> "Decision":
+    def from_json(cls, record: Any) -> "Decision":
         """The decision that `to_json` wrote; raises InputError for anything else."""
+        if not isinstance(record, dict) or not isinstance(record.get("task_probabilities"), dict):
+            raise InputError("not a decision record")
+        pairs = tuple(record["task_probabilities"].items())
         try:
-            values = {name: record[name] for name in cls._fields if name != "side"}
-            values["side"] = record.get("side", "")  # logs from before rollouts have none
-            values["task_probabilities"] = tuple(values["task_probabilities"].items())
-            values["reasons"] = tuple(values["reasons"])
-            values["candidates"] = tuple(CandidateScore(**c) for c in values["candidates"])
-        except (KeyError, TypeError, AttributeError) as error:
-            raise InputError(f"not a decision record: {error} is missing or wrong") from None
-        return cls(**values)
+            decision = _reader().validate_python({**record, "task_probabilities": pairs})
+        except ValidationError as error:
+            raise InputError(
+                f"not a decision record: {first_problem(error, cls._fields)}"
+            ) from None
+        problem = _contradiction(decision)
+        if problem:
+            raise InputError(f"not a decision record: {problem}")
+        return decision
+
+
+@cache
+def _reader() -> TypeAdapter[Decision]:
+    return TypeAdapter(Decision)
+
+
+def _contradiction(decision: Decision) -> str:
+    """What in a record can't be true; an empty string where all can."""
+    if not any(
+        c.variant == decision.variant and c.draft_length == decision.draft_length and not c.rejected
+        for c in decision.candidates
+    ):
+        return f"its variant {decision.variant!r:.40} is none of its candidates"
+    shares = dict(decision.task_probabilities)
+    for task in (decision.task, *shares):
+        if task not in TASKS:
+            return f"{task!r:.40} is no task"
+    if not shares or not all(0 <= share <= 1 for share in shares.values()):
+        return "its task_probabilities are none"
+    able = [c for c in decision.candidates if not c.rejected]
+    if not all(0 <= part < MAX_NUMBER for c in able for part in c[1:9]):
+        return "a candidate's number can't be right"
+    if not all(c.step_s > 0 and c.acceptance_length > 0 for c in able):
+        return "a candidate has no expected time"
+    return ""

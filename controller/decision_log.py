@@ -9,14 +9,18 @@ import os
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
+from functools import cache
 from io import FileIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
+
+from pydantic import TypeAdapter, ValidationError
 
 from trt_mtp.controller.acceptance import DriftAlarm
 from trt_mtp.controller.decision import Decision, VariantState
 from trt_mtp.controller.outcome import Outcome
 from trt_mtp.controller.request import RequestFeatures
+from trt_mtp.controller.validation import first_problem
 from trt_mtp.errors import InputError, TrtMtpError
 
 if TYPE_CHECKING:
@@ -137,6 +141,12 @@ def prompt_text(features: RequestFeatures) -> str:
     return features.head + features.tail[overlap:]
 
 
+def log_files(path: Path) -> list[Path]:
+    """A log and what was rotated out of it, newest first."""
+    rotated = [path.with_name(f"{path.name}.{number}") for number in range(1, MAX_FILES)]
+    return [path, *(file for file in rotated if file.exists())]
+
+
 def read_log(path: Path) -> Iterator[LogRecord]:
     """The records of a log file, in order.
 
@@ -148,17 +158,31 @@ def read_log(path: Path) -> Iterator[LogRecord]:
                 if not line.endswith("\n"):
                     return
                 yield _record(line, f"{path}, line {number}")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} can't be read: {error}") from None
+    except OSError as error:
+        raise InputError(f"{path} can't be read: {error.strerror or error}") from None
+    except UnicodeDecodeError:
+        raise InputError(f"{path} can't be read: it is not UTF-8 text") from None
 
 
 def _record(line: str, where: str) -> LogRecord:
     try:
         value = json.loads(line)
-        outcome = Outcome(**value["outcome"])
-        positions = tuple(int(count) for count in value["outcome"]["accepted_per_position"])
+    except (ValueError, RecursionError):
+        value = None
+    if not isinstance(value, dict) or not {"decision", "outcome"} <= value.keys():
+        raise InputError(f"{where} is not a decision record")
+    try:
+        outcome = _outcome_reader().validate_python(value["outcome"])
         decision = Decision.from_json(value["decision"])
-    except (ValueError, KeyError, TypeError, InputError) as error:
-        raise InputError(f"{where} is no decision record: {error}") from None
-    fields = {**asdict(outcome), "accepted_per_position": positions}
-    return LogRecord(decision, Outcome(**fields), value.get("prompt"))
+    except ValidationError as error:
+        problem = first_problem(error, Outcome.__slots__)
+        raise InputError(f"{where} is not a decision record: outcome.{problem}") from None
+    except InputError as error:
+        raise InputError(f"{where} is {error}") from None
+    prompt = value.get("prompt")
+    return LogRecord(decision, outcome, prompt if isinstance(prompt, str) else None)
+
+
+@cache
+def _outcome_reader() -> TypeAdapter[Outcome]:
+    return TypeAdapter(Outcome)

@@ -3,95 +3,24 @@
 import json
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from trt_mtp.controller.decision import Decision, VariantState
-from trt_mtp.controller.decision_log import read_log
-from trt_mtp.controller.policy import Policy
-from trt_mtp.controller.request import WINDOW_CHARS, RequestFeatures, content_text
+from trt_mtp.controller.decision_log import LogRecord, log_files, read_log
+from trt_mtp.controller.json_request import features_from_json
+from trt_mtp.controller.outcome import Outcome
+from trt_mtp.controller.policy import Policy, outcome_problem
 from trt_mtp.errors import InputError, TrtMtpError
-from trt_mtp.files import nearest
 
-DEFAULT_LENGTHS = (0, 1, 3, 5)
-_KEYS = (
-    "prompt", "messages", "tools", "response_format", "temperature", "max_tokens", "thinking",
-    "num_prompt_tokens", "task", "draft_length", "session_id", "tenant", "latency_class",
-    "system", "id",
-)  # fmt: skip
+MAX_TASKS = 5  # of a decision, for people
+MAX_PROMPT_CHARS = 600  # the same
 
 
 def idle_variants(lengths: Sequence[int], load: int = 0) -> list[VariantState]:
     """Hosted variants to decide among, with `load` requests in flight on each."""
     return [VariantState(f"k{k}", k, True, load, max(load + 1, 64), 1 << 20) for k in lengths]
-
-
-def features_from_json(value: Any) -> RequestFeatures:
-    """The features of a request given as a JSON object with `prompt` or `messages`.
-
-    Raises InputError for an unknown key or a value of the wrong kind.
-    """
-    if not isinstance(value, dict):
-        raise InputError("a request is a JSON object with prompt or messages")
-    for key in value:
-        if key not in _KEYS:
-            raise InputError(f"unknown key {key[:80]!r}{nearest(key[:80], _KEYS)}")
-    if ("prompt" in value) == ("messages" in value):
-        raise InputError("a request has either prompt or messages")
-    system, text = _texts(value)
-    length = value.get("draft_length")
-    return RequestFeatures(
-        head=text[:WINDOW_CHARS],
-        tail=text[-WINDOW_CHARS:],
-        num_chars=len(text),
-        system=system[:WINDOW_CHARS],
-        has_tools=bool(value.get("tools")),
-        has_response_format=bool(value.get("response_format")),
-        temperature=_number(value, "temperature", 0.0),
-        max_tokens=int(_number(value, "max_tokens", 128)),
-        thinking=value.get("thinking") is True,
-        num_prompt_tokens=_whole(value, "num_prompt_tokens"),
-        hint_task=None if value.get("task") == "auto" else _text(value, "task"),
-        hint_draft_length=None if length == "auto" else _whole(value, "draft_length"),
-        session_id=_text(value, "session_id"),
-        tenant=_text(value, "tenant"),
-        latency_class=_text(value, "latency_class"),
-    )
-
-
-def _texts(value: Mapping[str, Any]) -> tuple[str, str]:
-    """The system prompt and what the user wrote."""
-    if "prompt" in value:
-        return _text(value, "system") or "", _text(value, "prompt") or ""
-    messages = value["messages"]
-    if not isinstance(messages, list) or not all(isinstance(m, dict) for m in messages):
-        raise InputError("messages is a list of objects with role and content")
-    system = "\n".join(content_text(m) for m in messages if m.get("role") == "system")
-    turns = [content_text(m) for m in messages if m.get("role") not in ("system", "assistant")]
-    return system, "\n".join(turns)
-
-
-def _text(value: Mapping[str, Any], key: str) -> str | None:
-    found = value.get(key)
-    if found is not None and not isinstance(found, str):
-        raise InputError(f"{key} is {found!r:.80}: expected a text")
-    return found
-
-
-def _number(value: Mapping[str, Any], key: str, default: float) -> float:
-    found = value.get(key, default)
-    if isinstance(found, bool) or not isinstance(found, int | float) or not 0 <= found < 1e12:
-        raise InputError(f"{key} is {found!r:.80}: expected a number that is not negative")
-    return float(found)
-
-
-def _whole(value: Mapping[str, Any], key: str) -> int | None:
-    found = value.get(key)
-    if found is None:
-        return None
-    if isinstance(found, bool) or not isinstance(found, int) or found < 0:
-        raise InputError(f"{key} is {found!r:.80}: expected a whole number that is not negative")
-    return found
 
 
 def explain_line(
@@ -112,10 +41,8 @@ def explain_jsonl(
         if not line.strip():
             continue
         try:
-            value = json.loads(line.decode("utf-8", "replace"))
+            value = request_value(line)
             decision, micros = explain_line(policy, value, variants)
-        except (json.JSONDecodeError, RecursionError) as error:
-            yield {"line": number, "error": f"line {number} is not JSON: {error}"}
         except TrtMtpError as error:
             yield {"line": number, "error": f"line {number}: {error}"}
         else:
@@ -142,30 +69,88 @@ def summary(decision: Decision, decision_us: float | None = None) -> dict[str, A
     }
 
 
-def find_decision(log: Path, decision_id: str) -> Decision:
-    """The decision with this id in a log; raises InputError when there is none."""
-    for record in read_log(log):
-        if record.decision.decision_id == decision_id:
-            return record.decision
-    raise InputError(f"{log} has no decision {decision_id!r}")
+def request_value(data: bytes) -> Any:
+    """The JSON value of a request; bytes that are no UTF-8 are replaced. Raises InputError."""
+    try:
+        return json.loads(data.decode("utf-8", "replace").strip())
+    except json.JSONDecodeError as error:
+        at = f"line {error.lineno}, column {error.colno}"
+        raise InputError(f"the request is not JSON ({at}: {error.msg})") from None
+    except (ValueError, RecursionError):
+        raise InputError(
+            "the request is not JSON that can be read: it is nested too deeply, or has a number of "
+            "thousands of digits"
+        ) from None
+
+
+def logged(log: Path, decision_id: str) -> dict[str, Any]:
+    """A decision in a log, or in what was rotated out of it, with its prompt and what came of it.
+
+    Raises InputError when there is none.
+    """
+    for file in log_files(log):
+        for record in read_log(file):
+            if record.decision.decision_id == decision_id:
+                return _with_outcome(record)
+    raise InputError(f"{log} has no decision {decision_id!r:.80}")
+
+
+def _with_outcome(record: LogRecord) -> dict[str, Any]:
+    outcome = asdict(record.outcome)
+    return {**summary(record.decision), "prompt": record.prompt, "outcome": outcome}
+
+
+def _tasks(probabilities: Mapping[str, float]) -> str:
+    shown = [f"{task} {share:.0%}" for task, share in list(probabilities.items())[:MAX_TASKS]]
+    left = len(probabilities) - len(shown)
+    return ", ".join(shown) + (f", {left} others" if left else "")
+
+
+def _excerpt(prompt: str) -> list[str]:
+    """Both ends of a prompt, without what would steer a terminal."""
+    if len(prompt) > MAX_PROMPT_CHARS:
+        half = MAX_PROMPT_CHARS // 2
+        prompt = f"{prompt[:half]}\n…\n{prompt[-half:]}"
+    lines = prompt.splitlines()
+    return [
+        "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in x) for x in lines
+    ]
+
+
+def _answer(outcome: Mapping[str, Any] | None) -> Iterator[str]:
+    """What came of a logged decision."""
+    if outcome is not None:
+        steps = 0 if outcome_problem(Outcome(**outcome)) else outcome["num_steps"]
+        per_step = (
+            f", {1 + outcome['num_accepted_draft_tokens'] / steps:.2f} a step" if steps else ""
+        )
+        yield (
+            f"{outcome['num_output_tokens']} tokens in {outcome['duration_s']:.3f} s{per_step} "
+            f"({outcome['finish_reason']})"
+        )
 
 
 def to_text(result: Mapping[str, Any]) -> str:
     """A decision for people."""
-    tasks = ", ".join(f"{t} {p:.0%}" for t, p in result["task_probabilities"].items())
+    prompt = _excerpt(result.get("prompt") or "")
+    width = max(8, *(len(c["variant"]) for c in result["candidates"])) + 2
     lines = [
-        f"task     {tasks}",
+        *(f"{'' if i else 'prompt':<9}{line}" for i, line in enumerate(prompt)),
+        f"task     {_tasks(result['task_probabilities'])}",
         f"variant  {result['variant']}",
         *(f"why      {reason}" for reason in result["reasons"]),
+        *(f"answer   {text}" for text in _answer(result.get("outcome"))),
         "",
-        f"{'variant':<10}{'load':>5}{'AL':>7}{'step ms':>9}{'wait s':>8}{'total s':>9}{'score':>7}",
+        f"{'variant':<{width}}{'K':>2}{'load':>6}{'AL':>7}{'step ms':>9}{'wait s':>8}"
+        f"{'prefill s':>11}{'total s':>9}{'score':>7}",
     ]
     for c in result["candidates"]:
+        name = f"{c['variant']:<{width}}{c['draft_length']:>2}"
         if c["rejected"]:
-            lines.append(f"{c['variant']:<10}{c['rejected']}")
+            lines.append(f"{name}  {c['rejected']}")
             continue
         lines.append(
-            f"{c['variant']:<10}{c['load']:>5}{c['acceptance_length']:>7.2f}"
-            f"{1000 * c['step_s']:>9.2f}{c['wait_s']:>8.2f}{c['total_s']:>9.3f}{c['score']:>7.3f}"
+            f"{name}{c['load']:>6}{c['acceptance_length']:>7.2f}{1000 * c['step_s']:>9.2f}"
+            f"{c['wait_s']:>8.2f}{c['prefill_s']:>11.2f}{c['total_s']:>9.3f}{c['score']:>7.3f}"
         )
     return "\n".join(lines)

@@ -35,7 +35,8 @@ CHARS_PER_TOKEN = 4.0
 TYPICAL_ANSWER_TOKENS = 256  # max_tokens is a bound, not what an answer takes
 MAX_HOMES = 4096  # conversations whose variant is remembered
 MAX_EXPLORATION_LOSS = 0.25  # of a request's expected time
-MIN_SHARE = 0.1  # tasks less likely than this neither count in a decision nor learn from it
+MIN_SHARE = 0.1  # tasks less likely than this neither count beside another nor learn
+MAX_COUNT = 1e9  # of an answer's tokens, steps or seconds
 TIE = 0.02  # shorter draft lengths win within the uncertainty, but never give away more
 
 _FASTEST = attrgetter("total_s", "draft_length")
@@ -142,8 +143,7 @@ class Policy:
             return None
         shares = {
             AcceptanceKey(task, decision.temperature_band, decision.thinking): probability
-            for task, probability in decision.task_probabilities[:3]
-            if probability >= MIN_SHARE
+            for task, probability in _likely(decision.task_probabilities)
         }
         accepted, is_steady = outcome.accepted_per_position, _kept_its_length(outcome)
         alarm = self.acceptance.update(
@@ -167,8 +167,7 @@ class Policy:
         return Expected(
             [
                 (share, estimate(AcceptanceKey(task, band, thinking), tenant, session))
-                for task, share in guess.probabilities[:3]
-                if share >= MIN_SHARE
+                for task, share in _likely(guess.probabilities)
             ]
         )
 
@@ -222,11 +221,11 @@ class Policy:
     ) -> tuple[CandidateScore, bool, tuple[str, ...]]:
         """The candidate to serve, whether it was taken to learn, and the reasons."""
         usable = [c for c in candidates if not c.rejected]
-        if len(usable) == 1:
-            return usable[0], False, ("the only variant that can take it",)
         best = min(usable, key=_FASTEST)
         if features.hint_draft_length is not None:
             return best, False, ("hint: the request names its draft length",)
+        if len(usable) == 1:
+            return best, False, ("the only variant that can take it",)
         steady, why = self._steady(task, usable, best, expected)
         if features.latency_class != "strict" and seed < self.profile.exploration * 2**32:
             probe = _probe(usable, steady, expected, seed)
@@ -271,13 +270,27 @@ def outcome_problem(outcome: Outcome) -> str:
     times = [outcome.duration_s] if outcome.ttft_s is None else [outcome.ttft_s, outcome.duration_s]
     if not all(math.isfinite(t) and t >= 0 for t in times) or times != sorted(times):
         return "its times can't be right"
-    counts = (outcome.num_steps, outcome.num_draft_tokens, outcome.num_output_tokens)
+    counts = (
+        outcome.num_steps,
+        outcome.num_draft_tokens,
+        outcome.num_accepted_draft_tokens,
+        outcome.num_output_tokens,
+    )
     if min(counts) < 0:
         return "a count is negative"
+    if max(counts) > MAX_COUNT or outcome.duration_s > MAX_COUNT:
+        return "a number is beyond reason"
     positions = (outcome.num_steps, *outcome.accepted_per_position, 0)
     if any(a < b for a, b in itertools.pairwise(positions)):
         return "more drafts were accepted than were reached"
     return ""
+
+
+def _likely(probabilities: tuple[tuple[str, float], ...]) -> tuple[tuple[str, float], ...]:
+    """The tasks that count: at most three, the first of them always."""
+    if len(probabilities) == 1:
+        return probabilities
+    return probabilities[:1] + tuple([p for p in probabilities[1:3] if p[1] >= MIN_SHARE])
 
 
 def _kept_its_length(outcome: Outcome) -> bool:
@@ -303,7 +316,7 @@ def _rejection(variant: VariantState, features: RequestFeatures, num_tokens: int
     """Why a variant may not serve a request; an empty string when it may."""
     hint = features.hint_draft_length
     if hint is not None and variant.draft_length != hint:
-        return f"has not the draft length asked for ({hint})"
+        return f"is not of the draft length asked for ({hint})"
     if not variant.is_healthy:
         return "is not healthy"
     if variant.is_full:

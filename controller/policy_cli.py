@@ -57,7 +57,11 @@ def explain(
 
     The request is a PROMPT, a JSON object (--request) or many (--jsonl), with `prompt` or
     `messages` and optionally tools, response_format, temperature, max_tokens, thinking, task,
-    draft_length, session_id, tenant, latency_class, system and id. No server is needed.
+    draft_length, session_id, tenant, latency_class, system and id. Bodies of OpenAI's chat
+    completions and of Triton's generate are such objects too. No server is needed.
+
+    --log with --decision shows what was decided, what came of it, and the prompt where the gateway
+    kept it (--log-prompts).
 
     With --jsonl the exit code is 2 when a line is no request; the other lines are still decided.
 
@@ -66,8 +70,9 @@ def explain(
     from trt_mtp.controller.explain import (
         explain_jsonl,
         explain_line,
-        find_decision,
         idle_variants,
+        logged,
+        request_value,
         summary,
         to_text,
     )
@@ -76,14 +81,14 @@ def explain(
     if sum(given) != 1 or (decision is not None) != (log is not None):
         raise InputError("give one of: a PROMPT, --request, --jsonl, or --log with --decision")
     if decision is not None and log is not None:
-        results: Iterable[dict[str, Any]] = [summary(find_decision(log, decision))]
+        results: Iterable[dict[str, Any]] = [logged(log, decision)]
     else:
         policy = _policy(profile, state, seed)
         variants = idle_variants(_lengths(draft_lengths), load)
         if jsonl is not None:
             results = explain_jsonl(policy, jsonl, variants)
         else:
-            value = {"prompt": prompt} if request is None else _json_value(request)
+            value = {"prompt": prompt} if request is None else request_value(request.read())
             results = [summary(*explain_line(policy, value, variants))]
     if _print_all(results, as_json, to_text):
         sys.exit(2)
@@ -97,7 +102,7 @@ def _print_all(results: Iterable[dict[str, Any]], as_json: bool, to_text: Any) -
             failed = True
             click.echo(f"trt-mtp: {result['error']}", err=True)
         if as_json:
-            click.echo(json.dumps(result, ensure_ascii=False))
+            click.echo(json.dumps(result))
         elif "error" not in result:
             click.echo(to_text(result) + "\n")
     return failed
@@ -123,13 +128,6 @@ def _lengths(text: str) -> list[int]:
     if len(set(lengths)) != len(lengths):
         raise InputError(f"--draft-lengths is {text!r}: a length is given twice")
     return lengths
-
-
-def _json_value(file: BinaryIO) -> Any:
-    try:
-        return json.loads(file.read().decode("utf-8", "replace"))
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise InputError(f"the request is not JSON: {error}") from None
 
 
 @click.command()

@@ -280,9 +280,14 @@ def _chat_prompt(data: bytes) -> _Prompt:
         num_chars=len(data.decode(errors="ignore")),
         system=content_text(system)[:WINDOW_CHARS],
         has_tools=bool(options.get("tools")) or any(m.get("role") == "tool" for m in turns),
-        has_response_format=bool(options.get("response_format")),
+        has_response_format=is_format(options.get("response_format")),
         thinking=options.get("enable_thinking") is True,
     )
+
+
+def is_format(value: object) -> bool:
+    """Whether a response format asks for more than text, which is what there is without one."""
+    return bool(value) and value not in ("text", {"type": "text"})
 
 
 def _joined(messages: Sequence[Mapping[str, object]]) -> str:

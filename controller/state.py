@@ -18,12 +18,16 @@ from trt_mtp.files import to_json, write_atomic
 SCHEMA_VERSION = 1
 
 
-def state_to_json(policy: Policy) -> dict[str, Any]:
-    """The learned numbers of `policy`."""
+NONE: frozenset[str] = frozenset()
+
+
+def state_to_json(policy: Policy, hosted: frozenset[str] = NONE) -> dict[str, Any]:
+    """The learned numbers of `policy`, learned on variants of the fingerprints `hosted`."""
     cost = policy.cost
     return {
         "schema_version": SCHEMA_VERSION,
         "fingerprint": policy.profile.fingerprint,
+        "learned_on": sorted(hosted),
         "acceptance": policy.acceptance.to_json(),
         "cost": {
             "common": cost.common,
@@ -33,21 +37,21 @@ def state_to_json(policy: Policy) -> dict[str, Any]:
     }
 
 
-def save_state(path: Path, policy: Policy) -> None:
+def save_state(path: Path, policy: Policy, hosted: frozenset[str] = NONE) -> None:
     """Write the state atomically: a kill at any moment leaves the old file or the new one."""
-    write_atomic(path, to_json(state_to_json(policy)))
+    write_atomic(path, to_json(state_to_json(policy, hosted)))
 
 
-def load_state(path: Path, policy: Policy) -> str:
+def load_state(path: Path, policy: Policy, hosted: frozenset[str] = NONE) -> str:
     """Take over the state in `path`; the returned sentence says what was done.
 
-    A file that is corrupt or belongs to another fingerprint is renamed, never overwritten, and
-    the policy starts from its profile.
+    A file that is corrupt or belongs to other variants is renamed, never overwritten, and the
+    policy starts from its profile. `hosted` are the variants' fingerprints, where they are known.
     """
     if not path.exists():
         return f"{path} does not exist yet: starting from the profile"
     try:
-        read_state(path, policy)
+        read_state(path, policy, hosted)
     except InputError as error:
         return _set_aside(path, str(error))
     learned = policy.acceptance
@@ -55,19 +59,20 @@ def load_state(path: Path, policy: Policy) -> str:
     return f"{path}: {num_answers} answers learned before"
 
 
-def read_state(path: Path, policy: Policy, *, is_peer: bool = False) -> None:
+def read_state(
+    path: Path, policy: Policy, hosted: frozenset[str] = NONE, *, is_peer: bool = False
+) -> None:
     """Take over the state in `path`, or raise InputError and leave file and policy as they are.
 
     Of a peer's state step times are left out: they are its machine's.
     """
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{path} can't be read as a policy's state: {error}") from None
-    try:
-        problem = take_over(record, policy, is_peer)
-    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
-        problem = f"is no policy's state ({type(error).__name__}: {error})"
+    except OSError as error:
+        raise InputError(f"{path} can't be read: {error.strerror or error}") from None
+    except (ValueError, RecursionError):
+        raise InputError(f"{path} is no gateway's state: it is not JSON") from None
+    problem = take_over(record, policy, hosted, is_peer=is_peer)
     if problem:
         raise InputError(f"{path} {problem}")
 
@@ -84,7 +89,7 @@ class PeerStates:
         self._paths = paths
         self._stamps: dict[Path, tuple[int, ...]] = {}  # of what was read last
 
-    def merge_into(self, policy: Policy) -> Iterator[str]:
+    def merge_into(self, policy: Policy, hosted: frozenset[str] = NONE) -> Iterator[str]:
         """Merge what changed since the last time; yields a sentence for each file that can't be."""
         for path in self._paths:
             stamp = _stamp(path)
@@ -92,7 +97,7 @@ class PeerStates:
                 continue
             self._stamps[path] = stamp
             try:
-                read_state(path, policy, is_peer=True)
+                read_state(path, policy, hosted, is_peer=True)
             except InputError as error:
                 yield f"a peer's state is left out: {error}"
 
@@ -106,12 +111,43 @@ def _stamp(path: Path) -> tuple[int, ...]:
     return found.st_mtime_ns, found.st_size, found.st_ino
 
 
-def take_over(record: Any, policy: Policy, is_peer: bool = False) -> str:
+def take_over(
+    record: Any, policy: Policy, hosted: frozenset[str] = NONE, *, is_peer: bool = False
+) -> str:
     """Why `record` can't be used by `policy`, or an empty string once it is in `policy`."""
+    try:
+        return _is_foreign(record, policy.profile.fingerprint, hosted) or _take(
+            record, policy, is_peer
+        )
+    except KeyError as error:
+        return f"is no gateway's state: {error} is missing"
+    except (TypeError, ValueError, AttributeError, OverflowError):
+        return "is no gateway's state: what is in it has another form"
+
+
+def _is_foreign(record: Any, fingerprint: str, hosted: frozenset[str]) -> str:
+    """Why the state is another version's or other variants'; an empty string where it isn't."""
     if record["schema_version"] != SCHEMA_VERSION:
-        return f"has schema_version {record['schema_version']!r}, not {SCHEMA_VERSION}"
-    if record["fingerprint"] != policy.profile.fingerprint:
-        return f"belongs to {record['fingerprint']!r}, and this is {policy.profile.fingerprint!r}"
+        return f"has schema_version {record['schema_version']!r:.20}, not {SCHEMA_VERSION}"
+    if record["fingerprint"] != fingerprint:
+        return (
+            f"was learned with {_profile(record['fingerprint'])}, and this is "
+            f"{_profile(fingerprint)}"
+        )
+    learned_on = frozenset(record.get("learned_on", ()))  # older files don't say
+    if learned_on and hosted and not learned_on & hosted:
+        return (
+            f"was learned on variants {', '.join(sorted(learned_on))}, and hosted are "
+            f"{', '.join(sorted(hosted))}"
+        )
+    return ""
+
+
+def _profile(fingerprint: Any) -> str:
+    return f"a profile of {fingerprint!r:.40}" if fingerprint else "no profile"
+
+
+def _take(record: Any, policy: Policy, is_peer: bool) -> str:
     cost = record["cost"]
     corrections = {(int(k), int(b)): float(value) for k, b, value in cost["corrections"]}
     if not all(math.isfinite(v) for v in _numbers(cost["common"], corrections.values())):

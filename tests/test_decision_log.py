@@ -58,7 +58,7 @@ def test_a_line_cut_by_a_kill_is_left_out(tmp_path: Path) -> None:
     (tmp_path / "log").write_bytes(whole[:-20])
     assert len(list(read_log(tmp_path / "log"))) == 1
     (tmp_path / "log").write_bytes(b"{}\n" + whole)
-    with pytest.raises(InputError, match="line 1 is no decision record"):
+    with pytest.raises(InputError, match="line 1 is not a decision record"):
         list(read_log(tmp_path / "log"))
 
 

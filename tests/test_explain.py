@@ -1,16 +1,19 @@
 """`trt-mtp explain`, `replay` and `simulate` as a user types them."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.policy_fixtures import outcome, request, variants
 from trt_mtp.controller.decision_log import DecisionLog
-from trt_mtp.controller.explain import explain_jsonl, features_from_json, idle_variants
+from trt_mtp.controller.explain import explain_jsonl, idle_variants
+from trt_mtp.controller.json_request import features_from_json
 from trt_mtp.controller.policy import Policy
 from trt_mtp.controller.policy_cli import explain, replay
 from trt_mtp.errors import InputError
@@ -121,6 +124,36 @@ def test_wrong_usage_is_one_sentence(arguments: list[str]) -> None:
     assert isinstance(run(*arguments).exception, InputError)
 
 
+@pytest.mark.parametrize(
+    ("value", "same"),
+    [
+        ({"text_input": "Write a poem", "streaming": True, "parameters": {"draft_length": "3"},
+          "sampling_param_temperature": 0.9, "sampling_param_max_tokens": 9},
+         {"prompt": "Write a poem", "draft_length": 3, "temperature": 0.9, "max_tokens": 9}),
+        ({"messages": '[{"role": "user", "content": "hi"}]', "enable_thinking": True},
+         {"prompt": "hi", "thinking": True}),
+        ({"model": "m", "messages": [{"role": "user", "content": "hi"}], "stream": True,
+          "response_format": {"type": "text"}, "max_completion_tokens": 7, "temperature": None},
+         {"prompt": "hi", "max_tokens": 7}),
+    ],
+)  # fmt: skip
+def test_bodies_that_clients_send_are_requests(value: object, same: object) -> None:
+    """Triton's generate and OpenAI's chat completions say the same in other keys."""
+    assert features_from_json(value) == features_from_json(same)
+
+
+def test_what_a_terminal_can_not_show_is_no_reason_to_fail() -> None:
+    """Half a surrogate in an id goes out as it came; a number of 5,000 digits is one sentence."""
+    lines = [
+        '{"prompt": "x", "id": "\\ud800"}',
+        '{"prompt": "x", "max_tokens": ' + "9" * 5000 + "}",
+    ]
+    result = run("--jsonl", "-", "--json", stdin="\n".join(lines))
+    one, other = (json.loads(line) for line in result.stdout.splitlines())
+    assert one["id"] == "\ud800"
+    assert "thousands of digits" in other["error"]
+
+
 def test_a_logged_decision_is_explained_and_replayed(tmp_path: Path) -> None:
     """The id that a response carries finds its decision in the log."""
     path = tmp_path / "log.jsonl"
@@ -130,9 +163,68 @@ def test_a_logged_decision_is_explained_and_replayed(tmp_path: Path) -> None:
         log.append(decision, outcome(decision.draft_length))
     log.close()
     result = run("--log", str(path), "--decision", decision.decision_id, "--json")
-    assert json.loads(result.stdout)["decision_id"] == decision.decision_id
+    shown = json.loads(result.stdout)
+    assert (shown["decision_id"], shown["prompt"]) == (decision.decision_id, None)
+    assert shown["outcome"]["finish_reason"] == "stop"
     missing = run("--log", str(path), "--decision", "nope")
     assert isinstance(missing.exception, InputError)
     replayed = RUNNER.invoke(replay, [str(path), "--json"])
     assert json.loads(replayed.stdout)["requests"] == 5
     assert "over_oracle" in RUNNER.invoke(replay, [str(path)]).output
+
+
+def logged(path: Path, *prompts: str | None) -> list[str]:
+    """The ids of decisions in a log that keeps these prompts, one line in each file of it."""
+    log, policy, ids = DecisionLog(path, max_bytes=1), Policy(), []
+    for prompt in prompts:
+        decision = policy.choose(request(prompt or ""), variants(0, 1, 3), now_s=0.0)
+        log.append(decision, outcome(decision.draft_length), prompt)
+        ids.append(decision.decision_id)
+    log.close()
+    return ids
+
+
+def test_a_logged_prompt_is_shown_with_its_answer(tmp_path: Path) -> None:
+    """Also from a file that was rotated away; long ones by their ends, without what steers."""
+    long = "BEGIN" + "\x1b[31m word" * 400 + "END"
+    first, second = logged(tmp_path / "log", "Write a poem\nabout rain", long)
+    text = run("--log", str(tmp_path / "log"), "--decision", first).output
+    assert text.startswith("prompt   Write a poem\n         about rain\ntask ")
+    assert "answer   " in text
+    text = run("--log", str(tmp_path / "log"), "--decision", second).output
+    assert "BEGIN" in text
+    assert "END" in text
+    assert "\x1b" not in text
+    assert len(text) < 2000
+    whole = run("--log", str(tmp_path / "log"), "--decision", second, "--json")
+    assert json.loads(whole.stdout)["prompt"] == long
+
+
+@given(st.data())
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+def test_a_damaged_record_is_one_sentence(tmp_path: Path, data: st.DataObject) -> None:
+    """Whatever stands in place of a value: explain and replay answer, or name the line."""
+    path = tmp_path / "log"
+    path.unlink(missing_ok=True)
+    [name] = logged(path, "Write a poem")
+    record = json.loads(path.read_text())
+    parent = data.draw(st.sampled_from(list(objects(record))))
+    keys = sorted(parent) if isinstance(parent, dict) else range(len(parent))
+    key = data.draw(st.sampled_from(keys))
+    if data.draw(st.booleans()):
+        del parent[key]
+    else:
+        parent[key] = data.draw(JSON_VALUES | st.integers() | st.just(10**400))
+    path.write_text(json.dumps(record) + "\n")
+    results = [run("--log", str(path), "--decision", name)]
+    for policy in ("logged", "learned"):
+        results.append(RUNNER.invoke(replay, [str(path), "--policy", policy]))
+    assert all(r.exception is None or isinstance(r.exception, InputError) for r in results)
+
+
+def objects(value: Any) -> Iterator[Any]:
+    """All objects and lists in a JSON value that hold something."""
+    if isinstance(value, dict | list) and value:
+        yield value
+        for child in value.values() if isinstance(value, dict) else value:
+            yield from objects(child)

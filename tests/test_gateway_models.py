@@ -163,9 +163,16 @@ def test_the_process_serves_until_a_signal(
     counters = json.loads(process.log.strip().splitlines()[-1].partition("counters ")[2])
     assert counters["tasks"]["coding"]["chosen"] == {"3": 1}
     assert counters["tasks"]["coding"]["num_steps"] == 2
-    assert json.loads(state.read_text())["schema_version"] == 1
+    learned = json.loads(state.read_text())
+    assert (learned["schema_version"], learned["learned_on"]) == (1, ["f0"])
     with gateway_process(tmp_path / "log", *options) as again:
         assert again.end(number) == 0
+    assert "1 answers learned before" in again.log
+    state.write_text(json.dumps({**learned, "learned_on": ["another checkpoint"]}))
+    with gateway_process(tmp_path / "log", *options) as foreign:
+        assert foreign.end(number) == 0
+    assert "was learned on variants another checkpoint, and hosted are f0; moved to" in foreign.log
+    assert "another checkpoint" in (tmp_path / "state.json.aside-1").read_text()
 
 
 def test_a_gateway_learns_from_peers_and_logs_prompts(

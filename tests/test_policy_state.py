@@ -70,6 +70,17 @@ def test_a_file_that_cannot_be_used_is_set_aside(tmp_path: Path, content: bytes)
         assert policy.acceptance.version == 0
 
 
+def test_what_was_learned_on_other_variants_is_set_aside(tmp_path: Path) -> None:
+    """Without a profile the variants' own fingerprints tell; one in common is enough."""
+    path, old = tmp_path / "s.json", frozenset({"old"})
+    for hosted, is_kept in ((old, True), ({"old", "new"}, True), (set(), True), ({"new"}, False)):
+        save_state(path, taught(), old)
+        policy = Policy(Profile(fingerprint="a"))
+        said = load_state(path, policy, frozenset(hosted))
+        assert (policy.acceptance.version > 0) is is_kept
+        assert ("was learned on variants old, and hosted are new; moved to" in said) is not is_kept
+
+
 def test_two_gateways_share_one_truth(tmp_path: Path) -> None:
     """Each takes over the other's counts once, however often it reads them."""
     one, two = taught(replica="one"), Policy(Profile(fingerprint="a"), replica="two")

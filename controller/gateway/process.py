@@ -57,9 +57,6 @@ async def _run(config: ProcessConfig, on_ready: OnReady) -> None:
     profile = read_profile(config.profile) if config.profile else Profile()
     policy = Policy(profile, replica=config.replica or default_replica(config.state))
     peers = PeerStates(config.peer_states)
-    if config.state is not None:
-        log.info("%s", load_state(config.state, policy))
-    _merge(peers, policy)
     decisions = DecisionLog(config.decision_log) if config.decision_log else None
     traffic = TrafficFile(config.traffic) if config.traffic else None
     divided = TrafficPolicy(policy, traffic) if traffic else policy
@@ -71,6 +68,9 @@ async def _run(config: ProcessConfig, on_ready: OnReady) -> None:
     try:
         await gateway.start()
         check_fingerprint(profile, str(config.profile), gateway)
+        if config.state is not None:
+            log.info("%s", load_state(config.state, policy, _hosted(gateway)))
+        _merge(peers, policy, gateway)
         ended = _end_of_service()
         gateway.on_drain = ended.set
         on_ready(gateway.describe())
@@ -78,7 +78,7 @@ async def _run(config: ProcessConfig, on_ready: OnReady) -> None:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(ended.wait(), REPORT_S)
                 break
-            _merge(peers, policy)
+            _merge(peers, policy, gateway)
             _report(gateway, policy, config.state)
     finally:
         if traffic is not None and follower is not None:
@@ -110,8 +110,13 @@ def check_fingerprint(profile: Profile, where: str, gateway: Gateway) -> None:
     require_measured_on(profile, where, hosted, "Triton hosts")
 
 
-def _merge(peers: PeerStates, policy: Policy) -> None:
-    for problem in peers.merge_into(policy):
+def _hosted(gateway: Gateway) -> frozenset[str]:
+    """The fingerprints of the variants."""
+    return frozenset(v.fingerprint for v in gateway.pool.variants.values() if v.fingerprint)
+
+
+def _merge(peers: PeerStates, policy: Policy, gateway: Gateway) -> None:
+    for problem in peers.merge_into(policy, _hosted(gateway)):
         log.warning("%s", problem)
 
 
@@ -119,6 +124,6 @@ def _report(gateway: Gateway, policy: Policy, state: Path | None) -> None:
     log.info("counters %s", json.dumps(gateway.statistics(), separators=(",", ":")))
     if state is not None:
         try:
-            save_state(state, policy)
+            save_state(state, policy, _hosted(gateway))
         except TrtMtpError as error:  # a full disk may not cost answers
             log.error("what was learned is not saved: %s", error)
