@@ -181,6 +181,8 @@ def require_measured_on(
 
 def parse_profile(value: Any, where: str) -> Profile:
     """The profile in a JSON value that came from `where`; raises InputError."""
+    if not isinstance(value, dict):
+        raise InputError(f"{where} is no profile: expected a JSON object")
     try:
         return Profile.model_validate(value)
     except ValidationError as error:

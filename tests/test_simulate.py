@@ -299,7 +299,7 @@ def test_derived_step_ratios_are_kept_from_their_own_source() -> None:
 
 @pytest.mark.parametrize(
     ("content", "said"),
-    [(b"", "no column"), (b"a,b\n1,2\n", "no column"), (b"\xff\xfe\x00", "can't be read")],
+    [(b"", "is empty"), (b"a,b\n1,2\n", "no column"), (b"\xff\xfe\x00", "can't be read")],
 )
 def test_files_that_are_no_measurements_are_refused(
     tmp_path: Path, content: bytes, said: str
@@ -308,6 +308,20 @@ def test_files_that_are_no_measurements_are_refused(
     (tmp_path / "m.csv").write_bytes(content)
     with pytest.raises(InputError, match=said):
         read_measurements(tmp_path / "m.csv")
+
+
+def test_rows_that_can_not_be_true_are_left_out(tmp_path: Path) -> None:
+    """A draft length beyond all reason is no row, and a spreadsheet's byte order mark no column."""
+    path = _few(tmp_path, MEASUREMENTS_PATH, 60)
+    before = read_measurements(path)
+    with path.open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    with path.open("w", newline="", encoding="utf-8-sig") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+        writer.writerows({**row, "K": "99999999"} for row in rows)
+    assert read_measurements(path) == before
 
 
 def test_the_command_prints_tables_and_json() -> None:
@@ -330,6 +344,12 @@ def test_the_command_prints_tables_and_json() -> None:
         (["--schedule", "4"], "--schedule '4': expected pairs"),
         (["--schedule", "4:0"], "start at 1"),
         (["--schedule", "4:9"], "at most 8"),
+        (["--rate", "nan"], "a finite number"),
+        (["--rate", "inf"], "a finite number"),
+        (["--mix", "coding=1,coding=2"], "coding is given twice"),
+        (["--mix", "chta"], "did you mean chat"),
+        (["--fleet", "3=1,3=2"], "length 3 is given twice"),
+        (["--replicas", "2"], "2 replicas can't host 3 draft lengths"),
     ],
 )
 def test_options_that_contradict_are_refused(arguments: list[str], said: str) -> None:

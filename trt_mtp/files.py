@@ -55,6 +55,10 @@ def read_json(path: Path) -> Any:
         raise InputError(
             f"{path} is not JSON (line {error.lineno}, column {error.colno}: {error.msg})"
         ) from None
+    except (ValueError, RecursionError):
+        raise InputError(
+            f"{path} can't be read: it is nested too deeply, or has a number of thousands of digits"
+        ) from None
 
 
 def to_json(value: Any) -> str:

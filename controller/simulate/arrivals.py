@@ -75,8 +75,10 @@ def _read(path: Path) -> Iterator[Arrival]:
             for number, line in enumerate(file, 1):
                 if line.strip() and not _is_cut(line):
                     yield _arrival(line, f"{path}, line {number}")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} can't be read: {error}") from None
+    except OSError as error:
+        raise InputError(f"{path} can't be read: {error.strerror or error}") from None
+    except UnicodeDecodeError:
+        raise InputError(f"{path} can't be read: it is not UTF-8 text") from None
 
 
 def _is_cut(line: str) -> bool:

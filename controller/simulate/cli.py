@@ -1,6 +1,7 @@
 """The commands that simulate a fleet and check the model of it."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -102,7 +103,12 @@ def simulate(
     names = [name.strip() for name in policies.split(",")]
     for name in names:
         if name not in POLICIES:
-            raise InputError(f"--policy: {name!r} is unknown{nearest(name, POLICIES)}")
+            raise InputError(
+                f"--policy: {name!r} is unknown{nearest(name, POLICIES)} "
+                f"(known: {', '.join(POLICIES)})"
+            )
+    if rate is not None and not rate < math.inf:
+        raise InputError(f"--rate {rate:g}: expected a finite number")
     read = _trace(arrivals, trace, rate)
     lengths = parse_schedule(schedule, "--schedule")
     if max(lengths.values()) > MAX_LENGTH:
@@ -120,15 +126,15 @@ def simulate(
         trace=read,
         seed=seed,
     )
-    results = list(simulate_all(settings, names))
+    results = simulate_all(settings, names)
     if as_json:
         rows = [result.to_json() for result in results]
         click.echo(json.dumps({"schema_version": 1, "results": rows}))
         return
-    click.echo(
-        f"{'policy':<12}{'fleet tok/s':>12}{'user tok/s':>12}{'p50 s':>8}{'p99 s':>8}  chosen"
-    )
-    for r in results:
+    head = f"{'policy':<12}{'fleet tok/s':>12}{'user tok/s':>12}{'p50 s':>8}{'p99 s':>8}  chosen"
+    for i, r in enumerate(results):
+        if i == 0:
+            click.echo(head)
         chosen = ", ".join(f"K={k} {share:.0%}" for k, share in r.chosen.items())
         click.echo(
             f"{r.policy:<12}{r.tokens_per_s:>12.0f}{r.user_tokens_per_s:>12.1f}"
@@ -154,15 +160,18 @@ def _trace(arrivals: str | None, path: Path | None, rate: float | None) -> Any:
 def _shares(text: str) -> dict[int, float]:
     shares: dict[int, float] = {}
     for part in text.split(","):
-        length, _, share = part.partition("=")
+        text_length, _, text_share = part.partition("=")
         try:
-            shares[int(length)] = float(share or 1)
+            length, share = int(text_length), float(text_share or 1)
         except ValueError:
             raise InputError(f"--fleet: {part!r} should be like 3=0.5") from None
-        if not 0 <= int(length) <= MAX_LENGTH or not 0 < shares[int(length)] < 1e9:
+        if not 0 <= length <= MAX_LENGTH or not 0 < share < 1e9:
             raise InputError(
                 f"--fleet: {part!r}: lengths are 0 to {MAX_LENGTH}, shares more than 0"
             )
+        if length in shares:
+            raise InputError(f"--fleet: length {length} is given twice")
+        shares[length] = share
     return shares
 
 
@@ -191,6 +200,7 @@ def check(measurements: Path | None, step_costs: Path | None, seed: int, as_json
         f"best K within 1 in {_percent(report['best_k_within_1'])} of "
         f"{report['best_k_cells']} cells"
     )
+    click.echo(f"{'rows':>5}{'median':>8}{'90 %':>8}  source")
     for row in report["per_source"]:
         click.echo(
             f"{row['rows_predicted']:>5}{row['median_abs_error']:>8.1%}"
@@ -226,9 +236,14 @@ def regret(requests: int, seeds: int, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(report))
         return
-    keys = ("over_oracle", "over_best_static", "over_none", "over_schedule", "worst_task_over_none")
-    click.echo(f"{'mix':<15}{'load':<12}" + "".join(f"{key[:16]:>18}" for key in keys))
+    titles = {
+        "over_oracle": "oracle", "over_best_static": "best static", "over_none": "none",
+        "over_schedule": "schedule", "worst_task_over_none": "none, worst task",
+    }  # fmt: skip
+    click.echo("throughput of the learned policy over that of")
+    click.echo(f"{'mix':<15}{'load':<12}" + "".join(f"{t:>18}" for t in titles.values()))
     for row in report["scenarios"]:
-        click.echo(f"{row['mix']:<15}{row['load']:<12}" + "".join(f"{row[k]:>18.3f}" for k in keys))
+        ratios = "".join(f"{row[key]:>18.3f}" for key in titles)
+        click.echo(f"{row['mix']:<15}{row['load']:<12}{ratios}")
     for task, ratio in report["recovery_over_oracle"].items():
         click.echo(f"after 500 requests from reversed priors, {task}: {ratio:.3f} of the oracle")

@@ -12,6 +12,7 @@ from trt_mtp.files import nearest
 
 MEASUREMENTS_PATH = Path(__file__).parents[1] / "data" / "mtp_measurements.csv"
 STEP_COSTS_PATH = Path(__file__).parents[1] / "data" / "mtp_step_costs.csv"
+MAX_LENGTH = 64  # nobody drafts further
 
 _MEASUREMENT_COLUMNS = (
     "source_url", "model", "quant", "engine", "hardware", "concurrency", "temperature", "thinking",
@@ -74,7 +75,8 @@ def read_step_ratios(path: Path) -> tuple[StepRatio, ...]:
     for row in _read_rows(path, _COST_COLUMNS):
         value, length = _number(row["value"]), _whole(row["K_or_tokens"])
         is_round = row["quantity"].startswith(("R(K)", "R ", "round")) or row["quantity"] == "R"
-        if row["unit"] == "x" and is_round and value and value > 0 and length:
+        is_length = length is not None and 0 < length <= MAX_LENGTH
+        if row["unit"] == "x" and is_round and value and value > 0 and length and is_length:
             found.append(
                 StepRatio(
                     row["source_url"], row["model"], _rig(row), length,
@@ -87,21 +89,25 @@ def read_step_ratios(path: Path) -> tuple[StepRatio, ...]:
 
 def _read_rows(path: Path, columns: tuple[str, ...]) -> list[dict[str, str]]:
     try:
-        with path.open(encoding="utf-8", newline="") as file:
+        with path.open(encoding="utf-8-sig", newline="") as file:
             reader = csv.DictReader(file, strict=True)
             present = reader.fieldnames or []
+            if not present:
+                raise InputError(f"{path} is empty: expected a header and rows")
             for column in columns:
                 if column not in present:
                     raise InputError(f"{path} has no column {column!r}{nearest(column, present)}")
             return [{key: row.get(key) or "" for key in columns} for row in reader]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+    except OSError as error:
+        raise InputError(f"{path} can't be read: {error.strerror or error}") from None
+    except (UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"{path} can't be read as CSV: {error}") from None
 
 
 def _measurement(row: Mapping[str, str]) -> Measurement | None:
     length = _whole(row["K"])
-    if not length:
-        return None  # adaptive, or not said
+    if not length or length > MAX_LENGTH:
+        return None  # adaptive, not said, or no draft length
     gate = _number(row["p_min"]) or 0.0
     return Measurement(
         source=row["source_url"],

@@ -125,7 +125,8 @@ def report(
             for task, times in by_task.items():
                 tasks[task].add(times.seconds)
         rows.append(_row(scenario, overall, tasks))
-        progress(f"{scenario.name} at {scenario.load_name} load: {rows[-1]['over_oracle']}")
+        share = rows[-1]["over_oracle"]
+        progress(f"{scenario.name} at {scenario.load_name} load: {share} of the oracle")
     return {
         "schema_version": 1,
         "requests_per_scenario": num_requests,

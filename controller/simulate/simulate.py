@@ -148,7 +148,12 @@ def simulate(settings: Settings) -> Result:
 
 
 def simulate_all(settings: Settings, policies: Sequence[str]) -> Iterator[Result]:
-    """One result per policy on the same requests; `static` gives one per hosted length."""
+    """One result per policy on the same requests; `static` gives one per hosted length.
+
+    Raises InputError, before the first result, for a fleet too small for its lengths.
+    """
+    for policy in policies:
+        _draft_lengths(replace(settings, policy=policy))
     for policy in policies:
         lengths = sorted(settings.shares) if policy == "static" else [settings.static_length]
         for length in lengths:

@@ -49,14 +49,18 @@ def parse_mix(text: str) -> dict[str, float]:
     for part in text.split(","):
         task, _, share = part.partition("=")
         if task not in TASKS:
-            known = [*MIXES, *TASKS]
-            raise InputError(f"mix: {task!r} is neither a mix nor a task{nearest(task, known)}")
+            raise InputError(
+                f"--mix: {task!r} is neither a mix ({', '.join(MIXES)}) nor a task"
+                f"{nearest(task, [*MIXES, *TASKS])}"
+            )
+        if task in mix:
+            raise InputError(f"--mix: {task} is given twice")
         try:
             mix[task] = float(share)
         except ValueError:
-            raise InputError(f"mix: {part!r} should be like {task}=0.5") from None
+            raise InputError(f"--mix: {part!r} should be like {task}=0.5") from None
         if not 0 < mix[task] < math.inf:
-            raise InputError(f"mix: the share of {task} has to be more than 0")
+            raise InputError(f"--mix: the share of {task} has to be more than 0")
     return mix
 
 
