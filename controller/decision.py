@@ -121,6 +121,4 @@ def _contradiction(decision: Decision) -> str:
     able = [c for c in decision.candidates if not c.rejected]
     if not all(0 <= part < MAX_NUMBER for c in able for part in c[1:9]):
         return "a candidate's number can't be right"
-    if not all(c.step_s > 0 and c.acceptance_length > 0 for c in able):
-        return "a candidate has no expected time"
     return ""

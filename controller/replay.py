@@ -48,7 +48,8 @@ def replay(
         raise InputError(f"policy {policy!r} is not one of {', '.join(POLICIES)}")
     kept, num_skipped = [], 0
     for record in records:
-        if outcome_problem(record.outcome) or record.outcome.num_steps < 1:
+        is_over = not outcome_problem(record.outcome) and record.outcome.num_steps > 0
+        if not is_over or not _has_times(record):
             num_skipped += 1
         else:
             kept.append(record)
@@ -66,6 +67,12 @@ def replay(
         **_comparison(replayed, seed),
         "tasks": _by_task(kept, replayed, seed),
     }
+
+
+def _has_times(record: LogRecord) -> bool:
+    """Whether what each length would have taken can be said."""
+    able = [c for c in record.decision.candidates if not c.rejected]
+    return all(c.step_s > 0 and c.acceptance_length > 0 for c in able)
 
 
 def _choices(records: Sequence[LogRecord], policy: str, profile: Profile, seed: int) -> list[int]:
