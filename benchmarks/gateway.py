@@ -3,8 +3,9 @@
 `python -m benchmarks.gateway [--json] [--short]`
 
 A real Triton hosts doubles of variants that answer at once, so that nothing but the way of the
-messages is measured; the gateway runs as its own process with the real policy. The client, Triton
-and the gateway share this machine: ratios and processor time tell something, absolute speeds don't.
+messages is measured; then the CPU engine at draft lengths 0 and 3, where the engine is what is
+saturated. The gateway runs as its own process with the real policy. The client, Triton and the
+gateway share this machine: ratios and processor time tell something, absolute speeds don't.
 """
 
 import argparse
@@ -18,16 +19,25 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import grpc
 
 from tests.gateway_fixtures import script_request, triton_of_doubles
+from trt_mtp.controller.client import Prompt
 from trt_mtp.controller.gateway.kserve import SERVICE
+from trt_mtp.controller.measure.load_client import request_bytes
+from trt_mtp.controller.up import TINY_CHECKPOINT, build
+from trt_mtp.serve.serving import resolve_variants, serving
 
 MODELS = {"direct": "qwen_mtp_k3", "gateway": "qwen_mtp"}
+LAST = b"triton_final_response\x12\x02\x08\x01"  # that parameter with the value true
+ENGINE_LENGTHS, NUM_TOKENS = (0, 3), 64
+ENGINE_PROMPT = Prompt(
+    [{"role": "user", "content": "Write a story about a lighthouse."}], max_tokens=NUM_TOKENS
+)
 CLOCK_TICKS = os.sysconf("SC_CLK_TCK")
 PROMPT = "Write a function that parses a date, with type hints and a test. " * 8
 
@@ -76,22 +86,34 @@ class Result:
     cpu_us_per_token: float  # all of the gateway's time spread over the tokens
 
 
-async def ask(call: Any, request: bytes, num_tokens: int, run: Run) -> None:
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Whom to ask for what."""
+
+    address: str
+    request: bytes
+    num_messages: int | None  # of the answer; None: until the last one says so
+
+
+async def ask(call: Any, target: Target, run: Run) -> None:
     """Send a request and read all of its answer."""
-    start = time.perf_counter()
-    await call.write(request)
-    for index in range(num_tokens):
-        if await call.read() is grpc.aio.EOF:
+    start, num = time.perf_counter(), 0
+    await call.write(target.request)
+    while True:
+        raw = await call.read()
+        if raw is grpc.aio.EOF:
             raise RuntimeError(f"the stream ended: {await call.details()}")
-        if index == 0:
+        if num == 0:
             run.ttft_s.append(time.perf_counter() - start)
+        num += 1
+        if num == target.num_messages or (target.num_messages is None and LAST in raw):
+            return
 
 
-async def measure(target: str, model: str, case: Case) -> Run:
+async def measure(target: Target, case: Case) -> Run:
     """One run of a case against one target."""
-    message = script_request(model, outputs=("text_output",), tokens=case.num_tokens, text=PROMPT)
-    request, run, left = message.SerializeToString(), Run(), case.num_requests
-    async with grpc.aio.insecure_channel(target) as channel:
+    run, left = Run(), case.num_requests
+    async with grpc.aio.insecure_channel(target.address) as channel:
         stream = channel.stream_stream(f"/{SERVICE.full_name}/ModelStreamInfer")
         await channel.unary_unary(f"/{SERVICE.full_name}/ServerLive")(b"")
 
@@ -101,7 +123,7 @@ async def measure(target: str, model: str, case: Case) -> Run:
             while left > 0:
                 left -= 1
                 call = call or stream()
-                await ask(call, request, case.num_tokens, run)
+                await ask(call, target, run)
                 if not case.is_persistent:
                     await call.done_writing()
                     await call.read()
@@ -122,14 +144,14 @@ def cpu_s(pid: int) -> float:
     return (int(values[11]) + int(values[12])) / CLOCK_TICKS
 
 
-def run_case(case: Case, targets: dict[str, str], pid: int, num_repetitions: int) -> Result:
+def run_case(case: Case, targets: dict[str, Target], pid: int, num_repetitions: int) -> Result:
     """All repetitions of a case, the targets taking turns; one before them doesn't count."""
     runs: dict[str, list[Run]] = {name: [] for name in targets}
     for repetition in range(num_repetitions + 1):
         order = list(targets) if repetition % 2 else list(reversed(targets))
         for name in order:
             before = cpu_s(pid)
-            run = asyncio.run(measure(targets[name], MODELS[name], case))
+            run = asyncio.run(measure(targets[name], case))
             run.cpu_s = cpu_s(pid) - before
             if repetition:
                 runs[name].append(run)
@@ -218,21 +240,58 @@ def print_table(results: list[Result], costs: dict[str, float]) -> None:
         print(f"{name.replace('_', ' ')}: {value:.0f}")
 
 
+def doubles(folder: Path, num_repetitions: int) -> list[Result]:
+    """The cases in which nothing but the way of the messages takes time."""
+    with triton_of_doubles(folder) as triton, gateway_process(triton.grpc_url) as (address, pid):
+
+        def target(name: str, where: str, case: Case) -> Target:
+            outputs, num = ("text_output",), case.num_tokens
+            message = script_request(MODELS[name], outputs=outputs, tokens=num, text=PROMPT)
+            return Target(where, message.SerializeToString(), num)  # a message a token
+
+        places = {"direct": triton.grpc_url, "gateway": address}
+        return [
+            run_case(
+                case,
+                {name: target(name, where, case) for name, where in places.items()},
+                pid,
+                num_repetitions,
+            )
+            for case in CASES
+        ]
+
+
+def engine(folder: Path, num_repetitions: int) -> list[Result]:
+    """64 streams on the CPU engine, all at one draft length."""
+    folders = build(str(TINY_CHECKPOINT), "0,3", folder / "engines")
+    with (
+        serving(resolve_variants(folders), repository=folder / "repository") as triton,
+        gateway_process(triton.grpc_url) as (address, pid),
+    ):
+        results = []
+        for k in ENGINE_LENGTHS:
+            hinted = replace(ENGINE_PROMPT, parameters={"draft_length": str(k)})
+            plain = request_bytes(f"qwen_mtp_k{k}", ENGINE_PROMPT)
+            targets = {
+                "direct": Target(triton.grpc_url, plain, None),
+                "gateway": Target(address, request_bytes("qwen_mtp", hinted), None),
+            }
+            case = Case(f"64 streams on the CPU engine, K = {k}", 64, NUM_TOKENS, 192, True)
+            results.append(run_case(case, targets, pid, num_repetitions))
+        return results
+
+
 def main() -> None:
     """Run the cases and print what they gave."""
     parser = argparse.ArgumentParser(description="What the gateway costs beside direct Triton.")
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("--short", action="store_true", help="two repetitions in place of seven")
     options = parser.parse_args()
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        triton_of_doubles(Path(folder) / "triton") as triton,
-        gateway_process(triton.grpc_url) as (address, pid),
-    ):
-        targets = {"direct": triton.grpc_url, "gateway": address}
-        num_repetitions = 2 if options.short else 7
-        results = [run_case(case, targets, pid, num_repetitions) for case in CASES]
-    costs = pure_costs(results)
+    num_repetitions = 2 if options.short else 7
+    with tempfile.TemporaryDirectory() as name:
+        results = doubles(Path(name) / "doubles", num_repetitions)
+        costs = pure_costs(results)
+        results += engine(Path(name), num_repetitions)
     if options.json:
         cases = [asdict(result) for result in results]
         print(json.dumps({"schema_version": 1, "cases": cases, "costs": costs}))
