@@ -132,6 +132,7 @@ def test_the_installed_wheel_runs(built: Path, tmp_path: Path) -> None:
         capture_output=True,
         text=True,
         cwd=tmp_path,
+        env={"PATH": "/usr/bin:/bin"},
         check=True,
     )
     assert where.stdout.startswith(str(site))
