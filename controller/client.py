@@ -98,9 +98,12 @@ class StreamClient:
     def ask(self, model: str, prompt: Prompt) -> TimedAnswer:
         """The answer of `model`; raises TrtMtpError when it refuses, fails or is silent."""
         start = time.perf_counter()
-        self._client.async_stream_infer(
-            model, tensors(prompt), parameters=dict(prompt.parameters) or None
-        )
+        try:
+            self._client.async_stream_infer(
+                model, tensors(prompt), parameters=dict(prompt.parameters) or None
+            )
+        except InferenceServerException:  # tritonclient says no more than that
+            raise TrtMtpError(f"{model}: the stream has ended, the server may be gone") from None
         texts: list[str] = []
         ids: list[int] = []
         times: list[float] = []
