@@ -19,6 +19,7 @@ WINDOW_BYTES = 4 * WINDOW_CHARS  # a character has at most four
 MAX_JSON_BYTES = 32_768  # longer `messages` are read through two windows, not as JSON
 MAX_PARTS = 64  # inputs, or outputs, of one request
 MAX_NAME_CHARS = 256  # of session_id, tenant, latency_class
+PUBLIC_VERSION = "1"  # of the public model, whichever its variants have
 
 # github.com/triton-inference-server/server, docs/protocol: schedule policy and sequence extensions
 TRITON_PARAMETERS = (
@@ -135,8 +136,18 @@ def _name(values: Mapping[str, object], key: str) -> str | None:
     return str(value)
 
 
-def check_inputs(request: InferRequest) -> None:
-    """Raise InputError for inputs that are not in the request itself, or more than make sense."""
+def check_request(request: InferRequest) -> None:
+    """Raise InputError for what no variant could answer, or would have to be blamed for.
+
+    That is another version than the public model's only one, inputs that are not in the request
+    itself, and more of them than make sense.
+    """
+    version = request.message.model_version
+    if version not in ("", PUBLIC_VERSION):
+        raise InputError(
+            f"the model has no version {version[:MAX_NAME_CHARS]!r}: leave the version out, or "
+            f"ask for {PUBLIC_VERSION}"
+        )
     for what, parts in (("inputs", request.message.inputs), ("outputs", request.message.outputs)):
         if len(parts) > MAX_PARTS:
             raise InputError(f"the request has {len(parts)} {what}: at most {MAX_PARTS} are taken")

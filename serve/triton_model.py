@@ -19,7 +19,7 @@ import numpy as np
 import triton_python_backend_utils as pb_utils
 
 from trt_mtp.errors import InputError, TrtMtpError
-from trt_mtp.serve.contract import INTERNAL_ERROR, OUTPUTS
+from trt_mtp.serve.contract import CANCELLED, INTERNAL_ERROR, OUTPUTS
 from trt_mtp.serve.engine import open_engine
 from trt_mtp.serve.engine.base import Chunk, Engine, Generation, Request, SamplingParams
 from trt_mtp.serve.variant_metrics import VariantMetrics
@@ -65,7 +65,7 @@ class Flight:
         if chunk.finish_reason == "error":
             return error_response(INTERNAL_ERROR + chunk.error, pb_utils.TritonError.INTERNAL)
         if chunk.finish_reason == "cancelled":
-            return error_response("the request was cancelled", pb_utils.TritonError.CANCELLED)
+            return error_response(CANCELLED, pb_utils.TritonError.CANCELLED)
         if chunk.finish_reason is None and not (self.is_streaming and self._has_news()):
             return None
         values: dict[str, Any] = {"text_output": [self._text.encode()]}

@@ -116,6 +116,8 @@ def _objects(inputs: Inputs, name: str) -> list[dict[str, object]]:
         value = json.loads(_text(inputs, name))
     except json.JSONDecodeError as error:
         raise InputError(f"{name} is not JSON (column {error.pos + 1}: {error.msg})") from None
+    except ValueError:
+        raise InputError(f"{name} has a number of thousands of digits") from None
     except RecursionError:
         raise InputError(f"{name} is nested too deeply") from None
     if not isinstance(value, list) or not value or not all(isinstance(i, dict) for i in value):

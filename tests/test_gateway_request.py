@@ -15,7 +15,7 @@ from trt_mtp.controller.request import (
     WINDOW_BYTES,
     WINDOW_CHARS,
     RequestFeatures,
-    check_inputs,
+    check_request,
     read_features,
     read_hints,
 )
@@ -163,10 +163,21 @@ def test_a_temperature_that_is_no_number_counts_as_absent(temperature: float) ->
     assert features.temperature == 0.0
 
 
+@pytest.mark.parametrize("version", ["2", "01", "-1", "x" * 1000])
+def test_another_version_is_refused(version: str) -> None:
+    """The public model has one, whichever its variants have."""
+    for known in ("", "1"):
+        known_request = pb.ModelInferRequest(model_name="qwen_mtp", model_version=known)
+        check_request(read_request(known_request.SerializeToString()))
+    request = pb.ModelInferRequest(model_name="qwen_mtp", model_version=version)
+    with pytest.raises(InputError, match=f"no version '{version[:256]}': leave the version out"):
+        check_request(read_request(request.SerializeToString()))
+
+
 def test_tensors_in_shared_memory_are_refused() -> None:
     """Registering shared memory is refused on the public port, so that using it is, too."""
     request = pb.ModelInferRequest(model_name="qwen_mtp")
     tensor = request.inputs.add(name="text_input", datatype="BYTES", shape=[1])
     tensor.parameters["shared_memory_region"].string_param = "region"
     with pytest.raises(InputError, match="input 'text_input' lies in shared memory"):
-        check_inputs(read_request(request.SerializeToString()))
+        check_request(read_request(request.SerializeToString()))

@@ -98,9 +98,9 @@ def test_reading_a_request_leaves_its_contents_where_they_are(request: Any) -> N
 def test_readdressing_equals_parsing_and_setting(
     request: Any, name: str, outputs: list[str]
 ) -> None:
-    """The appended bytes change exactly the model, the id, the outputs asked for and one flag."""
+    """The appended bytes change the model, its version, the id, the outputs asked for, one flag."""
     raw = readdressed(request.SerializeToString(), name or "m", "new-id", outputs)
-    request.model_name, request.id = name or "m", "new-id"
+    request.model_name, request.model_version, request.id = name or "m", "", "new-id"
     for output in outputs:
         request.outputs.add(name=output)
     request.parameters["triton_enable_empty_final_response"].bool_param = True

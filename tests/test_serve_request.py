@@ -127,6 +127,10 @@ def test_the_gateways_parameters_pass() -> None:
         ({"text_input": "a", "tools": "[{}]"}, "tools goes with messages"),
         ({"messages": "[{"}, r"messages is not JSON \(column 3: "),
         ({"messages": "[" * 100_000}, "messages is nested too deeply"),
+        (
+            {"messages": '[{"a": ' + "9" * 5000 + "}]"},
+            "messages has a number of thousands of digits",
+        ),
         ({"messages": "[]"}, "messages must be a JSON list of at least one object"),
         ({"messages": '["hi"]'}, "messages must be a JSON list"),
         ({"messages": '[{"role": "user"}]', "tools": "{}"}, "tools must be a JSON list"),

@@ -155,6 +155,13 @@ def test_messages_that_do_not_fit_are_refused(
         codec.encode_chat(messages)
 
 
+@pytest.mark.parametrize("role", ["user", "\ud800"])
+def test_half_a_surrogate_pair_is_refused(codec: TextCodec, role: str) -> None:
+    r"""JSON can say \ud800, and no text can hold it."""
+    with pytest.raises(InputError, match="half a surrogate pair"):
+        codec.encode_chat([{"role": role, "content": "a\udfff" if role == "user" else "a"}])
+
+
 def test_the_template_may_lie_in_tokenizer_config(tmp_path: Path) -> None:
     """Without chat_template.jinja the template of tokenizer_config.json counts."""
     folder = make_checkpoint(tmp_path / "c")

@@ -7,7 +7,6 @@ contents is therefore parsed once and looked up from then on, which takes micros
 from typing import Any, NamedTuple
 
 from trt_mtp.controller.gateway.kserve import (
-    FINAL,
     changed,
     fields,
     is_final,
@@ -36,13 +35,6 @@ class Head(NamedTuple):
     ids: int  # index of the token ids; -1 where there are none
 
 
-class VariantError(NamedTuple):
-    """An error that a message brought in place of outputs."""
-
-    message: str
-    is_from_model: bool  # false where Triton refused to hand the request to the model
-
-
 class AnswerReader:
     """Reads the messages of one request on one variant; look at its attributes after each."""
 
@@ -61,7 +53,7 @@ class AnswerReader:
         """
         self.is_over = False  # the last message was read
         self.is_complete = False  # all tokens were read, perhaps not the last message
-        self.error: VariantError | None = None
+        self.error = ""  # what a message said in place of outputs
         self.last = b""  # the latest message with outputs: the counters come with the last one
         self._upstream_id = upstream_id.decode()
         self._change = change
@@ -104,7 +96,7 @@ class AnswerReader:
         if infer.id not in (self._upstream_id, ""):
             return None  # an earlier request's on this stream
         if response.error_message:
-            self.error = VariantError(response.error_message, FINAL in infer.parameters)
+            self.error = str(response.error_message)
             self.is_over = is_final(response)
             return None
         self.is_over = is_final(response)

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 import grpc
 
 from trt_mtp.controller.gateway.admission import Admission
-from trt_mtp.controller.gateway.answer import VariantError
 from trt_mtp.controller.gateway.dispatch import Dispatcher
 from trt_mtp.controller.gateway.failure import AnswerError, WaitedTooLongError
 from trt_mtp.controller.gateway.flight import Attempt, Flight
@@ -21,7 +20,7 @@ from trt_mtp.controller.gateway.scoreboard import Scoreboard
 from trt_mtp.controller.gateway.stall import StallLimits, StallWatch, note_first
 from trt_mtp.controller.gateway.upstream import Metadata, UpstreamLost
 from trt_mtp.errors import InputError, TrtMtpError
-from trt_mtp.serve.contract import INTERNAL_ERROR
+from trt_mtp.serve.contract import CANCELLED, INTERNAL_ERROR
 
 log = logging.getLogger(__name__)
 
@@ -30,10 +29,13 @@ RETRY_S = 0.1
 READY_WAIT_S = 3.0  # for any variant to be ready when a request comes
 
 # What Triton says in a variant's place when it has none to hand the request to: its core, and its
-# python backend when the process of a model died, which is all that ever tells of that.
+# python backend when the process of a model died, which is all that ever tells of that; and what an
+# engine says that is being closed.
 DEAD = re.compile(r"Stub process")
-UNAVAILABLE = re.compile(rf"{DEAD.pattern}|Request for unknown model|Failed to process the request")
-REQUEST_ID = re.compile(r"^\[request id: [^\]]*\] ")
+UNAVAILABLE = re.compile(
+    rf"{DEAD.pattern}|Request for unknown model|Failed to process the request|{CANCELLED}"
+)
+REQUEST_ID = "[request id: {}] "  # that Triton puts before what it refuses a request with
 
 
 def nothing(flight: Flight) -> None:
@@ -147,10 +149,11 @@ class Answering:
             while not reader.is_over:
                 is_first = not reader.last
                 message = reader.read(await upstream.read(), is_empty_final_wanted)
-                if reader.error is not None:
+                if reader.error:
                     continue  # Triton 2.51 aborts when a stream is cancelled before its error ends
                 if is_first:
                     attempt.variant.health.answer(attempt.begun)
+                    self.dispatcher.answered(flight)
                     if flight.is_streaming:
                         note_first(flight, time.monotonic() - started_s)
                 if message is not None and flight.first_s is None:
@@ -162,7 +165,7 @@ class Answering:
         except UpstreamLost as lost:
             if lost.is_unavailable:
                 backend.suspect()
-            if reader.error is None:
+            if not reader.error:
                 how = CallEnd.HUNG if lost.is_hung else CallEnd.FAILED
                 raise AttemptFailed(_lost(attempt, str(lost)), how) from None
         except InputError as error:  # not a message
@@ -173,10 +176,12 @@ class Answering:
                 backend.give_back(upstream)
             else:
                 upstream.close()
-        if reader.error is not None:
-            if DEAD.match(reader.error.message):
+        if reader.error:
+            # the id is the client's own words
+            text = reader.error.removeprefix(REQUEST_ID.format(attempt.upstream_id))
+            if DEAD.match(text):
                 self.watch.give_up_on(attempt.variant)
-            raise _classified(flight, attempt, reader.error)
+            raise _classified(flight, attempt, text)
 
     async def _place_elsewhere(
         self, flight: Flight, why: AnswerError, deadline_s: float | None
@@ -201,17 +206,16 @@ async def _send_final(flight: Flight, attempt: Attempt, send: Send) -> None:
         await send(final_response(attempt.change))
 
 
-def _classified(
-    flight: Flight, attempt: Attempt, error: VariantError
-) -> AttemptFailed | AnswerError:
-    """The variant's failure, by an error's words or because one took the request; or its own."""
-    text = REQUEST_ID.sub("", error.message)
-    is_variants = bool(attempt.reader.last or flight.left) or text.startswith(INTERNAL_ERROR)
-    code = grpc.StatusCode.INTERNAL if error.is_from_model else grpc.StatusCode.INVALID_ARGUMENT
-    if UNAVAILABLE.match(text):
-        code, is_variants = grpc.StatusCode.UNAVAILABLE, True
-    answer_error = AnswerError(code, error.message)
-    return AttemptFailed(answer_error) if is_variants else answer_error
+def _classified(flight: Flight, attempt: Attempt, error: str) -> AttemptFailed | AnswerError:
+    """The variant's failure, by an error's words or because one began the answer; or its own."""
+    if UNAVAILABLE.match(error):
+        code = grpc.StatusCode.UNAVAILABLE
+    elif attempt.reader.last or flight.has_begun or error.startswith(INTERNAL_ERROR):
+        code = grpc.StatusCode.INTERNAL
+    else:
+        return AnswerError(grpc.StatusCode.INVALID_ARGUMENT, error)
+    how = CallEnd.FAILED if attempt.reader.last or DEAD.match(error) else CallEnd.BLAMED
+    return AttemptFailed(AnswerError(code, error), how)
 
 
 def _lost(attempt: Attempt, reason: str) -> AnswerError:

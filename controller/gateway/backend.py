@@ -48,7 +48,6 @@ class Hosted:
     inputs: frozenset[str]
     outputs: frozenset[str]
     schedule: BatchSchedule | None = None  # of draft lengths by batch
-    version: str = ""  # of the model; the server's choice when empty
     health: Health = field(default_factory=Health)
     num_running: int = 0
     num_elsewhere: int = 0  # the same through other workers of this gateway

@@ -20,7 +20,7 @@ from trt_mtp.controller.outcome import Outcome
 from trt_mtp.controller.policy import NoVariantError
 from trt_mtp.controller.request import (
     RequestFeatures,
-    check_inputs,
+    check_request,
     is_streaming,
     read_features,
     read_hints,
@@ -79,7 +79,7 @@ class Dispatcher:
         try:
             lengths = {v.draft_length for v in self.pool.variants.values()}
             hints = read_hints(request, TASKS, lengths)
-            check_inputs(request)
+            check_request(request)
             features, tenant = caller.admit(read_features(request, hints))
         except TrtMtpError:
             self.refused()
@@ -136,10 +136,22 @@ class Dispatcher:
         attempt = flight.attempt
         assert attempt is not None
         self._release(flight, how)
+        if how is CallEnd.BLAMED:
+            flight.blamed.append(attempt)
         # not to learn from, but whoever logs or judges variants wants to know
         self._update(attempt.decision, outcome(flight, attempt, "error"))
         flight.left.append(attempt.variant)
         flight.left_s = time.monotonic()
+
+    def answered(self, flight: Flight) -> None:
+        """The flight's variant begins its answer: those that had an error for it were to blame.
+
+        An error that every variant gives says nothing of them; a client could eject all of them
+        with a request that breaks something.
+        """
+        for attempt in flight.blamed:
+            attempt.variant.health.end(attempt.begun, CallEnd.FAILED, time.monotonic())
+        flight.blamed.clear()
 
     def finish(self, flight: Flight, broken: str = "") -> None:
         """Count and learn from a request that is over; `broken` is "cancelled" or "error".

@@ -37,6 +37,7 @@ class Attempt:
     variant: Hosted
     decision: Decision
     begun: int  # what Health.begin returned
+    upstream_id: str  # the request's id as Triton knows it
     reader: AnswerReader
     parameters: dict[str, str]  # of every response
     change: bytes  # what makes a response of the variant's one of the public model's
@@ -55,6 +56,7 @@ class Flight:
     attempt: Attempt | None = None
     left: list[Hosted] = field(default_factory=list)  # variants that failed
     left_s: float = 0.0  # monotonic time when the last of them did
+    blamed: list[Attempt] = field(default_factory=list)  # on some of them, if another one answers
     emitted: bytearray = field(init=False)  # INT32 ids of the tokens that the client has
     num_brought: int = field(init=False)  # bytes of them that it had before, and sent along
     first_s: float | None = None  # monotonic time of the first message to the client
@@ -77,9 +79,19 @@ class Flight:
         return EMPTY_FINAL in parameters and bool(parameters[EMPTY_FINAL].bool_param)
 
     @property
+    def has_tokens(self) -> bool:
+        """Are there tokens that variants sent?"""
+        return len(self.emitted) > self.num_brought
+
+    @property
+    def has_begun(self) -> bool:
+        """Did any variant begin the answer?"""
+        return self.has_tokens or self.first_s is not None
+
+    @property
     def can_continue(self) -> bool:
         """Can another variant go on where the answer is?"""
-        return self.first_s is None or len(self.emitted) > self.num_brought
+        return self.has_tokens or self.first_s is None
 
     def leave(self, num_output_tokens: int) -> None:
         """The request is over for its tenant, who is charged what it took."""
@@ -96,10 +108,8 @@ class Flight:
             "decision_id": decision.decision_id,
         }
         unasked = self._unasked(variant)
-        message = readdressed(
-            self.request.raw, variant.model_name, upstream_id, unasked, variant.version
-        )
-        if len(self.emitted) > self.num_brought:
+        message = readdressed(self.request.raw, variant.model_name, upstream_id, unasked)
+        if self.has_tokens:
             is_raw = len(self.request.contents) > 0
             if self.num_brought:
                 message = without_input(message, EMITTED)
@@ -109,6 +119,7 @@ class Flight:
             variant=variant,
             decision=decision,
             begun=variant.health.begin(),
+            upstream_id=upstream_id,
             reader=AnswerReader(
                 upstream_id.encode(),
                 change,

@@ -19,6 +19,7 @@ class CallEnd(Enum):
 
     ANSWERED = "answered"
     FAILED = "failed"
+    BLAMED = "blamed"  # an error in place of an answer, which may be the request's own fault
     HUNG = "hung"
     ABANDONED = "abandoned"  # by the client: says nothing
 

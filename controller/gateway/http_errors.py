@@ -17,7 +17,7 @@ STATUSES = {
     grpc.StatusCode.PERMISSION_DENIED: 403,
     grpc.StatusCode.NOT_FOUND: 404,
     grpc.StatusCode.RESOURCE_EXHAUSTED: 429,
-    grpc.StatusCode.INTERNAL: 400,  # a model refused the request: Triton says 400
+    grpc.StatusCode.INTERNAL: 500,
     grpc.StatusCode.UNAVAILABLE: 503,
     grpc.StatusCode.DEADLINE_EXCEEDED: 504,
 }
@@ -54,8 +54,9 @@ async def errors_as_json(request: web.Request, handler: Any) -> web.StreamRespon
     try:
         response: web.StreamResponse = await handler(request)
         return response
-    except web.HTTPRequestEntityTooLarge as error:
-        return refused(413, f"the request's body is too large: {error.text}")
+    except web.HTTPRequestEntityTooLarge:
+        limit = f"{request.client_max_size} bytes are taken here (--max-message-mb)"
+        return refused(413, f"the request's body is too large: at most {limit}")
     except web.HTTPNotFound:
         return refused(404, f"nothing is served at {request.path}; see docs/gateway.md for paths")
     except web.HTTPMethodNotAllowed as error:

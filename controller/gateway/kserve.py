@@ -24,6 +24,7 @@ FINAL_BYTES = b"\n\x15triton_final_response\x12\x02\x08\x01"
 _LENGTH_DELIMITED = 2
 _FIXED_SIZES = {1: 8, 5: 4}  # wire type -> bytes
 _REQUEST_RAW_CONTENTS = 7
+_NO_VERSION = b"\x12\0"  # an empty model_version, which protobuf itself would leave out
 
 
 class InferRequest(NamedTuple):
@@ -126,20 +127,18 @@ def parameter_value(parameter: Any) -> bool | int | str | float | None:
     return getattr(parameter, form) if form else None
 
 
-def readdressed(
-    raw: bytes, model_name: str, request_id: str, outputs: Iterable[str], version: str = ""
-) -> bytes:
+def readdressed(raw: bytes, model_name: str, request_id: str, outputs: Iterable[str]) -> bytes:
     """The request `raw` for `model_name` under `request_id`, asking for `outputs` as well.
 
-    Its model version is replaced where `version` is not empty. It also asks for an empty final
-    response, without which the end of an answer may be invisible.
+    The model's version is for Triton to choose. It is also asked for an empty final response,
+    without which the end of an answer may be invisible.
     """
-    change = pb.ModelInferRequest(model_name=model_name, id=request_id, model_version=version)
+    change = pb.ModelInferRequest(model_name=model_name, id=request_id)
     change.outputs.extend(
         pb.ModelInferRequest.InferRequestedOutputTensor(name=name) for name in outputs
     )
     change.parameters[EMPTY_FINAL].bool_param = True
-    return raw + bytes(change.SerializeToString())
+    return raw + _NO_VERSION + bytes(change.SerializeToString())
 
 
 def with_int_input(raw: bytes, name: str, values: bytes, *, is_raw: bool) -> bytes:

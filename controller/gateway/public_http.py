@@ -12,6 +12,7 @@ from trt_mtp.controller.gateway.http_errors import errors_as_json
 from trt_mtp.controller.gateway.http_generate import GenerateHandlers
 from trt_mtp.controller.gateway.metrics import CONTENT_TYPE
 from trt_mtp.controller.gateway.public_model import PublicModel
+from trt_mtp.controller.request import PUBLIC_VERSION
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -29,19 +30,24 @@ class PublicHttp:
     def app(self, max_body_bytes: int) -> web.Application:
         """All paths; those of health are open to everybody."""
         app = web.Application(middlewares=[errors_as_json], client_max_size=max_body_bytes)
-        model = f"/v2/models/{self._pool.public_name}"
         app.add_routes(
             [
                 web.get("/v2/health/live", self._live),
                 web.get("/v2/health/ready", self._ready),
-                web.get(f"{model}/ready", self._for_callers(self._ready)),
-                web.get(model, self._for_callers(self._metadata)),
-                web.post(f"{model}/generate", self._generate.generate),
-                web.post(f"{model}/generate_stream", self._generate.generate_stream),
-                web.post(f"{model}/infer", self._generate.infer),
                 web.get("/metrics", self._for_callers(self._metrics)),
             ]
         )
+        model = f"/v2/models/{self._pool.public_name}"
+        for path in (model, f"{model}/versions/{PUBLIC_VERSION}"):
+            app.add_routes(
+                [
+                    web.get(f"{path}/ready", self._for_callers(self._ready)),
+                    web.get(path, self._for_callers(self._metadata)),
+                    web.post(f"{path}/generate", self._generate.generate),
+                    web.post(f"{path}/generate_stream", self._generate.generate_stream),
+                    web.post(f"{path}/infer", self._generate.infer),
+                ]
+            )
         return app
 
     def _for_callers(self, handler: Handler) -> Handler:

@@ -10,6 +10,7 @@ from tritonclient.grpc import service_pb2 as pb
 from trt_mtp.controller.gateway.backend import CALL_TIMEOUT_S, Hosted
 from trt_mtp.controller.gateway.failure import RpcFailure
 from trt_mtp.controller.gateway.pool import Pool
+from trt_mtp.controller.request import MAX_NAME_CHARS, PUBLIC_VERSION
 
 READY = "READY"
 
@@ -44,22 +45,25 @@ class PublicModel:
         return _bytes(pb.ServerReadyResponse(ready=self._pool.is_ready))
 
     async def _ready(self, raw: bytes, timeout_s: float | None) -> bytes | None:
-        if _named(pb.ModelReadyRequest, raw) != self._name:
+        request = _parsed(pb.ModelReadyRequest, raw)
+        if request.name != self._name:
             return None
-        return _bytes(pb.ModelReadyResponse(ready=self._pool.is_ready))
+        is_ready = self._pool.is_ready and _is_public(request.version)
+        return _bytes(pb.ModelReadyResponse(ready=is_ready))
 
     async def _metadata(self, raw: bytes, timeout_s: float | None) -> bytes | None:
-        if _named(pb.ModelMetadataRequest, raw) != self._name:
+        if not self._is_about_it(_parsed(pb.ModelMetadataRequest, raw)):
             return None
         variant = self._first_ready()
         request = _bytes(pb.ModelMetadataRequest(name=variant.model_name))
         answer = await variant.backend.call("ModelMetadata", request, timeout_s)
         response = pb.ModelMetadataResponse.FromString(answer)
         response.name = self._name
+        response.versions[:] = [PUBLIC_VERSION]
         return _bytes(response)
 
     async def _config(self, raw: bytes, timeout_s: float | None) -> bytes | None:
-        if _named(pb.ModelConfigRequest, raw) != self._name:
+        if not self._is_about_it(_parsed(pb.ModelConfigRequest, raw)):
             return None
         variant = self._first_ready()
         request = _bytes(pb.ModelConfigRequest(name=variant.model_name))
@@ -73,8 +77,8 @@ class PublicModel:
 
     async def _statistics(self, raw: bytes, timeout_s: float | None) -> bytes | None:
         """The public model's, and with no model named all others' after it, servers together."""
-        name = _named(pb.ModelStatisticsRequest, raw)
-        if name not in (self._name, ""):
+        request = _parsed(pb.ModelStatisticsRequest, raw)
+        if request.name and not self._is_about_it(request):
             return None
         variants = {variant.model_name for variant in self._pool.variants.values()}
         total, others = pb.ModelStatistics(), dict[tuple[str, str], Any]()
@@ -87,8 +91,8 @@ class PublicModel:
                     pb.ModelStatistics(name=statistics.name, version=statistics.version),
                 )
                 add_statistics(known, statistics)
-        total.name, total.version = self._name, "1"
-        listed = [total, *(others.values() if name == "" else ())]
+        total.name, total.version = self._name, PUBLIC_VERSION
+        listed = [total, *(() if request.name else others.values())]
         return _bytes(pb.ModelStatisticsResponse(model_stats=listed))
 
     async def _index(self, raw: bytes, timeout_s: float | None) -> bytes | None:
@@ -115,6 +119,16 @@ class PublicModel:
         )
         return [answer for answer in answers if isinstance(answer, bytes)]
 
+    def _is_about_it(self, request: Any) -> bool:
+        """True for a question about the public model; raises RpcFailure for another version."""
+        if request.name == self._name and not _is_public(request.version):
+            raise RpcFailure(
+                grpc.StatusCode.NOT_FOUND,
+                f"{self._name} has no version {request.version[:MAX_NAME_CHARS]!r}, only "
+                f"{PUBLIC_VERSION}",
+            )
+        return bool(request.name == self._name)
+
     def _first_ready(self) -> Hosted:
         for variant in self._pool.variants.values():
             if variant.is_ready:
@@ -131,7 +145,7 @@ def _add_entry(models: dict[tuple[str, str], Any], entry: Any) -> None:
 
 def _index_entry(name: str, is_ready: bool) -> Any:
     return pb.RepositoryIndexResponse.ModelIndex(
-        name=name, version="1", state="READY" if is_ready else "UNAVAILABLE"
+        name=name, version=PUBLIC_VERSION, state="READY" if is_ready else "UNAVAILABLE"
     )
 
 
@@ -144,8 +158,8 @@ def _parsed(kind: Any, raw: bytes) -> Any:
         ) from None
 
 
-def _named(kind: Any, raw: bytes) -> str:
-    return str(_parsed(kind, raw).name)
+def _is_public(version: str) -> bool:
+    return version in ("", PUBLIC_VERSION)
 
 
 def _bytes(message: Any) -> bytes:

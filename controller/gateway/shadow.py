@@ -114,7 +114,7 @@ async def _ask(copy: Flight, attempt: Attempt) -> str:
         return str(error)
     finally:
         backend.give_back(upstream) if reader.is_over else upstream.close()
-    return reader.error.message if reader.error else ""
+    return reader.error
 
 
 def _num_equal(live: Flight, copy: Flight) -> tuple[bool, int] | None:

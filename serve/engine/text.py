@@ -87,7 +87,10 @@ class TextCodec:
             self._template = compile_template(read_template(self._folder))
         try:
             text = self._template.render(messages=messages, tools=tools, add_generation_prompt=True)
-        except (jinja2.TemplateError, TypeError, ValueError) as error:
+            text.encode()
+        except UnicodeEncodeError:  # JSON can say \\ud800
+            raise InputError("messages or tools have half a surrogate pair in them") from None
+        except Exception as error:  # of whatever kind the template makes of what it is given
             raise InputError(f"messages don't fit the chat template: {error}") from None
         return self.encode(text)
 

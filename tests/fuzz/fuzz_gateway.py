@@ -15,12 +15,12 @@ def read_as_request(data: bytes) -> None:
     from tritonclient.grpc import service_pb2 as pb
 
     from trt_mtp.controller.gateway.kserve import read_request, readdressed
-    from trt_mtp.controller.request import check_inputs, is_streaming, read_features, read_hints
+    from trt_mtp.controller.request import check_request, is_streaming, read_features, read_hints
     from trt_mtp.controller.tasks import TASKS
 
     request = read_request(data)
     is_streaming(request)
-    check_inputs(request)
+    check_request(request)
     read_features(request, read_hints(request, TASKS, (0, 1, 3)))
     sent = pb.ModelInferRequest.FromString(readdressed(data, VARIANT, "id", ("num_steps",)))
     assert (sent.model_name, sent.id) == (VARIANT, "id")
