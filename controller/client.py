@@ -3,6 +3,7 @@
 import itertools
 import json
 import queue
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,6 +17,7 @@ from tritonclient.utils import InferenceServerException
 from trt_mtp.errors import TrtMtpError
 
 REPLY_TIMEOUT_S = 120.0
+CLOSE_S = 5.0  # for a server to end the stream after us
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +79,7 @@ class StreamClient:
     def __init__(self, url: str, reply_timeout_s: float = REPLY_TIMEOUT_S) -> None:
         """`url` is host:port; an answer may pause for `reply_timeout_s` at most."""
         self._reply_timeout_s = reply_timeout_s
+        self._is_waiting = False  # for the rest of an answer
         self._client = grpcclient.InferenceServerClient(url)
         self._replies: queue.Queue[tuple[float, Any, Exception | None]] = queue.Queue()
         self._client.start_stream(
@@ -92,17 +95,25 @@ class StreamClient:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._client.stop_stream(cancel_requests=True)
+        """Cancel what is in flight; a stream on which nothing is ends without, see Upstream.end."""
+        stop = self._client.stop_stream
+        late = threading.Timer(CLOSE_S, stop, kwargs={"cancel_requests": True})
+        late.daemon = True
+        late.start()
+        stop(cancel_requests=self._is_waiting)
+        late.cancel()
         self._client.close()
 
     def ask(self, model: str, prompt: Prompt) -> TimedAnswer:
         """The answer of `model`; raises TrtMtpError when it refuses, fails or is silent."""
         start = time.perf_counter()
+        self._is_waiting = True
         try:
             self._client.async_stream_infer(
                 model, tensors(prompt), parameters=dict(prompt.parameters) or None
             )
         except InferenceServerException:  # tritonclient says no more than that
+            self._is_waiting = False
             raise TrtMtpError(f"{model}: the stream has ended, the server may be gone") from None
         texts: list[str] = []
         ids: list[int] = []
@@ -116,6 +127,7 @@ class StreamClient:
             texts.append(result.as_numpy("text_output")[0].decode())
             if result.as_numpy("finish_reason") is not None:
                 break
+        self._is_waiting = False
         parameters = result.get_response().parameters
         return TimedAnswer(
             text="".join(texts),
@@ -138,5 +150,6 @@ class StreamClient:
         except queue.Empty:
             raise TrtMtpError(f"{model} sent nothing for {self._reply_timeout_s:.0f} s") from None
         if isinstance(error, InferenceServerException):
+            self._is_waiting = False
             raise TrtMtpError(f"{model}: {error.message()}")
         return arrived, result

@@ -26,6 +26,7 @@ from trt_mtp.controller.gateway import pool
 from trt_mtp.controller.gateway.stall import StallLimits
 from trt_mtp.controller.policy import Policy
 from trt_mtp.controller.profile import Profile
+from trt_mtp.controller.rollout.triton import ADMIN_HEADER
 from trt_mtp.errors import InputError
 from trt_mtp.serve.processes import free_ports
 from trt_mtp.serve.triton import TritonServer
@@ -194,3 +195,26 @@ def test_what_names_no_servers_is_refused(servers: str) -> None:
     """The sentence says what is expected."""
     with pytest.raises(InputError, match="expected HOST:PORT"):
         pool.Pool(servers, "qwen_mtp")
+
+
+def test_a_model_that_is_unloaded_goes(tmp_path: Path) -> None:
+    """No stream that answered a request keeps the model, when streams are renewed in between."""
+    with triton_of_doubles(tmp_path) as server, running_gateway(server.grpc_url) as thread:
+        with raw_stream(thread.gateway.address) as stream:
+            for _ in range(150):
+                for _ in range(8):
+                    stream.send(script_request(tokens=1, parameters={"draft_length": "3"}))
+                renewed = thread.run(thread.gateway.pool.look_for(()))
+                assert {text_of(stream.receive()) for _ in range(8)} == {"w0"}
+                renewed.result(10)
+        thread.run(thread.gateway.pool.look_for(())).result(10)
+        client = grpcclient.InferenceServerClient(server.grpc_url)
+        headers = {ADMIN_HEADER: server.admin_key}
+        client.unload_model("qwen_mtp_k3", headers=headers)
+
+        def state() -> str:
+            index = client.get_model_repository_index(headers=headers).models
+            return {model.name: str(model.state) for model in index}["qwen_mtp_k3"]
+
+        wait_until(lambda: state() == "UNAVAILABLE")
+        client.close()

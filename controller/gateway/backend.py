@@ -94,6 +94,7 @@ class Backend:
         self._key_suffix = key_suffix
         self._channel = TritonChannel(target, tls)
         self._idle: list[Upstream] = []
+        self._ending: set[asyncio.Task[None]] = set()
         self._generation = 0  # of the streams that are kept
         self._suspected = asyncio.Event()
 
@@ -129,7 +130,7 @@ class Backend:
         ):
             self._idle.append(upstream)
         else:
-            upstream.close()
+            self._end(upstream)
 
     def renew_streams(self) -> None:
         """End every stream that is open now, as soon as nothing is in flight on it.
@@ -148,7 +149,12 @@ class Backend:
 
     def _close_idle(self) -> None:
         while self._idle:
-            self._idle.pop().close()
+            self._end(self._idle.pop())
+
+    def _end(self, upstream: Upstream) -> None:
+        ending = asyncio.create_task(upstream.end())
+        self._ending.add(ending)
+        ending.add_done_callback(self._ending.discard)
 
     async def refresh(self) -> None:
         """Ask Triton whether it is alive and which of its variants are ready."""
@@ -198,6 +204,7 @@ class Backend:
     async def close(self) -> None:
         """Close the connection; calls in flight end."""
         self._close_idle()
+        await asyncio.gather(*self._ending, return_exceptions=True)
         await self._channel.close()
 
     async def _is_alive(self) -> bool:

@@ -13,6 +13,8 @@ import grpc
 
 Metadata = tuple[tuple[str, str], ...]
 
+END_S = 2.0  # for Triton to end a stream after us
+
 
 class UpstreamLost(Exception):
     """A stream ended before an answer did.
@@ -80,6 +82,19 @@ class Upstream:
     def give_up(self) -> None:
         """End it because nothing comes; whoever reads it learns of that."""
         self._is_hung = True
+        self._call.cancel()
+
+    async def end(self) -> None:
+        """End it while nothing is in flight on it.
+
+        Not by cancelling: Triton 2.51 then keeps what it knows of a request that ended just before
+        (a race; its pull request 8078 is about one like it), and with it the model, for ever.
+        """
+        with contextlib.suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError, TimeoutError):
+            async with asyncio.timeout(END_S):
+                await self._call.done_writing()
+                while await self._call.read() is not grpc.aio.EOF:
+                    pass
         self._call.cancel()
 
     def close(self) -> None:
