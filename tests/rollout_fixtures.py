@@ -65,7 +65,14 @@ class Place:
         """The rollouts' state."""
         return self.folder / "rollout.db"
 
-    def spec(self, variant: Path, replaces: str, name: str = "k3", **how: Any) -> Path:
+    def spec(
+        self,
+        variant: Path,
+        replaces: str,
+        name: str = "k3",
+        metrics: str | None = None,
+        **how: Any,
+    ) -> Path:
         """A rollout of `variant` in place of `replaces`, quick steps unless `how` says other."""
         how = {"steps": FAST_STEPS, "gates": FAST_GATES, **how}
         value = {
@@ -80,6 +87,7 @@ class Place:
                         "grpc": triton.grpc_url,
                         "admin_key_file": "admin.key",
                         "repository": _repository(number),
+                        "metrics": metrics,
                     }
                     for number, triton in enumerate(self.tritons)
                 ],

@@ -216,7 +216,8 @@ def test_too_few_requests_are_inconclusive_and_abort_goes_back(
     assert cli("rollout", "start", file).code == 5
     assert cli("rollout", "resume", file).code == 5
     explained = cli("rollout", "explain", file)
-    assert (explained.code, "nothing yet" in explained.out) == (0, True)
+    assert (explained.code, "no request yet" in explained.out) == (0, True)
+    assert f"memory of {here.triton.grpc_url} is not gated" in explained.out
     assert cli("rollout", "abort", file, "--why", "no traffic").code == 0
     assert is_as_before(here, before, variant)
     aborted = cli("rollout", "status", file, "--json")

@@ -5,11 +5,12 @@ from typing import Any, Protocol
 
 from trt_mtp.controller.gateway.traffic import Traffic
 from trt_mtp.controller.rollout.equivalence import compare_answers, greedy_prompts
+from trt_mtp.controller.rollout.gates import GateFailed
 from trt_mtp.controller.rollout.plan import DRAIN_FIRST
 from trt_mtp.controller.rollout.spec import Step
 from trt_mtp.controller.rollout.triton import TritonSite
 from trt_mtp.controller.rollout.watch import watch
-from trt_mtp.controller.rollout.work import GateFailed, Work
+from trt_mtp.controller.rollout.work import Work
 from trt_mtp.errors import TrtMtpError
 from trt_mtp.serve.repository import loaded_models, write_loaded_models
 
@@ -59,10 +60,14 @@ class Load:
         return f"load {self.site}"
 
     def do(self, work: Work) -> Result:
-        """Write its model and load it."""
+        """Write its model and load it; raises GateFailed when the server's memory is too full."""
         site, variant = work.sites[self.site], work.new_variant()
         site.load(variant, work.check)
-        return {"server": site.name, "variant": variant.name}
+        gate = work.memory_gate(self.site)
+        if gate is not None:
+            gate.check_fresh(work.check)
+        memory = gate.to_json() if gate is not None else None
+        return {"server": site.name, "variant": variant.name, "memory": memory}
 
     def undo(self, work: Work) -> Result:
         """Unload it and take its model away."""

@@ -109,11 +109,16 @@ def explain(file: Path, as_json: bool) -> None:
     """
     from trt_mtp.controller.rollout.control import status as look
     from trt_mtp.controller.rollout.gates import GateResult
+    from trt_mtp.controller.rollout.memory_gate import not_gated, sentence
     from trt_mtp.controller.rollout.spec import read_spec
 
-    seen = look(read_spec(file))
+    spec = read_spec(file)
+    seen = look(spec)
     lines = [GateResult(**gate).sentence() for gate in seen.progress.get("gates", ())]
-    text = "\n".join([_status_text(seen), *(lines or ["the gates have seen nothing yet"])])
+    lines = lines or ["the gates have seen no request yet"]
+    lines += [sentence(gate) for gate in seen.progress.get("memory", ())]
+    lines += not_gated(spec.where.servers) if spec.what.variant else []
+    text = "\n".join([_status_text(seen), *lines])
     click.echo(to_json(seen.to_json()) if as_json else text, nl=not as_json)
 
 
@@ -242,6 +247,8 @@ def _show_plan(file: Path, as_json: bool) -> None:
 
 def _plan_text(found: dict[str, Any]) -> str:
     """The plan for people."""
+    from trt_mtp.controller.rollout.memory_gate import sentence
+
     target, stable = found["target"]["variants"], found["stable"]["variants"]
     lines = [f"{found['name']}: {', '.join(stable)} -> {', '.join(target)}, {found['strategy']}"]
     lines += [f"  {c['key']}: {c['old']} -> {c['new']}" for c in found["changes"]]
@@ -251,6 +258,7 @@ def _plan_text(found: dict[str, Any]) -> str:
             f"  memory, {need['step']}, {need['server']}: {need['num_bytes'] / 1e9:.2f}{limit} GB "
             f"({', '.join(need['variants'])}){'' if need['fits'] else '  DOES NOT FIT'}"
         )
+    lines += [f"  {sentence(gate)}" for gate in found["memory_gates"]]
     for step in found["steps"]:
         rate = step["requests_per_minute"]
         affected = "" if not rate else f", about {rate:.1f} requests a minute"

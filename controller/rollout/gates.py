@@ -19,19 +19,28 @@ bounds the chance that a canary which is no worse is ever aborted.
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from trt_mtp.controller.rollout.sequential import Evidence, Values, paired
 from trt_mtp.controller.rollout.spec import Gates
 from trt_mtp.controller.tasks import TASKS
+from trt_mtp.errors import TrtMtpError
 
 MOST_PAIRED = 8  # stable requests for each canary request: more would hardly narrow a comparison
 BOUND = math.log(2)  # of a log ratio; twice as slow counts as any slower
 QUANTILES = (50, 95)
 MIN_EARLIER = 100  # stable requests before a quantile is asked about
 MAX_EARLIER = 4096
+
+
+class GateFailed(TrtMtpError):
+    """The canary is worse than is tolerated; `what` is known of it goes to the history."""
+
+    def __init__(self, why: str, what: dict[str, Any] | None = None) -> None:
+        super().__init__(why)
+        self.what = what or {}
 
 
 class Requests(NamedTuple):

@@ -10,6 +10,7 @@ from trt_mtp.build.variant import EngineVariant, fingerprint_of, read_variant
 from trt_mtp.controller.gateway.traffic import Side, read_traffic
 from trt_mtp.controller.profile import Profile, read_profile
 from trt_mtp.controller.rollout.memory import Footprint, footprint, total_bytes
+from trt_mtp.controller.rollout.memory_gate import MemoryGate, not_gated
 from trt_mtp.controller.rollout.spec import RolloutSpec, Step
 from trt_mtp.controller.rollout.triton import TritonSite
 from trt_mtp.errors import InputError
@@ -56,6 +57,7 @@ class Plan:
     changes: tuple[Change, ...]
     memory: tuple[MemoryNeed, ...]
     memory_sources: dict[str, str]  # by variant: measured, estimated or files
+    memory_gates: tuple[dict[str, Any], ...]  # of servers with metrics: what is used now, the limit
     steps: tuple[tuple[str, float], ...]  # and the percent of live requests that it affects
     notes: tuple[str, ...] = ()
     variant: EngineVariant | None = field(default=None, repr=False)
@@ -74,6 +76,7 @@ class Plan:
             "changes": [asdict(change) for change in self.changes],
             "memory": memory,
             "memory_sources": self.memory_sources,
+            "memory_gates": list(self.memory_gates),
             "steps": [{"step": step, "percent": percent} for step, percent in self.steps],
             "notes": list(self.notes),
         }
@@ -120,8 +123,9 @@ def make_plan(spec: RolloutSpec, sites: Sequence[TritonSite]) -> Plan:
         changes=tuple(_variant_changes(sites[0].variant_folder(old), variant)),
         memory=memory,
         memory_sources={name: size.source for name, size in sizes.items()},
+        memory_gates=tuple(_memory_gates(spec)),
         steps=_steps(spec.how.steps),
-        notes=tuple(_notes(memory, strategy, stable, old)),
+        notes=(*_notes(memory, strategy, stable, old), *not_gated(spec.where.servers)),
         variant=variant,
     )
 
@@ -176,6 +180,7 @@ def _profile_plan(spec: RolloutSpec, stable: Side, path: Path) -> Plan:
         changes=tuple(changes),
         memory=(),
         memory_sources={},
+        memory_gates=(),
         steps=_steps(spec.how.steps),
         notes=note,
     )
@@ -237,6 +242,14 @@ def _memory(
         kept = tuple(name for name in before if name != old)
         middle, strategy = needs("drained", kept), DRAIN_FIRST
     return (*needs("before", before), *middle, *needs("after", after)), strategy
+
+
+def _memory_gates(spec: RolloutSpec) -> Iterable[dict[str, Any]]:
+    for server in spec.where.servers:
+        if server.metrics is not None:
+            gate = MemoryGate(server, spec.how.gates.max_memory_share)
+            gate.look()
+            yield gate.to_json()
 
 
 def _steps(steps: Iterable[Step]) -> tuple[tuple[str, float], ...]:

@@ -6,11 +6,12 @@ from typing import Any
 from trt_mtp.controller.gateway.traffic import shadow_log
 from trt_mtp.controller.rollout.actions import Action, Pause, Route, Switch, actions_of
 from trt_mtp.controller.rollout.evidence import EvidenceReader
+from trt_mtp.controller.rollout.gates import GateFailed
 from trt_mtp.controller.rollout.plan import make_plan
 from trt_mtp.controller.rollout.spec import RolloutSpec
 from trt_mtp.controller.rollout.store import LostLock, Order, Phase, Rollout, Store
 from trt_mtp.controller.rollout.triton import Refused, TritonSite
-from trt_mtp.controller.rollout.work import Facts, GateFailed, Undecided, Work
+from trt_mtp.controller.rollout.work import Facts, Undecided, Work
 from trt_mtp.errors import TrtMtpError
 
 Say = Callable[[str], None]
@@ -92,7 +93,7 @@ class Runner:
         except Ordered as ordered:
             self._obey(ordered.order)
         except GateFailed as error:
-            self._turn_back(action.name, Phase.ABORTED, str(error))
+            self._turn_back(action.name, Phase.ABORTED, str(error), error.what)
         except Refused as error:
             self._turn_back(action.name, Phase.FAILED, str(error))
         except Undecided as error:
@@ -122,14 +123,17 @@ class Runner:
         result = action.undo(self._work)
         self._record(action.name, "undone", what=result, position=position - 1)
 
-    def _turn_back(self, action: str, ending: Phase, why: str, obeys: int = 0) -> None:
+    def _turn_back(
+        self, action: str, ending: Phase, why: str, what: Any = None, obeys: int = 0
+    ) -> None:
         """From now on undo, the action at the position too: it may be half done."""
         self._say(why)
         self._record(
             action,
             "failed" if not obeys else "done",
             why,
-            obeys=obeys,
+            what,
+            obeys,
             going="back",
             reason=why,
             facts={**self.rollout.facts, "ending": ending},
@@ -139,7 +143,7 @@ class Runner:
     def _obey(self, order: Order) -> None:
         """Do what a person wants: abort, pause, or leave out this step or all that follow."""
         if order.verb == "abort":
-            self._turn_back("abort", Phase.ABORTED, f"aborted {order.why}", order.id)
+            self._turn_back("abort", Phase.ABORTED, f"aborted {order.why}", obeys=order.id)
         elif order.verb == "pause":
             why = f"paused {order.why}"
             self._record("pause", "done", why, obeys=order.id, phase=Phase.PAUSED, reason=why)

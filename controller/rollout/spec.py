@@ -41,7 +41,8 @@ class Server(_Part):
     grpc: Annotated[str, Field(pattern=r"^.+:\d+$")]
     admin_key_file: Path
     repository: Path
-    memory_gb: Annotated[float, Field(gt=0)] | None = None  # None: not checked
+    memory_gb: Annotated[float, Field(gt=0)] | None = None  # for variants; None: not planned with
+    metrics: Annotated[str, Field(pattern=r"^.+:\d+$")] | None = None  # None: memory is not gated
 
 
 class GatewayFiles(_Part):
@@ -100,6 +101,7 @@ class Gates(_Part):
     window_s: Annotated[float, Field(gt=0)] = 60.0  # "the same minutes"
     max_divergences: Annotated[int, Field(ge=0)] = 0  # greedy answers that may differ
     failure_limit: Annotated[int, Field(ge=1)] = 3  # failed probes of the canary in a row
+    max_memory_share: Annotated[float, Field(gt=0, le=1)] = 0.95  # of a GPU, or of the host
     probe_timeout_s: Annotated[float, Field(gt=0)] = 20.0
 
 

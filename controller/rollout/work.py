@@ -14,6 +14,7 @@ from trt_mtp.controller.gateway.traffic import (
     write_traffic,
 )
 from trt_mtp.controller.rollout.evidence import EvidenceReader
+from trt_mtp.controller.rollout.memory_gate import MemoryGate
 from trt_mtp.controller.rollout.plan import Plan, named_variant
 from trt_mtp.controller.rollout.spec import RolloutSpec
 from trt_mtp.controller.rollout.triton import TritonSite, Unreachable
@@ -21,10 +22,6 @@ from trt_mtp.errors import InputError, TrtMtpError
 
 CONFIRM_S = 30.0  # a gateway looks once a second
 POLL_S = 0.2
-
-
-class GateFailed(TrtMtpError):
-    """The canary is worse than is tolerated."""
 
 
 class Undecided(TrtMtpError):
@@ -90,6 +87,12 @@ class Work:
         """The stable side while the old variant is drained."""
         kept = tuple(name for name in self.facts.stable.variants if name != self.facts.old)
         return self.facts.stable.model_copy(update={"variants": kept})
+
+    def memory_gate(self, site: int) -> MemoryGate | None:
+        """The gate on a server's memory; None where the file does not say how it is read."""
+        server = self.spec.where.servers[site]
+        share = self.spec.how.gates.max_memory_share
+        return MemoryGate(server, share) if server.metrics else None
 
     def route(self, traffic: Traffic) -> None:
         """Write the traffic files and wait until every gateway has read its own.
