@@ -11,6 +11,8 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 Count = Annotated[int, Field(ge=0)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 
+ALLOWED_LOSS = 0.05  # what a choice of a draft length may cost against the best one (95 %)
+
 # why a cell was measured no further; settled: the choice that it matters for is clear
 Ended = Literal["tight", "hopeless", "settled", "budget", "max", "failed"]
 
@@ -92,6 +94,7 @@ class BestLength(_Record):
     draft_length: Count
     speedup: Interval  # over no speculation; 1 where the draft length is 0
     ties: tuple[Count, ...] = ()  # other lengths whose interval can't be told from it
+    may_lose: Finite | None = None  # of its speed, against the best other length at most (95 %)
 
 
 class Recommendation(_Record):

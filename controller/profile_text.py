@@ -2,7 +2,12 @@
 
 from collections.abc import Iterator
 
-from trt_mtp.controller.calibration import Calibration, Interval, Recommendation
+from trt_mtp.controller.calibration import (
+    ALLOWED_LOSS,
+    Calibration,
+    Interval,
+    Recommendation,
+)
 from trt_mtp.controller.profile import Profile
 
 
@@ -59,10 +64,17 @@ def _table(calibration: Calibration, advice: Recommendation) -> Iterator[str]:
 
 
 def _quality(calibration: Calibration) -> Iterator[str]:
+    advice = calibration.recommendation
+    known = {best.task for best in advice.best} if advice else set()
+    num_predicted = sum(task in known for task, _, _ in calibration.unmeasured)
+    unknown = len(calibration.unmeasured) - num_predicted
     yield (
-        f"{len(calibration.cells)} cells measured in {calibration.duration_s:.0f} s, "
-        f"{len(calibration.unmeasured)} left out, with {calibration.prompts}"
+        f"{len(calibration.cells)} cells measured in {calibration.duration_s:.0f} s with "
+        f"{calibration.prompts}, {num_predicted} predicted from them"
+        + (f", {unknown} left unknown" if unknown else "")
     )
+    if advice is not None:
+        yield from _certainty(advice)
     if calibration.prediction:
         quality = calibration.prediction
         yield (
@@ -72,6 +84,18 @@ def _quality(calibration: Calibration) -> Iterator[str]:
     failed = [cell for cell in calibration.cells if cell.ended == "failed"]
     for cell in failed:
         yield f"failed: {cell.task} at K={cell.draft_length}, {cell.concurrency} at a time"
+
+
+def _certainty(advice: Recommendation) -> Iterator[str]:
+    losses = [best.may_lose for best in advice.best if best.may_lose is not None]
+    if losses:
+        num_settled = sum(loss <= ALLOWED_LOSS for loss in losses)
+        yield (
+            f"{num_settled} of {len(losses)} choices lose at most {ALLOWED_LOSS:.0%} against the "
+            f"best length (95 %)"
+        )
+        if num_settled < len(losses):
+            yield f"the least certain may lose {max(losses):.1%}: more time or prompts would tell"
 
 
 def show(value: Interval) -> str:

@@ -1,5 +1,6 @@
 """A deployment with known acceptance and step costs, which answers blocks without a server."""
 
+import math
 import random
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -14,11 +15,17 @@ PLAIN_STEP_S = 0.02
 
 @dataclass(slots=True)
 class World:
-    """Acceptance p by task, R by draft length and concurrency, and noise of a step's time."""
+    """Acceptance p by task, R by draft length and concurrency, and noise of a step's time.
+
+    Noise is the standard deviation of a logarithm: of each answer, of all answers of a batch
+    together, and of what each cell has beyond AL / R, which is part of its truth.
+    """
 
     acceptance: Mapping[str, float]
     ratios: Mapping[int, Mapping[int, float]]
     noise: float = 0.05
+    batch_noise: float = 0.0
+    interaction: float = 0.0
     num_prompts: int = 32
     num_tokens: int = 200
     seed: int = 0
@@ -44,15 +51,23 @@ class World:
         if draft_length == 0:
             return 1.0
         lengths = acceptance_lengths(prior_conditionals(self.acceptance[task]))
-        return lengths[draft_length] / self.ratios[draft_length][concurrency]
+        return lengths[draft_length] / self.ratio(task, draft_length, concurrency)
+
+    def ratio(self, task: str, draft_length: int, concurrency: int) -> float:
+        """A cell's step in plain steps."""
+        if draft_length == 0:
+            return 1.0
+        own = random.Random(f"{self.seed}/{task}/{draft_length}/{concurrency}/cell")
+        return self.ratios[draft_length][concurrency] * own.lognormvariate(0, self.interaction)
 
     def arm(self, block: Block, draft_length: int) -> Arm:
         """The answers of one draft length to a block."""
-        answers = tuple(self._answer(block, prompt, draft_length) for prompt in block.prompts)
+        pace = self._random.lognormvariate(0, self.batch_noise)
+        answers = tuple(self._answer(block, n, draft_length, pace) for n in block.prompts)
         wall = sum(answer.ttft_s + answer.decode_s for answer in answers) / block.concurrency
         return Arm(block, draft_length, answers, wall)
 
-    def _answer(self, block: Block, prompt: int, draft_length: int) -> Answer:
+    def _answer(self, block: Block, prompt: int, draft_length: int, pace: float) -> Answer:
         if (block.task, draft_length) in self.failing:
             return Answer(error="the engine broke")
         # one prompt's drafts are the same whatever the load
@@ -67,8 +82,8 @@ class World:
                     break
                 accepted[position] += 1
                 left -= 1
-        cost = self.ratios[draft_length][block.concurrency] if draft_length else 1.0
-        step_s = PLAIN_STEP_S * (1 + 0.1 * block.concurrency) * cost
+        cost = self.ratio(block.task, draft_length, block.concurrency)
+        step_s = PLAIN_STEP_S * (1 + 0.1 * block.concurrency) * cost * pace
         step_s *= self._random.lognormvariate(0, self.noise)
         tokens = self.num_tokens + 1 - left
         return Answer(
@@ -76,11 +91,13 @@ class World:
         )
 
 
-def run(world: World, settings: Settings, max_blocks: int = 1000) -> Results:
+def run(
+    world: World, settings: Settings, max_blocks: int = 1000, budget_s: float = math.inf
+) -> Results:
     """Measure as a calibration does, until the plan has nothing more to ask."""
     results = Results()
     for _ in range(max_blocks):
-        block = next_block(settings, results)
+        block = next_block(settings, results) if results.elapsed_s < budget_s else None
         if block is None:
             break
         for length in random.Random(block.number).sample(

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from tests.calibrate_world import World, run
 from trt_mtp.controller.calibration import Calibration, Recommendation
 from trt_mtp.controller.measure.conclusions import About, crossing, profile_of
+from trt_mtp.controller.measure.fit import estimate
 from trt_mtp.controller.measure.plan import ended, next_block
 from trt_mtp.controller.measure.results import CellKey, Results
 from trt_mtp.controller.profile import Profile, parse_profile, profile_json
@@ -78,6 +79,47 @@ def test_every_cell_and_the_plan_agree() -> None:
     for one, other in zip(parts(planned)[1].best, parts(complete)[1].best, strict=True):
         assert (one.task, one.concurrency) == (other.task, other.concurrency)
         assert other.draft_length in (one.draft_length, *one.ties)
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_the_factors_settle_what_was_not_measured(seed: int) -> None:
+    """On a quiet machine less than half of the cells are measured and every choice is settled.
+
+    What was settled loses little in truth, measured or not.
+    """
+    tasks = {"coding": 0.95, "math": 0.9, "qa": 0.8, "rag": 0.85, "stem": 0.7, "writing": 0.5}
+    ratios = {k: {b: 1 + 0.13 * k * b**0.35 for b in (1, 2, 4, 8, 16)} for k in (1, 2, 3, 5)}
+    world = World(tasks, ratios, noise=0.03, batch_noise=0.005, seed=seed)
+    calibration, advice = parts(calibrated(world, seed=seed)[0])
+    assert len(calibration.cells) < 0.5 * 6 * 5 * 5
+    unmeasured = {(task, load) for task, _, load in calibration.unmeasured}
+    assert any((best.task, best.concurrency) in unmeasured for best in advice.best)
+    for best in advice.best:
+        truth = {k: world.true_speedup(best.task, k, best.concurrency) for k in (0, *ratios)}
+        assert truth[best.draft_length] > 0.93 * max(truth.values())
+
+
+def test_every_prompt_is_asked_before_one_is_repeated() -> None:
+    """New prompts teach acceptance; when all were asked, nothing more is to be known of it."""
+    world = World({"qa": 0.8, "writing": 0.6}, RISING, num_prompts=40)
+    chosen = world.settings()
+    results = run(world, chosen)
+    seen: set[int] = set()
+    for prompts in dict.fromkeys(a.block.prompts for a in results.arms if a.block.task == "qa"):
+        assert seen.isdisjoint(prompts) or seen | set(prompts) == set(range(40))
+        seen |= set(prompts)
+    everything = run(world, replace(chosen, all_cells=True))
+    known = estimate(chosen, everything, of_prompts=True).acceptance["qa"]
+    assert known[1:].std(axis=0).max() == pytest.approx(0, abs=1e-12)
+    assert estimate(chosen, everything).acceptance["qa"][1:].std(axis=0).max() > 0.005
+
+
+def test_a_plan_ends_when_nothing_more_can_be_told() -> None:
+    """Two lengths that are as good, and too few prompts to tell them apart: it ends."""
+    even = {1: {1: 1.3, 4: 1.5}, 3: {1: 1.75, 4: 2.0}}
+    world = World({"qa": 0.6}, even, noise=0.4, num_prompts=8)
+    results = run(world, world.settings(), max_blocks=100)
+    assert results.num_blocks < 100
 
 
 def test_step_costs_and_acceptance_are_found() -> None:

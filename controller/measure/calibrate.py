@@ -257,7 +257,7 @@ async def _arm(
 
 def require_answers(results: Results) -> Results:
     """`results`, or TrtMtpError with the first cell's error where no variant answered."""
-    if not results.ratios:
+    if not results.batches:
         key, error = next(iter(results.errors.items()), (None, "no time was left to measure"))
         raise TrtMtpError(f"nothing was measured{f' of {key.task}' if key else ''}: {error}")
     return results

@@ -23,7 +23,13 @@ from trt_mtp.controller.measure.confidence import (
     ratio_interval,
     rounded,
 )
-from trt_mtp.controller.measure.fit import Array, Estimates, estimate
+from trt_mtp.controller.measure.fit import (
+    Array,
+    Estimates,
+    estimate,
+    likely_losses,
+    prediction_errors,
+)
 from trt_mtp.controller.measure.load_client import Answer
 from trt_mtp.controller.measure.plan import ended
 from trt_mtp.controller.measure.results import CellKey, Results, Settings
@@ -88,7 +94,7 @@ def _calibration(
 ) -> Calibration:
     keys = [key for key in settings.cells() if results.answers[key] or key in results.errors]
     cells = tuple(_cell(settings, results, about, key) for key in keys)
-    errors = sorted(abs(math.expm1(error)) for error in found.errors)
+    errors = sorted(abs(math.expm1(error)) for error in prediction_errors(settings, results))
     prediction = None
     if len(errors) >= 3:
         prediction = PredictionQuality(
@@ -135,7 +141,7 @@ def _cell(settings: Settings, results: Results, about: About, key: CellKey) -> C
         tpot_ms=percentiles_ms([answer.tpot_s for answer in answers if answer.tpot_s > 0]),
         itl_ms=percentiles_ms([gap for answer in answers for gap in answer.itl_s]),
         tokens_per_s=_tokens_per_s(answers, key.concurrency),
-        speedup=ratio_interval(speedups, results.effect) if speedups else None,
+        speedup=ratio_interval(speedups, results.effect(key.concurrency)) if speedups else None,
         ended=ended(settings, results, key) or ("settled" if about.is_settled else "budget"),
     )
 
@@ -197,6 +203,7 @@ def _recommendation(settings: Settings, found: Estimates) -> Recommendation:
                 draft_length=lengths[chosen[task, load]],
                 speedup=_interval_of(np.exp(draws[:, chosen[task, load]])),
                 ties=tuple(lengths[k] for k in _ties(draws, chosen[task, load])),
+                may_lose=_may_lose(draws, chosen[task, load]),
             )
             for (task, load), draws in found.speedups.items()
         ),
@@ -216,6 +223,10 @@ def _ties(draws: Array, best: int) -> list[int]:
     """The places of the lengths that 2.5 % of the draws or more find better than `best`."""
     better = (draws[1:] > draws[1:, best : best + 1]).mean(axis=0)
     return [at for at, share in enumerate(better) if at != best and share >= 0.025]
+
+
+def _may_lose(draws: Array, chosen: int) -> float:
+    return rounded(math.expm1(float(likely_losses(draws, chosen).max())))
 
 
 def _mean_times(found: Sequence[Array]) -> Array:

@@ -2,21 +2,23 @@
 
 speedup(task, K, B) = AL(task, K) / R(K, B), so that first each task is measured at the deepest
 draft length and the lowest concurrency, which teaches its acceptance at all lengths; then every
-draft length and concurrency with two tasks, which teaches the step costs; then, one block after
-the other, the task and concurrency whose best draft length is least certain.
+draft length at every concurrency with one task or two, which teaches the step costs. From then on
+a choice counts as settled, measured or not, when the two factors leave no length that may be better
+by more than ALLOWED_LOSS; block after block goes where most may be lost.
 """
 
 import math
 import random
+from collections import Counter
+from collections.abc import Sequence
 
-from trt_mtp.controller.calibration import Ended
+from trt_mtp.controller.calibration import ALLOWED_LOSS, Ended
 from trt_mtp.controller.measure.confidence import radius
-from trt_mtp.controller.measure.fit import Estimates, estimate
+from trt_mtp.controller.measure.fit import Estimates, OpenChoice, estimate
 from trt_mtp.controller.measure.results import Block, CellKey, Results, Settings
 
 SMALLEST_BATCH = 8  # prompts; radius() is infinite below
 TOLERANCE = 0.05  # half of a speedup's interval, relative
-OPEN_LOSS = 0.02  # what a wrong choice may cost before it is measured again
 NUM_REFERENCES = 2  # tasks that the step costs are measured with
 
 
@@ -33,16 +35,33 @@ def next_block(settings: Settings, results: Results) -> Block | None:
         deepest = _deepest_untried(settings, results, task)
         if deepest:
             return _block(settings, results, task, lowest, (0, deepest))
-    for concurrency in settings.concurrencies:
-        for task in references(settings, results):
+    for place, concurrency in enumerate(settings.concurrencies):
+        for task in _untaught(settings, results, place):
             missing = [
                 length
-                for length in settings.draft_lengths
+                for length in settings.draft_lengths[1:]
                 if not results.num_prompts[CellKey(task, length, concurrency)]
             ]
             if missing:
                 return _block(settings, results, task, concurrency, (0, *missing))
-    return _most_open(settings, results, estimate(settings, results))
+    return _most_open(settings, results, estimate(settings, results, of_prompts=True))
+
+
+def _untaught(settings: Settings, results: Results, place: int) -> Sequence[str]:
+    """The tasks that are still to teach the step costs of a load.
+
+    Both references do at the lowest and the highest load, where tasks differ least and most; they
+    take turns between.
+    """
+    load = settings.concurrencies[place]
+    teachers = references(settings, results)
+    if teachers and 0 < place < len(settings.concurrencies) - 1:
+        teachers = (teachers[place % len(teachers)],)
+    num_taught = sum(
+        all(results.num_prompts[CellKey(task, k, load)] for k in settings.draft_lengths)
+        for task in settings.tasks
+    )
+    return teachers[num_taught:]
 
 
 def _deepest_untried(settings: Settings, results: Results, task: str) -> int | None:
@@ -80,7 +99,7 @@ def ended(settings: Settings, results: Results, key: CellKey) -> Ended | None:
         return "tight" if states and all(states) else None
     speedups = results.speedups.get(key)
     if speedups:
-        half = radius(speedups, results.effect)
+        half = radius(speedups, results.effect(key.concurrency))
         mean = math.fsum(speedups) / len(speedups)
         if half <= TOLERANCE:
             return "tight"
@@ -97,26 +116,52 @@ def best_lower_bound(settings: Settings, results: Results, key: CellKey) -> floa
     for length in settings.draft_lengths[1:]:
         speedups = results.speedups.get(key._replace(draft_length=length))
         if speedups:
-            half = radius(speedups, results.effect)
+            half = radius(speedups, results.effect(key.concurrency))
             bounds.append(math.fsum(speedups) / len(speedups) - half)
     return max(bounds)
 
 
 def _most_open(settings: Settings, results: Results, found: Estimates) -> Block | None:
-    """A block of the likely lengths where a wrong choice may cost most."""
-    best: tuple[float, str, int, list[int]] | None = None
-    for task, concurrency in found.decisions():
-        loss, contenders = found.open_loss(task, concurrency)
-        lengths = [
-            length
-            for length in contenders
-            if length and ended(settings, results, CellKey(task, length, concurrency)) is None
-        ]
-        if loss > OPEN_LOSS and lengths and (best is None or loss > best[0]):
-            best = (loss, task, concurrency, lengths)
-    if best is None:
+    """A block that tells most of the choice that may cost most; None when nothing can be told."""
+    for choice in sorted(found.open_choices(math.log1p(ALLOWED_LOSS)), reverse=True):
+        block = _telling(settings, results, choice)
+        if block is not None:
+            return block
+    return None
+
+
+def _telling(settings: Settings, results: Results, choice: OpenChoice) -> Block | None:
+    """More prompts of the task where acceptance is unsure, else the lengths in question."""
+    task, deepest = choice.task, settings.draft_lengths[-1]
+    if choice.is_acceptance and not _failed(results, task, deepest):
+        asked = _asked(results, task)
+        if len(asked) < dict(settings.num_prompts)[task]:
+            loads = [
+                c
+                for c in settings.concurrencies[1:]
+                if results.num_prompts[CellKey(task, deepest, c)]
+            ]
+            return _block(
+                settings, results, task, max(loads, default=choice.concurrency), (0, deepest)
+            )
+    lengths = [
+        length
+        for length in choice.lengths
+        if length and ended(settings, results, CellKey(task, length, choice.concurrency)) is None
+    ]
+    if not lengths:
         return None
-    return _block(settings, results, best[1], best[2], (0, *best[3]))
+    return _block(settings, results, task, choice.concurrency, (0, *lengths))
+
+
+def _failed(results: Results, task: str, length: int) -> bool:
+    return any(key.task == task and key.draft_length in (0, length) for key in results.errors)
+
+
+def _asked(results: Results, task: str) -> Counter[int]:
+    """How often each prompt of a task was asked with drafts."""
+    drafting = [arm for arm in results.arms if arm.block.task == task and arm.draft_length]
+    return Counter(prompt for arm in drafting for prompt in arm.block.prompts)
 
 
 def _least_measured(settings: Settings, results: Results) -> Block | None:
@@ -136,10 +181,14 @@ def _least_measured(settings: Settings, results: Results) -> Block | None:
 def _block(
     settings: Settings, results: Results, task: str, concurrency: int, lengths: tuple[int, ...]
 ) -> Block:
-    """The next prompts, in an order that the seed fixes; as many as keep the load up."""
+    """As many prompts as keep the load up: those that say most, else in an order that is drawn.
+
+    New to the cell, so that its times are of more prompts; then new to the task, for acceptance.
+    """
     available = dict(settings.num_prompts)[task]
     order = random.Random(f"{settings.seed}/{task}").sample(range(available), available)
     size = min(max(SMALLEST_BATCH, 2 * concurrency), available)
-    start = min(results.num_prompts[CellKey(task, lengths[-1], concurrency)], available - 1)
-    prompts = tuple(order[start : start + size])
-    return Block(results.num_blocks, task, concurrency, lengths, prompts)
+    cell, anywhere = CellKey(task, lengths[-1], concurrency), _asked(results, task)
+    here = Counter(n for arm in results.arms if arm.key == cell for n in arm.block.prompts)
+    order.sort(key=lambda prompt: (here[prompt], anywhere[prompt]))
+    return Block(results.num_blocks, task, concurrency, lengths, tuple(order[:size]))

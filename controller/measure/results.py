@@ -86,6 +86,19 @@ class Survival:
             self.steps[position] += num_steps
             self.accepted[position] += count
 
+    def join(self, other: "Survival") -> None:
+        """Add what `other` counted."""
+        self.steps = [a + b for a, b in zip(self.steps, other.steps, strict=True)]
+        self.accepted = [a + b for a, b in zip(self.accepted, other.accepted, strict=True)]
+
+
+class Batch(NamedTuple):
+    """One block's step times over those without speculation: logs by draft length, pair by pair."""
+
+    task: str
+    concurrency: int
+    ratios: dict[int, list[float]]
+
 
 @dataclass(slots=True)
 class Results:
@@ -97,7 +110,7 @@ class Results:
     errors: dict[CellKey, str] = field(default_factory=dict)  # of cells that failed
     survival: dict[CellKey, dict[int, Survival]] = field(default_factory=lambda: defaultdict(dict))
     _open: dict[int, list[Arm]] = field(default_factory=lambda: defaultdict(list))
-    _pairs: dict[CellKey, list[Pairs]] = field(default_factory=lambda: defaultdict(list))
+    _pairs: dict[Block, dict[int, Pairs]] = field(default_factory=lambda: defaultdict(dict))
     _compared: "Compared | None" = None
 
     @property
@@ -116,14 +129,13 @@ class Results:
         return self._compare().speedups
 
     @property
-    def ratios(self) -> Mapping[CellKey, list[float]]:
-        """Logs of the cell's step over a plain step, pair by pair."""
-        return self._compare().ratios
+    def batches(self) -> Sequence[Batch]:
+        """The step times of each block that were compared."""
+        return self._compare().batches
 
-    @property
-    def effect(self) -> float:
+    def effect(self, concurrency: int) -> float:
         """The design effect of times: 1 where the answers of a batch are independent."""
-        return self._compare().effect
+        return self._compare().effects.get(concurrency, 1.0)
 
     @property
     def num_disturbed(self) -> int:
@@ -149,7 +161,7 @@ class Results:
             plain, drafting = (arm, other) if arm.draft_length == 0 else (other, arm)
             if plain.draft_length == 0 and drafting.draft_length > 0:
                 pairs = list(zip(plain.answers, drafting.answers, strict=True))
-                self._pairs[drafting.key].append(pairs)
+                self._pairs[arm.block][drafting.draft_length] = pairs
         self._open[arm.block.number].append(arm)
 
     def plain_steps(self, concurrency: int) -> list[float]:
@@ -167,14 +179,14 @@ class Compared(NamedTuple):
 
     step_times: dict[tuple[int, int], list[float]]  # by draft length and concurrency
     speedups: dict[CellKey, list[float]]
-    ratios: dict[CellKey, list[float]]
-    effect: float
+    batches: list[Batch]
+    effects: dict[int, float]  # by concurrency
     num_disturbed: int
 
 
 def _compared(
     answers: Mapping[CellKey, list[Answer]],
-    pairs: Mapping[CellKey, list[Pairs]],
+    pairs: Mapping[Block, Mapping[int, Pairs]],
 ) -> Compared:
     """Times that can be right, compared. A step's time depends on draft length and load alone.
 
@@ -193,23 +205,37 @@ def _compared(
         )
 
     speedups: dict[CellKey, list[float]] = defaultdict(list)
-    ratios: dict[CellKey, list[float]] = defaultdict(list)
-    batches: dict[tuple[int, int], list[list[float]]] = defaultdict(list)
-    for key, batch in ((key, batch) for key, part in pairs.items() for batch in part):
-        right = [
-            (base, answer)
-            for base, answer in batch
-            if is_right(base, (0, key.concurrency)) and is_right(answer, key[1:])
-        ]
-        if right:
-            speedups[key] += [math.log(base.tpot_s / answer.tpot_s) for base, answer in right]
-            steps = [math.log(answer.step_s / base.step_s) for base, answer in right]
-            ratios[key] += steps
-            batches[key[1:]].append(steps)
+    batches: list[Batch] = []
+    for block, by_length in pairs.items():
+        batch = Batch(block.task, block.concurrency, {})
+        for length, both in by_length.items():
+            key = CellKey(block.task, length, block.concurrency)
+            right = [
+                (base, answer)
+                for base, answer in both
+                if is_right(base, (0, key.concurrency)) and is_right(answer, key[1:])
+            ]
+            if right:
+                speedups[key] += [math.log(base.tpot_s / answer.tpot_s) for base, answer in right]
+                batch.ratios[length] = [math.log(a.step_s / base.step_s) for base, a in right]
+        if batch.ratios:
+            batches.append(batch)
     disturbed = sum(
         answer.step_s > 0 and not is_right(answer, key[1:])
         for key, part in answers.items()
         for answer in part
     )
-    effect = design_effect(list(batches.values()))
-    return Compared(times, speedups, ratios, effect, disturbed)
+    return Compared(times, speedups, batches, _effects(batches), disturbed)
+
+
+def _effects(batches: Sequence[Batch]) -> dict[int, float]:
+    """Of each concurrency: what its own cells say, and no less than what all of them do."""
+    cells: dict[int, dict[CellKey, list[list[float]]]] = defaultdict(lambda: defaultdict(list))
+    for batch in batches:
+        for length, values in batch.ratios.items():
+            key = CellKey(batch.task, length, batch.concurrency)
+            cells[batch.concurrency][key].append(values)
+    overall = design_effect([part for group in cells.values() for part in group.values()])
+    return {
+        load: max(overall, design_effect(list(group.values()))) for load, group in cells.items()
+    }
