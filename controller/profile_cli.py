@@ -57,17 +57,15 @@ def diff(before: Path, after: Path, as_json: bool) -> None:
 def merge(files: tuple[Path, ...], out: Path) -> None:
     """Join profiles of one deployment: counts are pooled, cells put together.
 
-    Where several have a number, the latest run's counts.
+    Where several measured a cell, the latest run's counts. R, the crossovers and the recommendation
+    follow from the cells of all.
 
     Example: trt-mtp profile merge monday.json friday.json --out profile.json
     """
     from trt_mtp.controller.profile import read_profile, write_profile
-    from trt_mtp.controller.profile_diff import merge as join
+    from trt_mtp.controller.profile_merge import merged
 
-    merged = read_profile(files[0])
-    for file in files[1:]:
-        merged = join(merged, read_profile(file))
-    write_profile(out, merged)
+    write_profile(out, merged([read_profile(file) for file in files]))
     click.echo(f"{len(files)} profiles merged into {out}", err=True)
 
 

@@ -1,11 +1,9 @@
-"""Two profiles compared and joined, and what in one contradicts itself."""
+"""Two profiles compared, and what in one contradicts itself."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 
-from trt_mtp.controller.calibration import Calibration, Cell
-from trt_mtp.controller.counts import Counts
+from trt_mtp.controller.calibration import Calibration
 from trt_mtp.controller.profile import Profile, differing_parts
-from trt_mtp.errors import InputError
 
 LARGEST_STEP = 1.5  # of R between neighbouring draft lengths per drafted token: more is unlikely
 
@@ -57,72 +55,6 @@ def _best(calibration: Calibration | None) -> dict[tuple[str, int], int]:
     if calibration is None or calibration.recommendation is None:
         return {}
     return {(b.task, b.concurrency): b.draft_length for b in calibration.recommendation.best}
-
-
-def merge(first: Profile, second: Profile) -> Profile:
-    """Both together: counts pooled, cells of both; where both have a number, the later run's.
-
-    The recommendation and the crossovers are the later run's; calibrate again for those of both
-    together. Raises InputError when the two are of different deployments.
-    """
-    if first.fingerprint != second.fingerprint:
-        parts = differing_parts(first.measured_on, second.measured_on)
-        raise InputError(
-            f"the profiles are of {first.fingerprint or 'no fingerprint'} and "
-            f"{second.fingerprint or 'none'}{parts}: only profiles of one deployment can be merged"
-        )
-    early, late = sorted((first, second), key=_created)
-    ratios = {
-        length: {**early.step_ratio.get(length, {}), **late.step_ratio.get(length, {})}
-        for length in sorted({*early.step_ratio, *late.step_ratio})
-    }
-    return late.model_copy(
-        update={
-            "plain_step_s": dict(sorted({**early.plain_step_s, **late.plain_step_s}.items())),
-            "step_ratio": {length: dict(sorted(curve.items())) for length, curve in ratios.items()},
-            "acceptance": {**early.acceptance, **late.acceptance},
-            "posteriors": _pooled(early.posteriors, late.posteriors),
-            "calibration": _joined(early.calibration, late.calibration),
-        }
-    )
-
-
-def _created(profile: Profile) -> str:
-    return profile.calibration.created if profile.calibration else ""
-
-
-def _pooled(
-    one: Mapping[str, dict[str, list[float]]], other: Mapping[str, dict[str, list[float]]]
-) -> dict[str, dict[str, list[float]]]:
-    return {
-        key: Counts.total(Counts.from_json(p[key]) for p in (one, other) if key in p).to_json()
-        for key in sorted({*one, *other})
-    }
-
-
-def _joined(early: Calibration | None, late: Calibration | None) -> Calibration | None:
-    if early is None or late is None:
-        return late or early
-    cells = {_place(cell): cell for cell in (*early.cells, *late.cells)}
-    measured = set(cells)
-    return late.model_copy(
-        update={
-            "tasks": tuple(dict.fromkeys((*early.tasks, *late.tasks))),
-            "draft_lengths": tuple(sorted({*early.draft_lengths, *late.draft_lengths})),
-            "concurrencies": tuple(sorted({*early.concurrencies, *late.concurrencies})),
-            "duration_s": early.duration_s + late.duration_s,
-            "cells": tuple(cells[place] for place in sorted(cells)),
-            "unmeasured": tuple(
-                place
-                for place in sorted({*early.unmeasured, *late.unmeasured})
-                if place not in measured
-            ),
-        }
-    )
-
-
-def _place(cell: Cell) -> tuple[str, int, int]:
-    return cell.task, cell.draft_length, cell.concurrency
 
 
 def findings(profile: Profile) -> Iterator[str]:

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from tests.calibrate_world import World, run
 from trt_mtp.controller.calibration import Calibration, Recommendation
-from trt_mtp.controller.measure.conclusions import About, crossing, profile_of
+from trt_mtp.controller.measure.advice import crossing
+from trt_mtp.controller.measure.conclusions import About, profile_of
 from trt_mtp.controller.measure.fit import estimate
 from trt_mtp.controller.measure.plan import ended, next_block
 from trt_mtp.controller.measure.results import CellKey, Results

@@ -1,7 +1,7 @@
 """`trt-mtp profile`: show, diff, merge, check."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -14,6 +14,7 @@ from trt_mtp.controller.calibration import Calibration, Cell, Crossover, Interva
 from trt_mtp.controller.counts import Counts
 from trt_mtp.controller.measure.conclusions import About, profile_of
 from trt_mtp.controller.profile import Profile, profile_json, read_profile, write_profile
+from trt_mtp.controller.profile_merge import merged
 from trt_mtp.controller.tasks import TASKS
 from trt_mtp.serve.triton import TritonServer
 
@@ -24,9 +25,15 @@ WORLD = {"coding": 0.95, "writing": 0.55}
 RATIOS = {1: {1: 1.2, 4: 1.6}, 3: {1: 1.5, 4: 2.4}}
 
 
-def measured(created: str, seed: int, fingerprint: str = "f0", **parts: str) -> Profile:
+def measured(
+    created: str,
+    seed: int,
+    fingerprint: str = "f0",
+    tasks: Sequence[str] = tuple(WORLD),
+    **parts: str,
+) -> Profile:
     """A profile as a calibration writes it."""
-    world = World(WORLD, RATIOS, seed=seed)
+    world = World({task: WORLD[task] for task in tasks}, RATIOS, seed=seed)
     settings = world.settings(seed=seed)
     about = About(fingerprint, {"device": "double", **parts}, {}, created, "p", 0.0, 9, True, True)
     return profile_of(settings, run(world, settings), about)
@@ -72,22 +79,64 @@ def test_diff_names_what_changed(cli: Cli, tmp_path: Path, early: Profile, late:
 def test_merge_pools_counts_and_joins_cells(
     cli: Cli, tmp_path: Path, early: Profile, late: Profile
 ) -> None:
-    """Trials add up, every cell of either is there once, numbers are the later run's."""
+    """Trials add up, and every cell of either is there once."""
     write_profile(tmp_path / "a.json", early)
     write_profile(tmp_path / "b.json", late)
     out = tmp_path / "m.json"
     assert cli("profile", "merge", tmp_path / "b.json", tmp_path / "a.json", "--out", out).code == 0
-    merged = read_profile(out)
-    assert merged.step_ratio == late.step_ratio
+    joined = read_profile(out)
     key = "coding/greedy/direct"
-    trials = [Counts.from_json(p.posteriors[key]).trials[0] for p in (early, late, merged)]
+    trials = [Counts.from_json(p.posteriors[key]).trials[0] for p in (early, late, joined)]
     assert trials[2] == pytest.approx(trials[0] + trials[1])
     places = [
         {(c.task, c.draft_length, c.concurrency) for c in p.calibration.cells}
-        for p in (early, late, merged)
+        for p in (early, late, joined)
         if p.calibration
     ]
     assert places[2] == places[0] | places[1]
+
+
+def test_merging_advises_by_all_cells(cli: Cli, tmp_path: Path) -> None:
+    """Each run measured other tasks; what is merged advises for all, as one run of all does."""
+    first = measured("2026-01-01T00:00:00+00:00", 1, tasks=("coding",))
+    second = measured("2026-02-01T00:00:00+00:00", 1, tasks=("writing",))
+    write_profile(tmp_path / "a.json", first)
+    write_profile(tmp_path / "b.json", second)
+    out = tmp_path / "m.json"
+    assert cli("profile", "merge", tmp_path / "a.json", tmp_path / "b.json", "--out", out).code == 0
+    together = read_profile(out)
+    assert together.calibration is not None
+    advice = together.calibration.recommendation
+    assert advice is not None
+    world = World(WORLD, RATIOS, seed=1)
+    assert {(b.task, b.concurrency) for b in advice.best} == {(t, c) for t in WORLD for c in (1, 4)}
+    for best in advice.best:
+        truth = {k: world.true_speedup(best.task, k, best.concurrency) for k in (0, 1, 3)}
+        assert truth[best.draft_length] > 0.95 * max(truth.values())
+        assert best.speedup.value == pytest.approx(truth[best.draft_length], rel=0.1)
+    assert {c.task for c in together.calibration.crossovers} == set(WORLD)
+    for length, curve in RATIOS.items():
+        assert together.step_ratio[length] == pytest.approx(curve, rel=0.1)
+
+
+def test_merging_one_run_with_itself_changes_little(early: Profile) -> None:
+    """Fitted to its own cells, a profile gives the advice that it was written with."""
+    again = merged([early, early])
+    assert early.calibration is not None
+    assert again.calibration is not None
+    one, other = early.calibration.recommendation, again.calibration.recommendation
+    assert one is not None
+    assert other is not None
+    for before, after in zip(one.best, other.best, strict=True):
+        assert after.draft_length in (before.draft_length, *before.ties)
+        assert after.speedup.value == pytest.approx(before.speedup.value, rel=0.06)
+
+
+def test_profiles_without_cells_are_merged_too() -> None:
+    """Typed-in numbers are joined; there is nothing to advise by."""
+    joined = merged([Profile(acceptance={"qa": 0.5}), Profile(acceptance={"rag": 0.6})])
+    assert joined.acceptance == {"qa": 0.5, "rag": 0.6}
+    assert joined.calibration is None
 
 
 def test_profiles_of_two_deployments_are_not_merged(

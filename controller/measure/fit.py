@@ -22,7 +22,7 @@ from trt_mtp.controller.measure.step_costs import StepCosts, step_costs
 
 Array = npt.NDArray[np.float64]
 NUM_DRAWS = 400
-FAILED = -5.0  # log of the speedup that a length gets for a task that it can't answer
+FAILED = -5.0  # log of the AL that a length gets for a task that it can't answer
 FEWEST_PAIRS = 4  # of a cell that is compared with its prediction
 
 
@@ -77,26 +77,39 @@ def estimate(settings: Settings, results: Results, *, of_prompts: bool = False) 
     prompts were answered. Else they are a sample of what will be asked.
     """
     rng = np.random.default_rng(settings.seed)
-    lengths, loads = settings.draft_lengths, settings.concurrencies
-    if not results.batches:
-        return Estimates(lengths, {}, {}, {})
-    costs = step_costs(results.batches, lengths, NUM_DRAWS, rng)
-    by_load = _rising(costs.by_load, loads, len(lengths))
-    speedups, known = {}, {}
+    acceptance = {}
     for task, num_prompts in settings.num_prompts:
-        acceptance = _acceptance_draws(results, settings, task, rng)
-        if acceptance is None:
-            continue
-        draws, num_asked = acceptance
-        if of_prompts:
-            draws = draws[:1] + math.sqrt(1 - num_asked / num_prompts) * (draws - draws[:1])
-        known[task] = draws
-        for load in loads:
-            found = draws - by_load[load] - _task_costs(costs, task, load)
-            found[:, _failed(results, task, lengths)] = FAILED
-            speedups[task, load] = found
+        found = _acceptance_draws(results, settings, task, rng)
+        if found is not None:
+            draws, num_asked = found
+            if of_prompts:
+                draws = draws[:1] + math.sqrt(1 - num_asked / num_prompts) * (draws - draws[:1])
+            draws[:, _failed(results, task, settings.draft_lengths)] = FAILED
+            acceptance[task] = draws
+    return combined(
+        acceptance, results.batches, settings.draft_lengths, settings.concurrencies, rng
+    )
+
+
+def combined(
+    acceptance: dict[str, Array],
+    batches: Sequence[Batch],
+    lengths: tuple[int, ...],
+    loads: Sequence[int],
+    rng: np.random.Generator,
+) -> Estimates:
+    """log AL of each task, [1 + NUM_DRAWS, lengths], over the R that `batches` tell, at `loads`."""
+    if not batches:
+        return Estimates(lengths, {}, {}, {})
+    costs = step_costs(batches, lengths, NUM_DRAWS, rng)
+    by_load = _rising(costs.by_load, loads, len(lengths))
+    speedups = {
+        (task, load): draws - by_load[load] - _task_costs(costs, task, load)
+        for task, draws in acceptance.items()
+        for load in loads
+    }
     ratios = {load: np.exp(by_load[load][0]) for load in loads}
-    return Estimates(lengths, speedups, known, ratios)
+    return Estimates(lengths, speedups, acceptance, ratios)
 
 
 def _task_costs(costs: StepCosts, task: str, load: int) -> Array:
