@@ -96,6 +96,11 @@ class BestLength(_Record):
     ties: tuple[Count, ...] = ()  # other lengths whose interval can't be told from it
     may_lose: Finite | None = None  # of its speed, against the best other length at most (95 %)
 
+    @property
+    def is_settled(self) -> bool:
+        """Whether it loses no more than is allowed; true where that is not known."""
+        return self.may_lose is None or self.may_lose <= ALLOWED_LOSS
+
 
 class Recommendation(_Record):
     """What to do, from the numbers."""

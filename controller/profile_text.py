@@ -89,7 +89,7 @@ def _quality(calibration: Calibration) -> Iterator[str]:
 def _certainty(advice: Recommendation) -> Iterator[str]:
     losses = [best.may_lose for best in advice.best if best.may_lose is not None]
     if losses:
-        num_settled = sum(loss <= ALLOWED_LOSS for loss in losses)
+        num_settled = sum(best.is_settled for best in advice.best)
         yield (
             f"{num_settled} of {len(losses)} choices lose at most {ALLOWED_LOSS:.0%} against the "
             f"best length (95 %)"

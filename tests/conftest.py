@@ -1,6 +1,10 @@
 """Fixtures that more than one file of tests uses."""
 
 import os
+
+# before numpy comes: its threads spin, which slows small matrices down on a loaded machine
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass

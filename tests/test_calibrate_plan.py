@@ -171,15 +171,15 @@ def test_a_task_that_fails_ends_alone() -> None:
     """A variant that errors on one task leaves that cell failed, and all else is measured."""
     world = World(TASKS, RISING, failing=frozenset({("qa", 3)}))
     profile, results = calibrated(world)
-    assert results.errors[CellKey("qa", 3, 1)] == "the engine broke"
+    assert results.errors[CellKey("qa", 3, 16)] == "the engine broke"
     calibration, advice = parts(profile)
     assert {best.task for best in advice.best} == set(TASKS)
     failed = [(c.task, c.draft_length) for c in calibration.cells if c.ended == "failed"]
     assert ("qa", 3) in failed
     assert {best.draft_length for best in advice.best if best.task == "qa"} <= {0, 1}
-    assert "failed: qa at K=3, 1 at a time" in summary(profile)
+    assert "failed: qa at K=3, 16 at a time" in summary(profile)
     chosen = world.settings()
-    assert ended(chosen, results, CellKey("qa", 3, 1)) == "failed"
+    assert ended(chosen, results, CellKey("qa", 3, 16)) == "failed"
 
 
 def test_the_plan_depends_on_the_results_alone() -> None:

@@ -40,7 +40,7 @@ def batches(
 
 def costs(found: list[Batch]) -> StepCosts:
     """As a calibration finds them."""
-    return step_costs(found, LENGTHS, 400, np.random.default_rng(0))
+    return step_costs(found, LENGTHS, (1, 8, 64), 400, np.random.default_rng(0))
 
 
 @pytest.mark.parametrize("noise", [0.01, 0.05, 0.15])
@@ -85,12 +85,15 @@ def test_a_task_that_costs_more_is_believed_when_it_is_seen() -> None:
     assert found.by_chance[8][1:].std() > 2 * found.by_chance[1][1:].std()
 
 
-def test_what_was_never_measured_is_not_a_number() -> None:
-    """A length without a batch at a load has no R there."""
-    few = [Batch("qa", 1, {1: [0.2] * 8, 3: [0.4] * 8}), Batch("rag", 8, {5: [0.9] * 8})]
-    found = costs(few)
-    assert np.isnan(found.by_load[1][0]).tolist() == [False, False, False, True]
-    assert np.isnan(found.by_load[8][0]).tolist() == [False, True, True, False]
+def test_what_was_never_measured_is_unsure() -> None:
+    """A length or load without a batch is between free and K + 1, less sure than its neighbours."""
+    few = [Batch("qa", 1, {1: [0.2] * 8, 3: [0.4] * 8}), Batch("rag", 8, {3: [0.9] * 8})]
+    by_load = costs(few).by_load
+    for load, at in ((1, 3), (8, 1), (64, 2)):
+        assert 0.1 < by_load[load][1:, at].std() < math.log(LENGTHS[at] + 1) / 2
+        assert 0 < by_load[load][0, at] < math.log(LENGTHS[at] + 1)
+    deviations = [by_load[load][1:, 2].std() for load in (1, 8, 64)]
+    assert deviations[2] > 1.5 * max(deviations[:2])
 
 
 def test_few_batches_are_enough_to_say_something() -> None:

@@ -8,7 +8,7 @@ is the other: it belongs to the load, and to the task as far as measuring has sh
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -18,7 +18,7 @@ import numpy.typing as npt
 from trt_mtp.controller.acceptance import DECAY_RATIO
 from trt_mtp.controller.counts import MAX_POSITIONS
 from trt_mtp.controller.measure.results import Batch, CellKey, Results, Settings, Survival
-from trt_mtp.controller.measure.step_costs import StepCosts, step_costs
+from trt_mtp.controller.measure.step_costs import step_costs
 
 Array = npt.NDArray[np.float64]
 NUM_DRAWS = 400
@@ -101,22 +101,15 @@ def combined(
     """log AL of each task, [1 + NUM_DRAWS, lengths], over the R that `batches` tell, at `loads`."""
     if not batches:
         return Estimates(lengths, {}, {}, {})
-    costs = step_costs(batches, lengths, NUM_DRAWS, rng)
-    by_load = _rising(costs.by_load, loads, len(lengths))
+    costs = step_costs(batches, lengths, loads, NUM_DRAWS, rng)
     speedups = {
-        (task, load): draws - by_load[load] - _task_costs(costs, task, load)
+        (task, load): draws
+        - _rising(costs.by_load[load] + costs.by_cell.get((task, load), costs.by_chance[load]))
         for task, draws in acceptance.items()
         for load in loads
     }
-    ratios = {load: np.exp(by_load[load][0]) for load in loads}
+    ratios = {load: np.exp(_rising(costs.by_load[load])[0]) for load in loads}
     return Estimates(lengths, speedups, acceptance, ratios)
-
-
-def _task_costs(costs: StepCosts, task: str, load: int) -> Array:
-    """What a task's steps cost beyond the load's; at a load without batches, as at the nearest."""
-    if (task, load) in costs.by_cell:
-        return costs.by_cell[task, load]
-    return costs.by_chance[min(costs.by_chance, key=lambda other: abs(math.log(other / load)))]
 
 
 def _failed(results: Results, task: str, lengths: Sequence[int]) -> list[int]:
@@ -180,28 +173,15 @@ def acceptance_lengths(steps: Array, accepted: Array, draft_lengths: Sequence[in
     return np.asarray(1 + sums[:, [min(k, MAX_POSITIONS) for k in draft_lengths]])
 
 
-def _rising(measured: Mapping[int, Array], loads: Sequence[int], size: int) -> dict[int, Array]:
-    """log R of every load, with what was not measured, rising with the draft length.
+def _rising(log_ratios: Array) -> Array:
+    """log R that rises with the draft length, from 0 on.
 
-    What is missing is first interpolated between concurrencies (linear in their logarithm, flat
-    beyond the ends), then between draft lengths (linear, with R(0) = 1). Noise that makes a longer
-    draft cheaper is levelled: the mean of the rising curves above and below.
+    Noise that makes a longer draft cheaper is levelled: the mean of the rising curves above and
+    below.
     """
-    nothing = np.full((1 + NUM_DRAWS, size), np.nan)
-    stack = np.stack([measured.get(load, nothing) for load in loads])  # [loads, draws, lengths]
-    stack[:, :, 0] = 0.0
-    x = np.log(np.array(loads, float))
-    for at in range(1, size):
-        known = ~np.isnan(stack[:, 0, at])
-        if known.any() and not known.all():
-            for row in range(stack.shape[1]):
-                stack[~known, row, at] = np.interp(x[~known], x[known], stack[known, row, at])
-    for at in range(1, size):
-        if np.isnan(stack[0, 0, at]):
-            stack[:, :, at] = stack[:, :, at - 1]
-    above = np.maximum.accumulate(stack, axis=2)
-    below = np.minimum.accumulate(stack[:, :, ::-1], axis=2)[:, :, ::-1]
-    return dict(zip(loads, np.maximum((above + below) / 2, 0.0), strict=True))
+    above = np.maximum.accumulate(log_ratios, axis=1)
+    below = np.minimum.accumulate(log_ratios[:, ::-1], axis=1)[:, ::-1]
+    return np.asarray(np.maximum((above + below) / 2, 0.0))
 
 
 def prediction_errors(settings: Settings, results: Results) -> Iterator[float]:

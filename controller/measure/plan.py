@@ -1,25 +1,25 @@
 """What to measure next: few cells teach both factors, and the rest goes where a choice is open.
 
-speedup(task, K, B) = AL(task, K) / R(K, B), so that first each task is measured at the deepest
-draft length and the lowest concurrency, which teaches its acceptance at all lengths; then every
-draft length at every concurrency with one task or two, which teaches the step costs. From then on
-a choice counts as settled, measured or not, when the two factors leave no length that may be better
-by more than ALLOWED_LOSS; block after block goes where most may be lost.
+speedup(task, K, B) = AL(task, K) / R(K, B). So first each task is measured at the deepest draft
+length, at a concurrency that answers a batch at once, which teaches its acceptance at all lengths
+and concurrencies; then every draft length at every concurrency with one task or two, which teaches
+the step costs. From then on a choice counts as settled, measured or not, when the two factors leave
+no length that may be better by more than ALLOWED_LOSS; block after block goes where most may be
+lost. Last come the cells that people look at first, each task's choice at the lowest concurrency.
 """
 
 import math
 import random
 from collections import Counter
-from collections.abc import Sequence
 
 from trt_mtp.controller.calibration import ALLOWED_LOSS, Ended
+from trt_mtp.controller.measure.advice import best_index
 from trt_mtp.controller.measure.confidence import radius
 from trt_mtp.controller.measure.fit import Estimates, OpenChoice, estimate
 from trt_mtp.controller.measure.results import Block, CellKey, Results, Settings
 
 SMALLEST_BATCH = 8  # prompts; radius() is infinite below
 TOLERANCE = 0.05  # half of a speedup's interval, relative
-NUM_REFERENCES = 2  # tasks that the step costs are measured with
 
 
 def next_block(settings: Settings, results: Results) -> Block | None:
@@ -27,66 +27,86 @@ def next_block(settings: Settings, results: Results) -> Block | None:
 
     The same results always give the same block, so that a run that was killed goes on as it was.
     """
-    lowest = settings.concurrencies[0]
     if settings.all_cells:
         return _least_measured(settings, results)
-    tasks = random.Random(settings.seed).sample(settings.tasks, len(settings.tasks))
-    for task in tasks:
-        deepest = _deepest_untried(settings, results, task)
-        if deepest:
-            return _block(settings, results, task, lowest, (0, deepest))
-    for place, concurrency in enumerate(settings.concurrencies):
-        for task in _untaught(settings, results, place):
-            missing = [
-                length
-                for length in settings.draft_lengths[1:]
-                if not results.num_prompts[CellKey(task, length, concurrency)]
-            ]
-            if missing:
-                return _block(settings, results, task, concurrency, (0, *missing))
-    return _most_open(settings, results, estimate(settings, results, of_prompts=True))
-
-
-def _untaught(settings: Settings, results: Results, place: int) -> Sequence[str]:
-    """The tasks that are still to teach the step costs of a load.
-
-    Both references do at the lowest and the highest load, where tasks differ least and most; they
-    take turns between.
-    """
-    load = settings.concurrencies[place]
-    teachers = references(settings, results)
-    if teachers and 0 < place < len(settings.concurrencies) - 1:
-        teachers = (teachers[place % len(teachers)],)
-    num_taught = sum(
-        all(results.num_prompts[CellKey(task, k, load)] for k in settings.draft_lengths)
-        for task in settings.tasks
+    return (
+        _of_acceptance(settings, results)
+        or _of_step_costs(settings, results)
+        or _of_choices(settings, results, estimate(settings, results, of_prompts=True))
     )
-    return teachers[num_taught:]
 
 
-def _deepest_untried(settings: Settings, results: Results, task: str) -> int | None:
-    """The draft length to learn a task's acceptance with; None once one has answered it."""
-    lowest = settings.concurrencies[0]
-    for length in reversed(settings.draft_lengths[1:]):
-        if not results.num_prompts[CellKey(task, length, lowest)]:
-            return length
-        if not {CellKey(task, length, lowest), CellKey(task, 0, lowest)} & set(results.errors):
-            return None
+def _of_acceptance(settings: Settings, results: Results) -> Block | None:
+    """A task at the deepest length that it was not refused at; None when each has one."""
+    load = next((c for c in settings.concurrencies if c >= SMALLEST_BATCH), None)
+    load = load or settings.concurrencies[-1]
+    for task in random.Random(settings.seed).sample(settings.tasks, len(settings.tasks)):
+        for length in reversed(settings.draft_lengths[1:]):
+            keys = CellKey(task, length, load), CellKey(task, 0, load)
+            if not results.num_prompts[keys[0]]:
+                return _block(settings, results, task, load, (0, length))
+            if not set(keys) & set(results.errors):
+                break
     return None
 
 
+def _of_step_costs(settings: Settings, results: Results) -> Block | None:
+    """Every length at a load that no task has taught yet, the ends first; None when all have one.
+
+    Both references teach the lowest and the highest load, where tasks differ least and most; they
+    take turns between.
+    """
+    loads = settings.concurrencies
+    for place in ends_first(len(loads)):
+        teachers = references(settings, results)
+        if teachers and 0 < place < len(loads) - 1:
+            teachers = (teachers[place % len(teachers)],)
+        num_taught = sum(
+            all(results.num_prompts[CellKey(task, k, loads[place])] for k in settings.draft_lengths)
+            for task in settings.tasks
+        )
+        for task in teachers[num_taught:]:
+            missing = [
+                length
+                for length in settings.draft_lengths[1:]
+                if not results.num_prompts[CellKey(task, length, loads[place])]
+            ]
+            if missing:
+                return _block(settings, results, task, loads[place], (0, *missing))
+    return None
+
+
+def ends_first(n: int) -> list[int]:
+    """0 to n - 1 so that the first few lie apart.
+
+    >>> ends_first(5)
+    [0, 4, 2, 1, 3]
+    """
+    order, spans = [0, n - 1][:n], [(0, n - 1)]
+    for low, high in spans:
+        middle = (low + high) // 2
+        if low < middle < high:
+            order.append(middle)
+            spans += [(low, middle), (middle, high)]
+    return order
+
+
 def references(settings: Settings, results: Results) -> tuple[str, ...]:
-    """The tasks of the highest and the lowest acceptance: between them lie the others."""
-    lowest, deepest = settings.concurrencies[0], settings.draft_lengths[-1]
-    lengths = []
-    for task in settings.tasks:
-        survival = results.survival[CellKey(task, deepest, lowest)].values()
-        steps = sum(part.steps[0] for part in survival)
-        if steps and CellKey(task, deepest, lowest) not in results.errors:
-            lengths.append((sum(sum(part.accepted) for part in survival) / steps, task))
-    if not lengths:
+    """The tasks of the highest and the lowest acceptance: between them lie the others.
+
+    By their first batches, so that the same ones stay the references.
+    """
+    accepted: dict[str, float] = {}
+    for arm in results.arms:
+        good = [answer for answer in arm.answers if not answer.error]
+        steps = sum(answer.num_steps for answer in good)
+        if arm.draft_length == settings.draft_lengths[-1] and steps:
+            mean = sum(sum(answer.accepted_per_position) for answer in good) / steps
+            accepted.setdefault(arm.block.task, mean)
+    if not accepted:
         return ()
-    return tuple(dict.fromkeys((max(lengths)[1], min(lengths)[1])))[:NUM_REFERENCES]
+    ends = max(accepted, key=lambda t: accepted[t]), min(accepted, key=lambda t: accepted[t])
+    return tuple(dict.fromkeys(ends))
 
 
 def ended(settings: Settings, results: Results, key: CellKey) -> Ended | None:
@@ -121,12 +141,22 @@ def best_lower_bound(settings: Settings, results: Results, key: CellKey) -> floa
     return max(bounds)
 
 
-def _most_open(settings: Settings, results: Results, found: Estimates) -> Block | None:
-    """A block that tells most of the choice that may cost most; None when nothing can be told."""
+def _of_choices(settings: Settings, results: Results, found: Estimates) -> Block | None:
+    """A block that tells most of the choice that may cost most; then what is looked at first."""
     for choice in sorted(found.open_choices(math.log1p(ALLOWED_LOSS)), reverse=True):
         block = _telling(settings, results, choice)
         if block is not None:
             return block
+    lowest = settings.concurrencies[0]
+    for task in (task for task, load in found.speedups if load == lowest):
+        chosen = settings.draft_lengths[best_index(found.speedups[task, lowest])]
+        missing = [
+            length
+            for length in sorted({chosen or settings.draft_lengths[1], 0})
+            if not results.num_prompts[CellKey(task, length, lowest)]
+        ]
+        if missing:
+            return _block(settings, results, task, lowest, tuple(sorted({0, *missing})))
     return None
 
 

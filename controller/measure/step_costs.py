@@ -1,6 +1,6 @@
 """What a step costs by draft length, load and task, from few batches of answers.
 
-A mixed model of what a batch's steps took, load by load:
+A mixed model of what a batch's steps took, at each load:
 
     log of the time per step = pace + m(K) + u(task, K) + noise
 
@@ -11,6 +11,10 @@ power of the load), and how large the noise (of each load, around one of all), i
 likelihood (Searle, Casella and McCulloch, "Variance Components", 1992); draws are over what is
 likely of both. So a cell's own batches count as much as they differ less among themselves than
 tasks do, and a cell without any has the spread of tasks as its uncertainty.
+
+R lies between 1, where checking drafts is free, and K + 1, where it is no better than plain steps.
+A Gaussian process over length and load says no more than that, and that neighbours are alike: it
+fills in what was not measured, and is the less sure the farther off that is.
 """
 
 import math
@@ -31,17 +35,20 @@ NOISES = np.geomspace(0.002, 0.4, 14)  # of a batch, beyond that of its answers
 TYPICAL_SPREAD = 0.01  # of a half-Cauchy prior: AL / R holds unless the numbers say otherwise
 NOISE_VARIES = 0.7  # between loads, as the standard deviation of a logarithm
 TYPICAL_ANSWER_NOISE = 0.05  # where no batch has two answers
-WIDEST = 1.0  # of m, a priori
-NUM_LIKELY = 20  # sizes of noise and spreads that draws come from
+COST_VARIES = 0.3  # of log R, as a share of log(K + 1), around a half of it
+ALIKE_DOUBLINGS = 4.0  # of the load, over which costs are alike
+ALIKE_LENGTHS = 1.0  # in log(K + 1), the same
+WIDEST = 1.0  # of m, where only spread and noise are asked for
+NUM_LIKELY = 20  # noises and spreads that draws come from
 
 
 @dataclass(frozen=True, slots=True)
 class StepCosts:
-    """log R by draft length, 0 first: the estimate in row 0, then draws. NaN: never measured."""
+    """log R by draft length, 0 first: the estimate in row 0, then draws."""
 
     by_load: Mapping[int, Array]
-    by_cell: Mapping[tuple[str, int], Array]  # what a measured task has beyond its load's
-    by_chance: Mapping[int, Array]  # what a task that was not measured at a load may have
+    by_cell: Mapping[tuple[str, int], Array]  # what a task has beyond that where it was measured
+    by_chance: Mapping[int, Array]  # what a task may have beyond it where it was not
 
 
 class _Group(NamedTuple):
@@ -61,25 +68,28 @@ class _Evidence(NamedTuple):
 
 
 def step_costs(
-    batches: Sequence[Batch], lengths: Sequence[int], num_draws: int, rng: np.random.Generator
+    batches: Sequence[Batch],
+    lengths: Sequence[int],
+    loads: Sequence[int],
+    num_draws: int,
+    rng: np.random.Generator,
 ) -> StepCosts:
-    """The costs of all loads and cells that were measured; `lengths` begin with 0."""
+    """The costs at all `loads`, which ascend; `lengths` begin with 0."""
     found: dict[tuple[int, str], list[Batch]] = defaultdict(list)
     for batch in batches:
         found[batch.concurrency, batch.task].append(batch)
     groups = [_Group(task, load, part) for (load, task), part in sorted(found.items())]
-    loads = sorted({group.load for group in groups})
     place = np.array([loads.index(group.load) for group in groups])
     answer_noise = {load: _answer_noise([g for g in groups if g.load == load]) for load in loads}
     evidence = [_evidence(groups, lengths, answer_noise, noise) for noise in NOISES]
+    prior = _prior_of_costs(lengths, loads)
     drawn = [
-        _draw(_of_loads(evidence, noises, place), place, spreads, num_draws // NUM_LIKELY, rng)
+        _draw(
+            _of_loads(evidence, noises, place), place, spreads, prior, num_draws // NUM_LIKELY, rng
+        )
         for noises, spreads in _likely(evidence, place, loads, rng)
     ]
     by_load, by_group, spread = (_joined(part) for part in zip(*drawn, strict=True))
-    for at, load in enumerate(loads):
-        measured = {k for g in groups if g.load == load for b in g.batches for k in b.ratios}
-        by_load[:, at, [k not in measured for k in lengths[1:]]] = np.nan
     return StepCosts(
         {load: _with_none(by_load[:, at]) for at, load in enumerate(loads)},
         {(g.task, g.load): _with_none(by_group[:, at]) for at, g in enumerate(groups)},
@@ -119,6 +129,16 @@ def _evidence(
             weighted[at][places] += inverse @ means
             misfit[at] += float(means @ inverse @ means) + k * math.log(variance)
     return _Evidence(precision, weighted, misfit)
+
+
+def _prior_of_costs(lengths: Sequence[int], loads: Sequence[int]) -> tuple[Array, Array]:
+    """Mean and covariance of m, [loads · K]."""
+    most = np.log(np.array(lengths[1:], float) + 1)
+    doublings = np.log2(np.array(loads, float))
+    by_load = np.exp(-np.abs(np.subtract.outer(doublings, doublings)) / ALIKE_DOUBLINGS)
+    by_length = np.exp(-np.abs(np.subtract.outer(most, most)) / ALIKE_LENGTHS)
+    by_length *= COST_VARIES**2 * np.outer(most, most)
+    return np.tile(most / 2, len(loads)), np.kron(by_load, by_length)
 
 
 def _likely(
@@ -170,7 +190,7 @@ def _pool(evidence: _Evidence, place: Places, spreads: Array) -> _Pooled:
     size = evidence.weighted.shape[1]
     prior = _covariance(spreads, size)[place]
     shrink = np.linalg.inv(np.eye(size) + prior @ evidence.precision)
-    precision = np.tile(np.eye(size) / WIDEST**2, (len(spreads), 1, 1))
+    precision = np.zeros((len(spreads), size, size))
     np.add.at(precision, place, evidence.precision @ shrink)
     weighted = np.zeros((len(spreads), size))
     np.add.at(weighted, place, np.einsum("gji,gj->gi", shrink, evidence.weighted))
@@ -185,25 +205,37 @@ def _covariance(spreads: Array, size: int) -> Array:
 def _score(evidence: _Evidence, place: Places, spreads: Array) -> Array:
     """-2 log of each load's marginal likelihood, but for a constant."""
     pooled = _pool(evidence, place, spreads)
-    mean = np.linalg.solve(pooled.precision, pooled.weighted[..., None])[..., 0]
+    precision = pooled.precision + np.eye(pooled.weighted.shape[1]) / WIDEST**2
+    mean = np.linalg.solve(precision, pooled.weighted[..., None])[..., 0]
     by_group = evidence.misfit - np.linalg.slogdet(pooled.shrink)[1]
     by_group -= np.einsum(
         "gi,gij,gj->g", evidence.weighted, pooled.task_covariance, evidence.weighted
     )
-    by_load = np.linalg.slogdet(pooled.precision)[1] - (mean * pooled.weighted).sum(axis=1)
+    by_load = np.linalg.slogdet(precision)[1] - (mean * pooled.weighted).sum(axis=1)
     np.add.at(by_load, place, by_group)
     return np.asarray(by_load)
 
 
 def _draw(
-    evidence: _Evidence, place: Places, spreads: Array, num_draws: int, rng: np.random.Generator
+    evidence: _Evidence,
+    place: Places,
+    spreads: Array,
+    prior: tuple[Array, Array],
+    num_draws: int,
+    rng: np.random.Generator,
 ) -> tuple[Array, Array, Array]:
     """m by load, u by group, and u of a task without batches by load: the mean, then draws."""
     pooled = _pool(evidence, place, spreads)
-    size = evidence.weighted.shape[1]
-    covariance = np.linalg.inv(pooled.precision)
-    mean = np.einsum("lij,lj->li", covariance, pooled.weighted)
-    by_load = mean + _normal(covariance, num_draws, rng)  # [1 + draws, loads, K]
+    num_loads, size = pooled.weighted.shape
+    before = np.linalg.inv(prior[1])
+    precision = before.copy()
+    for at in range(num_loads):
+        own = slice(at * size, (at + 1) * size)
+        precision[own, own] += pooled.precision[at]
+    covariance = np.linalg.inv(precision)
+    mean = covariance @ (before @ prior[0] + pooled.weighted.ravel())
+    drawn = mean + _normal(covariance[None], num_draws, rng)[:, 0]
+    by_load = drawn.reshape(-1, num_loads, size)
     left = evidence.weighted - np.einsum("gij,rgj->rgi", evidence.precision, by_load[:, place])
     by_group = np.einsum("gij,rgj->rgi", pooled.task_covariance, left)
     by_group += _normal(pooled.task_covariance, num_draws, rng)

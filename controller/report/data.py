@@ -146,7 +146,16 @@ def _profile_parts(one: Calibrated) -> Iterator[str]:
     yield f"## {escaped(one.name)}"
     yield "**" + escaped(" ".join(report_text.headline(summary))) + "**"
     yield escaped(
-        " ".join(filter(None, [report_text.hosting(summary), report_text.coverage(summary)]))
+        " ".join(
+            filter(
+                None,
+                [
+                    report_text.hosting(summary),
+                    report_text.coverage(summary),
+                    report_text.certainty(summary),
+                ],
+            )
+        )
     )
     for title, table in (
         ("Draft length (and speedup) by requests at a time", report_tables.choices(summary)),

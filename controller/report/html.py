@@ -106,6 +106,7 @@ def _profile(one: Calibrated, name: str) -> dict[str, Any]:
         "headline": report_text.headline(summary),
         "hosting": report_text.hosting(summary),
         "coverage": report_text.coverage(summary),
+        "certainty": report_text.certainty(summary),
         "choices": _choices(summary, looks),
         "advice": report_tables.advice(summary),
         "loads": summary.concurrencies,
@@ -129,6 +130,7 @@ def _choices(summary: Summary, looks: Mapping[int, Any]) -> list[tuple[str, list
             line.append(
                 {
                     "length": None if best is None else report_tables.length(best.draft_length),
+                    "is_open": best is not None and not best.is_settled,
                     "gain": f"{'' if measured else '≈'}{best.speedup.value:.2f}×"
                     if best and best.draft_length
                     else "",

@@ -68,13 +68,17 @@ def _task_choices(summary: Summary, task: str) -> list[str]:
 
 def advice(summary: Summary) -> Table:
     """The length to use with its interval, and the lengths that can't be told from it."""
-    head = ("task", "requests at a time", "use K", "speedup (95 %)", "as good within the interval")
+    head = (
+        "task", "requests at a time", "use K", "speedup (95 %)", "as good within the interval",
+        "may lose (95 %)",
+    )  # fmt: skip
     found = [
         summary.best(row.task, load) for row in summary.tasks for load in summary.concurrencies
     ]
     lines = (
         [one.task, str(one.concurrency), length(one.draft_length), _advised(summary, one),
-         ", ".join(map(length, one.ties)) or NONE]
+         ", ".join(map(length, one.ties)) or NONE,
+         NONE if one.may_lose is None else f"{one.may_lose:.1%}"]
         for one in found if one is not None
     )  # fmt: skip
     return _table(head, lines)
@@ -106,13 +110,39 @@ def _task_line(summary: Summary, row: TaskRow) -> list[str]:
         row.task,
         length(row.best.draft_length) if row.best else NONE,
         _advised(summary, row.best) if row.best else NONE,
-        *_acceptance(row.drafting, named=row.drafting is not row.cell),
-        number(row.cell.ttft_ms.p50) if row.cell else NONE,
-        number(row.cell.tpot_ms.p50) if row.cell else NONE,
-        number(row.plain.tpot_ms.p50) if row.plain else NONE,
-        number(row.cell.tokens_per_s.value) if row.cell else NONE,
+        *(_pooled_acceptance(summary, row)
+          or _acceptance(row.drafting, named=row.drafting is not row.cell)),
+        *_times(row),
         number(row.plain.tokens_per_s.value) if row.plain else NONE,
-    ]
+    ]  # fmt: skip
+
+
+def _pooled_acceptance(summary: Summary, row: TaskRow) -> list[str] | None:
+    """Of a length that was not measured here, from what longer or busier drafts showed."""
+    if row.cell is not None or row.best is None or row.best.draft_length == 0:
+        return None
+    known = survival(by_key(summary.calibration), row.task)[: row.best.draft_length]
+    if len(known) < row.best.draft_length:
+        return None
+    return [f"{sum(known) / len(known):.0%}", number(1 + sum(known))]
+
+
+def _times(row: TaskRow) -> list[str]:
+    """TTFT, TPOT, that at none, and tokens a second; ≈ from those at none where not measured."""
+    plain, cell = row.plain, row.cell
+    at_none = number(plain.tpot_ms.p50) if plain else NONE
+    if cell is not None:
+        ttft, tpot, rate = cell.ttft_ms.p50, cell.tpot_ms.p50, cell.tokens_per_s.value
+        return [number(ttft), number(tpot), at_none, number(rate)]
+    if plain is None or row.best is None or not plain.tokens_per_s.value:
+        return [NONE, NONE, at_none, NONE]
+    # reading the prompt takes as long at every length; what comes after is faster
+    gain, ttft = row.best.speedup.value, plain.ttft_ms.p50
+    whole = 1e3 * plain.num_output_tokens / plain.num_requests / plain.tokens_per_s.value
+    whole *= plain.concurrency
+    rate = plain.tokens_per_s.value * whole / (ttft + max(whole - ttft, 0.0) / gain)
+    tpot = plain.tpot_ms.p50 / gain
+    return [f"≈ {number(ttft)}", f"≈ {number(tpot)}", at_none, f"≈ {number(rate)}"]
 
 
 def _acceptance(cell: Cell | None, *, named: bool) -> list[str]:

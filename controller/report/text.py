@@ -1,8 +1,9 @@
 """The report's sentences: what to do, in words that need no knowledge of speculation."""
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 
-from trt_mtp.controller.calibration import Interval
+from trt_mtp.controller.calibration import ALLOWED_LOSS, Interval
 from trt_mtp.controller.report.summary import Summary, TaskRow
 
 # the tasks of controller/tasks.py in everyday words
@@ -65,7 +66,7 @@ def headline(summary: Summary) -> tuple[str, ...]:
             "No advice: no variant without speculation was measured, so nothing can be said of "
             "what drafting gains.",
         )
-    lines = [_lengths(summary.tasks), _loads(summary), _between(summary), _unsure(summary.tasks)]
+    lines = [_lengths(summary), _loads(summary), _between(summary), _unsure(summary.tasks)]
     return tuple(filter(None, lines))
 
 
@@ -79,31 +80,49 @@ def _unsure(rows: Iterable[TaskRow]) -> str:
 
 
 def _between(summary: Summary) -> str:
-    """That the length changes with load before it becomes none; empty where it doesn't."""
+    """Lengths and none between the lowest load and the last; empty where there is nothing odd."""
+    text = ""
+    if _is_changing(summary):
+        text = "The best length changes with the load: the first table has it."
+    gaps: dict[int, list[str]] = {}
+    for row in (row for row in summary.tasks if row.best and row.best.draft_length):
+        for load in (c for c in summary.concurrencies if c < (row.none_from or math.inf)):
+            best = summary.best(row.task, load)
+            if best is not None and best.draft_length == 0:
+                gaps.setdefault(load, []).append(name(row.task))
+    for load, names in gaps.items():
+        text += f" At {at_a_time(load)} none is best for {listed(names)}."
+    return text.strip()
+
+
+def _is_changing(summary: Summary) -> bool:
+    """Whether a task's length, where it drafts, is another at another load."""
     advice = summary.calibration.recommendation
     lengths: dict[str, set[int]] = {}
     for one in advice.best if advice else ():
         lengths.setdefault(one.task, set()).add(one.draft_length)
-    changing = any(len(found - {0}) > 1 for found in lengths.values())
-    return "The best length changes with the load: the first table has it." if changing else ""
+    return any(len(found - {0}) > 1 for found in lengths.values())
 
 
-def _lengths(rows: Iterable[TaskRow]) -> str:
+def _lengths(summary: Summary) -> str:
     groups: dict[int, list[str]] = {}
-    for row in rows:
+    for row in summary.tasks:
         if row.best:
             groups.setdefault(row.best.draft_length, []).append(name(row.task))
     if not groups:
         return "No task was measured at the lowest load."
     if set(groups) == {0}:
         return "Use no speculation: no draft length that was measured is faster for any task."
+    use = "Use"
+    if _is_changing(summary):
+        use = f"At {at_a_time(summary.concurrencies[0])} use"
     if len(groups) == 1:
-        return f"Use draft length {next(iter(groups))} for every task."
+        return f"{use} draft length {next(iter(groups))} for every task."
     parts = [
         f"{'draft length ' if i == 0 else ''}{length or 'none'} for {listed(groups[length])}"
         for i, length in enumerate(sorted(groups, reverse=True))
     ]
-    return f"Use {'; '.join(parts)}."
+    return f"{use} {'; '.join(parts)}."
 
 
 def _loads(summary: Summary) -> str:
@@ -163,6 +182,25 @@ def hosting(summary: Summary) -> str:
     return (
         f"If you host one variant only, take {single}; choosing by task and load is {gain} times "
         "as fast as that."
+    )
+
+
+def certainty(summary: Summary) -> str:
+    """How many of the choices are settled; empty where that is not known."""
+    advice = summary.calibration.recommendation
+    known = [one for one in advice.best if one.may_lose is not None] if advice else []
+    unsettled = sum(not one.is_settled for one in known)
+    if not known:
+        return ""
+    if not unsettled:
+        return (
+            f"No other length that was measured is more than {ALLOWED_LOSS:.0%} faster than the "
+            "one shown, with 95 % confidence in each."
+        )
+    return (
+        f"A question mark says that another length may be more than {ALLOWED_LOSS:.0%} faster; for "
+        f"the other {len(known) - unsettled} of {len(known)} choices none is, with 95 % confidence "
+        "in each."
     )
 
 
