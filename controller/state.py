@@ -85,15 +85,17 @@ def default_replica(state: Path | None) -> str:
 class PeerStates:
     """Other gateways' state files, read again when they changed."""
 
-    def __init__(self, paths: Sequence[Path]) -> None:
-        self._paths = paths
+    def __init__(self, paths: Sequence[Path], later: Sequence[Path] = ()) -> None:
+        """Those in `later` need not be there yet."""
+        self._paths = (*paths, *later)
+        self._later = frozenset(later)
         self._stamps: dict[Path, tuple[int, ...]] = {}  # of what was read last
 
     def merge_into(self, policy: Policy, hosted: frozenset[str] = NONE) -> Iterator[str]:
         """Merge what changed since the last time; yields a sentence for each file that can't be."""
         for path in self._paths:
             stamp = _stamp(path)
-            if self._stamps.get(path) == stamp:
+            if self._stamps.get(path) == stamp or (not stamp and path in self._later):
                 continue
             self._stamps[path] = stamp
             try:

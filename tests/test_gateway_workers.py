@@ -65,6 +65,7 @@ def test_workers_share_the_port_the_load_and_the_metrics(
         address, http = gateway.ready["gateway"], gateway.ready["http"]
         pids = gateway.ready["workers"]
         assert len(set(pids)) == 2
+        assert "WARNING" not in gateway.log
 
         def value(name: str) -> float:
             found = samples(ask(http, "GET", "/metrics").body)

@@ -156,6 +156,18 @@ def test_a_peer_that_cannot_be_read_is_named_once_per_change(
     assert set(policy.acceptance.peers) == {"two"}
 
 
+def test_a_peer_that_comes_later_is_waited_for_in_silence(tmp_path: Path) -> None:
+    """As other workers write theirs a minute after the start; a broken one is named as any is."""
+    policy, path = Policy(Profile(fingerprint="a"), replica="one"), tmp_path / "peer"
+    peers = PeerStates([], later=[path])
+    assert not list(peers.merge_into(policy))
+    path.write_text("{")
+    assert len(list(peers.merge_into(policy))) == 1
+    save_state(path, taught(replica="two"))
+    assert not list(peers.merge_into(policy))
+    assert set(policy.acceptance.peers) == {"two"}
+
+
 def test_gateways_have_names_of_their_own(tmp_path: Path) -> None:
     """Unless it is named, a gateway is its machine and its file: not another's, and not `local`."""
     names = {default_replica(path) for path in (tmp_path / "a", tmp_path / "b", None)}

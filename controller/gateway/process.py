@@ -40,6 +40,7 @@ class ProcessConfig:
     log_prompts: bool = False  # in the decision log
     replica: str | None = None  # this gateway's name in states; None takes default_replica
     peer_states: Sequence[Path] = ()  # of other gateways: read at the start and every minute
+    worker_states: Sequence[Path] = ()  # of the other workers, the same once they are there
     traffic: Path | None = None  # what a rollout says about who goes where
 
 
@@ -56,7 +57,7 @@ def run_gateway(config: ProcessConfig, on_ready: OnReady) -> None:
 async def _run(config: ProcessConfig, on_ready: OnReady) -> None:
     profile = read_profile(config.profile) if config.profile else Profile()
     policy = Policy(profile, replica=config.replica or default_replica(config.state))
-    peers = PeerStates(config.peer_states)
+    peers = PeerStates(config.peer_states, config.worker_states)
     decisions = DecisionLog(config.decision_log) if config.decision_log else None
     traffic = TrafficFile(config.traffic) if config.traffic else None
     divided = TrafficPolicy(policy, traffic) if traffic else policy

@@ -123,7 +123,8 @@ class Tenant:
 
     def _refuse(self, limit: str, wait_s: float) -> None:
         raise LimitError(
-            f"tenant {self.record.name} may have {limit}: try again in {wait_s:.1f} s", wait_s
+            f"tenant {self.record.name} may have {limit}: try again in {max(wait_s, 0.1):.1f} s",
+            wait_s,
         )
 
 

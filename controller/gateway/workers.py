@@ -143,7 +143,7 @@ def worker_config(config: ProcessConfig, seat: Seat, shared: Path) -> ProcessCon
         config,
         gateway=replace(gateway, seat=seat),
         state=states[index],
-        peer_states=(*config.peer_states, *(other for other in states if other != states[index])),
+        worker_states=[other for other in states if other != states[index]],
         replica=f"{config.replica or default_replica(config.state)}-{index}",
         decision_log=decisions.with_stem(f"{decisions.stem}-{index}") if decisions else None,
     )
