@@ -23,6 +23,7 @@ from tests.gateway_fixtures import (
     wait_until,
 )
 from trt_mtp.controller.gateway import pool
+from trt_mtp.controller.gateway.addresses import resolve
 from trt_mtp.controller.gateway.stall import StallLimits
 from trt_mtp.controller.policy import Policy
 from trt_mtp.controller.profile import Profile
@@ -188,6 +189,27 @@ def test_a_dns_name_is_all_its_addresses(
         wait_until(lambda: set(backends) == {f"127.0.0.2:{port}"})
         addresses = ["127.0.0.1"]
         wait_until(lambda: any(v["is_ready"] for v in variants(thread).values()))
+
+
+@pytest.mark.parametrize(
+    ("families", "expected"),
+    [
+        ((socket.AF_INET,), ["10.0.0.1:8001"]),
+        ((socket.AF_INET6,), ["[fd00::1]:8001"]),
+        ((socket.AF_INET6, socket.AF_INET), ["10.0.0.1:8001"]),
+    ],
+)
+def test_a_server_with_addresses_of_both_kinds_is_one(
+    monkeypatch: pytest.MonkeyPatch, families: tuple[socket.AddressFamily, ...], expected: list[str]
+) -> None:
+    """IPv6 addresses count where there are no others."""
+    known = {
+        socket.AF_INET: ("10.0.0.1", 8001),
+        socket.AF_INET6: ("fd00::1", 8001, 0, 0),
+    }
+    found = [(family, socket.SOCK_STREAM, 6, "", known[family]) for family in families]
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: found)
+    assert asyncio.run(resolve("variants.test", 8001)) == expected
 
 
 @pytest.mark.parametrize("servers", ["", "nowhere", "a:1,dns:b:2", "http://a:1", "a:b"])

@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -241,6 +242,27 @@ def test_a_restart_loses_no_connection(doubles: TritonServer, tmp_path: Path) ->
     assert failures == []
 
 
+def has_ipv6() -> bool:
+    """False where this machine has no ::1."""
+    try:
+        with socket.socket(socket.AF_INET6) as probe:
+            probe.bind(("::1", 0))
+    except OSError:
+        return False
+    return True
+
+
+@pytest.mark.skipif(not has_ipv6(), reason="no IPv6 here")
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_it_listens_on_ipv6_as_well(doubles: TritonServer, tmp_path: Path, workers: str) -> None:
+    """Its addresses have brackets, as clients need them."""
+    options = ("--host", "::1", "--port", "0", "--http-port", "0", "--workers", workers)
+    with gateway_process(tmp_path / "log", "--triton", doubles.grpc_url, *options) as gateway:
+        assert gateway.ready["gateway"].startswith("[::1]:")
+        assert answer_one(gateway.ready["gateway"])
+        assert ask(gateway.ready["http"], "GET", "/v2/health/ready").status == 200
+
+
 def test_a_port_in_use_is_refused_and_a_worker_that_can_not_start_says_why(
     doubles: TritonServer, tmp_path: Path, cli: Callable[..., CliResult]
 ) -> None:
@@ -248,6 +270,9 @@ def test_a_port_in_use_is_refused_and_a_worker_that_can_not_start_says_why(
     taken = doubles.grpc_url.partition(":")[2]
     result = cli("gateway", "--triton", doubles.grpc_url, "--port", taken, "--workers", "2")
     assert (result.code, f"can't listen on 127.0.0.1:{taken}" in result.err) == (2, True)
+    options = ("--port", "0", "--admin-port", "65535", "--workers", "2")
+    result = cli("gateway", "--triton", doubles.grpc_url, *options)
+    assert (result.code, "--admin-port 65535 is too high for 2 workers" in result.err) == (2, True)
     options = ("--port", "0", "--ready-timeout-s", "0.2", "--workers", "2")
     result = cli("gateway", "--triton", "127.0.0.1:1", *options)
     assert result.code == 1

@@ -198,7 +198,11 @@ def test_files_that_are_no_tenants(tmp_path: Path) -> None:
     path = tmp_path / "t.json"
     with pytest.raises(InputError, match="can't be read"):
         Tenants(path, Scoreboard())
-    for text in ("", "[]", '{"schema_version": 2, "tenants": []}', "[" * 5000, "a: b: c"):
+    for text in ("", "[]", "some-token"):
+        path.write_text(text)
+        with pytest.raises(InputError, match=r"t\.json has to be a mapping with the keys schema_"):
+            Tenants(path, Scoreboard())
+    for text in ('{"schema_version": 2, "tenants": []}', "[" * 5000, "a: b: c"):
         path.write_text(text)
         with pytest.raises(InputError, match=r"t\.json"):
             Tenants(path, Scoreboard())

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import grpc
 
 from trt_mtp.controller.gateway.access import OPEN, AccessConfig
+from trt_mtp.controller.gateway.addresses import host_and_port
 from trt_mtp.controller.gateway.answering import Answering
 from trt_mtp.controller.gateway.dispatch import Dispatcher, RoutingPolicy
 from trt_mtp.controller.gateway.failure import RpcFailure, failure
@@ -112,12 +113,12 @@ class Gateway:
     @property
     def address(self) -> str:
         """HOST:PORT that clients connect to."""
-        return f"{self.config.host}:{self.port}"
+        return host_and_port(self.config.host, self.port)
 
     @property
     def http_address(self) -> str | None:
         """HOST:PORT of HTTP, where it is served."""
-        return None if self.http_port is None else f"{self.config.host}:{self.http_port}"
+        return None if self.http_port is None else host_and_port(self.config.host, self.http_port)
 
     async def start(self) -> None:
         """Bind, wait for a ready variant, and serve.
@@ -125,7 +126,7 @@ class Gateway:
         Raises InputError for a port that is in use or wrong TLS files, TrtMtpError when no variant
         gets ready.
         """
-        self.port = self._bind(f"{self.config.host}:{self.config.port}")
+        self.port = self._bind(host_and_port(self.config.host, self.config.port))
         await self.pool.wait_ready(self.config.ready_timeout_s)
         await self._start_http()
         await self._server.start()

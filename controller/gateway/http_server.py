@@ -8,6 +8,7 @@ import socket
 from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 
+from trt_mtp.controller.gateway.addresses import host_and_port, stream_socket
 from trt_mtp.controller.gateway.tls import WatchedTls
 from trt_mtp.errors import InputError
 from trt_mtp.serve.tls_files import TlsFiles, server_context
@@ -32,7 +33,7 @@ class HttpServer:
             handler_cancellation=True,  # a client that leaves ends its answer
             shutdown_timeout=grace_s,
         )
-        self._socket = socket.socket()
+        self._socket: socket.socket | None = None
 
     async def start(self, host: str, port: int, option: str, *, is_shared: bool = False) -> int:
         """Listen on `port`, or a free one where it is 0; the port.
@@ -40,18 +41,18 @@ class HttpServer:
         `is_shared` lets other processes have it too. Raises InputError, naming the `option`.
         """
         await self._runner.setup()
-        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        self._socket = stream_socket(host)
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, is_shared)
         try:
             self._socket.bind((host, port))
         except OSError as error:
             raise InputError(
-                f"can't listen on {host}:{port} for HTTP ({error.strerror}): "
+                f"can't listen on {host_and_port(host, port)} for HTTP ({error.strerror}): "
                 f"choose another with {option} (0 takes a free port)"
             ) from None
-        await self._serve()
+        await self._serve(self._socket)
         if self._tls is not None:
-            self._reloader = asyncio.create_task(self._reload(self._tls))
+            self._reloader = asyncio.create_task(self._reload(self._tls, self._socket))
         return int(self._socket.getsockname()[1])
 
     async def stop(self) -> None:
@@ -60,27 +61,28 @@ class HttpServer:
             self._reloader.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._reloader
-        self._socket.close()
+        if self._socket is not None:
+            self._socket.close()
         await self._runner.cleanup()
 
-    async def _serve(self) -> None:
+    async def _serve(self, listener: socket.socket) -> None:
         """Accept connections with the TLS files as they are now.
 
         Listening goes on meanwhile: the site that takes over has the same socket.
         """
         before = self._site
         context = server_context(self._tls.files) if self._tls else None
-        self._site = web.SockSite(self._runner, self._socket.dup(), ssl_context=context)
+        self._site = web.SockSite(self._runner, listener.dup(), ssl_context=context)
         await self._site.start()
         if before is not None:
             await before.stop()
 
-    async def _reload(self, tls: WatchedTls) -> None:
+    async def _reload(self, tls: WatchedTls, listener: socket.socket) -> None:
         while True:
             await asyncio.sleep(RELOAD_S)
             if tls.has_changed():
                 try:
-                    await self._serve()
+                    await self._serve(listener)
                 except InputError as error:  # changed again in between
                     log.error("%s", error)
 

@@ -4,13 +4,13 @@ import asyncio
 import contextlib
 import logging
 import re
-import socket
 import time
 from collections.abc import Mapping, Sequence
 
 import grpc
 
 from trt_mtp.controller.decision import VariantState
+from trt_mtp.controller.gateway.addresses import resolve
 from trt_mtp.controller.gateway.backend import CALL_TIMEOUT_S, Backend, Hosted
 from trt_mtp.controller.gateway.upstream import Metadata
 from trt_mtp.errors import InputError, TrtMtpError
@@ -40,6 +40,7 @@ class Pool:
         self._watchers: dict[str, asyncio.Task[None]] = {}
         self._resolver: asyncio.Task[None] | None = None
         self._leaving: set[asyncio.Task[None]] = set()
+        self._dns_problem = ""  # that was logged
         self._is_watching = False
         for target in targets:
             self._add(target)
@@ -168,13 +169,13 @@ class Pool:
             return
         host, _, port = self._name.rpartition(":")
         try:
-            found = await asyncio.get_running_loop().getaddrinfo(
-                host, int(port), family=socket.AF_INET, type=socket.SOCK_STREAM
-            )
+            targets = await resolve(host, int(port))
         except OSError as error:  # what was found before stays
-            log.warning("%s can't be resolved: %s", host, error)
+            if str(error) != self._dns_problem:
+                self._dns_problem = str(error)
+                log.warning("%s can't be resolved: %s", host, error.strerror or error)
             return
-        targets = sorted({f"{address[0]}:{port}" for *_, address in found})
+        self._dns_problem = ""
         for target in targets:
             if target not in self.backends:
                 log.info("%s has %s", host, target)

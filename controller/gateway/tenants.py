@@ -198,6 +198,8 @@ def read_tenants(path: Path) -> TenantsFile:
         raise InputError(f"{path} can't be read: {error}") from None
     except (yaml.YAMLError, RecursionError):
         raise InputError(f"{path} is neither YAML nor JSON") from None
+    if not isinstance(value, dict):
+        raise InputError(f"{path} has to be a mapping with the keys schema_version and tenants")
     try:
         return TenantsFile.model_validate(value)
     except ValidationError as error:

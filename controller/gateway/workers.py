@@ -22,6 +22,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from trt_mtp.controller.gateway.addresses import host_and_port, stream_socket
 from trt_mtp.controller.gateway.metrics import SHARED_FOLDER
 from trt_mtp.controller.gateway.process import (
     END_SIGNALS,
@@ -37,6 +38,7 @@ from trt_mtp.serve.processes import die_with_parent
 
 log = logging.getLogger(__name__)
 
+MAX_PORT = 65_535
 WATCH_S = 0.2
 MAX_FAILED_STARTS = 5  # of one worker in a row, then all end
 START_AGAIN_S = 0.5  # after a start that failed; twice that after the next
@@ -47,6 +49,12 @@ def run_workers(config: ProcessConfig, num_workers: int, on_ready: OnReady) -> N
 
     Raises what the first start of one of them raises, and TrtMtpError when one can't be kept up.
     """
+    last_admin_port = (config.gateway.admin_port or 0) + num_workers - 1
+    if last_admin_port > MAX_PORT:
+        raise InputError(
+            f"--admin-port {config.gateway.admin_port} is too high for {num_workers} workers: each "
+            f"has a port from there on, and {MAX_PORT} is the last there is"
+        )
     with (
         _shared_folder() as shared,
         scoreboard_memory(num_workers) as memory,
@@ -217,23 +225,18 @@ def _reserve(host: str, port: int, option: str, is_shared: bool, held: list[sock
     """Keep `port` for SO_REUSEPORT, and unless it `is_shared`, see first that it is free."""
     try:
         if not is_shared:
-            with _socket(host) as probe:
+            with stream_socket(host) as probe:
                 probe.bind((host, port))
-        holder = _socket(host)
+        holder = stream_socket(host)
         held.append(holder)
         holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         holder.bind((host, port))
     except OSError as error:
         raise InputError(
-            f"can't listen on {host}:{port} ({error.strerror}): choose another with {option}"
+            f"can't listen on {host_and_port(host, port)} ({error.strerror}): choose another with "
+            f"{option}"
         ) from None
     return int(holder.getsockname()[1])
-
-
-def _socket(host: str) -> socket.socket:
-    found = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
-    found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    return found
 
 
 @contextmanager
