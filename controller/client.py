@@ -30,6 +30,8 @@ class Prompt:
     temperature: float = 0.0
     seed: int = 0
     parameters: Mapping[str, str] = field(default_factory=dict)
+    emitted_ids: tuple[int, ...] = ()  # of the answer, which is asked to go on after them
+    wants_margin: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +49,7 @@ class TimedAnswer:
     decision_id: str = ""
     num_first_tokens: int = 1  # of the first message
     itl_s: tuple[float, ...] = ()  # between two messages
+    margin: float | None = None  # of the two best logits of the first token, if wanted and known
 
     @property
     def step_s(self) -> float:
@@ -65,7 +68,14 @@ def tensors(prompt: Prompt) -> list[grpcclient.InferInput]:
     }
     if prompt.tools:
         values["tools"] = (np.dtype(object), "BYTES", json.dumps(prompt.tools).encode())
+    if prompt.wants_margin:
+        values["return_margin"] = (np.dtype(bool), "BOOL", True)
     inputs = []
+    if prompt.emitted_ids:
+        emitted = np.array(prompt.emitted_ids, np.int32)
+        tensor = grpcclient.InferInput("emitted_ids", [emitted.size], "INT32")
+        tensor.set_data_from_numpy(emitted)
+        inputs.append(tensor)
     for name, (dtype, datatype, value) in values.items():
         tensor = grpcclient.InferInput(name, [1], datatype)
         tensor.set_data_from_numpy(np.array([value], dtype=dtype))
@@ -129,6 +139,7 @@ class StreamClient:
                 break
         self._is_waiting = False
         parameters = result.get_response().parameters
+        margin = result.as_numpy("margin")
         return TimedAnswer(
             text="".join(texts),
             token_ids=tuple(ids),
@@ -142,6 +153,7 @@ class StreamClient:
             },
             num_first_tokens=num_first_tokens,
             itl_s=tuple(after - before for before, after in itertools.pairwise(times)),
+            margin=None if margin is None else float(margin[0]),
         )
 
     def _next(self, model: str) -> tuple[float, Any]:

@@ -2,7 +2,8 @@
 
 Inputs that TensorRT-LLM's own `llmapi` Triton model has keep its names and types
 (github.com/NVIDIA/TensorRT-LLM, triton_backend/all_models/llmapi/tensorrt_llm/config.pbtxt), so
-that its clients work unchanged. `input_ids`, `messages`, `tools` and `emitted_ids` are additions.
+that its clients work unchanged. `input_ids`, `messages`, `tools`, `emitted_ids` and
+`return_margin` are additions.
 """
 
 from dataclasses import dataclass
@@ -38,6 +39,7 @@ INPUTS = (
     TensorSpec("sampling_param_exclude_input_from_output", "TYPE_BOOL"),
     TensorSpec("sampling_param_return_perf_metrics", "TYPE_BOOL"),
     TensorSpec("return_finish_reason", "TYPE_BOOL"),
+    TensorSpec("return_margin", "TYPE_BOOL"),
 )
 
 # The last response brings all that the request asks for (no outputs named: everything);
@@ -52,6 +54,8 @@ OUTPUTS = (
     TensorSpec("num_draft_tokens", "TYPE_INT32"),
     TensorSpec("num_accepted_draft_tokens", "TYPE_INT32"),
     TensorSpec("accepted_per_position", "TYPE_INT32", (-1,)),  # [draft length]
+    # of the first token's two best logits, where return_margin asks and the engine gives logits
+    TensorSpec("margin", "TYPE_FP32"),
 )
 
 COUNTERS = frozenset(

@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 CANCEL_POLL_S = 0.05  # asking Triton whether a client is still there takes about 50 µs a request
 PUBLISH_S = 1.0
 FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
-NUMPY_TYPES = {"TYPE_STRING": np.object_, "TYPE_INT32": np.int32}
+NUMPY_TYPES = {"TYPE_STRING": np.object_, "TYPE_INT32": np.int32, "TYPE_FP32": np.float32}
 DTYPES = {spec.name: NUMPY_TYPES[spec.data_type] for spec in OUTPUTS}
 
 
@@ -86,7 +86,8 @@ class Flight:
 
     def _closing_values(self, chunk: Chunk) -> dict[str, Any]:
         counters = chunk.counters
-        return {
+        margin = {} if chunk.margin is None else {"margin": [chunk.margin]}
+        return margin | {
             "finish_reason": [str(chunk.finish_reason).encode()],
             "num_input_tokens": [self.num_input_tokens],
             "num_output_tokens": [chunk.num_output_tokens],

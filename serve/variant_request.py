@@ -36,7 +36,12 @@ def read_request(inputs: Inputs, parameters: str, engine: Engine) -> VariantRequ
     _check_parameters(json.loads(parameters) if parameters else {})
     flags = {name: bool(inputs[name].item()) for name in OUTPUT_FLAGS if name in inputs}
     return VariantRequest(
-        request=Request(_prompt_ids(inputs, engine), _sampling(inputs), _emitted_ids(inputs)),
+        request=Request(
+            _prompt_ids(inputs, engine),
+            _sampling(inputs),
+            _emitted_ids(inputs),
+            "return_margin" in inputs and bool(inputs["return_margin"].item()),
+        ),
         is_streaming="streaming" in inputs and bool(inputs["streaming"].item()),
         echo=_echo(inputs),
         omitted=frozenset[str]().union(

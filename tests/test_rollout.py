@@ -159,6 +159,10 @@ def test_what_is_worse_is_taken_back(
     assert is_as_before(here, before, variant)
     assert cli("rollout", "status", file).code == code
     assert cli("rollout", "start", file).code == code  # it is left as it is
+    if "first_token" in manners:
+        events = json.loads(cli("rollout", "history", file, "--json").out)["events"]
+        (failed,) = [event for event in events if event["stage"] == "failed"]
+        assert [found["got"][0] for found in failed["what"]["divergences"]] == [9] * 8
 
 
 @pytest.mark.parametrize(("manners", "code"), [({}, 0), ({"fifth_token": 9}, 4)])

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from trt_mtp.controller.client import Prompt
 from trt_mtp.controller.gateway.traffic import Traffic
 from trt_mtp.controller.rollout.equivalence import compare_answers, greedy_prompts
 from trt_mtp.controller.rollout.gates import GateFailed
@@ -141,10 +142,16 @@ class Equivalence:
         prompts, timeout_s = greedy_prompts(), work.spec.how.gates.probe_timeout_s
         expected = site.answers(reference, prompts, timeout_s)
         work.check()
-        outcome = compare_answers(prompts, expected, site.answers(new, prompts, timeout_s))
+        got = site.answers(new, prompts, timeout_s)
+
+        def margin(prompt: Prompt, prefix: tuple[int, ...]) -> float | None:
+            return site.margin(reference, prompt, prefix, timeout_s)
+
+        outcome = compare_answers(prompts, expected, got, margin)
+        found = {"reference": reference, **outcome.to_json()}
         if outcome.num_diverged > work.spec.how.gates.max_divergences:
-            raise GateFailed(f"{new} does not answer as {reference}: {outcome.sentence()}")
-        return {"reference": reference, **outcome.to_json()}
+            raise GateFailed(f"{new} does not answer as {reference}: {outcome.sentence()}", found)
+        return found
 
     def undo(self, work: Work) -> Result:
         """Nothing: it only asked."""

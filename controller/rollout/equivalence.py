@@ -1,6 +1,6 @@
 """Does the new variant answer as the running one does, token for token?"""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -14,8 +14,8 @@ SHOWN = 8  # tokens of each continuation
 class Divergence:
     """Where an answer left the reference, and how both went on (token ids).
 
-    `margin` is the difference of the two best logits there, which tells a near-tie from an error;
-    None where the engine does not give it, and neither of ours does over Triton.
+    `margin` is the difference of the reference's two best logits there, which tells a near-tie from
+    an error; None where the engine gives no logits, as TensorRT-LLM does while it drafts.
     """
 
     prompt: str
@@ -43,10 +43,11 @@ class Equivalence:
         if not self.divergences:
             return f"{self.num_prompts} answers of {self.num_tokens} tokens are equal"
         first = self.divergences[0]
+        margin = "not known" if first.margin is None else f"{first.margin:.4g}"
         return (
             f"{self.num_diverged} of {self.num_prompts} greedy answers differ, the first at token "
             f"{first.position} of {first.prompt!r}: expected {list(first.expected)}, got "
-            f"{list(first.got)}"
+            f"{list(first.got)} (margin of the reference's two best logits there: {margin})"
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -63,9 +64,12 @@ def greedy_prompts() -> list[Prompt]:
 
 
 def compare_answers(
-    prompts: Sequence[Prompt], expected: Sequence[TimedAnswer], got: Sequence[TimedAnswer]
+    prompts: Sequence[Prompt],
+    expected: Sequence[TimedAnswer],
+    got: Sequence[TimedAnswer],
+    margin: Callable[[Prompt, tuple[int, ...]], float | None],
 ) -> Equivalence:
-    """Every answer against its reference."""
+    """Every answer against its reference, whose `margin` after some tokens can be asked for."""
     divergences = []
     for prompt, one, other in zip(prompts, expected, got, strict=True):
         if one.token_ids != other.token_ids:
@@ -76,6 +80,7 @@ def compare_answers(
                     at,
                     one.token_ids[at : at + SHOWN],
                     other.token_ids[at : at + SHOWN],
+                    margin(prompt, one.token_ids[:at]),
                 )
             )
     num_tokens = sum(len(answer.token_ids) for answer in expected)

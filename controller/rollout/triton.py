@@ -8,6 +8,7 @@ added or the configuration changes, the running one included, and unloads only a
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -139,6 +140,20 @@ class TritonSite:
                 return [client.ask(self.model(variant), prompt) for prompt in prompts]
         except TrtMtpError as error:
             raise Refused(str(error)) from None
+
+    def margin(
+        self, variant: str, prompt: Prompt, prefix: tuple[int, ...], timeout_s: float
+    ) -> float | None:
+        """By how much the best token leads the second one after `prefix` of an answer, in logits.
+
+        None where that can't be known: an engine that gives no logits, a model that was written
+        before it could be asked, an answer that has ended.
+        """
+        asked = replace(prompt, emitted_ids=prefix, max_tokens=len(prefix) + 1, wants_margin=True)
+        try:
+            return self.answers(variant, [asked], timeout_s)[0].margin
+        except Refused:
+            return None
 
     def _wait_for_end(
         self, model: str, state: str, timeout_s: float, still_ours: Callable[[], None]

@@ -36,6 +36,7 @@ class Request:
     prompt_ids: tuple[int, ...]
     sampling: SamplingParams = field(default_factory=SamplingParams)
     emitted_ids: tuple[int, ...] = ()
+    wants_margin: bool = False
 
     @property
     def context_ids(self) -> tuple[int, ...]:
@@ -67,6 +68,7 @@ class Chunk:
     num_output_tokens: int  # so far, those of Request.emitted_ids among them
     finish_reason: FinishReason | None = None  # set on the last chunk only
     error: str = ""  # one sentence, with finish_reason "error"
+    margin: float | None = None  # of the two best logits of this engine's first token, if wanted
 
 
 @dataclass(frozen=True, slots=True)

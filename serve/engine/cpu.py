@@ -17,6 +17,7 @@ from trt_mtp.errors import TrtMtpError
 from trt_mtp.serve.engine import cycle, forward
 from trt_mtp.serve.engine.base import Chunk, EngineStatistics, Request
 from trt_mtp.serve.engine.checks import check_request
+from trt_mtp.serve.engine.kernels import Array
 from trt_mtp.serve.engine.sequence import Sequence
 from trt_mtp.serve.engine.text import TextCodec, begin_answer
 from trt_mtp.serve.engine.weights import (
@@ -76,6 +77,12 @@ def allocate(
     )
     rows = forward.Rows(*(np.zeros(num_rows, np.int64) for _ in range(3)))
     return state, scratch, rows
+
+
+def margin(logits: Array) -> float:
+    """By how much the best of `logits` [V] leads."""
+    second, best = np.partition(logits, -2)[-2:]
+    return float(best - second)
 
 
 class CpuEngine:
@@ -223,6 +230,8 @@ class CpuEngine:
         )
         sequence.num_prefilled = stop
         if sequence.is_prefilled:
+            if sequence.request.wants_margin:
+                sequence.margin = margin(self._scratch.logits[0])
             self._deliver(sequence, [int(self._state.tokens[slot, num_context])])
 
     def _decode(self) -> None:

@@ -22,6 +22,7 @@ class Sequence:
     accepted_per_position: list[int] = field(default_factory=list)
     is_cancelled: bool = False
     finish_reason: FinishReason | None = None
+    margin: float | None = None
 
     def __post_init__(self) -> None:
         self.num_output_tokens = len(self.request.emitted_ids)
@@ -83,7 +84,13 @@ class Sequence:
 
     def _deliver(self, text: str, token_ids: tuple[int, ...], error: str = "") -> None:
         chunk = Chunk(
-            text, token_ids, self.counters, self.num_output_tokens, self.finish_reason, error
+            text,
+            token_ids,
+            self.counters,
+            self.num_output_tokens,
+            self.finish_reason,
+            error,
+            self.margin,
         )
         try:
             self.on_chunk(chunk)
