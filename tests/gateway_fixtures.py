@@ -76,7 +76,7 @@ class GatewayThread:
         async def make() -> Gateway:
             return Gateway(config, policy)
 
-        self.gateway: Gateway = self.run(make()).result(10)
+        self.gateway: Gateway = self.run(make()).result(60)
 
     def run(self, work: Coroutine[Any, Any, Any]) -> "Future[Any]":
         """Start `work` in the gateway's loop."""
@@ -86,14 +86,14 @@ class GatewayThread:
         """Stop the gateway and its loop."""
         self.run(self.gateway.stop()).result(60)
         self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join(10)
+        self._thread.join(60)
         self._loop.close()
 
 
 @contextlib.contextmanager
 def running_gateway(triton: str, policy: Any = None, **settings: Any) -> Iterator[GatewayThread]:
     """A gateway in front of `triton`, stopped at the end."""
-    settings = {"port": 0, "grace_s": 5.0, "ready_timeout_s": 20.0, "patience_s": 1.0, **settings}
+    settings = {"port": 0, "grace_s": 5.0, "ready_timeout_s": 60.0, "patience_s": 1.0, **settings}
     thread = GatewayThread(GatewayConfig(triton, **settings), policy or FixedPolicy())
     try:
         thread.run(thread.gateway.start()).result(60)
@@ -212,7 +212,7 @@ def script_request(
     return request
 
 
-def wait_until(is_true: Callable[[], bool], timeout_s: float = 20.0) -> None:
+def wait_until(is_true: Callable[[], bool], timeout_s: float = 60.0) -> None:
     """Wait for something that another thread or process does."""
     deadline = time.monotonic() + timeout_s
     while not is_true():

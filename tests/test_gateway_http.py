@@ -235,9 +235,9 @@ def test_stopping_finishes_answers_over_http(doubles: TritonServer) -> None:
             assert response.readline().startswith(b"data: ")
             stopping = thread.run(thread.gateway.stop())
             rest = Reply(200, {}, response.read().lstrip())
-            stopping.result(20)
+            stopping.result(60)
         assert rest.events()[-1]["text_output"] == "w14"
         with pytest.raises(ConnectionRefusedError):
             ask(address, "GET", "/v2/health/live")
         with pytest.raises(grpc.RpcError), grpc.insecure_channel(thread.gateway.address) as channel:
-            channel.unary_unary("/inference.GRPCInferenceService/ServerLive")(b"", timeout=5)
+            channel.unary_unary("/inference.GRPCInferenceService/ServerLive")(b"", timeout=60)

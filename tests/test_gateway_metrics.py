@@ -72,7 +72,7 @@ def samples(text: bytes) -> dict[tuple[str, str, str], float]:
 def get(address: str | None, path: str) -> tuple[int, str, bytes]:
     """Status, content type and body of a GET."""
     assert address is not None
-    connection = http.client.HTTPConnection(address, timeout=20)
+    connection = http.client.HTTPConnection(address, timeout=60)
     try:
         connection.request("GET", path)
         response = connection.getresponse()

@@ -78,13 +78,13 @@ def test_every_call_but_health_needs_a_token(url: str, method: str) -> None:
             path = f"/{SERVICE.full_name}/{method}"
             if method == "ModelStreamInfer":
                 with pytest.raises(grpc.RpcError) as refused:
-                    next(channel.stream_stream(path)(iter([b""]), metadata=metadata, timeout=20))
+                    next(channel.stream_stream(path)(iter([b""]), metadata=metadata, timeout=60))
             elif method in ("ServerLive", "ServerReady"):
-                assert channel.unary_unary(path)(b"", metadata=metadata, timeout=20)
+                assert channel.unary_unary(path)(b"", metadata=metadata, timeout=60)
                 continue
             else:
                 with pytest.raises(grpc.RpcError) as refused:
-                    channel.unary_unary(path)(b"", metadata=metadata, timeout=20)
+                    channel.unary_unary(path)(b"", metadata=metadata, timeout=60)
         assert refused.value.code() == grpc.StatusCode.UNAUTHENTICATED
         assert "token" in refused.value.details()
 
@@ -181,7 +181,7 @@ def test_what_is_too_much_is_refused(
     with grpc.insecure_channel(url) as channel:
         call = channel.unary_unary(f"/{SERVICE.full_name}/ModelInfer")
         with pytest.raises(grpc.RpcError) as refused:
-            call(request.SerializeToString(), metadata=metadata, timeout=20)
+            call(request.SerializeToString(), metadata=metadata, timeout=60)
     assert refused.value.code() == code
     assert details in refused.value.details()
 
@@ -198,7 +198,7 @@ def test_requests_that_are_no_http_are_not_logged_either(
         b"POST / HTTP/1.1\r\nContent-Length: S3CRET\r\n\r\nS3CRET",
         b"GET / HTTP/1.1\r\nAuthorization: Bearer " + b"S3CRET" * 2000 + b"\r\n\r\n",
     ):
-        with socket.create_connection((host, int(port)), timeout=20) as connection:
+        with socket.create_connection((host, int(port)), timeout=60) as connection:
             connection.sendall(request)
             assert b"400 Bad Request" in connection.recv(100)
     assert "Error handling request" in caplog.text

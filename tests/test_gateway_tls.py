@@ -42,7 +42,7 @@ def call(address: str, files: TlsFiles | None, method: str, request: Any, **opti
     )
     with channel:
         rpc = channel.unary_unary(f"/{SERVICE.full_name}/{method}")
-        return rpc(request.SerializeToString(), timeout=20, **options)
+        return rpc(request.SerializeToString(), timeout=60, **options)
 
 
 def load_model(address: str, files: TlsFiles | None, admin_key: str) -> None:
@@ -67,7 +67,7 @@ def http_status(address: str, files: TlsFiles) -> int:
     context = ssl.create_default_context(cafile=str(files.ca))
     if files.cert is not None:
         context.load_cert_chain(files.cert, files.key)
-    connection = http.client.HTTPSConnection(address, timeout=20, context=context)
+    connection = http.client.HTTPSConnection(address, timeout=60, context=context)
     try:
         connection.request("GET", "/v2/health/ready")
         return connection.getresponse().status

@@ -45,7 +45,7 @@ def answer_one(address: str) -> str:
     options = [("grpc.use_local_subchannel_pool", 1)]
     with grpc.insecure_channel(address, options=options) as channel:
         raw = channel.unary_unary(f"/{SERVICE.full_name}/ModelInfer")(
-            request.SerializeToString(), timeout=30
+            request.SerializeToString(), timeout=60
         )
     return str(pb.ModelInferResponse.FromString(raw).parameters["variant"].string_param)
 
@@ -236,7 +236,7 @@ def test_a_restart_loses_no_connection(doubles: TritonServer, tmp_path: Path) ->
                     wait_until(lambda: num_answered[0] > answered + 10)
                     is_over.set()
                     for client in clients:
-                        client.join(30)
+                        client.join(60)
         finally:
             is_over.set()
     assert failures == []
@@ -298,7 +298,7 @@ def test_the_admin_port_tells_and_drains(doubles: TritonServer, tmp_path: Path) 
             stream.receive()
             assert ask(admin, "POST", "/drain").json()["draining"]
             assert [text_of(stream.receive()) for _ in range(19)][-1] == "w19"
-        assert gateway.process.wait(30) == 0
+        assert gateway.process.wait(60) == 0
 
 
 def test_the_admin_port_is_no_public_one(doubles: TritonServer) -> None:
