@@ -1,7 +1,7 @@
 """Make data/task_model.json from data/task_prompts.txt; the same bytes every time.
 
 Run `python -m trt_mtp.controller.train_task_model`. Prints how well each way of asking (source)
-is guessed by a model that was trained on the two others.
+is guessed by a model that was trained on the others.
 """
 
 import json
@@ -19,6 +19,7 @@ from trt_mtp.files import to_json, write_atomic
 
 PROMPTS_PATH = MODEL_PATH.parent / "task_prompts.txt"
 MAX_ALTERNATIVES = 3  # prompts made from a line
+SOURCES = ("a", "w", "s", "c")  # ways of asking, each held out in turn
 WORDS = "k"  # the source that is a list of telling words, always trained on
 L1 = 3e-4
 STEPS = 200
@@ -177,7 +178,7 @@ def as_json(model: Trained) -> str:
 def main() -> None:
     """Train, check by source, write."""
     prompts = read_prompts()
-    for source in ("a", "w", "s"):
+    for source in SOURCES:
         counts = confusion(prompts, source)
         print(f"source {source} held out: {counts.trace() / counts.sum():.3f} of {counts.sum()}")
     model = train(prompts)
