@@ -216,6 +216,17 @@ def test_other_models_pass_untouched(url: str) -> None:
         assert stream.receive().infer_response.model_name == "qwen_mtp"
 
 
+def test_refused_requests_beside_answers_leave_triton_alive(url: str) -> None:
+    """Triton 2.51 aborts within some tens of such streams when they reach it as one each."""
+    for _ in range(60):
+        with raw_stream(url) as stream:
+            for index in range(8):
+                model = "nowhere" if index % 2 else "other"
+                stream.send(script_request(model, tokens=2))
+            answers = [stream.receive() for _ in range(12)]
+        assert sum(bool(answer.error_message) for answer in answers) == 4
+
+
 def test_the_async_client_works_too(url: str) -> None:
     """tritonclient.grpc.aio streams through the gateway unchanged."""
 

@@ -58,7 +58,8 @@ class Relay:
     """One ModelStreamInfer call of a client.
 
     Requests to the public model are answered side by side, each on an upstream stream of its own.
-    All other messages pass unread through one more, opened when it is needed.
+    All others pass unread, one after the other: Triton 2.51 aborts when it refuses a request on a
+    stream on which another one's answer is under way.
     """
 
     def __init__(self, answering: Answering, caller: Caller, context: Any) -> None:
@@ -68,7 +69,7 @@ class Relay:
         self._context = context
         self._metadata = forwarded_metadata(context)
         self._fails_whole = GRPC_ERRORS in (context.invocation_metadata() or ())
-        self._passed: Any = None  # the call to Triton for other models
+        self._passing = asyncio.Lock()  # held by the request to another model that has its turn
         self._writing = asyncio.Lock()
         self._room = asyncio.Semaphore(MAX_REQUESTS)
         self._tasks = asyncio.TaskGroup()
@@ -83,8 +84,6 @@ class Relay:
             async with self._tasks:
                 self._reader = self._tasks.create_task(self._read_requests())
                 await asyncio.wait([self._reader])
-                if self._passed is not None:
-                    await _write(self._passed.done_writing())
         except* RpcFailure as group:
             found = group.exceptions[0]
             assert isinstance(found, RpcFailure)
@@ -120,11 +119,10 @@ class Relay:
             request = read_request(raw)
         except InputError as error:
             raise failure(error) from None
-        if request.message.model_name == self._pool.public_name:
-            await self._room.acquire()
-            self._tasks.create_task(self._answer(request)).add_done_callback(self._has_room)
-        else:
-            await self._forward_unread(raw)
+        is_public = request.message.model_name == self._pool.public_name
+        await self._room.acquire()
+        answering = self._answer(request) if is_public else self._pass_on(raw)
+        self._tasks.create_task(answering).add_done_callback(self._has_room)
 
     def _has_room(self, _: "asyncio.Task[None]") -> None:
         self._room.release()
@@ -150,26 +148,23 @@ class Relay:
                 await asyncio.sleep(GONE_S)
                 raise asyncio.CancelledError from None
 
-    async def _forward_unread(self, raw: bytes) -> None:
-        if self._passed is None:
+    async def _pass_on(self, raw: bytes) -> None:
+        """Forward a request to another model, and what comes back, on a stream of its own."""
+        async with self._passing:
             try:
                 backend = self._pool.first_live()
             except TrtMtpError as error:
                 raise failure(error) from None
-            remaining_s = self._context.time_remaining()
-            self._passed = backend.open_stream(remaining_s, self._metadata)
-            self._tasks.create_task(self._return_unread(self._passed))
-        await _write(self._passed.write(raw))
-
-    async def _return_unread(self, call: Any) -> None:
-        try:
-            while (raw := await call.read()) is not grpc.aio.EOF:
-                await self._write(raw)
-        except grpc.aio.AioRpcError as error:
-            raise RpcFailure(error.code(), error.details()) from None
-        finally:
-            call.cancel()
-        self._passed = None
+            call = backend.open_stream(self._context.time_remaining(), self._metadata)
+            try:
+                await _write(call.write(raw))
+                await _write(call.done_writing())
+                while (answer := await call.read()) is not grpc.aio.EOF:
+                    await self._write(answer)
+            except grpc.aio.AioRpcError as error:
+                raise RpcFailure(error.code(), error.details()) from None
+            finally:
+                call.cancel()
 
 
 async def _write(sending: Any) -> None:
