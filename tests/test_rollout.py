@@ -226,7 +226,8 @@ def test_too_few_requests_are_inconclusive_and_abort_goes_back(
     assert is_as_before(here, before, variant)
     aborted = cli("rollout", "status", file, "--json")
     assert (aborted.code, "no traffic" in json.loads(aborted.out)["reason"]) == (4, True)
-    assert cli("rollout", "promote", file).code == 2
+    refused = cli("rollout", "promote", file)
+    assert (refused.code, "`start --again` begins anew" in refused.err) == (2, True)
 
 
 def test_promote_full_leaves_out_what_is_left(

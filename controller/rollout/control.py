@@ -101,7 +101,12 @@ def steer(spec: RolloutSpec, verb: str, why: str, say: Say) -> Status:
             if verb == "abort" and latest.phase is not Phase.SUCCESSFUL:
                 return _status(store, latest)
             raise InputError(
-                f"{spec.name} is completed ({latest.phase}); to go back, roll out the old variant"
+                f"{spec.name} is completed ({latest.phase}); "
+                + (
+                    "to go back, roll out the old variant"
+                    if latest.phase is Phase.SUCCESSFUL
+                    else "`start --again` begins anew"
+                )
             )
         if not (verb == "promote" and latest.reason == AT_PAUSE):  # there, going on is all
             store.order(latest, verb, why)
