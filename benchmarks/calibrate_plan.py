@@ -100,7 +100,7 @@ def sentence(line: Mapping[str, Any]) -> str:
 def main() -> None:
     """Print a line for each size and noise."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--deployments", type=int, default=5)
+    parser.add_argument("--deployments", type=int, default=3)
     parser.add_argument("--budget", type=float, default=7200.0)
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
