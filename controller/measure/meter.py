@@ -1,5 +1,6 @@
 """Progress of a measurement on stderr: a bar with rate and time left, plain lines otherwise."""
 
+import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -44,8 +45,8 @@ def shown(unit: str) -> Iterator[Meter]:
     )
     with Progress(*columns, console=console, disable=not console.is_terminal) as bars:
         task = bars.add_task("starting", total=1.0, unit=unit, rate=0.0)
-        started: float | None = None  # of the first update: building and serving don't count
-        shown_at = 0.0
+        started = shown_at = 0.0  # at the first update: building and serving don't count
+        latest = math.inf  # what was done then; when it falls, another measurement begins
         before = (0.0, 0)  # what was done then: a run may go on with an earlier one
 
         class Shown:
@@ -53,11 +54,12 @@ def shown(unit: str) -> Iterator[Meter]:
                 console.print(text, markup=False)
 
             def update(self, label: str, done: float, total: float, num_answers: int) -> None:
-                nonlocal started, shown_at, before
+                nonlocal started, shown_at, latest, before
                 now = time.monotonic()
-                if started is None:
+                if done < latest:
                     started = shown_at = now
                     before = (done, num_answers)
+                latest = done
                 elapsed = max(now - started, 1e-9)
                 rate = (num_answers - before[1]) / elapsed
                 bars.update(task, description=label, completed=done, total=total, rate=rate)
