@@ -27,13 +27,12 @@ import grpc
 
 from tests.gateway_fixtures import script_request, triton_of_doubles
 from trt_mtp.controller.client import Prompt
-from trt_mtp.controller.gateway.kserve import SERVICE
+from trt_mtp.controller.gateway.kserve import FINAL_BYTES, SERVICE
 from trt_mtp.controller.measure.load_client import request_bytes
 from trt_mtp.controller.up import TINY_CHECKPOINT, build
 from trt_mtp.serve.serving import resolve_variants, serving
 
 MODELS = {"direct": "qwen_mtp_k3", "gateway": "qwen_mtp"}
-LAST = b"triton_final_response\x12\x02\x08\x01"  # that parameter with the value true
 ENGINE_LENGTHS, NUM_TOKENS = (0, 3), 64
 ENGINE_PROMPT = Prompt(
     [{"role": "user", "content": "Write a story about a lighthouse."}], max_tokens=NUM_TOKENS
@@ -106,7 +105,7 @@ async def ask(call: Any, target: Target, run: Run) -> None:
         if num == 0:
             run.ttft_s.append(time.perf_counter() - start)
         num += 1
-        if num == target.num_messages or (target.num_messages is None and LAST in raw):
+        if num == target.num_messages or (target.num_messages is None and FINAL_BYTES in raw):
             return
 
 

@@ -112,9 +112,10 @@ def _repository(number: int) -> str:
 @contextmanager
 def place(folder: Path, variants: list[EngineVariant], num_servers: int = 1) -> Iterator[Place]:
     """Triton servers with doubles of `variants`, and a gateway process in front of them."""
-    use_doubles()
     access = GrpcAccess(admin_key=admin_key_in(folder / "admin.key"))
     with ExitStack() as stack:
+        stack.callback(setattr, repository, "MODEL_PY", repository.MODEL_PY)
+        use_doubles()
         servers = []
         for number in range(num_servers):
             models_folder, run = folder / _repository(number), folder / f"run{number}"

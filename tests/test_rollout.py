@@ -20,7 +20,6 @@ from trt_mtp.build.variant import EngineVariant
 from trt_mtp.controller.profile import Profile, write_profile
 from trt_mtp.controller.rollout import work as rollout_work
 from trt_mtp.controller.rollout.plan import named_variant
-from trt_mtp.serve import repository
 from trt_mtp.serve.processes import children
 from trt_mtp.serve.repository import loaded_models
 
@@ -31,11 +30,9 @@ NUMBERS = itertools.count()
 @pytest.fixture(scope="module")
 def here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
     """One place for all rollouts; each takes over what the one before left."""
-    model_py = repository.MODEL_PY
     folder = tmp_path_factory.mktemp("rollout")
     with place(folder, [make_double(folder / "engines", length) for length in (0, 3)]) as running:
         yield running
-    repository.MODEL_PY = model_py
 
 
 @pytest.fixture
@@ -283,7 +280,6 @@ def test_a_kill_changes_nothing(
 def test_on_several_servers_the_first_is_the_canarys(tmp_path: Path, cli: Cli) -> None:
     """The others load the variant before its share is more than one server's part."""
     served = [make_double(tmp_path / "engines", length) for length in (0, 3)]
-    model_py = repository.MODEL_PY
     with place(tmp_path, served, num_servers=2) as two:
         variant = make_double(tmp_path / "new", 3, number=0)
         steps = [
@@ -292,7 +288,6 @@ def test_on_several_servers_the_first_is_the_canarys(tmp_path: Path, cli: Cli) -
         file = two.spec(variant.folder, "k3", steps=steps)
         with live_requests(two.gateway) as seen:
             assert cli("rollout", "start", file).code == 0
-    repository.MODEL_PY = model_py
     assert seen.errors == []
     events = json.loads(cli("rollout", "history", file, "--json").out)["events"]
     done = [event["action"] for event in events if event["stage"] == "done"]

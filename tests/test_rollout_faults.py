@@ -18,7 +18,6 @@ from trt_mtp.controller.rollout import store as rollout_store
 from trt_mtp.controller.rollout.plan import named_variant
 from trt_mtp.controller.rollout.store import Store
 from trt_mtp.errors import TrtMtpError
-from trt_mtp.serve import repository
 from trt_mtp.serve.processes import children
 
 Cli = Callable[..., CliResult]
@@ -28,11 +27,9 @@ LONG = [{"set_weight": 50, "at_least_s": 600, "at_most_s": 900}]
 @pytest.fixture(scope="module")
 def here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
     """One place for all faults; every rollout is taken back."""
-    model_py = repository.MODEL_PY
     folder = tmp_path_factory.mktemp("faults")
     with place(folder, [make_double(folder / "engines", length) for length in (0, 3)]) as running:
         yield running
-    repository.MODEL_PY = model_py
 
 
 def disturbed(here: Place, file: Path, act: Callable[[], None]) -> int:

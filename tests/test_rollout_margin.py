@@ -17,7 +17,6 @@ from trt_mtp.controller.client import Prompt
 from trt_mtp.controller.rollout.equivalence import Divergence, Equivalence, compare_answers
 from trt_mtp.controller.rollout.spec import Server
 from trt_mtp.controller.rollout.triton import TritonSite, sites
-from trt_mtp.serve import repository
 from trt_mtp.serve.engine.text import TextCodec
 from trt_mtp.serve.serving import admin_key_in, resolve_variants, serving
 from trt_mtp.serve.triton import GrpcAccess
@@ -95,19 +94,15 @@ def test_only_who_asks_gets_it(site: TritonSite) -> None:
 
 def test_what_is_not_known_is_said(tmp_path: Path) -> None:
     """An engine that tells no logits leaves the margin open, in the sentence too."""
-    model_py = repository.MODEL_PY
-    try:
-        with place(tmp_path, [make_double(tmp_path / "engines", 3)]) as here:
-            server = Server(
-                grpc=here.triton.grpc_url,
-                admin_key_file=tmp_path / "admin.key",
-                repository=tmp_path / "repository",
-            )
-            with sites((server,), "qwen_mtp") as (found,):
-                assert found.margin("k3", PROMPTS[0], (7,), TIMEOUT_S) is None
-                assert found.margin("k9", PROMPTS[0], (7,), TIMEOUT_S) is None
-    finally:
-        repository.MODEL_PY = model_py
+    with place(tmp_path, [make_double(tmp_path / "engines", 3)]) as here:
+        server = Server(
+            grpc=here.triton.grpc_url,
+            admin_key_file=tmp_path / "admin.key",
+            repository=tmp_path / "repository",
+        )
+        with sites((server,), "qwen_mtp") as (found,):
+            assert found.margin("k3", PROMPTS[0], (7,), TIMEOUT_S) is None
+            assert found.margin("k9", PROMPTS[0], (7,), TIMEOUT_S) is None
     outcome = Equivalence(1, 8, (Divergence("p", 2, (1,), (2,)),))
     assert "best logits there: not known)" in outcome.sentence()
     assert json.loads(json.dumps(outcome.to_json()))["divergences"][0]["margin"] is None

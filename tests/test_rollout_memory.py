@@ -15,7 +15,6 @@ from tests.gateway_fixtures import wait_until
 from tests.rollout_fixtures import FAST_GATES, Place, live_requests, make_double, place
 from trt_mtp.controller.rollout.memory_gate import read_memory
 from trt_mtp.errors import TrtMtpError
-from trt_mtp.serve import repository
 from trt_mtp.serve.processes import free_ports
 
 Cli = Callable[..., CliResult]
@@ -27,11 +26,9 @@ SOAK = [{"set_weight": 100, "at_least_s": 0, "at_most_s": 60}]
 @pytest.fixture(scope="module")
 def here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
     """One place for all; every rollout but the last is taken back."""
-    model_py = repository.MODEL_PY
     folder = tmp_path_factory.mktemp("memory")
     with place(folder, [make_double(folder / "engines", length) for length in (0, 3)]) as running:
         yield running
-    repository.MODEL_PY = model_py
 
 
 class Gpus:
