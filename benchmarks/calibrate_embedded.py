@@ -13,12 +13,12 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+from trt_mtp.controller.calibrate.calibrate import Options
+from trt_mtp.controller.calibrate.calibrate_cli import EMBEDDED_BUDGET, seconds
+from trt_mtp.controller.calibrate.embedded import run_embedded
 from trt_mtp.controller.calibration import BestLength, Recommendation
-from trt_mtp.controller.measure.calibrate import Options
-from trt_mtp.controller.measure.calibrate_cli import EMBEDDED_BUDGET, seconds
-from trt_mtp.controller.measure.embedded import run_embedded
-from trt_mtp.controller.measure.meter import shown
 from trt_mtp.controller.profile import Profile
+from trt_mtp.progress import shown
 
 LENGTHS = "0,1,2,3,5"
 
@@ -42,7 +42,7 @@ def main() -> None:
     """Run both and print the comparison as JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--all-cells-budget", type=float, default=300.0)
-    parser.add_argument("--budget", type=float, default=seconds(EMBEDDED_BUDGET))
+    parser.add_argument("--budget", type=float, default=seconds("--budget", EMBEDDED_BUDGET))
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder, shown("s") as meter:
         engines = Path(folder) / "engines"

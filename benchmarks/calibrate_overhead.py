@@ -20,10 +20,10 @@ from pathlib import Path
 
 import grpc
 
-from trt_mtp.controller.gateway.kserve import FINAL_BYTES, SERVICE
-from trt_mtp.controller.measure.load_client import LoadClient, request_bytes
-from trt_mtp.controller.measure.prompt_sets import read_prompt_set
+from trt_mtp.controller.calibrate.load_client import ANSWER_TIMEOUT_S, LoadClient, request_bytes
+from trt_mtp.controller.calibrate.prompt_sets import read_prompt_set
 from trt_mtp.controller.up import build, default_checkpoint
+from trt_mtp.serve.kserve import FINAL_BYTES, SERVICE
 from trt_mtp.serve.serving import resolve_variants, serving
 
 NUM_PROMPTS = 24
@@ -32,14 +32,16 @@ MODEL = "qwen_mtp_k0"
 
 async def raw_decode_s(stream: grpc.aio.StreamStreamMultiCallable, request: bytes) -> float:
     """Seconds from the first message of an answer to the last, on a stream of its own."""
-    call = stream()
+    call = stream(timeout=ANSWER_TIMEOUT_S)
     await call.write(request)
     raw = await call.read()
     first = time.perf_counter()
     while FINAL_BYTES not in raw:
         raw = await call.read()
     elapsed = time.perf_counter() - first
-    call.cancel()
+    await call.done_writing()
+    while await call.read() is not grpc.aio.EOF:
+        pass
     return elapsed
 
 
@@ -54,7 +56,7 @@ async def compare(url: str, requests: list[bytes], rounds: int, seed: int) -> di
             for at in order.sample(range(len(requests)), len(requests)):
                 for who in order.sample(("ours", "theirs"), 2):
                     if who == "ours":
-                        (answer,) = await client.answers([requests[at]], 1)
+                        (answer,) = (await client.answers([requests[at]], 1)).answers
                         ours[at].append(answer.decode_s)
                     else:
                         theirs[at].append(await raw_decode_s(stream, requests[at]))

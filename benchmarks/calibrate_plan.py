@@ -17,8 +17,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from tests.calibrate_world import World, run
+from trt_mtp.controller.calibrate.conclusions import RunInfo, profile_of
 from trt_mtp.controller.calibration import ALLOWED_LOSS, Recommendation
-from trt_mtp.controller.measure.conclusions import About, profile_of
 from trt_mtp.controller.profile import PUBLISHED_ACCEPTANCE, Profile
 
 SIZES = {
@@ -27,7 +27,7 @@ SIZES = {
     "7 tasks, 5 variants, 4 loads": (7, (1, 2, 3, 5), (1, 2, 4, 8)),
 }
 NOISES = ((0.01, 0.01), (0.03, 0.03), (0.10, 0.03))  # of batches, of the product
-ABOUT = About("simulated", {}, {}, "2026-01-01T00:00:00+00:00", "none", 0.0, 200, True, True)
+RUN_INFO = RunInfo("simulated", {}, {}, "2026-01-01T00:00:00+00:00", "none", 0.0, 200, True, True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +58,7 @@ def calibrated(world: World, budget_s: float) -> Outcome:
     """The plan followed to its end, and its advice compared with the truth."""
     settings = world.settings()
     results = run(world, settings, budget_s=budget_s)
-    calibration = profile_of(settings, results, ABOUT).calibration
+    calibration = profile_of(settings, results, RUN_INFO).calibration
     assert calibration is not None
     assert calibration.recommendation is not None
     return compared(world, calibration.recommendation, len(calibration.cells), results.elapsed_s)

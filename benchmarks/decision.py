@@ -9,10 +9,10 @@ import sys
 import time
 from dataclasses import replace
 
+from tools.train_task_model import read_prompts
 from trt_mtp.controller.decision import VariantState
 from trt_mtp.controller.policy import Policy
 from trt_mtp.controller.request import RequestFeatures
-from trt_mtp.controller.train_task_model import read_prompts
 
 NUM_DECISIONS = 5000
 SIZES = (200, 2_000, 220_000)
@@ -22,15 +22,13 @@ def prompts(size: int) -> list[RequestFeatures]:
     """Prompts of `size` characters, each a real one followed by others as its material."""
     texts = [prompt.text for prompt in read_prompts() if prompt.language == "en"]
     material = "\n".join(texts)
-    blank = RequestFeatures(
-        "", "", 0, "", False, False, 0.7, 256, False, None, None, None, None, None, None
-    )
-    found = []
+    blank = RequestFeatures(temperature=0.7, max_tokens=256)
+    requests = []
     for i, text in enumerate(texts[::5]):
         start = 997 * i % 20_000
         whole = (text + "\n" + (material[start:] + material) * (1 + size // 40_000))[:size]
-        found.append(replace(blank, head=whole[:2000], tail=whole[-2000:], num_chars=size))
-    return found
+        requests.append(replace(blank, head=whole[:2000], tail=whole[-2000:], num_chars=size))
+    return requests
 
 
 def measure(policy: Policy, requests: list[RequestFeatures]) -> dict[str, float]:

@@ -3,7 +3,7 @@
 `python -m benchmarks.engine [--json] [--short] [--checkpoint FOLDER]`
 
 All that is compared runs interleaved in one process on the checkpoint's own held-out prompts, one
-thread each. Results are ratios of neighbouring runs, as median and quartiles; tokens a second are
+thread each. Results are ratios of neighboring runs, as median and quartiles; tokens a second are
 context only. Time is the processor time of the one thread that computes, which other programs on
 the machine disturb less than the time on the clock and which equals it on an idle core; only
 llama.cpp, which reports the time on the clock, is compared by that.
@@ -273,7 +273,7 @@ def peer(
     same: Sequence[bool],
     least: float | None,
 ) -> Peer:
-    """The comparison of neighbouring runs."""
+    """The comparison of neighboring runs."""
     return Peer(
         name,
         Ratio.of([a / b for a, b in zip(ours, theirs, strict=True)]),

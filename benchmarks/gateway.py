@@ -8,7 +8,6 @@ saturated. The gateway runs as its own process with the real policy. The client,
 gateway share this machine: ratios and processor time tell something, absolute speeds don't.
 """
 
-import argparse
 import asyncio
 import json
 import os
@@ -25,11 +24,12 @@ from typing import Any
 
 import grpc
 
+from benchmarks._report import arguments, print_report
 from tests.gateway_fixtures import script_request, triton_of_doubles
+from trt_mtp.controller.calibrate.load_client import request_bytes
 from trt_mtp.controller.client import Prompt
-from trt_mtp.controller.gateway.kserve import FINAL_BYTES, SERVICE
-from trt_mtp.controller.measure.load_client import request_bytes
 from trt_mtp.controller.up import TINY_CHECKPOINT, build
+from trt_mtp.serve.kserve import FINAL_BYTES, SERVICE
 from trt_mtp.serve.serving import resolve_variants, serving
 
 MODELS = {"direct": "qwen_mtp_k3", "gateway": "qwen_mtp"}
@@ -158,7 +158,7 @@ def run_case(case: Case, targets: dict[str, Target], pid: int, num_repetitions: 
 
 
 def compared(case: Case, runs: dict[str, list[Run]]) -> Result:
-    """The gateway's runs against their neighbours."""
+    """The gateway's runs against their neighbors."""
     pairs = list(zip(runs["direct"], runs["gateway"], strict=True))
     ratios = [direct.wall_s / gateway.wall_s for direct, gateway in pairs]
 
@@ -205,23 +205,38 @@ def pure_costs(results: list[Result]) -> dict[str, float]:
 
 
 @contextmanager
-def gateway_process(triton: str) -> Iterator[tuple[str, int]]:
-    """`trt-mtp gateway` in front of `triton`: its address and process id."""
-    command = [sys.executable, "-m", "trt_mtp", "gateway", "--triton", triton]
+def started_gateway(
+    triton: str, *options: str, checkout: Path | None = None
+) -> Iterator[tuple[dict[str, Any], int]]:
+    """`trt-mtp gateway` in front of `triton`: what it says when it is ready, and its process id.
+
+    Its code is that of `checkout`, or else ours.
+    """
+    command = [sys.executable, "-m", "trt_mtp", "gateway", "--triton", triton, "--port", "0"]
     process = subprocess.Popen(
-        [*command, "--port", "0", "--json"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+        [*command, "--json", *options],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        cwd=checkout,
     )
     try:
         assert process.stdout is not None
-        yield json.loads(process.stdout.readline())["gateway"], process.pid
+        yield json.loads(process.stdout.readline()), process.pid
     finally:
         process.terminate()
         process.wait(60)
 
 
-def print_table(results: list[Result], costs: dict[str, float]) -> None:
+@contextmanager
+def gateway_process(triton: str) -> Iterator[tuple[str, int]]:
+    """The same: its gRPC address and process id."""
+    with started_gateway(triton) as (ready, pid):
+        yield ready["gateway"], pid
+
+
+def lines(results: list[Result], costs: dict[str, float]) -> Iterator[str]:
     """The results for people."""
-    print(
+    yield (
         f"{'case':46} {'throughput, gateway/direct':>28} {'added TTFT p50':>15} {'p99':>9}"
         f" {'CPU-µs/request':>15} {'CPU-µs/token':>13}"
     )
@@ -230,13 +245,13 @@ def print_table(results: list[Result], costs: dict[str, float]) -> None:
             f"{result.throughput_ratio:.2f} ({result.throughput_ratio_low:.2f} to "
             f"{result.throughput_ratio_high:.2f})"
         )
-        print(
+        yield (
             f"{result.case:46} {ratio:>28} {result.added_ttft_p50_ms:12.2f} ms"
             f" {result.added_ttft_p99_ms:6.2f} ms {result.cpu_us_per_request:15.0f}"
             f" {result.cpu_us_per_token:13.0f}"
         )
     for name, value in costs.items():
-        print(f"{name.replace('_', ' ')}: {value:.0f}")
+        yield f"{name.replace('_', ' ')}: {value:.0f}"
 
 
 def doubles(folder: Path, num_repetitions: int) -> list[Result]:
@@ -282,20 +297,16 @@ def engine(folder: Path, num_repetitions: int) -> list[Result]:
 
 def main() -> None:
     """Run the cases and print what they gave."""
-    parser = argparse.ArgumentParser(description="What the gateway costs beside direct Triton.")
-    parser.add_argument("--json", action="store_true", help="print JSON")
-    parser.add_argument("--short", action="store_true", help="two repetitions in place of seven")
-    options = parser.parse_args()
+    options = arguments(
+        "What the gateway costs beside direct Triton.", "two repetitions in place of seven"
+    )
     num_repetitions = 2 if options.short else 7
     with tempfile.TemporaryDirectory() as name:
         results = doubles(Path(name) / "doubles", num_repetitions)
         costs = pure_costs(results)
         results += engine(Path(name), num_repetitions)
-    if options.json:
-        cases = [asdict(result) for result in results]
-        print(json.dumps({"schema_version": 1, "cases": cases, "costs": costs}))
-    else:
-        print_table(results, costs)
+    values = {"cases": [asdict(result) for result in results], "costs": costs}
+    print_report(options.json, values, lines(results, costs))
 
 
 if __name__ == "__main__":

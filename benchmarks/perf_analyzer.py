@@ -15,6 +15,7 @@ import tempfile
 import zipfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from benchmarks.gateway import MODELS, gateway_process
 from tests.gateway_fixtures import triton_of_doubles
@@ -39,7 +40,7 @@ class Measured:
 
 
 def fetch() -> Path:
-    """The program, downloaded where it isn't there yet."""
+    """The program, downloaded if it isn't there yet."""
     program = FOLDER / PROGRAM
     if not program.exists():
         FOLDER.mkdir(exist_ok=True)
@@ -77,8 +78,21 @@ def measure(target: str, model: str, num_requests: int, concurrency: int = 8) ->
         run = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
         if run.returncode:
             raise RuntimeError(f"perf_analyzer ended with {run.returncode}: {run.stderr}")
-        export = json.loads((folder / "export.json").read_text())
+        export = read_export(folder / "export.json")
     return measured(target, export["experiments"][0]["requests"])
+
+
+def read_export(file: Path) -> dict[str, Any]:
+    """The export; RuntimeError where it ends at a NaN, which is how it shows an absent float."""
+    text = file.read_text()
+    try:
+        export: dict[str, Any] = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise RuntimeError(
+            f"perf_analyzer's export ends after {len(text)} characters; it does where an output "
+            f"of floats is missing in a response: run it again"
+        ) from error
+    return export
 
 
 def measured(target: str, requests: list[dict[str, object]]) -> Measured:

@@ -7,11 +7,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from tools.published.measurements import MEASUREMENTS_PATH, read_measurements
 from trt_mtp.controller.acceptance import acceptance_lengths, prior_conditionals
 from trt_mtp.controller.profile import PUBLISHED_ACCEPTANCE
-from trt_mtp.controller.simulate.measurements import MEASUREMENTS_PATH, read_measurements
 from trt_mtp.controller.simulate.regret import LOADS, report
-from trt_mtp.controller.simulate.world import published_cost
+from trt_mtp.controller.simulate.workload import published_cost
 
 LENGTHS = range(1, 8)
 KINDS = {

@@ -9,7 +9,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from tests.test_profile_command import largest
+from tests.large_profile import largest
 from trt_mtp.controller.profile import read_profile, write_profile
 
 ROUNDS = 30

@@ -10,8 +10,8 @@ from typing import Any
 
 import click
 
-from trt_mtp.controller.simulate.check import check
-from trt_mtp.controller.simulate.measurements import MEASUREMENTS_PATH, STEP_COSTS_PATH
+from tools.published.check import check
+from tools.published.measurements import MEASUREMENTS_PATH, STEP_COSTS_PATH
 from trt_mtp.controller.simulate.regret import report
 
 

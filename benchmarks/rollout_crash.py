@@ -25,7 +25,7 @@ from typing import Any
 
 from tests.rollout_fixtures import Place, live_requests, make_double, place, use_doubles
 from trt_mtp.build.variant import EngineVariant
-from trt_mtp.controller.gateway.traffic import read_traffic
+from trt_mtp.controller.gateway.canary.traffic import read_traffic
 from trt_mtp.controller.rollout import control as rollout_control
 from trt_mtp.controller.rollout.plan import named_variant
 from trt_mtp.controller.rollout.spec import read_spec

@@ -3,7 +3,7 @@
 `python -m benchmarks.rollout_gates [--json] [--rollouts N]`
 
 Simulated rollouts: acceptance drawn per request from the published spread
-(controller/simulate/world.py),
+(controller/simulate/workload.py),
 answers of log-normal length, a load that moves both sides up and down together. The canary is
 equal; or slower in all tasks by exactly what is tolerated (the hardest case that must still not be
 aborted); or 5 % slower in one task. A rollout is watched for a fixed number of canary requests and
@@ -23,7 +23,7 @@ import numpy as np
 from trt_mtp.controller.outcome import Outcome
 from trt_mtp.controller.rollout.gates import GateKeeper, Requests
 from trt_mtp.controller.rollout.spec import Gates
-from trt_mtp.controller.simulate.world import World, published_cost
+from trt_mtp.controller.simulate.workload import Workload, published_cost
 from trt_mtp.controller.tasks import TASKS
 
 DRAFT_LENGTH = 3
@@ -43,9 +43,12 @@ class Truth:
 
 def make_pool(seed: int) -> np.ndarray[Any, np.dtype[np.float64]]:
     """Requests as rows of gates' columns, [task, request, column]."""
-    world = World(published_cost(), seed)
+    workload = Workload(published_cost(), seed)
     rows = [
-        [as_row(index, world.outcome(world.draw({task: 1.0}), DRAFT_LENGTH)) for _ in range(POOL)]
+        [
+            as_row(index, workload.outcome(workload.draw({task: 1.0}), DRAFT_LENGTH))
+            for _ in range(POOL)
+        ]
         for index, task in enumerate(TASKS)
     ]
     return np.array(rows)
@@ -93,7 +96,7 @@ def rollout(
     truth: Truth,
     num_canary: int,
 ) -> int | None:
-    """The number of canary requests after which it was aborted; None when it never was."""
+    """The number of canary requests after which it was aborted; None if it never was."""
     random, keeper = np.random.default_rng(seed), GateKeeper(gates)
     as_ever = Truth(0.0, ())
     while keeper.num_canary < num_canary:

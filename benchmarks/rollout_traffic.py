@@ -5,7 +5,7 @@
 The embedded CPU engine serves the small checkpoint at draft lengths 0 and 3, a gateway stands in
 front, and clients send requests at steady intervals, whether or not earlier ones are answered. The
 same load runs before each rollout and throughout it, several times over; the ratio is the median of
-those of neighbours. A rollout is complete: another build of K = 3 is loaded, compared, shadowed,
+those of neighbors. A rollout is complete: another build of K = 3 is loaded, compared, shadowed,
 given a half and then all of the traffic, and the old one is unloaded.
 """
 
@@ -24,14 +24,14 @@ from typing import Any
 
 from tests.rollout_fixtures import Place, gateway
 from trt_mtp.build.variant import EngineVariant, write_variant
+from trt_mtp.controller.calibrate.prompt_sets import read_prompt_set
 from trt_mtp.controller.client import Prompt, StreamClient
-from trt_mtp.controller.measure.prompt_sets import read_prompt_set
 from trt_mtp.controller.rollout.control import start
 from trt_mtp.controller.rollout.spec import read_spec
 from trt_mtp.controller.up import TINY_CHECKPOINT, build
 from trt_mtp.errors import TrtMtpError
+from trt_mtp.serve.grpc_access import GrpcAccess
 from trt_mtp.serve.serving import admin_key_in, resolve_variants, serving
-from trt_mtp.serve.triton import GrpcAccess
 
 NUM_CLIENTS = 4
 GATES = {"window_s": 5.0, "min_requests": 20, "tolerance": 0.1}
@@ -102,7 +102,7 @@ class Load:
         finally:
             self._ended.set()
             for thread in self._threads:
-                thread.join()
+                thread.join()  # an answer may pause for REPLY_TIMEOUT_S at most
 
     def take(self) -> Seen:
         """What was seen since the last time."""
@@ -140,7 +140,7 @@ def one_rollout(
     file = here.spec(build.folder, "k3", build.folder.name, steps=steps(step_s), gates=GATES)
     load.take()
     time.sleep(before_s)
-    before, started_s = load.take(), time.monotonic()
+    before, started_at = load.take(), time.monotonic()
 
     def note(action: str) -> None:
         load.action = action
@@ -149,7 +149,7 @@ def one_rollout(
     during = load.take()
     return {
         "phase": status.rollout.phase,
-        "rollout_s": round(time.monotonic() - started_s, 1),
+        "rollout_s": round(time.monotonic() - started_at, 1),
         "requests": [len(before.ttft_s), len(during.ttft_s)],
         "errors": len(before.errors) + len(during.errors),
         "ttft_p50_ms": [percentile_ms(seen, 50) for seen in (before, during)],

@@ -7,12 +7,10 @@ bring one token every few seconds, and half of their clients don't read what com
 gateway process's resident set, from proc(5) /proc/PID/status.
 """
 
-import argparse
 import asyncio
-import json
 import tempfile
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,9 +18,10 @@ from typing import Any
 
 import grpc
 
+from benchmarks._report import arguments, print_report
 from benchmarks.gateway import cpu_s, gateway_process
 from tests.gateway_fixtures import script_request, triton_of_doubles
-from trt_mtp.controller.gateway.kserve import SERVICE
+from trt_mtp.serve.kserve import SERVICE
 
 STREAMS_PER_CONNECTION = 100
 NUM_WORKERS = 32
@@ -153,14 +152,14 @@ async def repeat(target: str, pid: int, size: Size) -> Repeated:
     )
 
 
-def print_table(held: Held, repeated: Repeated) -> None:
+def lines(held: Held, repeated: Repeated) -> Iterator[str]:
     """The results for people."""
-    print(
+    yield (
         f"{held.num_streams:,} streams held, half of them unread: {held.num_complete:,} complete; "
         f"memory {held.rss_before_mib:.0f} -> {held.rss_peak_mib:.0f} MiB "
         f"({held.rss_kib_per_stream:.0f} KiB a stream), {held.cpu_share:.0%} of a core"
     )
-    print(
+    yield (
         f"{repeated.num_requests:,} requests, {repeated.requests_per_s:.0f}/s: memory "
         f"{repeated.rss_after_warm_up_mib:.1f} MiB after a tenth, {repeated.rss_after_mib:.1f} MiB "
         f"after all: {repeated.rss_growth:+.1%}"
@@ -169,10 +168,9 @@ def print_table(held: Held, repeated: Repeated) -> None:
 
 def main() -> None:
     """Hold, repeat, and print what came of it."""
-    parser = argparse.ArgumentParser(description="What a gateway holds and what it keeps.")
-    parser.add_argument("--json", action="store_true", help="print JSON")
-    parser.add_argument("--short", action="store_true", help="a tenth of the streams, few requests")
-    options = parser.parse_args()
+    options = arguments(
+        "What a gateway holds and what it keeps.", "a tenth of the streams, few requests"
+    )
     size = SHORT if options.short else FULL
     with (
         tempfile.TemporaryDirectory() as folder,
@@ -181,11 +179,8 @@ def main() -> None:
     ):
         repeated = asyncio.run(repeat(address, pid, size))
         held = asyncio.run(hold(address, pid, size))
-    if options.json:
-        results = {"held": asdict(held), "repeated": asdict(repeated)}
-        print(json.dumps({"schema_version": 1, **results}))
-    else:
-        print_table(held, repeated)
+    results = {"held": asdict(held), "repeated": asdict(repeated)}
+    print_report(options.json, results, lines(held, repeated))
 
 
 if __name__ == "__main__":

@@ -11,14 +11,14 @@ from pathlib import Path
 
 import numpy as np
 
+from tools.train_task_model import SOURCES, confusion, read_prompts
 from trt_mtp.controller.acceptance import acceptance_lengths, prior_conditionals
+from trt_mtp.controller.calibrate.prompt_sets import SHIPPED_PATH
 from trt_mtp.controller.json_request import features_from_json
-from trt_mtp.controller.measure.prompt_sets import SHIPPED_PATH
 from trt_mtp.controller.profile import PUBLISHED_ACCEPTANCE
-from trt_mtp.controller.simulate.world import published_cost
+from trt_mtp.controller.simulate.workload import published_cost
 from trt_mtp.controller.task import guess_task
 from trt_mtp.controller.tasks import TASKS
-from trt_mtp.controller.train_task_model import SOURCES, confusion, read_prompts
 
 HOSTED = (0, 1, 2, 3, 5)
 # not trained on: the first not at all, of the second some lines of its forms are in the training

@@ -10,9 +10,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trt_mtp.build.mtp_head import PREFIX, MtpHead, find_mtp_head
+from trt_mtp.build.model_config import check_config, is_tied, layer_types_of, text_config_of
+from trt_mtp.build.mtp_head import MtpHead, find_mtp_head
 from trt_mtp.build.quantization import Quantization, find_quantization, weights_in
-from trt_mtp.build.tensors import TensorInfo, read_tensors
+from trt_mtp.build.rope import Rope, rope_of
+from trt_mtp.build.tensor_names import (
+    MTP,
+    foreign_prefixes,
+    released_name,
+    with_released_names,
+)
+from trt_mtp.build.tensors import (
+    TensorInfo,
+    read_tensors,
+    read_unlisted,
+    safetensors_files,
+)
+from trt_mtp.build.weights_check import check_tensors
 from trt_mtp.errors import InputError
 from trt_mtp.files import read_json
 
@@ -28,6 +42,7 @@ FAMILIES = {
     "qwen4_exp": "qwen3.8-flash-next",
     "qwen4_exp_text": "qwen3.8-flash-next",
 }
+EXPERTS = frozenset(FAMILIES.values()) - {"qwen3.5"}  # families with mixtures of experts
 SUPPORTED = "Qwen3-Next, Qwen3.5, Qwen3.6 and Qwen3.8"
 ORIGINAL = "use the original safetensors checkpoint (`hf download ORG/NAME`)"
 
@@ -41,7 +56,9 @@ class Checkpoint:
     model_type: str  # of the text model, as in its config
     architecture: str
     config: Mapping[str, Any]  # config.json
-    tensors: Mapping[str, TensorInfo]
+    tensors: Mapping[str, TensorInfo]  # under the names of the released checkpoints
+    foreign_prefixes: tuple[str, ...]  # that the tensors' names begin with in the files
+    unlisted: tuple[str, ...]  # files with the MTP head that the index doesn't list
     quantization: Quantization | None
     mtp: MtpHead
 
@@ -53,14 +70,17 @@ class Checkpoint:
     @property
     def layer_types(self) -> tuple[str, ...]:
         """`linear_attention` or `full_attention`, per layer."""
-        text = self.text_config
-        if text.get("layer_types"):
-            return tuple(text["layer_types"])
-        interval = text.get("full_attention_interval", 4)
-        return tuple(
-            "linear_attention" if (layer + 1) % interval else "full_attention"
-            for layer in range(text["num_hidden_layers"])
-        )
+        return layer_types_of(self.text_config)
+
+    @property
+    def rope(self) -> Rope:
+        """The rotary embedding."""
+        return rope_of(self.text_config)
+
+    @property
+    def is_tied(self) -> bool:
+        """Whether config.json says that the output head is the embedding."""
+        return is_tied(self.config)
 
     @property
     def num_layers(self) -> dict[str, int]:
@@ -98,7 +118,7 @@ class Checkpoint:
     @property
     def is_moe(self) -> bool:
         """Whether the feed-forward parts are mixtures of experts."""
-        return self.family != "qwen3.5"
+        return self.family in EXPERTS
 
     @property
     def prefix(self) -> str:
@@ -113,27 +133,67 @@ def read_checkpoint(folder: Path) -> Checkpoint:
     An MTP head that is there in part is not an error here: `Checkpoint.mtp.missing` lists it.
     """
     check_folder(folder)
-    config = read_json(folder / "config.json")
-    family, model_type = find_family(folder / "config.json", config)
+    file = folder / "config.json"
+    config = read_json(file)
+    family, model_type = find_family(file, config)
+    check_config(file, config, is_moe=family in EXPERTS)
     check_format(folder)
-    tensors = read_tensors(folder)
-    text_config = text_config_of(config)
-    check_sizes(folder / "config.json", text_config)
-    if not any(name.startswith(PREFIX) for name in tensors):
-        raise InputError(
-            f"{folder} has no mtp.* tensors: its MTP head was lost, as happens when a model is "
-            f"loaded and saved again with transformers; {ORIGINAL} or copy the mtp.* tensors back"
-        )
+    quantization = find_quantization(folder, config)
+    found = read_tensors(folder)
+    head, unlisted = find_separate_head(folder, found)
+    tensors = with_released_names({**found, **head})
+    if not any(name.startswith(MTP) for name in tensors):
+        raise lost_head(folder, tensors)
+    check_tensors(file, config, tensors, is_quantized=quantization is not None)
     return Checkpoint(
         path=folder,
         family=family,
         model_type=model_type,
-        architecture=str((config.get("architectures") or [""])[0]),
+        architecture=architecture_of(config),
         config=config,
         tensors=tensors,
-        quantization=find_quantization(folder, config),
-        mtp=find_mtp_head(family, text_config, tensors),
+        foreign_prefixes=foreign_prefixes([*found, *head]),
+        unlisted=unlisted,
+        quantization=quantization,
+        mtp=find_mtp_head(family, text_config_of(config), tensors),
     )
+
+
+def find_separate_head(
+    folder: Path, found: Mapping[str, TensorInfo]
+) -> tuple[dict[str, TensorInfo], tuple[str, ...]]:
+    """The MTP head in files that the index doesn't list, and their names; nothing if it lists one.
+
+    Some exporters write the head, or put it back, as a file of its own.
+    """
+    if any(released_name(name).startswith(MTP) for name in found):
+        return {}, ()
+    unlisted = read_unlisted(folder, {info.file for info in found.values()})
+    head = {name: info for name, info in unlisted if released_name(name).startswith(MTP)}
+    return head, tuple(sorted({info.file.name for info in head.values()}))
+
+
+def lost_head(folder: Path, tensors: Mapping[str, TensorInfo]) -> InputError:
+    """The sentence for a checkpoint without an MTP head, with what might have been one."""
+    like = next((name for name in sorted(tensors) if "mtp" in name or "nextn" in name), None)
+    if like is not None:
+        return InputError(
+            f"{folder} has no mtp.* tensors, but {like} in {tensors[like].file.name}; rename the "
+            f"tensors of the MTP head to mtp.*, as the released checkpoints have them"
+        )
+    names = {info.file for info in tensors.values()}
+    files = [file.name for file in folder.glob("*mtp*.safetensors") if file not in names]
+    beside = f" ({min(files)} is there, but has none either)" if files else ""
+    return InputError(
+        f"{folder} has no mtp.* tensors{beside}: its MTP head was lost, as happens when a model is "
+        f"loaded and saved again with transformers; {ORIGINAL} or copy the mtp.* tensors back"
+    )
+
+
+def architecture_of(config: Mapping[str, Any]) -> str:
+    """The first of `architectures`, empty where none is named."""
+    names = config.get("architectures")
+    return str(names[0]) if isinstance(names, list) and names else ""
 
 
 def check_folder(folder: Path) -> None:
@@ -161,7 +221,7 @@ def gguf_error(path: Path) -> InputError:
 
 def check_format(folder: Path) -> None:
     """Raise InputError when the weights are missing or in another format than safetensors."""
-    if any(folder.glob("*.safetensors")) or any(folder.glob("*.safetensors.index.json")):
+    if safetensors_files(folder) or any(folder.glob("*.safetensors.index.json")):
         return
     if any(folder.glob("*.gguf")):
         raise gguf_error(folder)
@@ -176,16 +236,13 @@ def check_format(folder: Path) -> None:
     raise InputError(f"{folder} has a config.json but no *.safetensors; {ORIGINAL}")
 
 
-def text_config_of(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The nested `text_config` of released Qwen3.5 checkpoints, or the config itself."""
-    nested = config.get("text_config")
-    return nested if isinstance(nested, dict) else config
-
-
 def find_family(file: Path, config: Any) -> tuple[str, str]:
     """Family and model_type of the text model; raises InputError for what has no MTP head."""
     if not isinstance(config, dict) or not config.get("model_type"):
         raise InputError(f"{file} has no model_type, so it is not a Hugging Face model config")
+    nested = config.get("text_config")
+    if nested is not None and not isinstance(nested, dict):
+        raise InputError(f"{file}: text_config is {nested!r:.60}, expected an object")
     model_type = str(text_config_of(config).get("model_type", config["model_type"]))
     if model_type in FAMILIES:
         return FAMILIES[model_type], model_type
@@ -197,11 +254,3 @@ def find_family(file: Path, config: Any) -> tuple[str, str]:
     raise InputError(
         f"{file}: model_type {model_type} is not a Qwen MTP model; use one of {SUPPORTED}"
     )
-
-
-def check_sizes(file: Path, text_config: Mapping[str, Any]) -> None:
-    """Raise InputError unless the sizes that everything needs are positive integers."""
-    for key in ("hidden_size", "num_hidden_layers", "vocab_size", "max_position_embeddings"):
-        value = text_config.get(key)
-        if not isinstance(value, int) or isinstance(value, bool) or value <= 0:
-            raise InputError(f"{file}: {key} is {value!r}, expected a positive integer")

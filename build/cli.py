@@ -1,6 +1,5 @@
 """The commands that turn a checkpoint into variants."""
 
-import importlib.util
 import shutil
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -14,7 +13,6 @@ from trt_mtp.build.cpu import LARGEST_DRAFT_LENGTH, build_cpu
 from trt_mtp.build.draft_lengths import DEFAULT, parse_draft_lengths
 from trt_mtp.build.hooks import Hooks, Verify
 from trt_mtp.build.hub import resolve_checkpoint
-from trt_mtp.build.progress import show_progress
 from trt_mtp.build.store import BuildResult, locked, reference_folder
 from trt_mtp.build.trtllm_cli import (
     LARGEST_DRAFT_LENGTH as LARGEST_TRTLLM,
@@ -26,15 +24,20 @@ from trt_mtp.build.trtllm_cli import (
     trtllm_options,
 )
 from trt_mtp.build.variant import EngineVariant, with_verification
+from trt_mtp.build.vllm_cli import LARGEST_DRAFT_LENGTH as LARGEST_VLLM
+from trt_mtp.build.vllm_cli import run_vllm, vllm_python_option
 from trt_mtp.errors import TrtMtpError
+from trt_mtp.extras import is_installed, require_engine
 from trt_mtp.files import to_json
+from trt_mtp.options import engine_option, json_option
+from trt_mtp.progress import shown
 
 CPU_BATCH_SIZE = 8
 
 
 @click.command()
 @click.argument("checkpoint")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@json_option
 def inspect(checkpoint: str, as_json: bool) -> None:
     """Show what a checkpoint is.
 
@@ -52,13 +55,7 @@ def inspect(checkpoint: str, as_json: bool) -> None:
 @click.command()
 @click.argument("checkpoint")
 @click.option("--draft-lengths", default=DEFAULT, show_default=True, help="One variant for each.")
-@click.option(
-    "--engine",
-    type=click.Choice(["auto", "cpu", "tensorrt-llm"]),
-    default="auto",
-    show_default=True,
-    help="auto: tensorrt-llm where it is installed beside a GPU, else cpu.",
-)
+@engine_option
 @click.option(
     "-o", "--output", type=click.Path(path_type=Path), default="engines", show_default=True
 )
@@ -74,7 +71,8 @@ def inspect(checkpoint: str, as_json: bool) -> None:
     "tensorrt-llm: at most 8192]",
 )
 @click.option("--verify/--no-verify", default=True, show_default=True, help="Compare answers.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@vllm_python_option
+@json_option
 @trtllm_options
 @click.pass_obj
 def build(
@@ -87,6 +85,7 @@ def build(
     max_batch_size: int | None,
     max_seq_len: int | None,
     verify: bool,
+    vllm_python: Path | None,
     as_json: bool,
     **trtllm: Any,
 ) -> None:
@@ -97,17 +96,24 @@ def build(
     does nothing where nothing changed.
 
     The options from --trtllm-version on are for NVIDIA servers and choose tensorrt-llm.
+    --draft-len-schedule is also for vllm, whose variants run with the Python of --vllm-python.
 
     Example: trt-mtp build assets/qwen-mtp-tiny --draft-lengths 0,1,3
 
     Example: trt-mtp build Qwen/Qwen3.8-27B-FP8 --gpu h100-80gb --trtllm-version 1.3.0rc27 --dry-run
     """
+    if engine == "vllm":
+        lengths = parse_draft_lengths(draft_lengths, LARGEST_VLLM)
+        found = read_checkpoint(resolve_checkpoint(checkpoint))
+        run_vllm(found, lengths, output, vllm_python, max_batch_size, max_seq_len, as_json, trtllm)
+        return
     if choose_engine(engine, bool(given_options(trtllm))) == "tensorrt-llm":
         lengths = parse_draft_lengths(draft_lengths, LARGEST_TRTLLM)
         found = read_checkpoint(resolve_checkpoint(checkpoint))
         run_trtllm(found, lengths, output, max_batch_size, max_seq_len, as_json, trtllm, hooks)
         return
     refuse_trtllm_options(trtllm)
+    require_engine("cpu")
     lengths = parse_draft_lengths(draft_lengths, LARGEST_DRAFT_LENGTH)
     found = read_checkpoint(resolve_checkpoint(checkpoint))
     with locked(output, lambda: click.echo("waiting for another build", err=True)):
@@ -125,7 +131,7 @@ def choose_engine(engine: str, for_trtllm: bool = False) -> str:
     if for_trtllm:
         return "tensorrt-llm"
     has_gpu = shutil.which("nvidia-smi") is not None or Path("/dev/nvidiactl").exists()
-    has_package = importlib.util.find_spec("tensorrt_llm") is not None
+    has_package = is_installed("tensorrt_llm")
     return "tensorrt-llm" if has_gpu and has_package else "cpu"
 
 
@@ -137,14 +143,14 @@ def run_cpu(
     max_seq_len: int | None,
 ) -> BuildResult:
     """Build for the CPU engine with progress shown."""
-    with show_progress() as progress:
+    with shown("MB", scale=1e6) as meter:
         return build_cpu(
             checkpoint,
             lengths,
             output,
             max_batch_size=max_batch_size,
             max_seq_len=max_seq_len,
-            progress=progress,
+            progress=meter.update,
         )
 
 

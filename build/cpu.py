@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from trt_mtp import __version__
+from trt_mtp.build.chat_format import read_chat_format
 from trt_mtp.build.checkpoint import Checkpoint
-from trt_mtp.build.digest import TEXT_FILES, Progress, hash_checkpoint
+from trt_mtp.build.cpu_check import check_all_read, check_checkpoint, check_head
+from trt_mtp.build.digest import Progress, hash_checkpoint
 from trt_mtp.build.layout import FORMAT
-from trt_mtp.build.pack import pack_weights, packed_bytes, plan_tensors
+from trt_mtp.build.pack import Packed, pack_weights, packed_bytes, plan_tensors
 from trt_mtp.build.store import (
     DIGESTS,
     SHARED,
@@ -22,6 +24,7 @@ from trt_mtp.build.store import (
     install_variants,
     refuse_other_engines,
 )
+from trt_mtp.build.text_files import text_files
 from trt_mtp.build.variant import (
     SCHEMA_VERSION,
     VariantRecord,
@@ -49,17 +52,16 @@ def build_cpu(
     Raises InputError for a checkpoint or sizes that the CPU engine can't run.
     """
     refuse_other_engines(engines, "cpu")
-    check_checkpoint(checkpoint)
+    num_bytes = packed_bytes(check_everything(checkpoint))
     length = check_length(checkpoint, max_seq_len)
-    num_bytes = packed_bytes(plan_tensors(checkpoint))  # also checks every tensor
     digest = hash_checkpoint(checkpoint, engines / DIGESTS, progress)
     key = fingerprint_of({"checkpoint": digest, "format": FORMAT})
 
     def write(folder: Path) -> None:
         pack_weights(checkpoint, folder, progress)
-        for name in TEXT_FILES:
-            if (checkpoint.path / name).is_file():
-                shutil.copyfile(checkpoint.path / name, folder / name)
+        for name in text_files(checkpoint.path):
+            (folder / name).parent.mkdir(exist_ok=True)
+            shutil.copyfile(checkpoint.path / name, folder / name)
 
     install_shared(engines, key, num_bytes, write)
     common = common_record(checkpoint, digest) | {
@@ -72,6 +74,18 @@ def build_cpu(
         for draft_length in draft_lengths
     ]
     return install_variants(engines, records)
+
+
+def check_everything(checkpoint: Checkpoint) -> list[Packed]:
+    """What to pack; raises InputError for a checkpoint that the CPU engine can't run."""
+    from trt_mtp.build.text_check import check_text  # jinja2: not in the light base
+
+    check_checkpoint(checkpoint)
+    plan = plan_tensors(checkpoint)  # checks every tensor
+    check_all_read(checkpoint, plan)
+    check_head(checkpoint)
+    check_text(checkpoint.path, checkpoint.vocab_size)
+    return plan
 
 
 def common_record(checkpoint: Checkpoint, digest: str) -> dict[str, Any]:
@@ -107,46 +121,20 @@ def common_record(checkpoint: Checkpoint, digest: str) -> dict[str, Any]:
         "device": device,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         **identity(measured_on),
+        "chat_format": read_chat_format(checkpoint.path),
     }
 
 
-def check_checkpoint(checkpoint: Checkpoint) -> None:
-    """Raise InputError for what the CPU engine can't run."""
-    where, text = checkpoint.path, checkpoint.text_config
-    if checkpoint.is_moe:
-        raise InputError(
-            f"{where} is {checkpoint.family}: the cpu engine runs dense Qwen3.5, 3.6 and 3.8 "
-            f"only; use --engine tensorrt-llm"
-        )
-    if checkpoint.quantization is not None:
-        raise InputError(
-            f"{where} is quantised ({checkpoint.quantization.method}): the cpu engine reads F32, "
-            f"F16 and BF16 only; use the unquantised checkpoint or --engine tensorrt-llm"
-        )
-    if checkpoint.mtp.missing:
-        raise InputError(
-            f"{where} lacks {len(checkpoint.mtp.missing)} tensors of its MTP head, the first is "
-            f"{checkpoint.mtp.missing[0]}; download the checkpoint again"
-        )
-    expected = {
-        "mtp_num_hidden_layers": (1, None),
-        "mtp_use_dedicated_embeddings": (False, None),
-        "attention_bias": (False, None),
-        "attn_output_gate": (True, None),
-        "hidden_act": ("silu", None),
-    }
-    for key, allowed in expected.items():
-        if text.get(key) not in allowed:
-            raise InputError(
-                f"{where / 'config.json'}: {key} is {text[key]!r}; "
-                f"the cpu engine needs {allowed[0]!r}"
-            )
-    if not (where / "tokenizer.json").is_file():
-        raise InputError(f"{where} has no tokenizer.json, which the cpu engine needs")
+MIN_SEQ_LEN = 16  # of --max-seq-len: a few tokens of prompt, and as many of an answer
 
 
 def check_length(checkpoint: Checkpoint, max_seq_len: int | None) -> int:
     """The longest sequence to build for, prompt and answer together, in tokens."""
+    if checkpoint.context_length < MIN_SEQ_LEN:
+        raise InputError(
+            f"{checkpoint.path / 'config.json'}: max_position_embeddings is "
+            f"{checkpoint.context_length}; the cpu engine needs {MIN_SEQ_LEN}"
+        )
     if max_seq_len is None:
         return min(checkpoint.context_length, DEFAULT_MAX_SEQ_LEN)
     if max_seq_len > checkpoint.context_length:

@@ -5,18 +5,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from trt_mtp.build.checkpoint import Checkpoint
+from trt_mtp.build.text_files import text_files
 from trt_mtp.errors import InputError, TrtMtpError
-from trt_mtp.files import read_json, to_json, write_atomic
-
-# besides the tensor files; each counts only where it is there
-TEXT_FILES = (
-    "config.json",
-    "generation_config.json",
-    "hf_quant_config.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "chat_template.jinja",
-)
+from trt_mtp.files import open_regular, read_json, to_json, write_atomic
 
 Progress = Callable[[str, int, int], None]
 """What is done, and how many bytes of how many."""
@@ -24,9 +15,9 @@ Progress = Callable[[str, int, int], None]
 
 def checkpoint_files(checkpoint: Checkpoint) -> list[Path]:
     """Every file that decides what an engine built from `checkpoint` answers."""
-    texts = [checkpoint.path / name for name in TEXT_FILES]
+    texts = [checkpoint.path / name for name in text_files(checkpoint.path)]
     tensors = {info.file for info in checkpoint.tensors.values()}
-    return [file for file in texts if file.is_file()] + sorted(tensors)
+    return texts + sorted(tensors)
 
 
 def hash_checkpoint(checkpoint: Checkpoint, cache: Path, progress: Progress) -> str:
@@ -64,7 +55,7 @@ def read_cache(cache: Path) -> dict[str, str]:
 def hash_file(file: Path) -> str:
     """sha256 of one file."""
     try:
-        with file.open("rb") as stream:
+        with open_regular(file) as stream:
             return hashlib.file_digest(stream, "sha256").hexdigest()
     except OSError as error:
         raise TrtMtpError(f"can't read {file}: {error.strerror or error}") from error

@@ -13,18 +13,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from trt_mtp.build.checkpoint import Checkpoint, read_checkpoint
+from trt_mtp.build.gdn_replay import fitting_plan
 from trt_mtp.build.gpus import gpu_by_product_name
-from trt_mtp.build.memory import DoesNotFit, require_fit
+from trt_mtp.build.memory import DoesNotFitError, require_fit
 from trt_mtp.build.preflight import SEVERITIES, Finding, preflight, variant_facts
 from trt_mtp.build.tensorrt_llm import ENGINE, model_facts, options_for, sampled_digest
-from trt_mtp.build.trtllm_config import memory_plan
+from trt_mtp.build.trtllm_config import memory_plan, replay_plan
 from trt_mtp.build.trtllm_fields import problems
 from trt_mtp.build.trtllm_version import parse_version, supported_version
 from trt_mtp.build.variant import RECORD, EngineVariant, list_variants, read_variant
 from trt_mtp.errors import InputError
+from trt_mtp.files import SMALL, read_text, read_yaml
 
 TRITON_PORTS = (8000, 8001, 8002)  # HTTP, gRPC, metrics
 PLANNED_KEYS = {
@@ -75,7 +75,7 @@ def find_variants(target: Path) -> tuple[list[Subject], Sequence[EngineVariant]]
         return [], list_variants(target)
     subjects, variants = [], []
     for config in configs:
-        text = config.read_text(encoding="utf-8")
+        text = read_text(config, SMALL)
         match = VARIANT_FOLDER.search(text)
         if match is None:
             continue  # somebody else's model
@@ -120,11 +120,19 @@ def record_facts(variant: EngineVariant) -> dict[str, Any]:
         "is_verified": bool(record.verification),
     }
     if variant.engine == ENGINE:  # the other kind has all it needs in its own folders
+        facts |= device_facts(record.details["environment"])
         facts["checkpoint.exists"] = checkpoint.is_dir()
     if record.shared is not None:
         shared = (variant.folder / record.shared).resolve()
         facts |= {"shared.path": str(shared), "shared.exists": shared.is_dir()}
     return facts
+
+
+def device_facts(environment: Mapping[str, str]) -> dict[str, Any]:
+    """The GPUs that a variant was built for, if it was built for certain ones."""
+    devices = environment.get("CUDA_VISIBLE_DEVICES", "")
+    numbers = [int(part) for part in devices.split(",") if part.strip().isdecimal()]
+    return {"devices.own": bool(numbers), "devices.last": max(numbers, default=None)}
 
 
 def examine_trtllm(variant: EngineVariant, machine: Mapping[str, Any]) -> Iterator[Finding]:
@@ -133,12 +141,16 @@ def examine_trtllm(variant: EngineVariant, machine: Mapping[str, Any]) -> Iterat
     file = variant.folder / record.details["llm_args"]
     try:
         version = supported_version(record.versions["tensorrt_llm"])
-        args = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (InputError, OSError, yaml.YAMLError) as found:
+        args = read_yaml(file)
+    except InputError as found:
         yield error("unreadable", f"{file}: {found}")
         return
     for problem in problems(args, version):
         yield error("configuration", f"{file}: {problem}")
+    disk = (args.get("kv_cache_config") or {}).get("disk_cache_path")
+    if isinstance(disk, str) and not Path(disk).is_dir():
+        # KvCacheConfig's validator (tensorrt_llm/llmapi/llm_args.py @00043967)
+        yield error("no-disk-cache", f"{file}: kv_cache_config.disk_cache_path {disk} is not there")
     checkpoint = None
     try:
         checkpoint = read_checkpoint(Path(record.checkpoint["path"]))
@@ -174,8 +186,10 @@ def examine_checkpoint(
     version = supported_version(variant.record.versions["tensorrt_llm"])
     try:
         options = options_for(checkpoint, version, gpu, max_seq_len=args["max_seq_len"])
-        require_fit(memory_plan(options, variant.draft_length, args), gpu)
-    except (DoesNotFit, InputError) as found:
+        plan = memory_plan(options, variant.draft_length, args)
+        replay = replay_plan(options, variant.draft_length, args)
+        require_fit(fitting_plan(plan, replay, gpu)[0], gpu)
+    except (DoesNotFitError, InputError) as found:
         yield error("does-not-fit", str(found))
 
 
@@ -188,7 +202,7 @@ def examine_machine(machine: Mapping[str, Any]) -> Iterator[Finding]:
             )
     if not machine["machine.has_triton"]:
         yield error(
-            "no-triton", "no tritonserver: install nvidia-pytriton==0.7.0 or use NVIDIA's container"
+            "no-triton", "no tritonserver: pip install 'trt-mtp[triton]' or use NVIDIA's container"
         )
 
 
@@ -217,8 +231,20 @@ def machine_facts(folder: Path) -> dict[str, Any]:
         "machine.shm_bytes": shutil.disk_usage("/dev/shm").total
         if Path("/dev/shm").is_dir()
         else 0,
+        "machine.is_root": os.geteuid() == 0,
+        "machine.allows_root_mpi": all(
+            os.environ.get(name) == "1"
+            for name in ("OMPI_ALLOW_RUN_AS_ROOT", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM")
+        ),
+        "machine.num_visible": num_visible(len(gpus)),
         "machine.free_bytes": shutil.disk_usage(existing).free,
     }
+
+
+def num_visible(num_gpus: int) -> int:
+    """How many GPUs CUDA_VISIBLE_DEVICES shows; all where it is not set."""
+    shown = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return num_gpus if shown is None else len([part for part in shown.split(",") if part.strip()])
 
 
 def query_gpus() -> list[tuple[str, str]]:

@@ -8,11 +8,12 @@ from typing import Any
 import click
 
 from trt_mtp.files import to_json
+from trt_mtp.options import json_option
 
 
 @click.command()
 @click.argument("target", required=False, type=click.Path(path_type=Path))
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@json_option
 def doctor(target: Path | None, as_json: bool) -> None:
     """Find what is wrong with variants and this machine.
 

@@ -16,6 +16,7 @@ class Gpu:
     name: str  # h100-80gb
     memory_bytes: int
     bandwidth_bytes_s: float
+    bf16_flops: float  # of its tensor cores, dense
     sm: int  # compute capability without the dot: 90 is Hopper, 100 Blackwell
     source: str
 
@@ -39,6 +40,7 @@ def gpu_types() -> dict[str, Gpu]:
             name=name,
             memory_bytes=int(gpu["memory_gb"] * 1e9),
             bandwidth_bytes_s=gpu["bandwidth_gb_s"] * 1e9,
+            bf16_flops=gpu["bf16_tflops"] * 1e12,
             sm=gpu["sm"],
             source=gpu["source"],
         )

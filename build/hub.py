@@ -8,6 +8,7 @@ import re
 from pathlib import Path
 
 from trt_mtp.errors import InputError
+from trt_mtp.files import SMALL, read_text
 
 MODEL_ID = re.compile(r"(?P<id>[\w.-]+/[\w.-]+?)(?:@(?P<revision>[\w./-]+))?")
 
@@ -17,7 +18,7 @@ def resolve_checkpoint(name: str) -> Path:
 
     Raises InputError with the command that downloads it when it is in neither place.
     """
-    path = Path(name).expanduser()
+    path = Path(os.path.expanduser(name))  # which leaves a user that is unknown as it is
     if path.exists():
         return path
     match = MODEL_ID.fullmatch(name)
@@ -40,15 +41,15 @@ def cache_folder() -> Path:
     """Where huggingface_hub keeps downloads: HF_HUB_CACHE, or hub/ in HF_HOME."""
     own = os.environ.get("HF_HUB_CACHE") or os.environ.get("HUGGINGFACE_HUB_CACHE")
     if own:
-        return Path(own).expanduser()
+        return Path(os.path.expanduser(own))
     cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     home = os.environ.get("HF_HOME") or f"{cache}/huggingface"
-    return Path(home).expanduser() / "hub"
+    return Path(os.path.expanduser(home)) / "hub"
 
 
 def read_ref(repository: Path, revision: str) -> str | None:
     """The commit that a branch or tag stood for when it was downloaded."""
     try:
-        return (repository / "refs" / revision).read_text(encoding="utf-8").strip() or None
-    except OSError:
+        return read_text(repository / "refs" / revision, SMALL).strip() or None
+    except InputError:
         return None

@@ -4,6 +4,7 @@ from typing import Any
 
 from trt_mtp.build.checkpoint import Checkpoint
 from trt_mtp.build.quantization import Quantization
+from trt_mtp.build.tensors import INDEX
 
 
 def describe(checkpoint: Checkpoint) -> dict[str, Any]:
@@ -23,6 +24,8 @@ def describe(checkpoint: Checkpoint) -> dict[str, Any]:
         "bytes_by_dtype": bytes_by_dtype,
         "num_files": len({info.file for info in checkpoint.tensors.values()}),
         "num_tensors": len(checkpoint.tensors),
+        "foreign_prefixes": list(checkpoint.foreign_prefixes),
+        "rope_type": checkpoint.rope.kind,
         "quantization": describe_quantization(checkpoint.quantization),
         "mtp": {
             "num_hidden_layers": mtp.num_layers,
@@ -31,6 +34,7 @@ def describe(checkpoint: Checkpoint) -> dict[str, Any]:
                 name: {"dtype": info.dtype, "shape": list(info.shape)}
                 for name, info in mtp.tensors.items()
             },
+            "unlisted_files": list(checkpoint.unlisted),
             "missing": list(mtp.missing),
             "unexpected": list(mtp.unexpected),
         },
@@ -68,6 +72,10 @@ def render(checkpoint: Checkpoint) -> str:
         "quantisation": quantised,
         "MTP head": f"{mtp.num_layers} layer, {len(mtp.tensors)} tensors, {size(mtp.num_bytes)}",
     }
+    if checkpoint.unlisted:
+        rows["MTP head in"] = f"{', '.join(checkpoint.unlisted)} (not in {INDEX})"
+    if checkpoint.foreign_prefixes:
+        rows["named"] = ", ".join(f"{prefix}*" for prefix in checkpoint.foreign_prefixes)
     lines = [f"{name:<13} {value}" for name, value in rows.items()]
     shown = list(mtp.tensors.items())
     if len(shown) > 40:  # experts one by one

@@ -1,6 +1,6 @@
 """How `weights.bin` is laid out: what packing writes and the kernels read."""
 
-FORMAT = 2  # of weights.bin and weights.json; part of the hash that names their folder
+FORMAT = 3  # of weights.bin and weights.json; part of the hash that names their folder
 TILE = 64  # columns of a matrix that lie together: a tile is [in, TILE], the last one zero-padded
 
 

@@ -6,6 +6,7 @@ formulas below is covered by stated allowances, so this is a plan, not a measure
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 from trt_mtp.build.gpus import Gpu
 from trt_mtp.build.model_shape import ModelShape
@@ -18,11 +19,19 @@ CUDA_GRAPH_BYTES = 10 * 10**6
 # The share of the memory left after loading that goes to the pools (KV cache and states):
 # examples/configs/curated/qwen3.8-low-latency-mtp3.yaml in NVIDIA/TensorRT-LLM.
 POOL_FRACTION = 0.78
+REPLAY_ROWS = 16  # updates that replay keeps at least: pull request 16464 in NVIDIA/TensorRT-LLM
 
-BYTES_PER_VALUE = {"float32": 4.0, "bfloat16": 2.0, "float16": 2.0, "fp8": 1.0, "nvfp4": 0.5625}
+BYTES_PER_VALUE = {
+    "float32": 4.0,
+    "bfloat16": 2.0,
+    "float16": 2.0,
+    "fp8": 1.0,
+    "fp8_ds_mla": 1.0,
+    "nvfp4": 0.5625,
+}
 
 
-class DoesNotFit(TrtMtpError):
+class DoesNotFitError(TrtMtpError):
     """A variant needs more memory than the GPU has; the message says what would fit."""
 
 
@@ -41,6 +50,7 @@ class MemoryPlan:
     weight_dtype: str | None = None  # fp8 or nvfp4 when the checkpoint is to be quantised
     pool_fraction: float = POOL_FRACTION
     has_vision: bool = False  # the vision tower is loaded too, on every GPU
+    has_replay: bool = False  # rejected drafts are undone by replay, not by a state for each
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,17 +126,33 @@ def conv_state_per_request(shape: ModelShape, parallel: int = 1) -> int:
 
 
 def rollback_scratch(shape: ModelShape, plan: MemoryPlan) -> int:
-    """Bytes that keep the state after each token of a verify step, to go back to one of them.
+    """Bytes that a verify step keeps to go back to one of its tokens.
 
-    batch x (K + 1) x state: `intermediate_ssm` and `intermediate_conv_window` of
-    tensorrt_llm/_torch/pyexecutor/mamba_cache_manager.py. Its newer replay mode needs less; when
-    it is chosen is not published, so it is not counted on.
+    With replay the inputs of the last updates, else the state after each token: batch x (K + 1) x
+    state. Convolution windows are kept for each token either way. (`intermediate_ssm`,
+    `intermediate_conv_window`, `old_x`, `old_B`, `old_dt`, `old_dA_cumsum` of
+    tensorrt_llm/_torch/pyexecutor/mamba_cache_manager.py; pull request 16464.)
     """
     if plan.draft_length == 0:
         return 0
-    per_request = state_per_request(shape, plan.state_dtype, plan.tensor_parallel)
-    per_request += conv_state_per_request(shape, plan.tensor_parallel)
-    return plan.max_batch_size * (plan.draft_length + 1) * per_request
+    tokens = plan.draft_length + 1
+    windows = tokens * conv_state_per_request(shape, plan.tensor_parallel)
+    if plan.has_replay:
+        rows = 2 * max(REPLAY_ROWS, tokens)  # one set is read while the other is written
+        return plan.max_batch_size * (windows + rows * replay_row(shape, plan.tensor_parallel))
+    states = tokens * state_per_request(shape, plan.state_dtype, plan.tensor_parallel)
+    return plan.max_batch_size * (windows + states)
+
+
+def replay_row(shape: ModelShape, parallel: int = 1) -> int:
+    """Bytes of one update of all Gated-DeltaNet layers of a request.
+
+    Its keys and values in bf16, and two numbers a head in fp32.
+    """
+    keys = shape.num_linear_key_heads * shape.linear_key_head_dim
+    values = shape.num_linear_value_heads * shape.linear_value_head_dim
+    per_layer = (keys + values) * 2 + shape.num_linear_value_heads * 2 * 4
+    return shape.num_linear_layers * per_layer // parallel
 
 
 def activations(shape: ModelShape, plan: MemoryPlan) -> int:
@@ -208,12 +234,12 @@ def largest_batch(plan: MemoryPlan, gpu: Gpu, *, full_length: bool = False) -> i
 
 
 def require_fit(plan: MemoryPlan, gpu: Gpu) -> MemoryEstimate:
-    """The estimate of `plan`; raises DoesNotFit, with each single change that would fit."""
+    """The estimate of `plan`; raises DoesNotFitError, with each single change that would fit."""
     found = estimate(plan, gpu)
     if found.fits:
         return found
     needed = found.before_kv_cache + plan.max_seq_len * found.kv_cache_per_token
-    raise DoesNotFit(
+    raise DoesNotFitError(
         f"draft length {plan.draft_length} with {plan.max_batch_size} requests needs about "
         f"{needed / 1e9:.1f} GB per GPU and {gpu.name} has {gpu.memory_bytes / 1e9:.0f} GB, of "
         f"which weights take {(found.weights + found.mtp_head) / 1e9:.1f}, states and rollback "
@@ -258,3 +284,22 @@ def single_changes(plan: MemoryPlan, gpu: Gpu) -> Iterator[tuple[str, MemoryPlan
         if estimate(change, gpu).fits:
             yield f"--tp {size}", change
             return
+
+
+def memory_json(memory: MemoryEstimate, batch: int | None) -> dict[str, Any]:
+    """The estimate as JSON; sizes in bytes per GPU."""
+    return {
+        "gpu": memory.gpu,
+        "gpu_bytes": memory.gpu_bytes,
+        "weights_bytes": memory.weights,
+        "mtp_head_bytes": memory.mtp_head,
+        "state_bytes": memory.state,
+        "rollback_scratch_bytes": memory.rollback_scratch,
+        "activations_bytes": memory.activations,
+        "cuda_graphs_bytes": memory.cuda_graphs,
+        "runtime_bytes": memory.runtime,
+        "kv_cache_bytes_per_token": memory.kv_cache_per_token,
+        "kv_cache_bytes": memory.kv_cache,
+        "kv_cache_tokens": memory.kv_cache_tokens,
+        "max_full_length_batch": batch,
+    }

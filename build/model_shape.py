@@ -44,6 +44,10 @@ class ModelShape:
     host_bytes: int  # weights that stay in the host's memory
     mtp_bytes: int
     num_linear_weights: int  # weights of matrices that quantisation would shrink
+    num_experts: int = 0  # of a layer; 0 for a dense model
+    num_active_experts: int = 0  # that one token visits, the shared one apart
+    expert_bytes: int = 0  # of all of them in all layers, the shared ones and the MTP head's apart
+    mtp_expert_bytes: int = 0  # the same of the MTP head
 
     @property
     def has_vision(self) -> bool:
@@ -67,8 +71,13 @@ def shape_of(checkpoint: Checkpoint) -> ModelShape:
     config = checkpoint.text_config
     layers = checkpoint.num_layers
     linear_layers = layers.get("linear_attention", 0)
-    vision_bytes = host_bytes = 0
+    vision_bytes = host_bytes = expert_bytes = mtp_expert_bytes = 0
     for name, info in checkpoint.tensors.items():
+        if ".experts." in name:
+            if name.startswith("mtp."):
+                mtp_expert_bytes += info.num_bytes
+            else:
+                expert_bytes += info.num_bytes
         if name.startswith(VISION_PREFIXES):
             vision_bytes += info.num_bytes
         elif HOST_TABLE in name:
@@ -97,6 +106,10 @@ def shape_of(checkpoint: Checkpoint) -> ModelShape:
         host_bytes=host_bytes,
         mtp_bytes=checkpoint.mtp.num_bytes,
         num_linear_weights=num_linear_weights(checkpoint),
+        num_experts=int(config["num_experts"]) if checkpoint.is_moe else 0,
+        num_active_experts=int(config["num_experts_per_tok"]) if checkpoint.is_moe else 0,
+        expert_bytes=expert_bytes,
+        mtp_expert_bytes=mtp_expert_bytes,
     )
 
 

@@ -5,9 +5,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from trt_mtp.build.tensor_names import MTP
 from trt_mtp.build.tensors import TensorInfo
-
-PREFIX = "mtp."
 
 # What quantised checkpoints put beside or in place of `x.weight` (FP8 blocks, ModelOpt,
 # compressed-tensors, GPTQ and AWQ).
@@ -16,7 +15,6 @@ COMPANIONS = (
     "weight_shape", "weight_zero_point", "weight_global_scale", "input_scale",
     "input_global_scale", "qweight", "qzeros", "scales", "g_idx",
 )  # fmt: skip
-WEIGHTS = ("weight", "weight_packed", "qweight")
 
 ATTENTION = tuple(
     f"self_attn.{name}" for name in ("q_proj", "k_proj", "v_proj", "o_proj", "q_norm", "k_norm")
@@ -47,7 +45,7 @@ def find_mtp_head(
 
     Names as in vLLM's qwen3_next_mtp.py and TensorRT-LLM's qwen3_5_weight_mapper.py.
     """
-    own = {name: info for name, info in tensors.items() if name.startswith(PREFIX)}
+    own = {name: info for name, info in tensors.items() if name.startswith(MTP)}
     num_layers = num_mtp_layers(text_config, own)
     if family == "qwen3.8-flash-next":
         expected = {"fc_embedding", "fc_hidden", "pre_fc_norm_embedding", "pre_fc_norm_hidden"}
@@ -75,14 +73,14 @@ def modules_of(own: Mapping[str, TensorInfo]) -> set[str]:
     """`mtp.fc.weight` and its scales -> `fc`; a bare parameter keeps its name."""
     modules = set()
     for name in own:
-        module, _, last = name.removeprefix(PREFIX).rpartition(".")
-        modules.add(module if last in COMPANIONS else name.removeprefix(PREFIX))
+        module, _, last = name.removeprefix(MTP).rpartition(".")
+        modules.add(module if last in COMPANIONS else name.removeprefix(MTP))
     return modules
 
 
 def names_of(modules: set[str]) -> tuple[str, ...]:
     """Module names as tensor names, in order."""
-    return tuple(sorted(PREFIX + module for module in modules))
+    return tuple(sorted(MTP + module for module in modules))
 
 
 def mlp_modules(
@@ -93,7 +91,7 @@ def mlp_modules(
         return [f"mlp.{name}" for name in PROJECTIONS]
     shared = [f"mlp.shared_expert.{name}" for name in PROJECTIONS]
     common = ["mlp.gate", "mlp.shared_expert_gate", *shared]
-    if any(name.startswith(f"{PREFIX}{layer}mlp.experts.gate_up_proj") for name in own):
+    if any(name.startswith(f"{MTP}{layer}mlp.experts.gate_up_proj") for name in own):
         return [*common, "mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
     experts = range(text_config.get("num_experts") or 0)
     return [*common, *(f"mlp.experts.{n}.{name}" for n in experts for name in PROJECTIONS)]

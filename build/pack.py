@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trt_mtp.build.checkpoint import Checkpoint
-from trt_mtp.build.digest import Progress
+from trt_mtp.build.digest import Progress, hash_file
 from trt_mtp.build.layout import FORMAT, TILE, tiled_size
 from trt_mtp.build.tensors import TensorInfo
 from trt_mtp.errors import InputError
@@ -76,7 +76,12 @@ def pack_weights(checkpoint: Checkpoint, folder: Path, progress: Progress) -> No
             }
             offset = out.tell()
     progress("packing the weights", total, total)
-    values = {"schema_version": FORMAT, "tensors": index, "num_bytes": offset}
+    values = {
+        "schema_version": FORMAT,
+        "tensors": index,
+        "num_bytes": offset,
+        "sha256": hash_file(folder / "weights.bin"),
+    }
     (folder / "weights.json").write_text(to_json(values))
 
 
@@ -90,8 +95,8 @@ def plan_tensors(checkpoint: Checkpoint) -> list[Packed]:
     planner = Planner(checkpoint)
     hidden, vocab = planner.size("hidden_size"), planner.size("vocab_size")
     embed = f"{checkpoint.prefix}embed_tokens.weight"
-    # a checkpoint with tied embeddings has no lm_head.weight
-    head = "lm_head.weight" if "lm_head.weight" in checkpoint.tensors else embed
+    # with tied embeddings there may be a copy of them
+    head = embed if checkpoint.is_tied else "lm_head.weight"
     planner.keep("embed_tokens", (vocab, hidden), embed)
     planner.fuse("lm_head", hidden, {head: vocab})
     for layer, kind in enumerate(checkpoint.layer_types):

@@ -1,5 +1,6 @@
 """Known hazards of Qwen MTP on TensorRT-LLM, as rules over the facts of one variant."""
 
+import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -19,6 +20,7 @@ OPERATORS: dict[str, Callable[[Any, Any], bool]] = {
     "in": lambda fact, value: fact in value,
     "<": lambda fact, value: fact is not None and value is not None and fact < value,
     ">": lambda fact, value: fact is not None and value is not None and fact > value,
+    ">=": lambda fact, value: fact is not None and value is not None and fact >= value,
     "set": lambda fact, value: fact is not None,
     "unset": lambda fact, value: fact is None,
 }
@@ -125,6 +127,9 @@ def variant_facts(
         facts["schedule.first"] = bounds[min(bounds)]
         facts["schedule.smallest"] = min(bounds.values())
         facts["schedule.largest"] = max(bounds.values())
+    ratio = (llm_args.get("kv_cache_config") or {}).get("pool_ratio")
+    if ratio is not None:
+        facts["pool_ratio.is_whole"] = math.isclose(sum(ratio), 1.0, abs_tol=1e-6)
     sizes = (llm_args.get("cuda_graph_config") or {}).get("batch_sizes")
     if sizes:
         facts["cuda_graphs.largest"] = max(sizes)

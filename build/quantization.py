@@ -28,6 +28,7 @@ class Quantization:
     source: str  # file that says so
     kv_cache_dtype: str | None
     excluded: tuple[str, ...]  # patterns of modules left as they were
+    unloadable: str = ""  # why no known version of TensorRT-LLM loads it; empty if one does
 
 
 def find_quantization(folder: Path, config: Mapping[str, Any]) -> Quantization | None:
@@ -43,12 +44,16 @@ def find_quantization(folder: Path, config: Mapping[str, Any]) -> Quantization |
             raise InputError(f"{own} has no key quantization, expected what ModelOpt writes")
         return from_modelopt(inner, HF_QUANT_CONFIG)
     stated = config.get("quantization_config")
+    nested = config.get("text_config")
+    if stated is None and isinstance(nested, dict):
+        stated = nested.get("quantization_config")
     if stated is None:
         return None
     if not isinstance(stated, dict):
         raise InputError(f"{folder / 'config.json'}: quantization_config is not an object")
     if stated.get("quant_method") == "modelopt":
-        return from_modelopt(stated.get("quantization") or stated, "config.json")
+        inner = stated.get("quantization")
+        return from_modelopt(inner if isinstance(inner, dict) else stated, "config.json")
     return from_transformers(stated)
 
 
@@ -58,13 +63,13 @@ def from_modelopt(stated: Mapping[str, Any], source: str) -> Quantization | None
     if not algorithm:
         return None
     kv_cache = stated.get("kv_cache_quant_algo")
-    excluded = stated.get("exclude_modules") or stated.get("ignore") or ()
+    excluded = patterns(stated.get("exclude_modules") or stated.get("ignore"))
     return Quantization(
         method=str(algorithm).lower().replace("_", "-"),
         tool="modelopt",
         source=source,
         kv_cache_dtype=str(kv_cache).lower() if kv_cache else None,
-        excluded=tuple(str(pattern) for pattern in excluded),
+        excluded=excluded,
     )
 
 
@@ -76,14 +81,52 @@ def from_transformers(stated: Mapping[str, Any]) -> Quantization:
         method = f"{tool}-int{stated['bits']}"
     elif tool == "compressed-tensors":
         method = str(stated.get("format", tool))
-    excluded = stated.get("modules_to_not_convert") or stated.get("ignore") or ()
+    excluded = patterns(stated.get("modules_to_not_convert") or stated.get("ignore"))
     return Quantization(
         method=method.removesuffix("-pack-quantized"),
         tool=tool,
         source="config.json",
         kv_cache_dtype=None,
-        excluded=tuple(str(pattern) for pattern in excluded),
+        excluded=excluded,
+        unloadable=unloadable(tool, stated),
     )
+
+
+def unloadable(tool: str, stated: Mapping[str, Any]) -> str:
+    """What TensorRT-LLM's loader misses in a quantization_config, empty where it takes it.
+
+    As load_hf_quant_config in tensorrt_llm/_torch/model_config.py (008e0af8) and
+    tensorrt_llm/models/quant_config_utils.py (21156a7a) decide it.
+    """
+    if tool == "compressed-tensors":
+        return unloadable_groups(stated.get("config_groups"))
+    if tool == "fp8":
+        block = stated.get("weight_block_size")
+        if block is None and stated.get("activation_scheme") != "static":
+            return "quant_method fp8 without weight_block_size"
+        return "" if block in (None, [128, 128]) else f"weight_block_size {block!r:.40}"
+    if tool in ("mxfp4", "mxfp8", "nvfp4"):
+        return ""
+    return f"quant_method {tool}"
+
+
+def unloadable_groups(groups: Any) -> str:
+    """The same for compressed-tensors, whose groups of modules each have a scheme."""
+    if not isinstance(groups, dict) or not groups:
+        return "compressed-tensors without config_groups"
+    for name, group in groups.items():
+        weights = group.get("weights") if isinstance(group, dict) else None
+        if not isinstance(weights, dict):
+            return f"config_groups {name} without weights"
+        bits, kind = weights.get("num_bits"), weights.get("type")
+        if kind != "float" or bits not in (4, 8):
+            return f"compressed-tensors of {bits!r:.20} bits of type {kind!r:.20}"
+    return ""
+
+
+def patterns(stated: Any) -> tuple[str, ...]:
+    """A list of modules, or none."""
+    return tuple(str(pattern) for pattern in stated) if isinstance(stated, list) else ()
 
 
 def weights_in(name: str, info: TensorInfo, quantization: Quantization | None) -> int:

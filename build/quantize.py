@@ -8,11 +8,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from trt_mtp.build.checkpoint import Checkpoint, read_checkpoint
+from trt_mtp.build.checkpoint_dtypes import checkpoint_dtype
 from trt_mtp.build.model_shape import shape_of
 from trt_mtp.build.store import SHARED, TEMPORARY
 from trt_mtp.build.tensorrt_llm import (
     checkpoint_digest,
-    checkpoint_dtype,
     is_head_quantized,
     with_checkpoint,
 )
@@ -80,6 +80,7 @@ def run_modelopt(checkpoint: Checkpoint, method: str, folder: Path, modelopt: Pa
         *(sys.executable, str(script), "--pyt_ckpt_path", str(checkpoint.path)),
         *("--qformat", method, "--export_path", str(partial)),
     ]
+    # no limit: hours for a large model; it shows what it does, and Ctrl-C ends it
     done = subprocess.run(command, cwd=script.parent, stdout=STDERR, check=False)
     if done.returncode:
         raise TrtMtpError(

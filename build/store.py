@@ -24,7 +24,7 @@ from trt_mtp.build.variant import (
     write_variant,
 )
 from trt_mtp.errors import InputError, TrtMtpError
-from trt_mtp.files import read_json, sync_folder
+from trt_mtp.files import SMALL, read_json, sync_folder
 
 SHARED = ".shared"
 DIGESTS = ".digests.json"
@@ -58,6 +58,7 @@ def locked(engines: Path, on_wait: Callable[[], None]) -> Iterator[None]:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             on_wait()
+            # no limit: the other build may take hours, and its lock goes with its process
             fcntl.flock(stream, fcntl.LOCK_EX)
         for left in (engines / SHARED).glob(f"{TEMPORARY}*"):  # by a build that was killed
             shutil.rmtree(left, ignore_errors=True)
@@ -96,8 +97,13 @@ def install_shared(engines: Path, key: str, num_bytes: int, write: Callable[[Pat
 
 
 def sync_files(folder: Path) -> None:
-    """Bring the files of `folder`, and the folder, to the disk; readable for others too."""
+    """Bring the files of `folder`, and the folder, to the disk; readable for others too.
+
+    What a link leads to is left as it is.
+    """
     for file in folder.iterdir():
+        if file.is_symlink():
+            continue
         with file.open("rb") as stream:
             os.fsync(stream.fileno())
         file.chmod(0o644)
@@ -127,7 +133,7 @@ def install_variants(engines: Path, records: Sequence[VariantRecord]) -> BuildRe
 def existing_record(folder: Path) -> VariantRecord | None:
     """The record in `folder`, None where there is none that this version can read."""
     try:
-        return record_from_json(folder / RECORD, read_json(folder / RECORD))
+        return record_from_json(folder / RECORD, read_json(folder / RECORD, SMALL))
     except InputError:
         return None
 

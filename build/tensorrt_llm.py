@@ -13,10 +13,19 @@ from pathlib import Path
 from typing import Any
 
 from trt_mtp import __version__
+from trt_mtp.build.chat_format import read_chat_format
 from trt_mtp.build.checkpoint import Checkpoint
+from trt_mtp.build.checkpoint_dtypes import cache_dtype, checkpoint_dtype, state_dtype
 from trt_mtp.build.digest import checkpoint_files
+from trt_mtp.build.gdn_replay import fitting_plan
 from trt_mtp.build.gpus import Gpu
-from trt_mtp.build.memory import MemoryEstimate, estimate, largest_batch, require_fit
+from trt_mtp.build.memory import (
+    MemoryEstimate,
+    estimate,
+    largest_batch,
+    memory_json,
+    require_fit,
+)
 from trt_mtp.build.model_shape import shape_of
 from trt_mtp.build.preflight import Finding, preflight, variant_facts
 from trt_mtp.build.store import (
@@ -30,13 +39,16 @@ from trt_mtp.build.trtllm_config import (
     TrtllmOptions,
     check_options,
     devices_of,
-    environment,
-    environment_text,
     llm_args,
     memory_plan,
+    replay_plan,
+    yaml_text,
+)
+from trt_mtp.build.trtllm_launch import (
+    environment,
+    environment_text,
     serve_command,
     shell_command,
-    yaml_text,
 )
 from trt_mtp.build.trtllm_version import Version
 from trt_mtp.build.variant import (
@@ -116,36 +128,13 @@ def options_for(
         shape=shape_of(checkpoint),
         checkpoint_dtype=checkpoint_dtype(checkpoint),
         checkpoint_digest=checkpoint_digest(checkpoint),
-        state_dtype=str(checkpoint.text_config.get("mamba_ssm_dtype", "float32")),
+        state_dtype=state_dtype(checkpoint),
         cache_dtype=cache_dtype(checkpoint),
         gpu=gpu,
         **chosen,
     )
     check_options(options)
     return options
-
-
-def checkpoint_dtype(checkpoint: Checkpoint) -> str:
-    """bf16, fp8, nvfp4, or the method's own name.
-
-    NVIDIA's NVFP4 exports call themselves MIXED_PRECISION; what their tensors are decides then.
-    """
-    if checkpoint.quantization is None:
-        return "bf16"
-    method = checkpoint.quantization.method
-    for known in ("nvfp4", "fp8"):
-        if known in method:
-            return known
-    if "mixed" in method:
-        dtypes = {tensor.dtype for tensor in checkpoint.tensors.values()}
-        return "nvfp4" if dtypes & {"U8", "F4"} else "fp8"
-    return method
-
-
-def cache_dtype(checkpoint: Checkpoint) -> str:
-    """What a KV cache of type auto is: ModelOpt's kv_cache_quant_algo, or as the activations."""
-    stated = checkpoint.quantization.kv_cache_dtype if checkpoint.quantization else None
-    return stated if stated in ("fp8", "nvfp4") else "bfloat16"
 
 
 def checkpoint_digest(checkpoint: Checkpoint) -> str:
@@ -169,7 +158,23 @@ def model_facts(checkpoint: Checkpoint) -> dict[str, Any]:
         "is_moe": checkpoint.is_moe,
         "checkpoint_dtype": checkpoint_dtype(checkpoint),
         "mtp_head_quantized": is_head_quantized(checkpoint),
+        **hazard_facts(checkpoint),
     }
+
+
+def hazard_facts(checkpoint: Checkpoint) -> dict[str, Any]:
+    """Facts that are there only where they matter: names, files, formats, rotary embeddings."""
+    quantization, rope = checkpoint.quantization, checkpoint.rope
+    facts: dict[str, Any] = {}
+    if quantization is not None and quantization.unloadable:
+        facts["unloadable"] = quantization.unloadable
+    if checkpoint.foreign_prefixes:
+        facts["foreign_prefixes"] = ", ".join(f"{p}*" for p in checkpoint.foreign_prefixes)
+    if checkpoint.unlisted:
+        facts["unlisted"] = ", ".join(checkpoint.unlisted)
+    if rope.kind != "default":
+        facts["rope_type"] = rope.kind
+    return facts
 
 
 def plan_variants(
@@ -177,7 +182,7 @@ def plan_variants(
 ) -> tuple[PlannedVariant, ...]:
     """One variant for each draft length, to be written below `engines`.
 
-    Raises InputError for an option that the version refuses, and DoesNotFit when a variant needs
+    Raises InputError for an option that the version refuses, DoesNotFitError if a variant needs
     more memory than the GPU has.
     """
     model = model_facts(checkpoint)
@@ -212,7 +217,9 @@ def plan_variant(
     if options.gpu is None:
         memory = estimate(plan, None)
     else:
+        plan, rollback = fitting_plan(plan, replay_plan(options, draft_length, args), options.gpu)
         memory = require_fit(plan, options.gpu)
+        findings += rollback
         batch = largest_batch(plan, options.gpu, full_length=True)
         findings += tuple(memory_findings(memory, plan.max_batch_size))
     if options.shape.host_bytes:
@@ -259,25 +266,6 @@ def require_no_errors(variants: Iterable[PlannedVariant]) -> None:
     for variant in variants:
         for finding in variant.errors:
             raise TrtMtpError(f"{variant.name}: {finding.message} ({finding.source})")
-
-
-def memory_json(memory: MemoryEstimate, batch: int | None) -> dict[str, Any]:
-    """The estimate as JSON; sizes in bytes per GPU."""
-    return {
-        "gpu": memory.gpu,
-        "gpu_bytes": memory.gpu_bytes,
-        "weights_bytes": memory.weights,
-        "mtp_head_bytes": memory.mtp_head,
-        "state_bytes": memory.state,
-        "rollback_scratch_bytes": memory.rollback_scratch,
-        "activations_bytes": memory.activations,
-        "cuda_graphs_bytes": memory.cuda_graphs,
-        "runtime_bytes": memory.runtime,
-        "kv_cache_bytes_per_token": memory.kv_cache_per_token,
-        "kv_cache_bytes": memory.kv_cache,
-        "kv_cache_tokens": memory.kv_cache_tokens,
-        "max_full_length_batch": batch,
-    }
 
 
 def with_checkpoint(options: TrtllmOptions, folder: Path) -> TrtllmOptions:
@@ -374,6 +362,7 @@ def record_of(
         shared=None,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         **identity(measured_on),
+        chat_format=read_chat_format(checkpoint.path),
         details={
             "llm_args": LLM_ARGS_FILE,
             "llm_args_hash": fingerprint_of(dict(variant.llm_args)),

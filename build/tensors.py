@@ -8,15 +8,16 @@ import gc
 import json
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from trt_mtp.errors import InputError
-from trt_mtp.files import read_json
+from trt_mtp.files import open_regular, read_json
 
 INDEX = "model.safetensors.index.json"
+MAX_HEADER = 100_000_000  # bytes, as the safetensors library has it
 AGAIN = "download the checkpoint again"
 
 BITS = {
@@ -55,6 +56,23 @@ def read_tensors(folder: Path) -> dict[str, TensorInfo]:
     return tensors
 
 
+def read_unlisted(folder: Path, listed: Collection[Path]) -> Iterator[tuple[str, TensorInfo]]:
+    """Every tensor of the safetensors files in `folder` that are not among `listed`.
+
+    Raises InputError for a name that two of them have.
+    """
+    seen: dict[str, Path] = {}
+    for file in sorted(set(safetensors_files(folder)) - set(listed)):
+        for name, info in read_header(file):
+            if name in seen:
+                raise InputError(
+                    f"{folder}: {name} is in {seen[name].name} and in {file.name}, neither of "
+                    f"which {INDEX} lists; remove one of them"
+                )
+            seen[name] = file
+            yield name, info
+
+
 @contextmanager
 def collector_paused() -> Iterator[None]:
     """No garbage collection inside: with 300,000 tensors it is a tenth of the time, for nothing."""
@@ -82,13 +100,18 @@ def list_shards(folder: Path, weight_map: dict[str, str]) -> list[Path]:
 
 def all_shard_names(folder: Path) -> list[str]:
     """The *.safetensors in `folder`, with those that `-00001-of-00003` says should be there."""
-    names = {file.name for file in folder.glob("*.safetensors")}
+    names = {file.name for file in safetensors_files(folder)}
     for name in sorted(names):
         match = re.fullmatch(r"(.*-)\d{5}-of-(\d{5})\.safetensors", name)
         if match:
             stem, total = match.groups()
             names |= {f"{stem}{n + 1:05}-of-{total}.safetensors" for n in range(int(total))}
     return sorted(names)
+
+
+def safetensors_files(folder: Path) -> list[Path]:
+    """The *.safetensors in `folder`; hidden ones are left out, such as macOS's `._` files."""
+    return [file for file in folder.glob("*.safetensors") if not file.name.startswith(".")]
 
 
 def weight_map_of(index: Path) -> dict[str, str]:
@@ -131,7 +154,7 @@ def read_header(file: Path) -> Iterator[tuple[str, TensorInfo]]:
 
 def load_header(file: Path) -> tuple[dict[str, Any], int, int]:
     """The header of one safetensors file, where its data start, and the size of the file."""
-    with file.open("rb") as stream:
+    with open_regular(file) as stream:
         size = file.stat().st_size
         head = stream.read(8)
         if head.startswith(b"version "):  # as in "version https://git-lfs…"
@@ -142,9 +165,11 @@ def load_header(file: Path) -> tuple[dict[str, Any], int, int]:
                 f"{file} is cut short or no safetensors file: it has {size:,} bytes and "
                 f"its header needs {8 + length:,}; {AGAIN}"
             )
+        if length > MAX_HEADER:
+            raise InputError(f"{file} has a header of {length:,} bytes, more than safetensors has")
         try:
             header = json.loads(stream.read(length))
-        except ValueError:  # UnicodeDecodeError is one too
+        except (ValueError, RecursionError):  # UnicodeDecodeError is one too
             header = None
     if not isinstance(header, dict):
         raise InputError(f"{file} is no safetensors file: its header is not JSON; {AGAIN}")

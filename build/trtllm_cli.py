@@ -10,6 +10,7 @@ from trt_mtp.build.checkpoint import Checkpoint
 from trt_mtp.build.hooks import Hooks, Schedules
 from trt_mtp.errors import InputError
 from trt_mtp.files import to_json
+from trt_mtp.options import together
 
 if TYPE_CHECKING:
     from trt_mtp.build.tensorrt_llm import PlannedVariant
@@ -25,10 +26,11 @@ UNSET: dict[str, Any] = {
     "trtllm_version": None, "gpu": None, "tp": None, "ep": None, "kv_cache_dtype": None,
     "state_dtype": None, "draft_len_schedule": None, "quantize": None, "modelopt": None,
     "share_weights": None, "devices": None, "settings": (), "dry_run": False,
+    "flashinfer_prefill": False,
     "profile": None, "mix": None,
 }  # fmt: skip
 
-OPTIONS = (
+trtllm_options = together(
     click.option("--trtllm-version", metavar="VERSION", help="[default: the installed one]"),
     click.option("--gpu", metavar="TYPE", help="As h100-80gb.  [default: the one that is here]"),
     click.option("--tp", type=click.IntRange(1, 64), help="GPUs that share a layer."),
@@ -67,19 +69,17 @@ OPTIONS = (
     click.option(
         "--devices", metavar="N,N,…", help="GPUs for all variants, --tp for each in turn."
     ),
+    click.option(
+        "--flashinfer-prefill",
+        is_flag=True,
+        help="Leave FlashInfer's Gated-DeltaNet prefill to TensorRT-LLM while drafting, too.",
+    ),
     click.option("--share-weights", type=click.Choice(["gms"]), help="Experimental."),
     click.option(
         "--set", "settings", multiple=True, metavar="KEY=VALUE", help="Any LLM-API key, as a.b=c."
     ),
     click.option("--dry-run", is_flag=True, help="Print what would be written, and findings."),
 )
-
-
-def trtllm_options(command: Command) -> Command:
-    """`command` with the options above, each marked as being for TensorRT-LLM."""
-    for option in reversed(OPTIONS):
-        command = option(command)
-    return command
 
 
 def given_options(values: Mapping[str, Any]) -> list[str]:
@@ -163,6 +163,7 @@ def options_of(
         schedule=parse_schedule(schedule) if schedule else None,
         measured_schedules=measured,
         share_weights=values["share_weights"],
+        flashinfer_prefill=values["flashinfer_prefill"],
         quantize=values["quantize"],
         settings=values["settings"],
         devices=parse_devices(devices) if devices else (),

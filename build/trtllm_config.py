@@ -1,12 +1,9 @@
-"""The configuration of one TensorRT-LLM variant: LLM-API arguments, environment, command.
+"""The configuration of one TensorRT-LLM variant: its LLM-API arguments.
 
 Pure functions of what was asked for; nothing is read or written. Each choice that TensorRT-LLM's
 defaults would not make names the published recipe it comes from.
 """
 
-import hashlib
-import json
-import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from trt_mtp.build.gdn_replay import Replay, replay_of
 from trt_mtp.build.gpus import Gpu
 from trt_mtp.build.memory import POOL_FRACTION, MemoryPlan
 from trt_mtp.build.model_shape import ModelShape
@@ -29,8 +27,6 @@ PREFILL_TOKENS = 8192  # TorchLlmArgs.max_num_tokens' default
 CHUNKED_PREFILL_SINCE = parse_version("1.3.0rc24")
 V2_MANAGER_SINCE = parse_version("1.3.0rc24")
 VISION_SWITCH_SINCE = parse_version("1.3.0rc27")
-PARSERS_SINCE = parse_version("1.3.0rc27")
-CONFIG_OPTION_SINCE = parse_version("1.3.0rc24")
 GMS_SINCE = parse_version("1.3.0rc27")
 # keys that other options set, and that more than the configuration depends on
 OWN_OPTIONS = {
@@ -70,6 +66,7 @@ class TrtllmOptions:
     share_weights: str | None = None
     quantize: str | None = None
     settings: tuple[str, ...] = ()  # --set
+    flashinfer_prefill: bool = False  # while drafting: as TensorRT-LLM's default has it
     devices: tuple[int, ...] = ()  # GPUs for all variants together; empty: the server decides
 
 
@@ -232,73 +229,27 @@ def memory_plan(options: TrtllmOptions, draft_length: int, args: Mapping[str, An
         weight_dtype=options.quantize,
         pool_fraction=cache["free_gpu_memory_fraction"],
         has_vision=options.shape.has_vision and not args.get("disable_mm_encoder", False),
+        has_replay=replay_plan(options, draft_length, args).is_planned,
     )
 
 
-def environment(options: TrtllmOptions, args: Mapping[str, Any], cache: Path) -> dict[str, str]:
-    """Environment variables of the process that runs the variant."""
-    variables = {"TLLM_AUTOTUNER_CACHE_PATH": str(cache / autotuner_file(options, args))}
-    # "MTP requires the FlashInfer GDN prefill path to be disabled" (InferenceX,
-    # qwen3.5_fp4_b200_trt_mtp.sh, on 1.3.0rc18); no source says since when it does not, and
-    # K = 0 gets it too so that every variant prefills with the same kernels
-    variables["TLLM_USE_FLASHINFER_GDN_PREFILL"] = "0"
-    if options.shape.family == FLASH_NEXT:
-        variables["TRTLLM_QWEN4_EXP_PLE_HOST_OFFLOAD"] = "1"  # its deployment guide
-    return variables
-
-
-def autotuner_file(options: TrtllmOptions, args: Mapping[str, Any]) -> str:
-    """Name of the autotuner's cache: all that its choices depend on, which it doesn't check.
-
-    TensorRT-LLM loads the file as it is, written on whatever GPU by whatever version.
-    """
-    speculative = args.get("speculative_config") or {}
-    key = {
-        "gpu": options.gpu.name if options.gpu else "unknown",
-        "version": str(options.version),
-        "checkpoint": options.checkpoint_digest,
-        "dtype": options.quantize or options.checkpoint_dtype,
-        "tensor_parallel": args["tensor_parallel_size"],
-        "expert_parallel": args.get("moe_expert_parallel_size"),
-        "max_num_tokens": args["max_num_tokens"],
-        "max_batch_size": args["max_batch_size"],
-        "draft_length": speculative.get("max_draft_len", 0),
-        "moe_backend": (args.get("moe_config") or {}).get("backend"),
-    }
-    digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
-    return f"{key['gpu']}-{key['version']}-{digest[:12]}.json"
-
-
-def serve_command(options: TrtllmOptions, config: Path) -> list[str]:
-    """`trtllm-serve` with the variant's configuration, as the public recipes call it."""
-    name = "--config" if options.version >= CONFIG_OPTION_SINCE else "--extra_llm_api_options"
-    command = ["trtllm-serve", str(options.checkpoint)]
-    if options.version < CONFIG_OPTION_SINCE:
-        command += ["--backend", "pytorch"]
-    command += [name, str(config), "--port", "8000"]
-    if options.shape.family == FLASH_NEXT:  # its deployment guide
-        command += ["--reasoning_parser", "auto", "--tool_parser", "auto"]
-    elif options.version >= PARSERS_SINCE and options.shape.family != "qwen3-next":
-        # deployment guide "Qwen3.8 MoE and Qwen3.5 MoE"
-        command += ["--reasoning_parser", "qwen3_5", "--tool_parser", "qwen3"]
-    return command
-
-
-def shell_command(variables: Mapping[str, str], command: list[str]) -> str:
-    """One line to paste: the variables and the command."""
-    settings = [f"{name}={shlex.quote(value)}" for name, value in variables.items()]
-    return " ".join(["env", *settings, shlex.join(command)])
+def replay_plan(options: TrtllmOptions, draft_length: int, args: Mapping[str, Any]) -> Replay:
+    """Whether rejected drafts are undone by replay."""
+    state = args["kv_cache_config"].get("mamba_ssm_cache_dtype", "auto")
+    return replay_of(
+        options.version,
+        draft_length,
+        args,
+        options.state_dtype if state == "auto" else state,
+        options.shape.family,
+        options.gpu.sm if options.gpu else None,
+    )
 
 
 def yaml_text(args: Mapping[str, Any], header: str) -> str:
     """`args` as the YAML that trtllm-serve and Triton's llmapi model read."""
     comment = "".join(f"# {line}\n" for line in header.splitlines())
     return comment + yaml.safe_dump(dict(args), sort_keys=False)
-
-
-def environment_text(variables: Mapping[str, str]) -> str:
-    """`NAME=value` lines, as `docker run --env-file` reads them."""
-    return "".join(f"{name}={value}\n" for name, value in variables.items())
 
 
 def check_options(options: TrtllmOptions) -> None:

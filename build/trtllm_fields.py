@@ -2,16 +2,14 @@
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from trt_mtp.build.trtllm_version import Version, parse_version
 from trt_mtp.errors import InputError
-from trt_mtp.files import nearest, read_json
+from trt_mtp.files import nearest, parse_yaml, read_json
 
 ROOT = "TorchLlmArgs"
 TYPE = re.compile(
@@ -42,12 +40,13 @@ class Field:
     nullable: bool = False
     required: bool = False
     since: str = ""
+    word_versions: tuple[tuple[str, str], ...] = ()  # word, and its first..last version
 
 
 @cache
-def _data() -> dict[str, dict[str, dict[str, str]]]:
+def _data() -> dict[str, dict[str, dict[str, Any]]]:
     path = Path(__file__).with_name("data") / "trtllm_fields.json"
-    classes: dict[str, dict[str, dict[str, str]]] = read_json(path)["classes"]
+    classes: dict[str, dict[str, dict[str, Any]]] = read_json(path)["classes"]
     return classes
 
 
@@ -60,13 +59,30 @@ def all_fields(class_name: str) -> Mapping[str, Field]:
 def fields_of(class_name: str, version: Version) -> dict[str, Field]:
     """The fields of a class that are published for `version` or an older one."""
     return {
-        name: field
+        name: _at(field, version) if field.word_versions else field
         for name, field in all_fields(class_name).items()
         if not field.since or parse_version(field.since) <= version
     }
 
 
-def _parse_field(name: str, facts: Mapping[str, str]) -> Field:
+def _at(field: Field, version: Version) -> Field:
+    """`field` with the words that `version` allows."""
+    words = tuple(word for word in field.words if _has_word(field, word, version))
+    text = field.text
+    for word in field.words:
+        if word not in words:
+            text = re.sub(rf"\b{word},|,{word}\b", "", text, count=1)
+    return replace(field, words=words, text=text)
+
+
+def _has_word(field: Field, word: str, version: Version) -> bool:
+    first, _, last = dict(field.word_versions).get(word, "..").partition("..")
+    return (not first or parse_version(first) <= version) and (
+        not last or version <= parse_version(last)
+    )
+
+
+def _parse_field(name: str, facts: Mapping[str, Any]) -> Field:
     match = TYPE.fullmatch(facts["type"])
     assert match is not None, facts
     words = tuple((match["words"] or "").split(",")) if match["words"] else ()
@@ -79,6 +95,7 @@ def _parse_field(name: str, facts: Mapping[str, str]) -> Field:
         nullable=match["null"] is not None,
         required=match["required"] is not None,
         since=facts.get("since", ""),
+        word_versions=tuple(facts.get("words", {}).items()),
     )
 
 
@@ -104,9 +121,10 @@ def _class_problems(
 def unknown_key(class_name: str, name: str, version: Version, prefix: str = "") -> str:
     """What to say about a key that `version` does not have."""
     newer = all_fields(class_name).get(name)
-    if newer is not None:
-        return f"{prefix}{name} is published from {newer.since} on, not for TensorRT-LLM {version}"
     hint = nearest(name, fields_of(class_name, version))
+    if newer is not None:
+        since = f"is published from {newer.since} on, not for TensorRT-LLM {version}"
+        return f"{prefix}{name} {since}{hint}"
     return f"{prefix}{name} is no key of TensorRT-LLM {version} ({class_name}){hint}"
 
 
@@ -157,10 +175,7 @@ def with_option(llm_args: Mapping[str, Any], assignment: str, version: Version) 
         raise InputError(
             f"--set {assignment!r}: expected key=value, for instance stream_interval=4"
         )
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
-        raise InputError(f"--set {assignment!r}: {text!r} is no YAML value") from None
+    value = parse_yaml(text, f"--set {assignment!r}")
     _require_known(names, version, assignment)
     changed = _assign(llm_args, names, value)
     for problem in problems(changed, version):

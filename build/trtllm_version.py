@@ -10,13 +10,16 @@ from typing import Any
 from trt_mtp.errors import InputError
 from trt_mtp.files import read_json
 
-PATTERN = re.compile(r"v?(\d+)\.(\d+)\.(\d+)(?:rc(\d+))?(?:\.post\d+)?")
+# as PEP 440 has them; a local part is a builder's own
+PATTERN = re.compile(
+    r"v?(\d{1,6})\.(\d{1,6})(?:\.(\d{1,6}))?(?:rc(\d{1,5}))?(?:\.post\d{1,6})?(?:\+[a-z0-9.]{1,64})?"
+)
 FINAL = 10**6  # a release sorts after all of its candidates
 
 
 @dataclass(frozen=True, slots=True, order=True)
 class Version:
-    """A release or release candidate; post-releases count as what they repair."""
+    """A release or release candidate; post-releases and local builds count as what they repair."""
 
     major: int
     minor: int
@@ -31,7 +34,7 @@ class Version:
 def parse_version(text: str) -> Version:
     """`text` as a version; raises InputError when it is none.
 
-    >>> parse_version("1.3.0rc22.post1") == parse_version("1.3.0rc22") < parse_version("1.3.0")
+    >>> parse_version("1.3.0rc22.post1") == parse_version("1.3.0rc22") < parse_version("1.3")
     True
     """
     match = PATTERN.fullmatch(text.strip())
@@ -39,7 +42,7 @@ def parse_version(text: str) -> Version:
         raise InputError(f"{text!r} is not a TensorRT-LLM version; expected one like 1.3.0rc27")
     major, minor, patch, candidate = match.groups()
     number = FINAL if candidate is None else int(candidate)
-    return Version(int(major), int(minor), int(patch), number)
+    return Version(int(major), int(minor), int(patch or 0), number)
 
 
 @cache

@@ -5,6 +5,7 @@ The record is written last and atomically, so a folder without one is not a vari
 
 import hashlib
 import json
+import re
 import types
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 from trt_mtp import __version__
 from trt_mtp.errors import InputError
-from trt_mtp.files import nearest, read_json, to_json, write_atomic
+from trt_mtp.files import SMALL, nearest, read_json, to_json, write_atomic
 
 RECORD = "variant.json"
 SCHEMA_VERSION = 1
@@ -24,7 +25,7 @@ class VariantRecord:
 
     schema_version: int
     name: str
-    engine: str  # "cpu" or "tensorrt-llm"
+    engine: str  # "cpu", "tensorrt-llm" or "vllm"
     draft_length: int
     checkpoint: dict[str, Any]  # path, sha256, family, model_type, architecture
     versions: dict[str, str]  # of trt_mtp, python and what runs the engine
@@ -36,6 +37,7 @@ class VariantRecord:
     fingerprint: str  # equal where a profile measured on one variant is valid for the other
     measured_on: dict[str, str] = field(default_factory=dict)  # the parts behind the fingerprint
     details: dict[str, Any] = field(default_factory=dict)  # what only this kind of engine has
+    chat_format: dict[str, Any] = field(default_factory=dict)  # see build/chat_format.py
     verification: dict[str, Any] = field(default_factory=dict)  # empty: not verified
 
 
@@ -58,7 +60,7 @@ class EngineVariant:
 
     @property
     def engine(self) -> str:
-        """The kind that runs it, "cpu" or "tensorrt-llm"."""
+        """The kind that runs it, "cpu", "tensorrt-llm" or "vllm"."""
         return self.record.engine
 
 
@@ -87,7 +89,7 @@ def read_variant(folder: Path) -> EngineVariant:
     file = folder / RECORD
     if not file.is_file():
         raise InputError(f"{folder} has no {RECORD}, so it is not a variant; run `trt-mtp build`")
-    record = record_from_json(file, read_json(file))
+    record = record_from_json(file, read_json(file, SMALL))
     built_by = str(record.versions.get("trt_mtp"))
     if built_by.split(".")[:2] != __version__.split(".")[:2]:
         raise InputError(
@@ -139,7 +141,33 @@ def record_from_json(file: Path, value: Any) -> VariantRecord:
             raise InputError(f"{file}: the key {key} is missing; run `trt-mtp build` again")
         if not is_of_type(value[key], kind):
             raise InputError(f"{file}: {key} is {value[key]!r}, which is of the wrong type")
-    return VariantRecord(**value)
+    record = VariantRecord(**value)
+    _check_values(file, record)
+    return record
+
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+MAX_DRAFT_LENGTH = 1024  # more is no draft length; engines have limits of their own
+
+
+def _check_values(file: Path, record: VariantRecord) -> None:
+    """Names become folders and options: none leads out of the place where it belongs."""
+    arguments = record.details.get("llm_args", "-")
+    shared = Path(record.shared or ".")
+    is_right = {
+        "name": NAME.fullmatch(record.name),
+        "draft_length": 0 <= record.draft_length <= MAX_DRAFT_LENGTH,
+        "max_batch_size": 0 < record.max_batch_size < 1 << 20,
+        "max_seq_len": 0 < record.max_seq_len < 1 << 30,
+        "shared": not shared.is_absolute() and ".." not in shared.parts[1:],
+        "details": isinstance(arguments, str) and (arguments == "-" or NAME.fullmatch(arguments)),
+    }
+    for key, is_so in is_right.items():
+        if not is_so:
+            raise InputError(
+                f"{file}: {key} is {getattr(record, key)!r:.80}, which no build writes; "
+                f"run `trt-mtp build` again"
+            )
 
 
 def is_of_type(value: Any, kind: Any) -> bool:

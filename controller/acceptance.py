@@ -1,4 +1,4 @@
-"""What the drafts taught: survival posteriors that are pooled, forgotten and merged.
+"""Acceptance learned from drafts: survival posteriors that are pooled, forgotten and merged.
 
 S_j is the probability that the first j drafts of a step are all accepted, and the acceptance
 length at draft length K is AL(K) = 1 + S_1 + ... + S_K. Learned are the conditionals
@@ -14,12 +14,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from trt_mtp.controller.counts import MAX_POSITIONS, Counts
+from trt_mtp.controller.position_counts import MAX_POSITIONS, PositionCounts, trials
 
 DECAY_RATIO = 0.91  # r above
 # Requests of one task differ: SD 0.04 to 0.10 of acceptance within a task, which is an
 # intra-request correlation of about 0.02. So n steps of one request count as n / (1 + 0.02 n).
 REQUEST_CORRELATION = 0.02
+PROFILE = "profile"  # the name of a profile's counts among the peers
 MAX_SESSIONS = 4096
 MAX_TENANTS = 1024
 
@@ -28,7 +29,7 @@ PRIOR_WEIGHT = {"all": 400.0, "task": 60.0, "cell": 60.0, "tenant": 120.0, "sess
 
 
 class AcceptanceKey(NamedTuple):
-    """What acceptance depends on; neither load nor context length does."""
+    """The keys of acceptance, which depends on neither load nor context length."""
 
     task: str
     temperature_band: str  # greedy | low | high
@@ -70,7 +71,7 @@ def acceptance_lengths(conditionals: Sequence[float]) -> tuple[float, ...]:
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """AL(K) by K, its standard deviation, and how many effective steps stand behind it."""
+    """AL(K) by K, its standard deviation, and the number of effective steps behind it."""
 
     lengths: tuple[float, ...]
     deviations: tuple[float, ...]
@@ -95,7 +96,7 @@ def _sigmoid(x: float) -> float:
     return 1 / (1 + math.exp(-x))
 
 
-def pooled(counts: Counts, parent: Sequence[float], weight: float) -> tuple[float, ...]:
+def pooled(counts: PositionCounts, parent: Sequence[float], weight: float) -> tuple[float, ...]:
     """The conditionals of `counts`, shrunk to `parent`'s.
 
     A shift that one position shows is expected at the next: that is how answers served at K = 1
@@ -116,15 +117,22 @@ def pooled(counts: Counts, parent: Sequence[float], weight: float) -> tuple[floa
 
 @dataclass(slots=True)
 class _Cusum:
-    """Page's two-sided cumulative sum over standardised residuals (Biometrika 41, 1954)."""
+    """Page's two-sided cumulative sum over standardised residuals (Biometrika 41, 1954).
+
+    Cells differ in how unlike their requests are, more so where tasks are guessed wrong. So the
+    residuals' own variance, over some hundred answers, is the measure if it is larger than 1.
+    """
 
     up: float = 0.0
     down: float = 0.0
     num_observations: int = 0
+    variance: float = 1.0
 
     def add(self, z: float) -> str:
-        """The direction of an alarm, or an empty string; 0.5 and 8 give one in ~10^5 by chance."""
+        """The direction of an alarm, or an empty string."""
+        z /= math.sqrt(max(self.variance, 1.0))
         z = min(max(z, -4.0), 4.0)
+        self.variance += 0.01 * (max(self.variance, 1.0) * z * z - self.variance)
         self.num_observations += 1
         self.up = max(0.0, self.up + z - 0.5)
         self.down = max(0.0, self.down - z - 0.5)
@@ -135,23 +143,26 @@ class _Cusum:
 class AcceptanceLearner:
     """Counts of this gateway and, by name, of its peers; estimates read all of them.
 
-    `priors` maps each task to the chance that its first draft is accepted.
+    `priors` maps each task to the chance that its first draft is accepted. A profile's counts are
+    those of the peer PROFILE: they fade as if they had been the first that the gateways counted.
+    An alarm begins an epoch of its cell's counts, which gateways learn of from each other.
     """
 
     priors: Mapping[str, float]
     replica: str = "local"
     decay_ratio: float = DECAY_RATIO
     version: int = 0
-    own: dict[str, Counts] = field(default_factory=dict)
-    peers: dict[str, tuple[int, dict[str, Counts]]] = field(default_factory=dict)
-    _sessions: OrderedDict[str, Counts] = field(default_factory=OrderedDict)
-    _cusums: dict[AcceptanceKey, _Cusum] = field(default_factory=dict)
+    own: dict[str, PositionCounts] = field(default_factory=dict)
+    peers: dict[str, tuple[int, dict[str, PositionCounts]]] = field(default_factory=dict)
+    _sessions: OrderedDict[str, PositionCounts] = field(default_factory=OrderedDict)
+    _peer_epochs: dict[str, int] = field(default_factory=dict)
+    _cusums: dict[str, _Cusum] = field(default_factory=dict)
     _cache: dict[AcceptanceKey, tuple[tuple[float, ...], Estimate]] = field(default_factory=dict)
 
     def estimate(
         self, key: AcceptanceKey, tenant: str | None = None, session_id: str | None = None
     ) -> Estimate:
-        """What to expect of a request, pooled from its conversation up to all tasks."""
+        """The expected acceptance of a request, pooled from its conversation up to all tasks."""
         cached = self._cache.get(key)
         if cached is None:
             cached = self._cache[key] = self._pool_cell(key)
@@ -171,50 +182,63 @@ class AcceptanceLearner:
         shares: Mapping[AcceptanceKey, float],
         num_steps: int,
         accepted_per_position: Sequence[int],
+        cut_after: int = -1,
         tenant: str | None = None,
         session_id: str | None = None,
     ) -> DriftAlarm | None:
         """Learn from one answer; `shares` says how much of it belongs to which key (sum 1).
 
-        Returns the alarm that it raised, if any.
+        `cut_after` is that of trt_mtp.serve.engine.base.SpeculationCounters.
+
+        Returns the drift alarm, if it raised one.
         """
         if num_steps <= 0 or not accepted_per_position:
             return None  # K = 0 teaches nothing
         weight = 1 / (1 + REQUEST_CORRELATION * num_steps)
         self.version += 1
         likeliest = max(shares, key=lambda key: shares[key])
-        alarm = self._watch(likeliest, num_steps, accepted_per_position)
+        first_tried = num_steps - (cut_after == 0)
+        alarm = self._watch(likeliest, first_tried, accepted_per_position[0])
         for key, share in shares.items():
-            scopes = [f"task/{key.task}", f"cell/{key}"]
+            task, cell = f"task/{key.task}", f"cell/{key}"
+            scopes = [(task, task), (cell, cell)]
             if tenant and self._may_add_tenant(f"tenant/{tenant}/{key}"):
-                scopes.append(f"tenant/{tenant}/{key}")
-            for scope in scopes:
-                counts = self.own.setdefault(scope, Counts())
-                counts.add(num_steps, accepted_per_position, weight * share)
-            self._add_overall(key, num_steps, accepted_per_position, weight * share)
+                scopes.append((f"tenant/{tenant}/{key}", cell))
+            for scope, epoch_of in scopes:
+                counts = self._own_counts(scope, epoch_of)
+                counts.add(num_steps, accepted_per_position, weight * share, cut_after)
+            self._add_overall(key, num_steps, accepted_per_position, weight * share, cut_after)
         self._cache.clear()
         if session_id:
-            self._add_session(session_id, num_steps, accepted_per_position, weight)
+            self._add_session(session_id, num_steps, accepted_per_position, weight, cut_after)
         return alarm
 
     def _add_overall(
-        self, key: AcceptanceKey, num_steps: int, accepted: Sequence[int], weight: float
+        self,
+        key: AcceptanceKey,
+        num_steps: int,
+        accepted: Sequence[int],
+        weight: float,
+        cut_after: int,
     ) -> None:
         """All tasks together hold counts beside what the priors expected of the same steps."""
-        self.own.setdefault("all", Counts()).add(num_steps, accepted, weight)
-        expected, reached = [], float(num_steps)
+        self.own.setdefault("all", PositionCounts()).add(num_steps, accepted, weight, cut_after)
         prior = prior_conditionals(self.priors[key.task], self.decay_ratio)
-        for conditional, seen in zip(prior, accepted, strict=False):
-            expected.append(conditional * reached)
-            reached = seen
-        counts = self.own.setdefault("expected", Counts())
-        counts.add_expected(num_steps, accepted, expected, weight)
+        tried = trials(num_steps, accepted, cut_after)
+        expected = [c * count for c, count in zip(prior, tried, strict=False)]
+        counts = self.own.setdefault("expected", PositionCounts())
+        counts.add_expected(num_steps, accepted, expected, weight, cut_after)
 
     def _add_session(
-        self, session_id: str, num_steps: int, accepted: Sequence[int], weight: float
+        self,
+        session_id: str,
+        num_steps: int,
+        accepted: Sequence[int],
+        weight: float,
+        cut_after: int,
     ) -> None:
-        counts = self._sessions.setdefault(session_id, Counts())
-        counts.add(num_steps, accepted, weight)
+        counts = self._sessions.setdefault(session_id, PositionCounts())
+        counts.add(num_steps, accepted, weight, cut_after)
         self._sessions.move_to_end(session_id)
         if len(self._sessions) > MAX_SESSIONS:
             self._sessions.popitem(last=False)
@@ -224,14 +248,21 @@ class AcceptanceLearner:
             return True
         return sum(name.startswith("tenant/") for name in self.own) < MAX_TENANTS
 
-    def _counts(self, scope: str) -> Counts | None:
-        """The sum over this gateway and its peers; None where nobody saw the scope."""
-        found = [counts[scope] for _, counts in self.peers.values() if scope in counts]
+    def _counts(self, scope: str) -> PositionCounts | None:
+        """The sum over this gateway and its peers; None if none of them has seen the scope."""
+        found = [
+            counts[scope]
+            for name, (_, counts) in self.peers.items()
+            if scope in counts and name != PROFILE
+        ]
         if scope in self.own:
             found.append(self.own[scope])
+        told = self.peers[PROFILE][1].get(scope) if PROFILE in self.peers else None
+        if told is not None:
+            found.append(told.faded(PositionCounts.total(found)) if found else told)
         if len(found) < 2:
             return found[0] if found else None
-        return Counts.total(found)
+        return PositionCounts.total(found)
 
     def _pool_cell(self, key: AcceptanceKey) -> tuple[tuple[float, ...], Estimate]:
         conditionals = prior_conditionals(self.priors[key.task], self.decay_ratio)
@@ -247,7 +278,7 @@ class AcceptanceLearner:
         return conditionals, _estimate(conditionals, weight)
 
     def _overall_shift(self) -> float:
-        """By how much all tasks together differ from their priors, in logits of the first draft."""
+        """The difference of all tasks together from their priors, in logits of the first draft."""
         seen, expected = self._counts("all"), self._counts("expected")
         if seen is None or expected is None or seen.trials[0] <= 0:
             return 0.0
@@ -256,28 +287,48 @@ class AcceptanceLearner:
         mean = (seen.successes[0] + kappa * prior_mean) / (seen.trials[0] + kappa)
         return _logit(mean) - _logit(prior_mean)
 
-    def _watch(
-        self, key: AcceptanceKey, num_steps: int, accepted: Sequence[int]
-    ) -> DriftAlarm | None:
-        """Raise the drift alarm for a known cell whose answers keep missing what is expected."""
+    def _watch(self, key: AcceptanceKey, num_tried: int, num_accepted: int) -> DriftAlarm | None:
+        """Raise the drift alarm for a known cell whose first drafts keep missing the expected."""
         estimate = self.estimate(key)
-        if estimate.weight < 200:
+        if estimate.weight < 200 or num_tried <= 0:
             return None
         first = estimate.lengths[1] - 1
-        variance = first * (1 - first) * (1 / num_steps + REQUEST_CORRELATION)
-        z = (accepted[0] / num_steps - first) / math.sqrt(max(variance, 1e-6))
-        cusum = self._cusums.setdefault(key, _Cusum())
+        variance = first * (1 - first) * (1 / num_tried + REQUEST_CORRELATION)
+        z = (num_accepted / num_tried - first) / math.sqrt(max(variance, 1e-6))
+        task, cell = f"task/{key.task}", f"cell/{key}"
+        cusum = self._cusums.setdefault(cell, _Cusum())
         direction = cusum.add(z)
         if not direction:
             return None
-        self._cusums[key] = _Cusum()
-        for scope in (f"task/{key.task}", f"cell/{key}"):
-            if scope in self.own:
-                self.own[scope].scale(0.1)
+        self._cusums[cell] = _Cusum(variance=cusum.variance)
+        for scope in (task, cell):
+            counts = self._own_counts(scope, scope)
+            counts.advance(counts.epoch + 1)
         return DriftAlarm(key, direction, cusum.num_observations)
 
+    def _own_counts(self, scope: str, epoch_of: str) -> PositionCounts:
+        """This gateway's counts of `scope`, at the epoch of the scope `epoch_of`."""
+        latest = self._epoch(epoch_of)
+        counts = self.own.setdefault(scope, PositionCounts())
+        if counts.epoch < latest:
+            counts.advance(latest)
+        return counts
+
+    def _epoch(self, scope: str) -> int:
+        """The number of alarms of a scope that this gateway knows of."""
+        own = self.own.get(scope)
+        return max(own.epoch if own else 0, self._peer_epochs.get(scope, 0))
+
+    def _learn_epochs(self) -> None:
+        """Of alarms elsewhere: what a peer saw need not be seen here again."""
+        for _, counts in self.peers.values():
+            for scope, peer in counts.items():
+                if peer.epoch > self._epoch(scope):
+                    self._peer_epochs[scope] = peer.epoch
+                    self._cusums.pop(scope, None)
+
     def merge(self, state: Mapping[str, Any]) -> None:
-        """Take over what other gateways know; of each gateway the newest counts win.
+        """Merge the state of other gateways; the newest counts of each gateway win.
 
         Merging is associative, commutative and idempotent. Raises ValueError for a state that
         isn't one.
@@ -285,7 +336,10 @@ class AcceptanceLearner:
         read = {
             str(name): (
                 int(replica["version"]),
-                {scope: Counts.from_json(value) for scope, value in replica["counts"].items()},
+                {
+                    scope: PositionCounts.from_json(value)
+                    for scope, value in replica["counts"].items()
+                },
             )
             for name, replica in state["replicas"].items()
         }
@@ -295,10 +349,11 @@ class AcceptanceLearner:
                     self.version, self.own = version, counts
             elif version > self.peers.get(name, (-1, {}))[0]:
                 self.peers[name] = (version, counts)
+        self._learn_epochs()
         self._cache.clear()
 
     def to_json(self) -> dict[str, Any]:
-        """Plain numbers, by gateway; conversations aren't kept."""
+        """The counts by gateway, without those of conversations."""
         known = {**self.peers, self.replica: (self.version, self.own)}
         return {
             "replicas": {

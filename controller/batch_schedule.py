@@ -5,14 +5,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
-# The keys are the operator's. These are what a careful one would take, and as TensorRT-LLM needs
+# The operator chooses the keys. These are what a careful one would choose; as TensorRT-LLM needs
 # it, they never reach 0.
 EXAMPLE_SCHEDULE: Mapping[int, int] = MappingProxyType({4: 3, 8: 2, 1024: 1})
 
 
 @dataclass(frozen=True, slots=True)
 class BatchSchedule:
-    """Draft lengths by the largest batch that they are for; beyond the last the last one holds.
+    """Draft lengths by their largest batch; the last one also holds beyond its batch.
 
     >>> schedule = BatchSchedule.of({4: 3, 8: 2, 1024: 1})
     >>> [schedule.draft_length(batch) for batch in (1, 4, 5, 9, 5000)]
@@ -28,13 +28,13 @@ class BatchSchedule:
 
     @classmethod
     def from_json(cls, text: str) -> "BatchSchedule | None":
-        """The schedule in a Triton model's parameter; None where it holds none."""
+        """The schedule in a Triton model's parameter; None if it holds none."""
         try:
-            found = {int(bound): int(length) for bound, length in json.loads(text).items()}
+            schedule = {int(bound): int(length) for bound, length in json.loads(text).items()}
         except (ValueError, TypeError, AttributeError, RecursionError):
             return None
-        is_one = found and min(found) >= 1 and min(found.values()) >= 0
-        return cls.of(found) if is_one else None
+        is_one = schedule and min(schedule) >= 1 and min(schedule.values()) >= 0
+        return cls.of(schedule) if is_one else None
 
     def draft_length(self, batch: int) -> int:
         """The draft length of a step of `batch` requests."""

@@ -1,4 +1,4 @@
-"""What a calibration measured and concludes: the part of a profile that people read.
+"""The measurements and conclusions of a calibration: the part of a profile for people.
 
 Cells are task x draft length x concurrency. Times are milliseconds as a client sees them, speeds
 are output tokens a second, intervals hold the true value with 95 % confidence.
@@ -26,11 +26,19 @@ class Interval(NamedTuple):
 
 
 class Percentiles(NamedTuple):
-    """Of one latency, in milliseconds; JSON: [p50, p95, p99]."""
+    """Percentiles of one latency, in milliseconds; JSON: [p50, p95, p99]."""
 
     p50: Finite
     p95: Finite
     p99: Finite
+
+
+class CellKey(NamedTuple):
+    """The key of a cell: a task, a draft length and a concurrency."""
+
+    task: str
+    draft_length: int
+    concurrency: int
 
 
 class _Record(BaseModel):
@@ -38,7 +46,7 @@ class _Record(BaseModel):
 
 
 class Cell(_Record):
-    """One task at one draft length and one number of requests at a time."""
+    """The measurements of one task at one draft length and one concurrency."""
 
     task: str
     draft_length: Count
@@ -55,6 +63,11 @@ class Cell(_Record):
     # none at draft length 0
     speedup: Interval | None = None
     ended: Ended
+
+    @property
+    def key(self) -> CellKey:
+        """The key of this cell."""
+        return CellKey(self.task, self.draft_length, self.concurrency)
 
     @property
     def acceptance_length(self) -> float:
@@ -92,28 +105,28 @@ class BestLength(_Record):
     task: str
     concurrency: Annotated[int, Field(ge=1)]
     draft_length: Count
-    speedup: Interval  # over no speculation; 1 where the draft length is 0
+    speedup: Interval  # over no speculation; 1 if the draft length is 0
     ties: tuple[Count, ...] = ()  # other lengths whose interval can't be told from it
     may_lose: Finite | None = None  # of its speed, against the best other length at most (95 %)
 
     @property
     def is_settled(self) -> bool:
-        """Whether it loses no more than is allowed; true where that is not known."""
+        """True if it loses no more than is allowed, or if that is not known."""
         return self.may_lose is None or self.may_lose <= ALLOWED_LOSS
 
 
 class Recommendation(_Record):
-    """What to do, from the numbers."""
+    """The draft lengths to use, and their gain."""
 
     draft_length: Count  # the best single one for all tasks, at the lowest concurrency
     speedup: Interval  # of it over no speculation, all tasks alike
     routed_speedup: Interval  # of the best length per task and concurrency over that single one
-    hold_one: bool  # true where routing gains less than its uncertainty: host one variant
+    hold_one: bool  # true if routing gains less than its uncertainty: host one variant
     best: tuple[BestLength, ...]
 
 
 class Calibration(_Record):
-    """Everything a calibration run measured."""
+    """The results of a calibration run."""
 
     created: str  # ISO 8601, UTC
     seed: int
@@ -126,7 +139,7 @@ class Calibration(_Record):
     concurrencies: tuple[int, ...]
     environment: dict[str, str]  # machine, processor, GPU, Triton, engine, trt-mtp …
     cells: tuple[Cell, ...]
-    unmeasured: tuple[tuple[str, int, int], ...] = ()  # task, draft length, concurrency
+    unmeasured: tuple[CellKey, ...] = ()
     prediction: PredictionQuality | None = None  # none with too few cells
     crossovers: tuple[Crossover, ...] = ()
     recommendation: Recommendation | None = None  # none without a variant at draft length 0
@@ -134,13 +147,13 @@ class Calibration(_Record):
     @field_validator("cells", mode="before")
     @classmethod
     def _from_table(cls, value: Any) -> Any:
-        """Cells as a file has them: names of columns once, then a row for each cell."""
+        """The cells in the file's form: the names of columns once, then a row for each cell."""
         if not isinstance(value, dict):
             return value
         return [dict(zip(value["columns"], row, strict=True)) for row in value["rows"]]
 
 
 def cells_table(cells: Any) -> dict[str, Any]:
-    """Dumped cells as a file has them; `Calibration` reads it back."""
+    """Dumped cells in the file's form, which `Calibration` reads back."""
     columns = list(Cell.model_fields)
     return {"columns": columns, "rows": [[cell[name] for name in columns] for cell in cells]}

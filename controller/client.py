@@ -1,11 +1,11 @@
-"""A client as users have one: stock tritonclient, one stream, one answer at a time, timed."""
+"""A client like that of users: stock tritonclient, one stream, one answer at a time, timed."""
 
 import itertools
 import json
 import queue
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Self
@@ -15,14 +15,18 @@ import tritonclient.grpc as grpcclient
 from tritonclient.utils import InferenceServerException
 
 from trt_mtp.errors import TrtMtpError
+from trt_mtp.serve.hosts import channel_options, normal_target
 
 REPLY_TIMEOUT_S = 120.0
-CLOSE_S = 5.0  # for a server to end the stream after us
+QUIET_S = 3.0  # without a message; then the server is asked whether it lives
+LIVE_S = 4.0  # for it to answer that, twice: a busy one does in milliseconds
+CLOSE_S = 3.0  # for a server to end the stream after us
+UNREACHABLE = ("StatusCode.UNAVAILABLE", "StatusCode.DEADLINE_EXCEEDED")
 
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """What to ask, and how to draw the answer."""
+    """A request: what to ask, and how to sample the answer."""
 
     messages: Sequence[Mapping[str, Any]]
     tools: Sequence[Mapping[str, Any]] = ()
@@ -30,13 +34,13 @@ class Prompt:
     temperature: float = 0.0
     seed: int = 0
     parameters: Mapping[str, str] = field(default_factory=dict)
-    emitted_ids: tuple[int, ...] = ()  # of the answer, which is asked to go on after them
+    emitted_ids: tuple[int, ...] = ()  # of the answer, which continues after them
     wants_margin: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class TimedAnswer:
-    """An answer, what it took, and what its drafts did."""
+    """An answer with its times and the counts of its drafts."""
 
     text: str
     token_ids: tuple[int, ...]
@@ -44,7 +48,7 @@ class TimedAnswer:
     duration_s: float  # from sending to the last token
     num_steps: int
     accepted_per_position: tuple[int, ...]
-    variant: str  # "" when no gateway stood between
+    variant: str  # "" without a gateway
     task: str  # the gateway's guess
     decision_id: str = ""
     num_first_tokens: int = 1  # of the first message
@@ -53,7 +57,7 @@ class TimedAnswer:
 
     @property
     def step_s(self) -> float:
-        """Seconds a step after the first token; 0 when there was none."""
+        """Seconds per step after the first token; 0 if there was none."""
         return (self.duration_s - self.ttft_s) / self.num_steps if self.num_steps else 0.0
 
 
@@ -86,11 +90,20 @@ def tensors(prompt: Prompt) -> list[grpcclient.InferInput]:
 class StreamClient:
     """One gRPC stream to a Triton server or the gateway."""
 
-    def __init__(self, url: str, reply_timeout_s: float = REPLY_TIMEOUT_S) -> None:
-        """`url` is host:port; an answer may pause for `reply_timeout_s` at most."""
+    def __init__(
+        self, url: str, reply_timeout_s: float = REPLY_TIMEOUT_S, credentials: Any = None
+    ) -> None:
+        """`url` is host:port; an answer may pause for `reply_timeout_s` at most.
+
+        `credentials` are a grpc.ChannelCredentials; without, the connection is in clear.
+        """
+        self._url = url
         self._reply_timeout_s = reply_timeout_s
-        self._is_waiting = False  # for the rest of an answer
-        self._client = grpcclient.InferenceServerClient(url)
+        self._client = grpcclient.InferenceServerClient(
+            normal_target(url),
+            creds=credentials,
+            channel_args=list(channel_options(url)) or None,
+        )
         self._replies: queue.Queue[tuple[float, Any, Exception | None]] = queue.Queue()
         self._client.start_stream(
             lambda result, error: self._replies.put((time.perf_counter(), result, error))
@@ -105,63 +118,89 @@ class StreamClient:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Cancel what is in flight; a stream on which nothing is ends without, see Upstream.end."""
-        stop = self._client.stop_stream
-        late = threading.Timer(CLOSE_S, stop, kwargs={"cancel_requests": True})
+        """Half-close the stream and read it to its end; after CLOSE_S, drop the connection.
+
+        Cancelling at once could abort Triton 2.51 if the stream still carries an answer.
+        """
+        late = threading.Timer(CLOSE_S, self._client.stop_stream, kwargs={"cancel_requests": True})
         late.daemon = True
         late.start()
-        stop(cancel_requests=self._is_waiting)
+        self._client.stop_stream()  # ended by `late`
         late.cancel()
         self._client.close()
 
     def ask(self, model: str, prompt: Prompt) -> TimedAnswer:
-        """The answer of `model`; raises TrtMtpError when it refuses, fails or is silent."""
-        start = time.perf_counter()
-        self._is_waiting = True
+        """The answer of `model`; raises TrtMtpError if it refuses, fails or is silent.
+
+        It notices a server that stopped answering in seconds, a silent model after the longest
+        pause of an answer.
+        """
+        sent_at = time.perf_counter()
         try:
             self._client.async_stream_infer(
                 model, tensors(prompt), parameters=dict(prompt.parameters) or None
             )
         except InferenceServerException:  # tritonclient says no more than that
-            self._is_waiting = False
             raise TrtMtpError(f"{model}: the stream has ended, the server may be gone") from None
-        texts: list[str] = []
-        ids: list[int] = []
-        times: list[float] = []
-        num_first_tokens = 0
-        while True:
-            arrived, result = self._next(model)
-            times.append(arrived)
-            ids.extend(result.as_numpy("output_ids").tolist())
-            num_first_tokens = num_first_tokens or len(ids)
-            texts.append(result.as_numpy("text_output")[0].decode())
-            if result.as_numpy("finish_reason") is not None:
-                break
-        self._is_waiting = False
-        parameters = result.get_response().parameters
-        margin = result.as_numpy("margin")
-        return TimedAnswer(
-            text="".join(texts),
-            token_ids=tuple(ids),
-            ttft_s=times[0] - start,
-            duration_s=times[-1] - start,
-            num_steps=int(result.as_numpy("num_steps")[0]),
-            accepted_per_position=tuple(result.as_numpy("accepted_per_position").tolist()),
-            **{
-                name: parameters[name].string_param if name in parameters else ""
-                for name in ("variant", "task", "decision_id")
-            },
-            num_first_tokens=num_first_tokens,
-            itl_s=tuple(after - before for before, after in itertools.pairwise(times)),
-            margin=None if margin is None else float(margin[0]),
-        )
+        return _timed_answer(sent_at, list(self._messages(model)))
+
+    def _messages(self, model: str) -> Iterator[tuple[float, Any]]:
+        """The messages of one answer, each with the time when it came."""
+        is_over = False
+        while not is_over:
+            came_at, result = self._next(model)
+            yield came_at, result
+            is_over = result.as_numpy("finish_reason") is not None
 
     def _next(self, model: str) -> tuple[float, Any]:
-        try:
-            arrived, result, error = self._replies.get(timeout=self._reply_timeout_s)
-        except queue.Empty:
-            raise TrtMtpError(f"{model} sent nothing for {self._reply_timeout_s:.0f} s") from None
+        deadline = time.monotonic() + self._reply_timeout_s
+        while True:
+            left_s = max(deadline - time.monotonic(), 0.0)
+            try:
+                arrived, result, error = self._replies.get(timeout=min(left_s, QUIET_S))
+                break
+            except queue.Empty:
+                if not left_s:
+                    silent = f"{model} sent nothing for {self._reply_timeout_s:.0f} s"
+                    raise TrtMtpError(silent) from None
+            self._require_live(model)
         if isinstance(error, InferenceServerException):
-            self._is_waiting = False
             raise TrtMtpError(f"{model}: {error.message()}")
         return arrived, result
+
+    def _require_live(self, model: str) -> None:
+        """Raise TrtMtpError if the server neither says that it lives nor sends something."""
+        reason = ""
+        for _ in range(2):
+            try:
+                self._client.is_server_live(client_timeout=LIVE_S)
+            except InferenceServerException as error:
+                if str(error.status()) not in UNREACHABLE:
+                    return  # it answers, whatever it means
+                reason = " ".join(error.message().split())
+            else:
+                return
+        if self._replies.empty():
+            raise TrtMtpError(f"{model}: the server at {self._url} stopped answering ({reason})")
+
+
+def _timed_answer(sent_at: float, messages: Sequence[tuple[float, Any]]) -> TimedAnswer:
+    times, results = zip(*messages, strict=True)
+    ids = [result.as_numpy("output_ids").tolist() for result in results]
+    last = results[-1]
+    parameters, margin = last.get_response().parameters, last.as_numpy("margin")
+    return TimedAnswer(
+        text="".join(result.as_numpy("text_output")[0].decode() for result in results),
+        token_ids=tuple(itertools.chain.from_iterable(ids)),
+        ttft_s=times[0] - sent_at,
+        duration_s=times[-1] - sent_at,
+        num_steps=int(last.as_numpy("num_steps")[0]),
+        accepted_per_position=tuple(last.as_numpy("accepted_per_position").tolist()),
+        **{
+            name: parameters[name].string_param if name in parameters else ""
+            for name in ("variant", "task", "decision_id")
+        },
+        num_first_tokens=len(next(filter(None, ids), ())),
+        itl_s=tuple(after - before for before, after in itertools.pairwise(times)),
+        margin=None if margin is None else float(margin[0]),
+    )

@@ -1,4 +1,4 @@
-"""Step time by draft length and load: R(K, B) times the plain step, corrected by what is seen.
+"""Step time by draft length and load: R(K, B) times the plain step, corrected by observations.
 
 R(K, B) is the time of one draft-and-verify step at draft length K with B requests in flight, in
 units of a plain step at the same B. Speedup is AL(K) / R(K, B).
@@ -9,12 +9,13 @@ from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from trt_mtp.controller.cost_posterior import CostPosterior, weights
+
 Curve = tuple[tuple[int, float], ...]  # (batch, value), ascending
 
-CORRECTION_RATE = 0.05  # weight of one answer in a cell's running mean
-COMMON_RATE = 0.02
-MAX_CORRECTION = math.log(3.0)
-IMPLAUSIBLE = math.log(20.0)  # further off than this is a clock that jumped, not a slow step
+UNKNOWN_RATIO = 0.35  # SD of the error of log R(3, B) of another machine's table, about as far as
+# that of controller/profile.py is from the roofline of an H100 (-0.8 to 0.5)
+IMPLAUSIBLE = math.log(20.0)  # a time further off than this is a clock that jumped, not a slow step
 
 
 def interpolate(curve: Curve, batch: float) -> float:
@@ -46,17 +47,22 @@ def between_lengths(lengths: Sequence[int], draft_length: int) -> tuple[int, int
 class StepCost:
     """The step times of one rig. `ratios` maps draft lengths to R's curve; length 0 is 1.
 
-    A draft length that was not measured lies on the line through its neighbours. Step time never
+    `ratio_deviation` is the standard deviation of the error of log R(3, B) in that table.
+
+    A draft length that was not measured lies on the line through its neighbors. Step time never
     falls as the batch grows, whatever noise the measurements hold.
     """
 
     plain_step_s: Curve
     ratios: Mapping[int, Curve]
-    common: float = 0.0  # log of seen over expected, all answers: says nothing of which is best
+    ratio_deviation: float = UNKNOWN_RATIO
     num_observed: int = 0
-    corrections: dict[tuple[int, int], float] = field(default_factory=dict)  # a cell's, beyond it
+    posterior: CostPosterior = field(init=False)
+    _tabled: dict[tuple[int, int], float] = field(default_factory=dict)
     _cache: dict[tuple[int, int], float] = field(default_factory=dict)
-    _common_factor: float = 1.0
+
+    def __post_init__(self) -> None:
+        self.posterior = CostPosterior(self.ratio_deviation)
 
     def ratio(self, draft_length: int, batch: float) -> float:
         """R(K, B) as calibrated, at least 1."""
@@ -75,55 +81,43 @@ class StepCost:
             batch = 1
         step = self._cache.get((draft_length, batch))
         if step is None:
-            if len(self._cache) > 100_000:
-                self._cache.clear()
             step = self._calibrated(draft_length, batch)
-            step *= math.exp(self.corrections.get(_cell(draft_length, batch), 0.0))
+            step *= math.exp(self.posterior.mean(weights(draft_length, batch)))
             self._cache[draft_length, batch] = step
-        return step * self._common_factor
+        return step
+
+    def deviation_between(self, one: tuple[int, int], other: tuple[int, int]) -> float:
+        """The standard deviation of log(step / step) of two pairs of draft length and batch."""
+        return self.posterior.deviation_between(weights(*one), weights(*other))
 
     def _calibrated(self, draft_length: int, batch: int) -> float:
         """Between the step times at the measured batches, each at least its predecessor's."""
+        known = self._tabled.get((draft_length, batch))
+        if known is not None:
+            return known
+        if len(self._tabled) > 100_000:
+            self._tabled.clear()
         curve, highest = [], 0.0
         for knot in sorted({b for c in (self.plain_step_s, *self.ratios.values()) for b, _ in c}):
             step = interpolate(self.plain_step_s, knot) * self.ratio(draft_length, knot)
             highest = max(highest, step)
             curve.append((knot, highest))
-        return interpolate(tuple(curve), batch)
+        step = self._tabled[draft_length, batch] = interpolate(tuple(curve), batch)
+        return step
 
     def observe(self, draft_length: int, batch: int, seconds: float, num_steps: int) -> bool:
-        """Correct the cell by one answer's time; False when the time can't be right."""
+        """Learn from one answer's time; False if the time can't be right."""
         if not (math.isfinite(seconds) and seconds > 0 and num_steps > 0 and batch > 0):
             return False
-        cell = _cell(draft_length, batch)
         error = math.log(seconds / num_steps / self._calibrated(draft_length, batch))
         if abs(error) > IMPLAUSIBLE:
             return False
         self.num_observed += 1
-        self.common += (error - self.common) * max(1 / self.num_observed, COMMON_RATE)
-        self.common = _bounded(self.common)
-        self._common_factor = math.exp(self.common)
-        old = self.corrections.get(cell, 0.0)
-        new = old + CORRECTION_RATE * (error - self.common - old)
-        self.corrections[cell] = _bounded(new)
-        for known in [key for key in self._cache if _cell(*key) == cell]:
-            del self._cache[known]
+        self.posterior.observe(weights(draft_length, batch), error)
+        self._cache.clear()
         return True
 
-    def restore(
-        self, common: float, num_observed: int, corrections: Mapping[tuple[int, int], float]
-    ) -> None:
-        """Take over corrections that were learned before."""
-        self.common, self.num_observed = _bounded(common), max(num_observed, 0)
-        self._common_factor = math.exp(self.common)
-        self.corrections = {cell: _bounded(value) for cell, value in corrections.items()}
+    def restore(self, posterior: CostPosterior, num_observed: int) -> None:
+        """Restore what was learned before."""
+        self.posterior, self.num_observed = posterior, max(num_observed, 0)
         self._cache.clear()
-
-
-def _bounded(correction: float) -> float:
-    return min(max(correction, -MAX_CORRECTION), MAX_CORRECTION)
-
-
-def _cell(draft_length: int, batch: int) -> tuple[int, int]:
-    """Corrections are kept by draft length and power of two of the batch."""
-    return draft_length, max(batch, 1).bit_length()

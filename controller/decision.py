@@ -1,4 +1,4 @@
-"""What a policy sees of a variant, and what it decided: plain values that round-trip JSON."""
+"""A policy's view of a variant, and its decision: plain values that round-trip JSON."""
 
 from dataclasses import dataclass
 from functools import cache
@@ -16,27 +16,30 @@ MAX_NUMBER = 1e15  # of a record that isn't damaged
 
 @dataclass(frozen=True, slots=True)
 class VariantState:
-    """One hosted variant as it is now."""
+    """The present state of one hosted variant."""
 
     name: str
-    draft_length: int  # that it was built for
+    draft_length: int  # as built
     is_healthy: bool
     num_running: int  # requests in flight on it
     max_batch_size: int
     max_seq_len: int  # tokens, prompt and answer together
     device: str = ""  # variants on the same one may share it, see Profile.shared_device
+    num_on_device: int = 0  # requests in flight there, those on variants not offered among them
     is_full: bool = False  # it may not be sent more than it has
+    excluded: str = ""  # why it is not to have this request, whatever its state
+    takes_min_tokens: bool = True  # it can hold end tokens back
     schedule: BatchSchedule | None = None  # by which it drafts less where its batch is large
 
     def length_with_one_more(self) -> int:
-        """The draft length at which it runs once it has another request."""
+        """Its draft length if it gets one more request."""
         if self.schedule is None:
             return self.draft_length
         return self.schedule.draft_length(min(self.num_running + 1, self.max_batch_size))
 
 
 class CandidateScore(NamedTuple):
-    """One variant's expected time for one request, in parts; `rejected` says why it can't serve."""
+    """One variant's expected time for one request, in parts, or why it was `rejected`."""
 
     variant: str
     draft_length: int  # at this load
@@ -51,7 +54,7 @@ class CandidateScore(NamedTuple):
 
 
 class Decision(NamedTuple):
-    """Where a request goes, and all that is needed to explain, replay and learn from it."""
+    """The variant for a request, with all that explaining, replaying and learning need."""
 
     decision_id: str
     variant: str
@@ -67,15 +70,16 @@ class Decision(NamedTuple):
     now_s: float
     session_id: str | None = None
     tenant: str | None = None
-    side: str = ""  # "stable" or "canary" where a traffic file divides the requests
+    side: str = ""  # "stable" or "canary"; empty without a traffic file
+    prompt_tokens: int | None = None  # estimated where the prompt is text
 
     @property
     def chosen(self) -> CandidateScore:
-        """The candidate that was picked."""
+        """The picked candidate."""
         return next(c for c in self.candidates if c.variant == self.variant)
 
     def to_json(self) -> dict[str, Any]:
-        """A JSON object with stable keys."""
+        """The decision as JSON, with stable keys."""
         record = self._asdict()
         record["task_probabilities"] = dict(self.task_probabilities)
         record["reasons"] = list(self.reasons)
@@ -91,12 +95,8 @@ class Decision(NamedTuple):
         try:
             decision = _reader().validate_python({**record, "task_probabilities": pairs})
         except ValidationError as error:
-            raise InputError(
-                f"not a decision record: {first_problem(error, cls._fields)}"
-            ) from None
-        problem = _contradiction(decision)
-        if problem:
-            raise InputError(f"not a decision record: {problem}")
+            raise _not_a_record(first_problem(error, cls._fields)) from None
+        _check_consistent(decision)
         return decision
 
 
@@ -105,20 +105,23 @@ def _reader() -> TypeAdapter[Decision]:
     return TypeAdapter(Decision)
 
 
-def _contradiction(decision: Decision) -> str:
-    """What in a record can't be true; an empty string where all can."""
+def _check_consistent(decision: Decision) -> None:
+    """Raise InputError for a record whose parts contradict each other."""
     if not any(
         c.variant == decision.variant and c.draft_length == decision.draft_length and not c.rejected
         for c in decision.candidates
     ):
-        return f"its variant {decision.variant!r:.40} is none of its candidates"
+        raise _not_a_record(f"its variant {decision.variant!r:.40} is none of its candidates")
     shares = dict(decision.task_probabilities)
     for task in (decision.task, *shares):
         if task not in TASKS:
-            return f"{task!r:.40} is no task"
+            raise _not_a_record(f"{task!r:.40} is no task")
     if not shares or not all(0 <= share <= 1 for share in shares.values()):
-        return "its task_probabilities are none"
+        raise _not_a_record("its task_probabilities are none")
     able = [c for c in decision.candidates if not c.rejected]
     if not all(0 <= part < MAX_NUMBER for c in able for part in c[1:9]):
-        return "a candidate's number can't be right"
-    return ""
+        raise _not_a_record("a candidate's number can't be right")
+
+
+def _not_a_record(why: str) -> InputError:
+    return InputError(f"not a decision record: {why}")

@@ -6,30 +6,23 @@ Prompts are in it only where that was asked for, and then as far as a request's 
 import errno
 import json
 import os
-from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import asdict
 from functools import cache
-from io import FileIO
+from io import FileIO, TextIOWrapper
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from pydantic import TypeAdapter, ValidationError
 
-from trt_mtp.controller.acceptance import DriftAlarm
-from trt_mtp.controller.decision import Decision, VariantState
+from trt_mtp.controller.decision import Decision
 from trt_mtp.controller.outcome import Outcome
 from trt_mtp.controller.request import RequestFeatures
 from trt_mtp.controller.validation import first_problem
 from trt_mtp.errors import InputError, TrtMtpError
-
-if TYPE_CHECKING:
-    from trt_mtp.controller.gateway.dispatch import (
-        RoutingPolicy,  # brings gRPC, which logs don't need
-    )
+from trt_mtp.files import open_private, open_regular
 
 MAX_BYTES = 64 * 1024 * 1024  # of one file, then it is rotated
-MAX_PROMPTS = 10_000  # of requests in flight
 MAX_FILES = 5  # the current one and .1 (newest) to .4
 
 
@@ -72,7 +65,8 @@ class DecisionLog:
     def _open(self) -> FileIO:
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            file = FileIO(self._path, "a+")  # unbuffered: a kill loses no whole line
+            # unbuffered: a kill loses no whole line
+            file = FileIO(self._path, "a+", opener=open_private)
             _cut_broken_line(file)
             return file
         except OSError as error:
@@ -102,37 +96,6 @@ def _cut_broken_line(file: FileIO) -> None:
         file.truncate(file.readall().rfind(b"\n") + 1)
 
 
-class LoggedPolicy:
-    """A policy whose decisions are logged with their outcomes; a full disk costs no answer."""
-
-    def __init__(
-        self, policy: "RoutingPolicy", log: DecisionLog, *, log_prompts: bool = False
-    ) -> None:
-        self._policy, self._log, self.num_lost = policy, log, 0
-        self._log_prompts = log_prompts
-        self._prompts: OrderedDict[str, str] = OrderedDict()  # by decision, until it is logged
-
-    def choose(
-        self, features: RequestFeatures, variants: Sequence[VariantState], *, now_s: float
-    ) -> Decision:
-        """As the policy does it."""
-        decision = self._policy.choose(features, variants, now_s=now_s)
-        if self._log_prompts:
-            self._prompts[decision.decision_id] = prompt_text(features)
-            if len(self._prompts) > MAX_PROMPTS:
-                self._prompts.popitem(last=False)
-        return decision
-
-    def update(self, decision: Decision, outcome: Outcome) -> DriftAlarm | None:
-        """Learn, and log; a line that can't be written is counted."""
-        alarm = self._policy.update(decision, outcome)
-        try:
-            self._log.append(decision, outcome, self._prompts.pop(decision.decision_id, None))
-        except TrtMtpError:
-            self.num_lost += 1
-        return alarm
-
-
 def prompt_text(features: RequestFeatures) -> str:
     """A prompt as far as its features hold it: whole, or both ends with `…` between them."""
     overlap = len(features.head) + len(features.tail) - features.num_chars
@@ -153,18 +116,19 @@ def read_log(path: Path) -> Iterator[LogRecord]:
     Raises InputError for a line that is none; a last line that a kill cut short is left out.
     """
     try:
-        with path.open(encoding="utf-8") as file:
+        with TextIOWrapper(open_regular(path), encoding="utf-8") as file:
             for number, line in enumerate(file, 1):
                 if not line.endswith("\n"):
                     return
-                yield _record(line, f"{path}, line {number}")
+                yield parse_record(line, f"{path}, line {number}")
     except OSError as error:
         raise InputError(f"{path} can't be read: {error.strerror or error}") from None
     except UnicodeDecodeError:
         raise InputError(f"{path} can't be read: it is not UTF-8 text") from None
 
 
-def _record(line: str, where: str) -> LogRecord:
+def parse_record(line: str, where: str) -> LogRecord:
+    """The record in a line of a log; raises InputError, which begins with `where`."""
     try:
         value = json.loads(line)
     except (ValueError, RecursionError):

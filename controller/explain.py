@@ -1,4 +1,4 @@
-"""What would be decided for a request, and why, without a server."""
+"""The decision for a request and its reasons, without a server."""
 
 import json
 import time
@@ -19,7 +19,7 @@ MAX_PROMPT_CHARS = 600  # the same
 
 
 def idle_variants(lengths: Sequence[int], load: int = 0) -> list[VariantState]:
-    """Hosted variants to decide among, with `load` requests in flight on each."""
+    """Variants to choose from, with `load` requests in flight on each."""
     return [VariantState(f"k{k}", k, True, load, max(load + 1, 64), 1 << 20) for k in lengths]
 
 
@@ -36,7 +36,7 @@ def explain_line(
 def explain_jsonl(
     policy: Policy, lines: Iterable[bytes], variants: Sequence[VariantState]
 ) -> Iterator[dict[str, Any]]:
-    """One result per line, in order; a line that is no request gives its `error` instead."""
+    """One result per line, in order; a line that is not a request gives its `error` instead."""
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
@@ -70,7 +70,7 @@ def summary(decision: Decision, decision_us: float | None = None) -> dict[str, A
 
 
 def request_value(data: bytes) -> Any:
-    """The JSON value of a request; bytes that are no UTF-8 are replaced. Raises InputError."""
+    """The JSON value of a request; replaces bytes that are not UTF-8. Raises InputError."""
     try:
         return json.loads(data.decode("utf-8", "replace").strip())
     except json.JSONDecodeError as error:
@@ -84,9 +84,9 @@ def request_value(data: bytes) -> Any:
 
 
 def logged(log: Path, decision_id: str) -> dict[str, Any]:
-    """A decision in a log, or in what was rotated out of it, with its prompt and what came of it.
+    """A decision in a log or its rotated files, with its prompt and outcome.
 
-    Raises InputError when there is none.
+    Raises InputError if there is none.
     """
     for file in log_files(log):
         for record in read_log(file):
@@ -107,7 +107,7 @@ def _tasks(probabilities: Mapping[str, float]) -> str:
 
 
 def _excerpt(prompt: str) -> list[str]:
-    """Both ends of a prompt, without what would steer a terminal."""
+    """Both ends of a prompt, without control characters."""
     if len(prompt) > MAX_PROMPT_CHARS:
         half = MAX_PROMPT_CHARS // 2
         prompt = f"{prompt[:half]}\n…\n{prompt[-half:]}"
@@ -118,7 +118,7 @@ def _excerpt(prompt: str) -> list[str]:
 
 
 def _answer(outcome: Mapping[str, Any] | None) -> Iterator[str]:
-    """What came of a logged decision."""
+    """The outcome of a logged decision, as text."""
     if outcome is not None:
         steps = 0 if outcome_problem(Outcome(**outcome)) else outcome["num_steps"]
         per_step = (

@@ -1,4 +1,4 @@
-"""A request as a JSON object: as one writes it down, as OpenAI's clients send it, or Triton's."""
+"""A request as a JSON object: in our own short form, in OpenAI's, or in Triton's."""
 
 import json
 from collections.abc import Mapping
@@ -12,7 +12,7 @@ from trt_mtp.serve.contract import INPUTS
 _KEYS = (
     "prompt", "messages", "tools", "response_format", "temperature", "max_tokens", "thinking",
     "num_prompt_tokens", "task", "draft_length", "session_id", "tenant", "latency_class",
-    "system", "id",
+    "system", "id", "prediction",
 )  # fmt: skip
 _ALSO = {
     "text_input": "prompt",
@@ -23,7 +23,7 @@ _ALSO = {
 }
 _CHANGE_NOTHING = {  # of what is decided
     "model", "stream", "stream_options", "top_p", "top_k", "min_p", "seed", "stop", "n", "user",
-    "tool_choice", "presence_penalty", "frequency_penalty", "ignore_eos",
+    "tool_choice", "presence_penalty", "frequency_penalty", "ignore_eos", "min_tokens",
     *(spec.name for spec in INPUTS),
 }  # fmt: skip
 
@@ -47,6 +47,7 @@ def features_from_json(value: Any) -> RequestFeatures:
         system=system[:WINDOW_CHARS],
         has_tools=bool(values.get("tools")),
         has_response_format=is_format(values.get("response_format")),
+        has_prediction=bool(values.get("prediction")),
         temperature=_number(values, "temperature", 0.0),
         max_tokens=int(_number(values, "max_tokens", 128)),
         thinking=values.get("thinking") is True,
@@ -60,16 +61,16 @@ def features_from_json(value: Any) -> RequestFeatures:
 
 
 def _by_known_keys(value: Mapping[str, Any]) -> dict[str, Any]:
-    """What a decision may look at, by the keys of `_KEYS`."""
+    """The values that a decision depends on, by the keys of `_KEYS`."""
     parameters = value.get("parameters", {})
     if not isinstance(parameters, dict):
         raise InputError("parameters has to be a JSON object")
-    given = {key: found for key, found in value.items() if key != "parameters"} | parameters
+    given = {key: item for key, item in value.items() if key != "parameters"} | parameters
     values: dict[str, Any] = {}
-    for key, found in given.items():
+    for key, item in given.items():
         name = _ALSO.get(key, key)
         if name in _KEYS:
-            values[name] = found
+            values[name] = item
         elif name not in _CHANGE_NOTHING:
             raise InputError(
                 f"unknown key {key[:80]!r}{nearest(key[:80], _KEYS)} (known: {', '.join(_KEYS)})"
@@ -78,7 +79,7 @@ def _by_known_keys(value: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _texts(values: Mapping[str, Any]) -> tuple[str, str]:
-    """The system prompt and what the user wrote."""
+    """The system prompt and the user's text."""
     if "prompt" in values:
         return _text(values, "system") or "", _text(values, "prompt") or ""
     messages = values["messages"]
@@ -95,34 +96,34 @@ def _texts(values: Mapping[str, Any]) -> tuple[str, str]:
 
 
 def _text(values: Mapping[str, Any], key: str) -> str | None:
-    found = values.get(key)
-    if found is not None and not isinstance(found, str):
-        raise InputError(f"{key} is {found!r:.80}: expected a text")
-    return found
+    value = values.get(key)
+    if value is not None and not isinstance(value, str):
+        raise InputError(f"{key} is {value!r:.80}: expected a text")
+    return value
 
 
 def _number(values: Mapping[str, Any], key: str, default: float) -> float:
-    found = values.get(key)
-    if found is None:
+    value = values.get(key)
+    if value is None:
         return default
-    if isinstance(found, bool) or not isinstance(found, int | float) or not 0 <= found < 1e12:
-        raise InputError(f"{key} is {found!r:.80}: expected a number that is not negative")
-    return float(found)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1e12:
+        raise InputError(f"{key} is {value!r:.80}: expected a number that is not negative")
+    return float(value)
 
 
 def _whole(values: Mapping[str, Any], key: str) -> int | None:
-    found = values.get(key)
-    if found is None:
+    value = values.get(key)
+    if value is None:
         return None
-    if isinstance(found, bool) or not isinstance(found, int) or found < 0:
-        raise InputError(f"{key} is {found!r:.80}: expected a whole number that is not negative")
-    return found
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise InputError(f"{key} is {value!r:.80}: expected a whole number that is not negative")
+    return value
 
 
 def _draft_length(values: Mapping[str, Any]) -> int | None:
-    found = values.get("draft_length")
-    if found == "auto":
+    value = values.get("draft_length")
+    if value == "auto":
         return None
-    if isinstance(found, str) and found.isdecimal() and len(found) <= 4:  # as a parameter may be
-        return int(found)
+    if isinstance(value, str) and value.isdecimal() and len(value) <= 4:  # as a parameter may be
+        return int(value)
     return _whole(values, "draft_length")

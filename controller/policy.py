@@ -12,6 +12,7 @@ import secrets
 from collections import Counter, OrderedDict
 from collections.abc import Mapping, Sequence
 from operator import attrgetter
+from typing import NamedTuple, Protocol
 
 from trt_mtp.controller.acceptance import (
     AcceptanceKey,
@@ -20,21 +21,19 @@ from trt_mtp.controller.acceptance import (
     Estimate,
     temperature_band,
 )
-from trt_mtp.controller.counts import MAX_POSITIONS
 from trt_mtp.controller.decision import CandidateScore, Decision, VariantState
-from trt_mtp.controller.outcome import Outcome
+from trt_mtp.controller.filters import rejections
+from trt_mtp.controller.outcome import REFUSED, Outcome
+from trt_mtp.controller.position_counts import MAX_POSITIONS, trials
 from trt_mtp.controller.profile import Profile
 from trt_mtp.controller.request import RequestFeatures
 from trt_mtp.controller.task import TaskGuess, guess_task
 from trt_mtp.controller.text_model import load_text_model
-from trt_mtp.errors import InputError, TrtMtpError
 
-__all__ = ["CandidateScore", "Decision", "NoVariantError", "Policy", "VariantState"]
-
-CHARS_PER_TOKEN = 4.0
 TYPICAL_ANSWER_TOKENS = 256  # max_tokens is a bound, not what an answer takes
 MAX_HOMES = 4096  # conversations whose variant is remembered
 MAX_EXPLORATION_LOSS = 0.25  # of a request's expected time
+UNBOUNDED = 0.1  # of probes: whatever they lose, or what has changed would never be seen
 MIN_SHARE = 0.1  # tasks less likely than this neither count beside another nor learn
 MAX_COUNT = 1e9  # of an answer's tokens, steps or seconds
 TIE = 0.02  # shorter draft lengths win within the uncertainty, but never give away more
@@ -43,12 +42,31 @@ _FASTEST = attrgetter("total_s", "draft_length")
 _SHALLOWEST = attrgetter("draft_length", "total_s")
 
 
-class NoVariantError(TrtMtpError):
-    """No hosted variant can take the request; the message says why each can't."""
+class RoutingPolicy(Protocol):
+    """What chooses variants, and learns."""
+
+    def choose(
+        self, features: RequestFeatures, variants: Sequence[VariantState], *, now_s: float
+    ) -> Decision:
+        """The variant for a request; raises TrtMtpError when none can take it."""
+
+    def home(self, session_id: str | None) -> str:
+        """The variant that a conversation's last request went to; empty if none is known."""
+
+    def update(self, decision: Decision, outcome: Outcome) -> DriftAlarm | None:
+        """Learn from a finished request; the drift alarm that it raised, if any."""
 
 
-# draft length, load, acceptance length, step_s, wait_s, prefill_s, total_s
-_Time = tuple[int, int, float, float, float, float, float]
+class _Time(NamedTuple):
+    """A request's expected time on a variant, in the parts that a CandidateScore has."""
+
+    draft_length: int
+    load: int
+    acceptance_length: float
+    step_s: float
+    wait_s: float
+    prefill_s: float
+    total_s: float
 
 
 class Expected:
@@ -105,9 +123,11 @@ class Policy:
         Raises InputError for a hint that names no task or no hosted length, and NoVariantError
         when no variant can take the request.
         """
+        rejected = rejections(features, variants)
         guess = guess_task(features)
         expected = self._expect(guess, features)
-        candidates = self._score(features, variants, expected)
+        times = self._times(features, variants, expected)
+        candidates = _with_scores(variants, rejected, times)
         seed = self._random.getrandbits(32)
         picked, explored, why = self._pick(features, guess.task, candidates, expected, seed)
         if features.session_id:
@@ -127,7 +147,12 @@ class Policy:
             now_s=now_s,
             session_id=features.session_id,
             tenant=features.tenant,
+            prompt_tokens=features.prompt_tokens,
         )
+
+    def home(self, session_id: str | None) -> str:
+        """The variant that a conversation's last request went to; empty if none is known."""
+        return self._homes.get(session_id, "") if session_id else ""
 
     def update(self, decision: Decision, outcome: Outcome) -> DriftAlarm | None:
         """Learn from a finished request; an outcome that can't be true is counted and ignored.
@@ -150,6 +175,7 @@ class Policy:
             shares,
             outcome.num_steps,
             accepted[: chosen.draft_length] if is_steady else accepted[:1],
+            outcome.cut_after,
             decision.tenant,
             decision.session_id,
         )
@@ -171,31 +197,22 @@ class Policy:
             ]
         )
 
-    def _score(
+    def _times(
         self, features: RequestFeatures, variants: Sequence[VariantState], expected: Expected
-    ) -> tuple[CandidateScore, ...]:
-        """Every variant, with its expected time or the reason that it can't serve."""
-        hint = features.hint_draft_length
-        if hint is not None and all(v.draft_length != hint for v in variants):
-            hosted = ", ".join(str(k) for k in sorted({v.draft_length for v in variants}))
-            raise InputError(f"draft_length is {hint}: expected auto or a hosted one ({hosted})")
+    ) -> "list[_Time]":
+        """The expected time on every variant."""
         home = self._homes.get(features.session_id) if features.session_id else None
-        num_tokens = features.num_prompt_tokens or int(features.num_chars / CHARS_PER_TOKEN)
+        num_tokens = features.prompt_tokens
         answer = max(1, min(features.max_tokens, TYPICAL_ANSWER_TOKENS))
         on_device = _running_by_device(variants) if self.profile.shared_device else None
         times = []
         for v in variants:
             moves = home is not None and home != v.name
-            load = (v.num_running if on_device is None else on_device[v.device]) + 1
+            load = 1 + v.num_running
+            if on_device is not None:
+                load = 1 + max(on_device[v.device], v.num_on_device)
             times.append(self._time(v, load, expected, answer, num_tokens if moves else 0))
-        asks = hint is not None or features.num_prompt_tokens is not None
-        rejections = [
-            ""
-            if v.is_healthy and not v.is_full and not asks
-            else _rejection(v, features, num_tokens)
-            for v in variants
-        ]
-        return _with_scores(variants, rejections, times)
+        return times
 
     def _time(
         self, v: VariantState, load: int, expected: Expected, answer: int, moved_tokens: int
@@ -209,7 +226,7 @@ class Policy:
         wait_s = ahead * answer_s / max(v.max_batch_size, 1) if ahead > 0 else 0.0
         prefill_s = moved_tokens / self._prefill_tokens_per_s
         total_s = wait_s + prefill_s + answer_s
-        return draft_length, load, length, step_s, wait_s, prefill_s, total_s
+        return _Time(draft_length, load, length, step_s, wait_s, prefill_s, total_s)
 
     def _pick(
         self,
@@ -228,7 +245,8 @@ class Policy:
             return best, False, ("the only variant that can take it",)
         steady, why = self._steady(task, usable, best, expected)
         if features.latency_class != "strict" and seed < self.profile.exploration * 2**32:
-            probe = _probe(usable, steady, expected, seed)
+            is_bounded = seed >= UNBOUNDED * self.profile.exploration * 2**32
+            probe = self._probe(usable, steady, expected, is_bounded)
             if probe is not None:
                 return probe, True, (f"probing K={probe.draft_length} to learn",)
         self._last_length[task, best.load.bit_length()] = steady.draft_length
@@ -256,6 +274,35 @@ class Policy:
             return tied, f"K={tied.draft_length} ties with K={best.draft_length}: shorter wins"
         return best, f"K={best.draft_length} finishes first at load {best.load}"
 
+    def _probe(
+        self,
+        usable: list[CandidateScore],
+        steady: CandidateScore,
+        expected: Expected,
+        is_bounded: bool,
+    ) -> CandidateScore | None:
+        """Another draft length to try: the one that may be fastest, if it loses little.
+
+        That is optimism in the face of uncertainty (Lai and Robbins, Advances in Applied
+        Mathematics 6, 1985), over acceptance and cost together.
+        """
+        floor = 1 - MAX_EXPLORATION_LOSS if is_bounded else 0.0
+        others = [c for c in usable if c.draft_length != steady.draft_length and c.score >= floor]
+        if not others:
+            return None
+        return max(others, key=lambda c: c.score * self._optimism(c, steady, expected))
+
+    def _optimism(
+        self, candidate: CandidateScore, steady: CandidateScore, expected: Expected
+    ) -> float:
+        """How many times as fast it may be, two standard deviations of AL and of R up."""
+        relative = expected.deviation(candidate.draft_length) / candidate.acceptance_length
+        relative -= expected.deviation(steady.draft_length) / steady.acceptance_length
+        cost = self.cost.deviation_between(
+            (candidate.draft_length, candidate.load), (steady.draft_length, steady.load)
+        )
+        return math.exp(2 * math.hypot(relative, cost))
+
     def _remember(self, session_id: str, variant: str) -> None:
         self._homes[session_id] = variant
         self._homes.move_to_end(session_id)
@@ -263,10 +310,10 @@ class Policy:
             self._homes.popitem(last=False)
 
 
-def outcome_problem(outcome: Outcome) -> str:
-    """Why an outcome can't be learned from; an empty string when it can."""
-    if outcome.finish_reason == "error":
-        return "it failed"
+def outcome_problem(outcome: Outcome) -> str | None:
+    """Why an outcome can't be learned from; None if it can."""
+    if outcome.finish_reason in ("error", REFUSED):
+        return "it failed" if outcome.finish_reason == "error" else "it was refused"
     times = [outcome.duration_s] if outcome.ttft_s is None else [outcome.ttft_s, outcome.duration_s]
     if not all(math.isfinite(t) and t >= 0 for t in times) or times != sorted(times):
         return "its times can't be right"
@@ -283,7 +330,10 @@ def outcome_problem(outcome: Outcome) -> str:
     positions = (outcome.num_steps, *outcome.accepted_per_position, 0)
     if any(a < b for a, b in itertools.pairwise(positions)):
         return "more drafts were accepted than were reached"
-    return ""
+    tried = trials(outcome.num_steps, outcome.accepted_per_position, outcome.cut_after)
+    if any(a < b for a, b in zip(tried, outcome.accepted_per_position, strict=True)):
+        return "a step was cut that had ended"
+    return None
 
 
 def _likely(probabilities: tuple[tuple[str, float], ...]) -> tuple[tuple[str, float], ...]:
@@ -305,43 +355,24 @@ def _kept_its_length(outcome: Outcome) -> bool:
 
 
 def _running_by_device(variants: Sequence[VariantState]) -> Mapping[str, int]:
-    """Requests in flight on each device that variants share."""
+    """Requests in flight on each device that variants share, on those that are offered."""
     found = Counter[str]()
     for variant in variants:
         found[variant.device] += variant.num_running
     return found
 
 
-def _rejection(variant: VariantState, features: RequestFeatures, num_tokens: int) -> str:
-    """Why a variant may not serve a request; an empty string when it may."""
-    hint = features.hint_draft_length
-    if hint is not None and variant.draft_length != hint:
-        return f"is not of the draft length asked for ({hint})"
-    if not variant.is_healthy:
-        return "is not healthy"
-    if variant.is_full:
-        return f"is full ({variant.num_running} in flight)"
-    # a length estimated from characters is too rough to refuse by: the engine will know
-    if features.num_prompt_tokens and num_tokens >= variant.max_seq_len:
-        return f"holds {variant.max_seq_len} tokens and the prompt has {num_tokens}"
-    return ""
-
-
 def _with_scores(
     variants: Sequence[VariantState], rejections: Sequence[str], times: Sequence[_Time]
 ) -> tuple[CandidateScore, ...]:
-    """The candidates; raises NoVariantError where all are rejected."""
-    usable = [time[-1] for time, rejected in zip(times, rejections, strict=True) if not rejected]
-    if not usable:
-        pairs = zip(variants, rejections, strict=True)
-        why = "; ".join(f"{v.name} {rejected}" for v, rejected in pairs) or "none is hosted"
-        raise NoVariantError(f"no variant can take this request: {why}")
-    best = min(usable)
+    """The candidates, those that may serve compared with the best of them."""
+    pairs = zip(times, rejections, strict=True)
+    best = min(time.total_s for time, rejected in pairs if not rejected)
     return tuple(
         [
-            CandidateScore(v.name, time[0], rejected=rejected)
+            CandidateScore(v.name, time.draft_length, rejected=rejected)
             if rejected
-            else CandidateScore(v.name, *time, best / time[-1])
+            else CandidateScore(v.name, *time, best / time.total_s)
             for v, rejected, time in zip(variants, rejections, times, strict=True)
         ]
     )  # fmt: skip
@@ -351,33 +382,3 @@ def _tie(shallow: CandidateScore, best: CandidateScore, expected: Expected) -> f
     """The loss at which `shallow` is as good: what is uncertain between the two lengths."""
     uncertain = expected.deviation(best.draft_length) - expected.deviation(shallow.draft_length)
     return min(TIE, 0.5 * uncertain / best.acceptance_length)
-
-
-def _probe(
-    usable: list[CandidateScore], steady: CandidateScore, expected: Expected, seed: int
-) -> CandidateScore | None:
-    """Another draft length to try: one that may be the best, and loses little if it isn't.
-
-    Where nothing is drafted, any length teaches, or acceptance that has risen would never be seen.
-    """
-    others = [
-        c
-        for c in usable
-        if c.draft_length != steady.draft_length and c.score >= 1 - MAX_EXPLORATION_LOSS
-    ]
-    if not others:
-        return None
-    promising = [
-        c
-        for c in others
-        if c.draft_length > steady.draft_length
-        and (steady.draft_length == 0 or c.score * _optimism(c, expected) >= steady.score)
-    ]
-    choices = promising or [c for c in others if c.draft_length > 0]
-    if steady.draft_length == 0 and choices:
-        return min(choices, key=_SHALLOWEST)  # the cheapest that teaches
-    return choices[seed % len(choices)] if choices else None
-
-
-def _optimism(candidate: CandidateScore, expected: Expected) -> float:
-    return 1 + 2 * expected.deviation(candidate.draft_length) / candidate.acceptance_length

@@ -9,15 +9,18 @@ from typing import Any, BinaryIO
 import click
 
 from trt_mtp.errors import InputError
+from trt_mtp.options import FILE, json_option, parsed, profile_option, seed_option
 
-FILE = click.Path(path_type=Path, dir_okay=False)
-_profile_option = click.option(
-    "--profile", type=FILE, help="Calibrated policy file.  [default: published values]"
-)
-json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-seed_option = click.option(
-    "--seed", type=click.IntRange(0), default=0, show_default=True, help="Of every random choice."
-)
+
+def _lengths(option: str, text: str) -> list[int]:
+    """Draft lengths from `0,1,3`; raises InputError."""
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdecimal() and len(part) <= 2 for part in parts):
+        raise InputError(f"{option} is {text!r}: expected whole numbers like 0,1,3")
+    lengths = sorted(int(part) for part in parts)
+    if len(set(lengths)) != len(lengths):
+        raise InputError(f"{option} is {text!r}: a length is given twice")
+    return lengths
 
 
 @click.command()
@@ -26,10 +29,14 @@ seed_option = click.option(
 @click.option("--jsonl", type=click.File("rb"), help="One request per line; - is stdin.")
 @click.option("--log", type=FILE, help="A decision log, with --decision.")
 @click.option("--decision", metavar="ID", help="Show this logged decision.")
-@_profile_option
+@profile_option
 @click.option("--state", type=FILE, help="What a gateway has learned.")
 @click.option(
-    "--draft-lengths", default="0,1,3,5", show_default=True, help="The hosted draft lengths."
+    "--draft-lengths",
+    callback=parsed(_lengths),
+    default="0,1,3,5",
+    show_default=True,
+    help="The hosted draft lengths.",
 )
 @click.option(
     "--load",
@@ -40,19 +47,7 @@ seed_option = click.option(
 )
 @seed_option
 @json_option
-def explain(
-    prompt: str | None,
-    request: BinaryIO | None,
-    jsonl: BinaryIO | None,
-    log: Path | None,
-    decision: str | None,
-    profile: Path | None,
-    state: Path | None,
-    draft_lengths: str,
-    load: int,
-    seed: int,
-    as_json: bool,
-) -> None:
+def explain(log: Path | None, decision: str | None, as_json: bool, **given: Any) -> None:
     """Show which variant a request would go to, and why.
 
     The request is a PROMPT, a JSON object (--request) or many (--jsonl), with `prompt` or
@@ -67,35 +62,47 @@ def explain(
 
     Example: trt-mtp explain "Write a Rust function that reverses a list" --load 4
     """
-    from trt_mtp.controller.explain import (
-        explain_jsonl,
-        explain_line,
-        idle_variants,
-        logged,
-        request_value,
-        summary,
-        to_text,
-    )
+    from trt_mtp.controller.explain import logged, to_text
 
-    given = [prompt is not None, request is not None, jsonl is not None, decision is not None]
-    if sum(given) != 1 or (decision is not None) != (log is not None):
+    sources = [given["prompt"], given["request"], given["jsonl"], decision]
+    if sum(s is not None for s in sources) != 1 or (decision is None) != (log is None):
         raise InputError("give one of: a PROMPT, --request, --jsonl, or --log with --decision")
     if decision is not None and log is not None:
         results: Iterable[dict[str, Any]] = [logged(log, decision)]
     else:
-        policy = _policy(profile, state, seed)
-        variants = idle_variants(_lengths(draft_lengths), load)
-        if jsonl is not None:
-            results = explain_jsonl(policy, jsonl, variants)
-        else:
-            value = {"prompt": prompt} if request is None else request_value(request.read())
-            results = [summary(*explain_line(policy, value, variants))]
+        results = _decided(**given)
     if _print_all(results, as_json, to_text):
         sys.exit(2)
 
 
+def _decided(
+    prompt: str | None,
+    request: BinaryIO | None,
+    jsonl: BinaryIO | None,
+    profile: Path | None,
+    state: Path | None,
+    draft_lengths: list[int],
+    load: int,
+    seed: int,
+) -> Iterable[dict[str, Any]]:
+    """What a policy decides for the given request or requests."""
+    from trt_mtp.controller.explain import (
+        explain_jsonl,
+        explain_line,
+        idle_variants,
+        request_value,
+        summary,
+    )
+
+    policy, variants = _policy(profile, state, seed), idle_variants(draft_lengths, load)
+    if jsonl is not None:
+        return explain_jsonl(policy, jsonl, variants)
+    value = {"prompt": prompt} if request is None else request_value(request.read())
+    return [summary(*explain_line(policy, value, variants))]
+
+
 def _print_all(results: Iterable[dict[str, Any]], as_json: bool, to_text: Any) -> bool:
-    """Print each result as it comes; whether one of them is an error."""
+    """Print each result as it comes; true if one of them is an error."""
     failed = False
     for result in results:
         if "error" in result:
@@ -119,17 +126,6 @@ def _policy(profile: Path | None, state: Path | None, seed: int) -> Any:
     return policy
 
 
-def _lengths(text: str) -> list[int]:
-    """Draft lengths from `0,1,3`."""
-    parts = [part.strip() for part in text.split(",")]
-    if not all(part.isdecimal() and len(part) <= 2 for part in parts):
-        raise InputError(f"--draft-lengths is {text!r}: expected whole numbers like 0,1,3")
-    lengths = sorted(int(part) for part in parts)
-    if len(set(lengths)) != len(lengths):
-        raise InputError(f"--draft-lengths is {text!r}: a length is given twice")
-    return lengths
-
-
 @click.command()
 @click.argument("log", type=FILE)
 @click.option(
@@ -138,7 +134,7 @@ def _lengths(text: str) -> list[int]:
     show_default=True,
     help="logged (what was done), learned or heuristics.",
 )
-@_profile_option
+@profile_option
 @seed_option
 @json_option
 def replay(log: Path, policy: str, profile: Path | None, seed: int, as_json: bool) -> None:

@@ -9,8 +9,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from trt_mtp.controller.acceptance import DECAY_RATIO
 from trt_mtp.controller.calibration import Calibration, cells_table
-from trt_mtp.controller.cost import Curve, StepCost
-from trt_mtp.controller.counts import Counts
+from trt_mtp.controller.cost import UNKNOWN_RATIO, Curve, StepCost
+from trt_mtp.controller.position_counts import PositionCounts
 from trt_mtp.controller.tasks import TASKS
 from trt_mtp.controller.validation import first_problem
 from trt_mtp.errors import InputError
@@ -47,10 +47,11 @@ PUBLISHED_RATIOS = {
 }
 BANDS = ("greedy", "low", "high")  # of temperature
 MAX_POSTERIOR_STEPS = 500.0  # effective steps that a profile's posterior counts as
+MEASURED_RATIO = 0.05  # SD of the error of log R(3, B) of a calibrated profile's table
 
 
 class Profile(BaseModel):
-    """What a policy starts from.
+    """The numbers that a policy starts from.
 
     `plain_step_s` maps batch to seconds of a step at draft length 0; `step_ratio` maps draft
     length to R by batch; `acceptance` maps tasks to the chance that a first draft is accepted.
@@ -63,6 +64,8 @@ class Profile(BaseModel):
     shared_device: bool = False  # the variants share one machine: load is the sum over all
     plain_step_s: dict[int, Positive] = Field(default={1: 0.02, 8: 0.024, 128: 0.06}, min_length=1)
     step_ratio: dict[int, dict[int, Positive]] = PUBLISHED_RATIOS
+    # SD of the error of log R(3, B) of a table that was not calibrated here
+    step_ratio_deviation: Annotated[float, Field(gt=0, le=1)] = UNKNOWN_RATIO
     prefill_tokens_per_s: Positive = 2000.0
     acceptance: dict[str, Probability] = PUBLISHED_ACCEPTANCE
     decay_ratio: Annotated[float, Field(gt=0, le=1)] = DECAY_RATIO
@@ -94,25 +97,27 @@ class Profile(BaseModel):
     def step_cost(self) -> StepCost:
         """The cost table to start from."""
         return StepCost(
-            _curve(self.plain_step_s), {k: _curve(curve) for k, curve in self.step_ratio.items()}
+            _curve(self.plain_step_s),
+            {k: _curve(curve) for k, curve in self.step_ratio.items()},
+            MEASURED_RATIO if self.calibration else self.step_ratio_deviation,
         )
 
     def priors(self) -> dict[str, float]:
-        """First-draft acceptance of every task; published values where the profile has none."""
+        """First-draft acceptance of every task; a published value if the profile has none."""
         return {**PUBLISHED_ACCEPTANCE, **self.acceptance}
 
     def learned(self) -> dict[str, Any]:
         """The posteriors as a peer's state, for `AcceptanceLearner.merge`.
 
-        They count as MAX_POSTERIOR_STEPS at most, so that traffic that differs is believed soon.
+        They count as MAX_POSTERIOR_STEPS at most, so that different traffic soon outweighs them.
         """
-        counts: dict[str, Counts] = {}
+        counts: dict[str, PositionCounts] = {}
         for key, value in self.posteriors.items():
-            own = Counts.from_json(value)
+            own = PositionCounts.from_json(value)
             own.scale(min(1.0, MAX_POSTERIOR_STEPS / max(own.trials[0], 1.0)))
             task = f"task/{key.partition('/')[0]}"
             counts[f"cell/{key}"] = own
-            counts[task] = Counts.total([counts[task], own]) if task in counts else own
+            counts[task] = PositionCounts.total([counts[task], own]) if task in counts else own
         if not counts:
             return {"replicas": {}}
         created = self.calibration.created if self.calibration else "2000-01-01T00:00:00+00:00"
@@ -127,7 +132,7 @@ def _check_posterior(key: str, value: Any) -> None:
     if task not in TASKS or band not in BANDS or mode not in ("direct", "thinking"):
         raise ValueError(f"posteriors.{key}: expected task/band/direct or task/band/thinking")
     try:
-        Counts.from_json(value)
+        PositionCounts.from_json(value)
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"posteriors.{key}: {error}") from None
 
@@ -139,7 +144,7 @@ def _curve(values: dict[int, float]) -> Curve:
 def read_profile(path: Path, fingerprint: str = "") -> Profile:
     """The profile in `path`.
 
-    Raises InputError when it is missing, malformed, has an unknown key, or was measured on
+    Raises InputError if it is missing, malformed, has an unknown key, or was measured on
     something else than `fingerprint`.
     """
     profile = parse_profile(read_json(path), str(path))
@@ -162,14 +167,14 @@ def differing_parts(measured: Mapping[str, str], other: Mapping[str, str]) -> st
 
 
 def require_measured_on(
-    profile: Profile, where: str, found: Mapping[str, Mapping[str, str]], whose: str
+    profile: Profile, where: str, hosted: Mapping[str, Mapping[str, str]], whose: str
 ) -> None:
-    """Raise InputError when a profile that came from `where` is of none of what was found.
+    """Raise InputError if the profile from `where` was measured on none of the `hosted` variants.
 
-    `found` maps fingerprints to the parts behind them; `whose` is as "Triton hosts". A profile
-    without a fingerprint, and a deployment without one, fit anything.
+    `hosted` maps fingerprints to their parts; `whose` begins the sentence about them, such as
+    "Triton hosts". A profile or deployment without a fingerprint fits anything.
     """
-    known = {fingerprint: parts for fingerprint, parts in found.items() if fingerprint}
+    known = {fingerprint: parts for fingerprint, parts in hosted.items() if fingerprint}
     if profile.fingerprint and known and profile.fingerprint not in known:
         parts = differing_parts(profile.measured_on, next(iter(known.values())))
         raise InputError(

@@ -1,15 +1,15 @@
-"""Two profiles compared, and what in one contradicts itself."""
+"""The differences of two profiles, and the contradictions within one."""
 
 from collections.abc import Iterator
 
 from trt_mtp.controller.calibration import Calibration
 from trt_mtp.controller.profile import Profile, differing_parts
 
-LARGEST_STEP = 1.5  # of R between neighbouring draft lengths per drafted token: more is unlikely
+LARGEST_STEP = 1.5  # of R between neighboring draft lengths per drafted token: more is unlikely
 
 
 def diff(before: Profile, after: Profile) -> Iterator[str]:
-    """What changed, a line each; nothing for equal profiles."""
+    """A line for each difference; none for equal profiles."""
     if before.fingerprint != after.fingerprint:
         parts = differing_parts(before.measured_on, after.measured_on)
         yield f"fingerprint {before.fingerprint or 'none'} -> {after.fingerprint or 'none'}{parts}"
@@ -58,7 +58,7 @@ def _best(calibration: Calibration | None) -> dict[tuple[str, int], int]:
 
 
 def findings(profile: Profile) -> Iterator[str]:
-    """What in a profile contradicts itself, a line each."""
+    """A line for each contradiction in a profile."""
     for load in sorted({load for curve in profile.step_ratio.values() for load in curve}):
         last_length, last = 0, 1.0
         for length, curve in sorted(profile.step_ratio.items()):

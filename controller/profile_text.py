@@ -1,4 +1,4 @@
-"""A profile as text: what to do, then the table it follows from."""
+"""A profile as text: the advice, then the table behind it."""
 
 from collections.abc import Iterator
 
@@ -12,7 +12,7 @@ from trt_mtp.controller.profile import Profile
 
 
 def summary(profile: Profile) -> str:
-    """What a profile says, for people."""
+    """A profile for people."""
     lines = list(_head(profile))
     calibration = profile.calibration
     if calibration is None:

@@ -1,4 +1,4 @@
-"""What a decision log says another choice would have cost.
+"""The cost of other choices, estimated from a decision log.
 
 Each answer's own counts say how it would have gone at every draft length up to the one that served
 it; longer ones are filled in from its task's answers in the same log. Step times are those that
@@ -15,10 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trt_mtp.controller.acceptance import acceptance_lengths, pooled
-from trt_mtp.controller.counts import MAX_POSITIONS, Counts
 from trt_mtp.controller.decision import VariantState
 from trt_mtp.controller.decision_log import LogRecord
 from trt_mtp.controller.policy import Policy, outcome_problem
+from trt_mtp.controller.position_counts import MAX_POSITIONS, PositionCounts
 from trt_mtp.controller.profile import Profile
 from trt_mtp.controller.request import RequestFeatures
 from trt_mtp.errors import InputError
@@ -31,7 +31,7 @@ POLICIES = ("logged", "learned", "heuristics")
 
 
 class Replayed(NamedTuple):
-    """One answer: seconds at each draft length that could have served it."""
+    """The seconds of one answer at each draft length that could have served it."""
 
     load_bucket: int  # power of two
     num_tokens: int
@@ -70,7 +70,7 @@ def replay(
 
 
 def _has_times(record: LogRecord) -> bool:
-    """Whether what each length would have taken can be said."""
+    """True if the seconds at each length can be estimated."""
     able = [c for c in record.decision.candidates if not c.rejected]
     return all(c.step_s > 0 and c.acceptance_length > 0 for c in able)
 
@@ -90,12 +90,14 @@ def _choices(records: Sequence[LogRecord], policy: str, profile: Profile, seed: 
 
 
 def _features(record: LogRecord) -> RequestFeatures:
-    temperature = {"greedy": 0.0, "low": 0.7}.get(record.decision.temperature_band, 1.0)
+    decision = record.decision
     return RequestFeatures(
-        "", "", 0, "", False, False, temperature, max(record.outcome.num_output_tokens, 1),
-        record.decision.thinking, None, record.decision.task, None, None,
-        record.decision.tenant, None,
-    )  # fmt: skip
+        temperature={"greedy": 0.0, "low": 0.7}.get(decision.temperature_band, 1.0),
+        max_tokens=max(record.outcome.num_output_tokens, 1),
+        thinking=decision.thinking,
+        hint_task=decision.task,
+        tenant=decision.tenant,
+    )
 
 
 def _variants(record: LogRecord) -> list[VariantState]:
@@ -109,19 +111,21 @@ def _variants(record: LogRecord) -> list[VariantState]:
 
 def _task_conditionals(records: Iterable[LogRecord]) -> dict[str, tuple[float, ...]]:
     """Mean conditionals of each task in the log, towards those of the whole log."""
-    whole, tasks = Counts(), defaultdict[str, Counts](Counts)
+    whole, tasks = PositionCounts(), defaultdict[str, PositionCounts](PositionCounts)
     for record in records:
         outcome = record.outcome
         for counts in (whole, tasks[record.decision.task]):
-            counts.add(outcome.num_steps, outcome.accepted_per_position, 0.1)
+            counts.add(outcome.num_steps, outcome.accepted_per_position, 0.1, outcome.cut_after)
     overall = pooled(whole, (0.8,) * MAX_POSITIONS, OWN_WEIGHT)
     return {task: pooled(counts, overall, OWN_WEIGHT) for task, counts in tasks.items()}
 
 
 def _replayed(record: LogRecord, chosen: int, means: dict[str, tuple[float, ...]]) -> Replayed:
     outcome, decision = record.outcome, record.decision
-    own = Counts()
-    own.add(outcome.num_steps, outcome.accepted_per_position, 1e-3)  # too light to forget
+    own = PositionCounts()
+    own.add(  # too light to forget
+        outcome.num_steps, outcome.accepted_per_position, 1e-3, outcome.cut_after
+    )
     own = replace(
         own, trials=[1e3 * t for t in own.trials], successes=[1e3 * s for s in own.successes]
     )
@@ -163,11 +167,11 @@ def _best_static(replayed: Sequence[Replayed]) -> Seconds:
         bucket: min(lengths, key=lambda k: totals[bucket][k]) if lengths else None
         for bucket, lengths in common.items()
     }
-    found = []
+    answered = []
     for r in replayed:
         length = best[r.load_bucket]
-        found.append(r.seconds[r.chosen if length is None else length])
-    return np.array(found)
+        answered.append(r.seconds[r.chosen if length is None else length])
+    return np.array(answered)
 
 
 def _ratio(other: Seconds, own: Seconds, seed: int) -> dict[str, float]:

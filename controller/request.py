@@ -8,17 +8,25 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from trt_mtp.controller.gateway.kserve import InferRequest, parameter_value
 from trt_mtp.errors import InputError
 from trt_mtp.files import nearest
-from trt_mtp.serve.contract import PARAMETERS
+from trt_mtp.serve.contract import (
+    IGNORE_EOS,
+    MIN_TOKENS,
+    PARAMETERS,
+    REST_OF_CONTEXT,
+    THINKING,
+)
 from trt_mtp.serve.engine.base import SamplingParams
+from trt_mtp.serve.kserve import InferRequest, parameter_value
+from trt_mtp.serve.parameter_names import unknown_parameter
 
+CHARS_PER_TOKEN = 4.0
 WINDOW_CHARS = 2_000  # of the prompt's start, its end and the system prompt
 WINDOW_BYTES = 4 * WINDOW_CHARS  # a character has at most four
 MAX_JSON_BYTES = 32_768  # longer `messages` are read through two windows, not as JSON
-MAX_PARTS = 64  # inputs, or outputs, of one request
-MAX_NAME_CHARS = 256  # of session_id, tenant, latency_class
+MAX_NAME_CHARS = 256  # of session_id, tenant, latency_class, and an input
+UNBOUNDED_TOKENS = 2**31 - 1  # of an answer that may fill the context
 PUBLIC_VERSION = "1"  # of the public model, whichever its variants have
 
 # github.com/triton-inference-server/server, docs/protocol: schedule policy and sequence extensions
@@ -35,25 +43,36 @@ _CHAT_START = "<|im_start|>"
 _CHAT_END = "<|im_end|>"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RequestFeatures:
     """What a policy may look at."""
 
-    head: str  # first WINDOW_CHARS characters of what the user wrote
-    tail: str  # last WINDOW_CHARS characters of it
-    num_chars: int  # of the prompt, templates included; estimated where it is long
-    system: str  # first WINDOW_CHARS characters of the system prompt
-    has_tools: bool
-    has_response_format: bool
+    head: str = ""  # first WINDOW_CHARS characters of the user's text
+    tail: str = ""  # last WINDOW_CHARS characters of it
+    num_chars: int = 0  # of the prompt with its template; estimated if it is long
+    system: str = ""  # first WINDOW_CHARS characters of the system prompt
+    has_tools: bool = False
+    has_response_format: bool = False
+    has_prediction: bool = False  # of a text that the answer is to repeat for the most part
     temperature: float
     max_tokens: int
-    thinking: bool
-    num_prompt_tokens: int | None  # None where text was sent
-    hint_task: str | None  # request parameter `task`
-    hint_draft_length: int | None  # request parameter `draft_length`; None is auto
-    session_id: str | None
-    tenant: str | None
-    latency_class: str | None
+    thinking: bool = False
+    num_prompt_tokens: int | None = None  # None for text
+    hint_task: str | None = None  # request parameter `task`
+    hint_draft_length: int | None = None  # request parameter `draft_length`; None is auto
+    session_id: str | None = None
+    tenant: str | None = None
+    latency_class: str | None = None
+    num_tool_chars: int = 0  # of the tools, which the template puts into the prompt
+    min_tokens: int = 0  # before an end token may come; 0 where end tokens are ignored
+
+    @property
+    def prompt_tokens(self) -> int:
+        """The prompt's tokens, estimated where it is text."""
+        known = self.num_prompt_tokens
+        if known is not None:
+            return known
+        return int((self.num_chars + self.num_tool_chars) / CHARS_PER_TOKEN)
 
 
 class Hints(NamedTuple):
@@ -88,9 +107,7 @@ def read_hints(
     known = PARAMETERS + TRITON_PARAMETERS
     for key in values:
         if key not in known:
-            raise InputError(
-                f"unknown request parameter {key[:MAX_NAME_CHARS]!r}{nearest(key, known)}"
-            )
+            raise unknown_parameter(key, known)
     return Hints(
         task=_task(values.get("task"), tasks),
         draft_length=_draft_length(values.get("draft_length"), draft_lengths),
@@ -136,50 +153,41 @@ def _name(values: Mapping[str, object], key: str) -> str | None:
     return str(value)
 
 
-def check_request(request: InferRequest) -> None:
-    """Raise InputError for what no variant could answer, or would have to be blamed for.
-
-    That is another version than the public model's only one, inputs that are not in the request
-    itself, and more of them than make sense.
-    """
-    version = request.message.model_version
-    if version not in ("", PUBLIC_VERSION):
-        raise InputError(
-            f"the model has no version {version[:MAX_NAME_CHARS]!r}: leave the version out, or "
-            f"ask for {PUBLIC_VERSION}"
-        )
-    for what, parts in (("inputs", request.message.inputs), ("outputs", request.message.outputs)):
-        if len(parts) > MAX_PARTS:
-            raise InputError(f"the request has {len(parts)} {what}: at most {MAX_PARTS} are taken")
-    for tensor in request.message.inputs:
-        if "shared_memory_region" in tensor.parameters:
-            raise InputError(
-                f"input {tensor.name!r} lies in shared memory: send its contents in the request"
-            )
-
-
 def read_features(request: InferRequest, hints: Hints) -> RequestFeatures:
     """The features of a request; what can't be read counts as absent, its variant will tell."""
     prompt = _read_prompt(request)
     temperature = _number(request, "sampling_param_temperature", "<f", _DEFAULTS.temperature)
+    tools = _element(request, "tools")
     return RequestFeatures(
         head=prompt.head,
         tail=prompt.tail,
         num_chars=prompt.num_chars,
         system=prompt.system,
-        has_tools=prompt.has_tools or bool(_element(request, "tools")),
+        has_tools=prompt.has_tools or bool(tools),
         has_response_format=prompt.has_response_format
         or bool(_element(request, "response_format")),
         temperature=temperature if math.isfinite(temperature) else _DEFAULTS.temperature,
-        max_tokens=int(_number(request, "sampling_param_max_tokens", "<i", _DEFAULTS.max_tokens)),
-        thinking=prompt.thinking,
-        num_prompt_tokens=_num_prompt_tokens(request),
+        max_tokens=_max_tokens(request),
+        thinking=bool(_number(request, THINKING, "<?", prompt.thinking)),
+        num_prompt_tokens=num_ids(request, "input_ids"),
         hint_task=hints.task,
         hint_draft_length=hints.draft_length,
         session_id=hints.session_id,
         tenant=hints.tenant,
         latency_class=hints.latency_class,
+        num_tool_chars=len(tools) if tools else 0,
+        min_tokens=_min_tokens(request),
     )
+
+
+def _max_tokens(request: InferRequest) -> int:
+    value = _whole(request, "sampling_param_max_tokens", _DEFAULTS.max_tokens)
+    return UNBOUNDED_TOKENS if value == REST_OF_CONTEXT else value
+
+
+def _min_tokens(request: InferRequest) -> int:
+    is_free = _number(request, IGNORE_EOS, "<?", False)
+    return 0 if is_free else _whole(request, MIN_TOKENS, _DEFAULTS.min_tokens)
 
 
 def is_streaming(request: InferRequest) -> bool:
@@ -187,7 +195,8 @@ def is_streaming(request: InferRequest) -> bool:
     return bool(_number(request, "streaming", "<?", False))
 
 
-def _input(request: InferRequest, name: str) -> Any | None:
+def input_tensor(request: InferRequest, name: str) -> Any | None:
+    """The input of this name, None where there is none."""
     return next((tensor for tensor in request.message.inputs if tensor.name == name), None)
 
 
@@ -196,7 +205,7 @@ def _number(request: InferRequest, name: str, form: str, default: float) -> floa
     data = request.tensor(name)
     if data is not None and len(data) >= struct.calcsize(form):
         return float(struct.unpack_from(form, data)[0])
-    tensor = _input(request, name)
+    tensor = input_tensor(request, name)
     if tensor is not None:
         contents = tensor.contents
         for values in (contents.int_contents, contents.fp32_contents, contents.bool_contents):
@@ -205,8 +214,15 @@ def _number(request: InferRequest, name: str, form: str, default: float) -> floa
     return default
 
 
-def _num_prompt_tokens(request: InferRequest) -> int | None:
-    data, tensor = request.tensor("input_ids"), _input(request, "input_ids")
+def _whole(request: InferRequest, name: str, default: int) -> int:
+    """An INT32 input's first element; what a client put there as NaN or infinity is none."""
+    value = _number(request, name, "<i", default)
+    return int(value) if math.isfinite(value) else default
+
+
+def num_ids(request: InferRequest, name: str) -> int | None:
+    """The elements of an INT32 input, in its raw or its typed form."""
+    data, tensor = request.tensor(name), input_tensor(request, name)
     if data is not None:
         return len(data) // 4
     return len(tensor.contents.int_contents) if tensor is not None else None
@@ -217,7 +233,7 @@ def _element(request: InferRequest, name: str) -> memoryview | None:
     data = request.tensor(name)
     if data is not None and len(data) >= 4:
         return data[4 : 4 + int.from_bytes(data[:4], "little")]
-    tensor = _input(request, name)
+    tensor = input_tensor(request, name)
     if tensor is not None and tensor.contents.bytes_contents:
         return memoryview(tensor.contents.bytes_contents[0])
     return None

@@ -1,19 +1,17 @@
 """What a policy has learned, kept across restarts and shared between gateways.
 
-A gateway's own file that can't be used is set aside; a peer's is left alone.
+A gateway renames its own file if it cannot use it, and never changes a peer's.
 """
 
-import json
-import math
 import os
 import socket
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from trt_mtp.controller.policy import Policy
 from trt_mtp.errors import InputError
-from trt_mtp.files import to_json, write_atomic
+from trt_mtp.files import PRIVATE, FileWatch, read_json, to_json, write_atomic
 
 SCHEMA_VERSION = 1
 
@@ -22,7 +20,7 @@ NONE: frozenset[str] = frozenset()
 
 
 def state_to_json(policy: Policy, hosted: frozenset[str] = NONE) -> dict[str, Any]:
-    """The learned numbers of `policy`, learned on variants of the fingerprints `hosted`."""
+    """The learned numbers of `policy`; `hosted` are the fingerprints of its variants."""
     cost = policy.cost
     return {
         "schema_version": SCHEMA_VERSION,
@@ -30,23 +28,22 @@ def state_to_json(policy: Policy, hosted: frozenset[str] = NONE) -> dict[str, An
         "learned_on": sorted(hosted),
         "acceptance": policy.acceptance.to_json(),
         "cost": {
-            "common": cost.common,
             "num_observed": cost.num_observed,
-            "corrections": [[k, b, value] for (k, b), value in sorted(cost.corrections.items())],
+            "posterior": cost.posterior.to_json(),
         },
     }
 
 
 def save_state(path: Path, policy: Policy, hosted: frozenset[str] = NONE) -> None:
     """Write the state atomically: a kill at any moment leaves the old file or the new one."""
-    write_atomic(path, to_json(state_to_json(policy, hosted)))
+    write_atomic(path, to_json(state_to_json(policy, hosted)), PRIVATE)
 
 
 def load_state(path: Path, policy: Policy, hosted: frozenset[str] = NONE) -> str:
-    """Take over the state in `path`; the returned sentence says what was done.
+    """Take over the state in `path`; returns a sentence for the log.
 
-    A file that is corrupt or belongs to other variants is renamed, never overwritten, and the
-    policy starts from its profile. `hosted` are the variants' fingerprints, where they are known.
+    If the file is corrupt or belongs to other variants, it is renamed, never overwritten, and the
+    policy starts from its profile. `hosted` are the variants' fingerprints, as far as known.
     """
     if not path.exists():
         return f"{path} does not exist yet: starting from the profile"
@@ -62,107 +59,83 @@ def load_state(path: Path, policy: Policy, hosted: frozenset[str] = NONE) -> str
 def read_state(
     path: Path, policy: Policy, hosted: frozenset[str] = NONE, *, is_peer: bool = False
 ) -> None:
-    """Take over the state in `path`, or raise InputError and leave file and policy as they are.
+    """Take over the state in `path`; raises InputError, which leaves file and policy as they are.
 
-    Of a peer's state step times are left out: they are its machine's.
+    Skips the step times of a peer, because they are those of another machine.
     """
+    record = read_json(path)
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"{path} can't be read: {error.strerror or error}") from None
-    except (ValueError, RecursionError):
-        raise InputError(f"{path} is no gateway's state: it is not JSON") from None
-    problem = take_over(record, policy, hosted, is_peer=is_peer)
-    if problem:
-        raise InputError(f"{path} {problem}")
+        take_over(record, policy, hosted, is_peer=is_peer)
+    except InputError as error:
+        raise InputError(f"{path} {error}") from None
 
 
 def default_replica(state: Path | None) -> str:
-    """The name under which a gateway's counts are merged: no other's, kept as long as its file."""
+    """The unique name under which a gateway's counts are merged; it stays the same with `state`."""
     return f"{socket.gethostname()}:{state.absolute() if state else os.getpid()}"
 
 
 class PeerStates:
-    """Other gateways' state files, read again when they changed."""
+    """Other gateways' state files, read again after each change."""
 
     def __init__(self, paths: Sequence[Path], later: Sequence[Path] = ()) -> None:
-        """Those in `later` need not be there yet."""
-        self._paths = (*paths, *later)
+        """Files in `later` may not exist yet."""
+        self._watches = {path: FileWatch(path) for path in (*paths, *later)}
         self._later = frozenset(later)
-        self._stamps: dict[Path, tuple[int, ...]] = {}  # of what was read last
 
     def merge_into(self, policy: Policy, hosted: frozenset[str] = NONE) -> Iterator[str]:
-        """Merge what changed since the last time; yields a sentence for each file that can't be."""
-        for path in self._paths:
-            stamp = _stamp(path)
-            if self._stamps.get(path) == stamp or (not stamp and path in self._later):
+        """Merge changed files into `policy`; yields a sentence for each file that it skips."""
+        for path, watch in self._watches.items():
+            if not watch.has_changed() or (path in self._later and not path.exists()):
                 continue
-            self._stamps[path] = stamp
             try:
                 read_state(path, policy, hosted, is_peer=True)
             except InputError as error:
                 yield f"a peer's state is left out: {error}"
 
 
-def _stamp(path: Path) -> tuple[int, ...]:
-    """What changes with a file; empty where there is none."""
-    try:
-        found = path.stat()
-    except OSError:
-        return ()
-    return found.st_mtime_ns, found.st_size, found.st_ino
-
-
 def take_over(
     record: Any, policy: Policy, hosted: frozenset[str] = NONE, *, is_peer: bool = False
-) -> str:
-    """Why `record` can't be used by `policy`, or an empty string once it is in `policy`."""
+) -> None:
+    """Put a state into `policy`; raises InputError, which leaves the policy as it is."""
     try:
-        return _is_foreign(record, policy.profile.fingerprint, hosted) or _take(
-            record, policy, is_peer
-        )
+        _check_origin(record, policy.profile.fingerprint, hosted)
+        _restore(record, policy, is_peer)
     except KeyError as error:
-        return f"is no gateway's state: {error} is missing"
+        raise InputError(f"is no gateway's state: {error} is missing") from None
     except (TypeError, ValueError, AttributeError, OverflowError):
-        return "is no gateway's state: what is in it has another form"
+        raise InputError("is no gateway's state: what is in it has another form") from None
 
 
-def _is_foreign(record: Any, fingerprint: str, hosted: frozenset[str]) -> str:
-    """Why the state is another version's or other variants'; an empty string where it isn't."""
+def _check_origin(record: Any, fingerprint: str, hosted: frozenset[str]) -> None:
+    """Raise InputError for a state of another version, or that was learned on other variants."""
     if record["schema_version"] != SCHEMA_VERSION:
-        return f"has schema_version {record['schema_version']!r:.20}, not {SCHEMA_VERSION}"
+        version = f"{record['schema_version']!r:.20}"
+        raise InputError(f"has schema_version {version}, not {SCHEMA_VERSION}")
     if record["fingerprint"] != fingerprint:
-        return (
+        raise InputError(
             f"was learned with {_profile(record['fingerprint'])}, and this is "
             f"{_profile(fingerprint)}"
         )
     learned_on = frozenset(record.get("learned_on", ()))  # older files don't say
     if learned_on and hosted and not learned_on & hosted:
-        return (
+        raise InputError(
             f"was learned on variants {', '.join(sorted(learned_on))}, and hosted are "
             f"{', '.join(sorted(hosted))}"
         )
-    return ""
 
 
 def _profile(fingerprint: Any) -> str:
     return f"a profile of {fingerprint!r:.40}" if fingerprint else "no profile"
 
 
-def _take(record: Any, policy: Policy, is_peer: bool) -> str:
+def _restore(record: Any, policy: Policy, is_peer: bool) -> None:
     cost = record["cost"]
-    corrections = {(int(k), int(b)): float(value) for k, b, value in cost["corrections"]}
-    if not all(math.isfinite(v) for v in _numbers(cost["common"], corrections.values())):
-        return "holds a number that is not finite"
-    num_observed = int(cost["num_observed"])
+    num_observed, known = int(cost["num_observed"]), cost.get("posterior")  # older files lack it
+    posterior = None if is_peer or known is None else policy.cost.posterior.restored(known)
     policy.acceptance.merge(record["acceptance"])  # all or nothing
-    if not is_peer:
-        policy.cost.restore(float(cost["common"]), num_observed, corrections)
-    return ""
-
-
-def _numbers(first: Any, rest: Iterable[float]) -> list[float]:
-    return [float(first), *rest]
+    if posterior is not None:
+        policy.cost.restore(posterior, num_observed)
 
 
 def _set_aside(path: Path, problem: str) -> str:

@@ -1,4 +1,4 @@
-"""What a request asks for: probabilities over the tasks, with the reasons.
+"""The task of a request: probabilities over all tasks, with the reasons.
 
 Structure first (what the client says, tools, response format, temperature), then the text model
 over a bounded window. The work doesn't grow with the prompt.
@@ -17,6 +17,8 @@ from trt_mtp.files import nearest
 SYSTEM_CHARS = 600
 SYSTEM_WEIGHT = 0.5  # a system prompt says what a service is for, not what this request asks
 MAX_LAG = 3.9  # log-odds behind the best from which a task is left out: 2 % as likely
+# log-odds where the client predicts the answer, an edited file or document: it repeats what it has
+PREDICTED = {"coding": 2.0, "rag": 2.0, "writing": -3.0, "roleplay": -3.0}
 _SERVICE_WORDS = ("assistant", "helpful", "expert", "model", "bot", "tool", "qwen", "engineer")
 _INDEX = {task: i for i, task in enumerate(TASKS)}
 
@@ -39,7 +41,7 @@ class TaskGuess(NamedTuple):
 
 
 def guess_task(request: RequestFeatures, model: TextModel | None = None) -> TaskGuess:
-    """The task of a request; raises InputError when its own hint names no task."""
+    """The task of a request; raises InputError if its own hint names no task."""
     if request.hint_task is not None:
         return _hinted(request.hint_task)
     model = model or load_text_model()
@@ -73,7 +75,7 @@ def _add_system(model: TextModel, system: str, scores: list[float], reasons: lis
 
 
 def _casts_a_character(system: str) -> bool:
-    """`You are Captain Ahab`, and not `You are a helpful assistant`."""
+    """True for `You are Captain Ahab`, false for `You are a helpful assistant`."""
     opening = system[:300].lower()
     if not opening.startswith(("you are ", "you play ", "play ", "stay in character")):
         return False
@@ -81,13 +83,17 @@ def _casts_a_character(system: str) -> bool:
 
 
 def _add_structure(request: RequestFeatures, scores: list[float], reasons: list[str]) -> None:
-    """Log-odds of what no text says; set by hand, and corrected by what the drafts do."""
+    """Log-odds of facts outside the text; set by hand, and corrected by the drafts' acceptance."""
     if request.has_response_format:
         scores[_INDEX["structured_output"]] += 6.0
         reasons.append("a response format is given")
     elif request.has_tools:
         scores[_INDEX["tool_call"]] += 4.0
         reasons.append("tools are given")
+    if request.has_prediction:
+        for task, change in PREDICTED.items():
+            scores[_INDEX[task]] += change
+        reasons.append("the answer is predicted")
     if request.temperature >= 0.9:
         for task in ("writing", "roleplay"):
             scores[_INDEX[task]] += 0.4

@@ -1,7 +1,7 @@
 """A linear model of tasks over the words and marks of a bounded window of text.
 
 Its weights are few, readable and lie in data/task_model.json, which
-`python -m trt_mtp.controller.train_task_model` writes from data/task_prompts.txt.
+`python -m tools.train_task_model` writes from tools/data/task_prompts.txt.
 """
 
 import json
@@ -59,19 +59,19 @@ def read_words(head: str, tail: str, num_chars: int) -> Words:
     words = raw.translate(_WORD_BYTES).split()
     edges = words if len(words) <= 2 * EDGE_WORDS else words[:EDGE_WORDS] + words[-EDGE_WORDS:]
     signs = raw.translate(None, _LETTERS_DIGITS_SPACE)
-    found = [mark for piece, mark in _MARKS if piece in signs]
-    found.append(_size_mark(num_chars))
+    marks = [mark for piece, mark in _MARKS if piece in signs]
+    marks.append(_size_mark(num_chars))
     num_digits = len(raw.translate(None, _NOT_DIGITS))
     if num_digits:
-        found.append(b"#many-digits" if num_digits * 16 > len(raw) else b"#digits")
+        marks.append(b"#many-digits" if num_digits * 16 > len(raw) else b"#digits")
     if text[-3:].rstrip().endswith(("?", "？")):  # noqa: RUF001 - the full-width question mark
-        found.append(b"#question")
+        marks.append(b"#question")
     if not text.isascii():
-        found.append(b"#not-ascii")
+        marks.append(b"#not-ascii")
         ends = text if len(text) <= 2 * EDGE_CHARS else text[:EDGE_CHARS] + text[-EDGE_CHARS:]
         for run in _NO_SPACES.findall(ends):
-            found += [(a + b).encode() for a, b in pairwise(run)]
-    return Words(words + found, edges)
+            marks += [(a + b).encode() for a, b in pairwise(run)]
+    return Words(words + marks, edges)
 
 
 def _size_mark(num_chars: int) -> bytes:
@@ -102,7 +102,7 @@ class _Table:
         self._packed = {word: _pack(pairs) for word, pairs in weights.items()}
 
     def known(self, words: Iterable[bytes]) -> frozenset[bytes]:
-        """Those of `words` that have weights, each once."""
+        """The words among `words` that have weights, each once."""
         return self._known.intersection(words)
 
     def add(self, total: int, hits: Iterable[bytes]) -> int:
@@ -114,15 +114,15 @@ class _Telling:
     """The words that speak for one task, ranked by their log-odds; those of the edges have `^`."""
 
     def __init__(self, weights: Weights, task: int) -> None:
-        found = [(-w, name) for name, pairs in weights.items() for t, w in pairs if t == task]
-        ranked = [name for minus, name in sorted(found) if -minus > TELLING]
+        weighted = [(-w, name) for name, pairs in weights.items() for t, w in pairs if t == task]
+        ranked = [name for minus, name in sorted(weighted) if -minus > TELLING]
         self._names = [name.decode() for name in ranked]
         self._edges = {name[1:]: i for i, name in enumerate(ranked) if name.startswith(b"^")}
         self._anywhere = {n: i for i, n in enumerate(ranked) if not n.startswith(b"^")}
         self._edge_words, self._words = frozenset(self._edges), frozenset(self._anywhere)
 
     def first(self, hits: frozenset[bytes], edge_hits: frozenset[bytes]) -> tuple[str, ...]:
-        """The three that speak loudest."""
+        """The three strongest reasons."""
         ranks = list(map(self._anywhere.__getitem__, hits & self._words))
         ranks += map(self._edges.__getitem__, edge_hits & self._edge_words)
         ranks.sort()

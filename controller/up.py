@@ -2,34 +2,44 @@
 
 import json
 import os
+import select
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import trt_mtp
 from trt_mtp.errors import InputError, TrtMtpError
-from trt_mtp.serve.processes import die_with_parent, free_ports, undisturbed
-from trt_mtp.serve.serving import describe, resolve_variants, serving
+from trt_mtp.extras import require_engine
+from trt_mtp.files import open_private
+from trt_mtp.serve.processes import (
+    die_with_parent,
+    free_ports,
+    has_ended,
+    kill_group,
+    undisturbed,
+)
+from trt_mtp.serve.serving import describe, limits_for, resolve_variants, serving
 from trt_mtp.serve.triton import Progress, TritonServer
 
 TINY_CHECKPOINT = Path(trt_mtp.__file__).resolve().parents[1] / "assets" / "qwen-mtp-tiny"
-GATEWAY_STOP_S = 5.0  # for answers in flight; Triton is asked to stop after it
+GATEWAY_STOP_S = 10.0  # for answers in flight; Triton is asked to stop after it
+GATEWAY_START_S = 120.0  # its own wait for the variants ends before
 
 
 @dataclass(frozen=True, slots=True)
 class Stack:
-    """What is running."""
+    """The running stack."""
 
     server: TritonServer
     gateway: "subprocess.Popen[bytes]"
     ready: dict[str, Any]  # what `trt-mtp up --json` prints
 
     def check(self, on_progress: Progress) -> None:
-        """Start Triton again if it died; raises TrtMtpError when that fails or the gateway died."""
+        """Start Triton again if it died; raises TrtMtpError if that fails or the gateway died."""
         code = self.gateway.poll()
         if code is not None:
             raise TrtMtpError(f"the gateway ended with code {code}")
@@ -37,7 +47,7 @@ class Stack:
 
 
 def default_checkpoint() -> str:
-    """The small checkpoint of a checkout; raises InputError where there is none."""
+    """The small checkpoint of a checkout; raises InputError if there is none."""
     if not (TINY_CHECKPOINT / "config.json").is_file():
         raise InputError(
             "name a CHECKPOINT; only a checkout of trt-mtp has a default, assets/qwen-mtp-tiny"
@@ -51,16 +61,27 @@ def running(
     draft_lengths: str,
     engines: Path,
     gateway_port: int,
+    http_port: int | None,
     on_progress: Progress,
+    engine: str = "auto",
+    vllm_python: Path | None = None,
 ) -> Iterator[Stack]:
-    """Everything that a client needs, stopped at the end; call `check` of what it yields often.
+    """A running stack for clients, stopped at the end of the context; call its `check` often.
 
-    Raises InputError for what the user can set right, TrtMtpError for what failed.
+    The gateway has no HTTP where `http_port` is None.
+
+    Raises InputError for wrong input, TrtMtpError if a step failed.
     """
-    free_ports({"gateway": gateway_port})
-    variants = resolve_variants(build(checkpoint, draft_lengths, engines))
+    require_builder(engine)
+    ports = {"gateway": gateway_port} | ({} if http_port is None else {"http": http_port})
+    free_ports(ports)
+    variants = resolve_variants(build(checkpoint, draft_lengths, engines, engine, vllm_python))
     with serving(variants, on_progress=on_progress) as server:
         command = ["gateway", "--triton", server.grpc_url, "--port", str(gateway_port), "--json"]
+        if http_port is not None:
+            command += ["--http-port", str(http_port)]
+        if variants[0].engine != "cpu":  # answers wait for a server that starts again for minutes
+            command += ["--failover-wait-s", str(limits_for(variants).load_s)]
         with child(*command) as gateway:
             ready = read_ready_line(gateway)
             triton = describe(server, variants)
@@ -71,17 +92,35 @@ def running(
                 {
                     "schema_version": 1,
                     "gateway": ready["gateway"],
+                    "http": ready["http"],
                     "variants": triton.pop("variants"),
                     "triton": triton,
                 },
             )
 
 
-def build(checkpoint: str, draft_lengths: str, engines: Path) -> Sequence[Path]:
-    """Build what is missing; the variants' folders. What it has to say goes to stderr."""
+def require_builder(engine: str = "auto") -> None:
+    """Raise InputError if the engine of `build` is not installed."""
+    from trt_mtp.build.cli import choose_engine
+
+    require_engine(choose_engine(engine))
+
+
+def build(
+    checkpoint: str,
+    draft_lengths: str,
+    engines: Path,
+    engine: str = "auto",
+    vllm_python: Path | None = None,
+) -> Sequence[Path]:
+    """Build missing variants; returns the directories of all. Messages go to stderr."""
     command = ["build", checkpoint, "--draft-lengths", draft_lengths, "-o", str(engines), "--json"]
+    command += ["--engine", engine]
+    if vllm_python is not None:
+        command += ["--vllm-python", str(vllm_python)]
     with child(*command) as process:
         assert process.stdout is not None
+        # no bound: a build takes what it takes, says on stderr where it is, and Ctrl-C ends it
         output = process.stdout.read()
         code = process.wait()
     if code:
@@ -92,14 +131,14 @@ def build(checkpoint: str, draft_lengths: str, engines: Path) -> Sequence[Path]:
 
 @contextmanager
 def child(*arguments: str, log: Path | None = None) -> Iterator["subprocess.Popen[bytes]"]:
-    """`trt-mtp` with `arguments`, its stdout a pipe; ended when the block is.
+    """`trt-mtp` with `arguments`, its stdout a pipe; ended with the context.
 
     Its stderr is ours, or goes to the file `log`.
     """
     environment = dict(os.environ)
     here = str(Path(trt_mtp.__file__).resolve().parents[1])
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, [here, environment.get("PYTHONPATH")]))
-    with log.open("ab") if log else nullcontext() as stderr:
+    with open(log, "ab", opener=open_private) if log else nullcontext() as stderr:
         process = subprocess.Popen(
             [sys.executable, "-m", "trt_mtp", *arguments],
             stdin=subprocess.DEVNULL,
@@ -114,19 +153,23 @@ def child(*arguments: str, log: Path | None = None) -> Iterator["subprocess.Pope
     finally:
         with undisturbed():
             process.terminate()
-            with suppress(subprocess.TimeoutExpired):
-                process.wait(GATEWAY_STOP_S)
-            process.kill()
-            process.wait()
+            has_ended(process, GATEWAY_STOP_S)
+            kill_group(process)
             assert process.stdout is not None
             process.stdout.close()
 
 
 def read_ready_line(process: "subprocess.Popen[bytes]") -> dict[str, Any]:
-    """The JSON line that a child prints when it is ready; raises TrtMtpError when it ended."""
+    """The JSON line that a child prints when it is ready.
+
+    Raises TrtMtpError if it ended, or printed nothing for GATEWAY_START_S.
+    """
     assert process.stdout is not None
-    line = process.stdout.readline()
+    if not select.select([process.stdout], [], [], GATEWAY_START_S)[0]:
+        raise TrtMtpError(f"the gateway was not ready within {GATEWAY_START_S:.0f} s")
+    line = process.stdout.readline()  # written as a whole, or its pipe is closed
     if not line:
-        raise TrtMtpError(f"the gateway ended with code {process.wait()} while starting")
+        has_ended(process, GATEWAY_STOP_S)
+        raise TrtMtpError(f"the gateway ended with code {process.poll()} while starting")
     value: dict[str, Any] = json.loads(line)
     return value

@@ -2,15 +2,19 @@
 
 import json
 import time
-from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import click
+
+from trt_mtp.build.vllm_cli import vllm_python_option
+from trt_mtp.options import PORT, engine_option, ready_json_option, together
 
 WATCH_INTERVAL_S = 0.25
 
 
-STACK_OPTIONS = (
+# the checkpoint, its variants and where they are: what `up` and `demo` share
+stack_options = together(
     click.argument("checkpoint", required=False),
     click.option(
         "--draft-lengths", default="0,1,2,3,5", show_default=True, help="Variants to host."
@@ -26,35 +30,45 @@ STACK_OPTIONS = (
 )
 
 
-def stack_options(command: Callable[..., None]) -> Callable[..., None]:
-    """The checkpoint, its variants and where they are: what `up` and `demo` share."""
-    for add in reversed(STACK_OPTIONS):
-        command = add(command)
-    return command
-
-
 @click.command()
 @stack_options
+@engine_option
+@vllm_python_option
 @click.option(
     "--gateway-port",
-    type=click.IntRange(0, 65535),
+    type=PORT,
     default=0,
     help="0, the default, takes a free port.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print one line of JSON when ready.")
+@click.option(
+    "--http-port",
+    type=PORT,
+    help="Serve HTTP there as well, OpenAI's API included; 0 takes a free port.  "
+    "[default: no HTTP]",
+)
+@ready_json_option
 def up(
-    checkpoint: str | None, draft_lengths: str, output: Path, gateway_port: int, as_json: bool
+    checkpoint: str | None,
+    draft_lengths: str,
+    output: Path,
+    engine: str,
+    vllm_python: Path | None,
+    gateway_port: int,
+    http_port: int | None,
+    as_json: bool,
 ) -> None:
     """Build what is missing, serve it and route to it, until Ctrl-C or SIGTERM.
 
     CHECKPOINT is a folder or the id of a model in the Hugging Face cache; the default is
     assets/qwen-mtp-tiny of the checkout. One line on stdout says when clients can come and where
     to; the public model is `qwen_mtp`. Everything listens on 127.0.0.1 and is stopped at the end.
-    The exit code is 0 after a signal, 130 when that came before the ready line.
+    The exit code is 0 after a signal, 1 if answers were cut, 130 when the signal came before the
+    ready line.
 
     Example: trt-mtp up --draft-lengths 0,1,3 --json
     """
     from trt_mtp.controller.up import default_checkpoint, running
+    from trt_mtp.serve.cli import require_whole_answers
     from trt_mtp.serve.processes import terminate_as_interrupt
 
     def say(text: str) -> None:
@@ -65,20 +79,30 @@ def up(
         with (
             terminate_as_interrupt(),
             running(
-                checkpoint or default_checkpoint(), draft_lengths, output, gateway_port, say
+                checkpoint or default_checkpoint(),
+                draft_lengths,
+                output,
+                gateway_port,
+                http_port,
+                say,
+                engine,
+                vllm_python,
             ) as stack,
         ):
             is_ready = True
-            names = ", ".join(variant["name"] for variant in stack.ready["variants"])
-            click.echo(
-                json.dumps(stack.ready)
-                if as_json
-                else f"gateway at {stack.ready['gateway']} routes qwen_mtp to {names}; Ctrl-C stops"
-            )
+            click.echo(json.dumps(stack.ready) if as_json else ready_text(stack.ready))
             while True:
                 time.sleep(WATCH_INTERVAL_S)
                 stack.check(say)
     except KeyboardInterrupt:
         if not is_ready:
             raise
+        require_whole_answers(stack.server.was_cut or stack.gateway.returncode != 0)
         say("stopped")
+
+
+def ready_text(ready: dict[str, Any]) -> str:
+    """The ready line for people."""
+    names = ", ".join(variant["name"] for variant in ready["variants"])
+    http = f", http://{ready['http']}/v1 for OpenAI's clients" if ready["http"] else ""
+    return f"gateway at {ready['gateway']}{http} routes qwen_mtp to {names}; Ctrl-C stops"

@@ -6,14 +6,12 @@ from pathlib import Path
 
 import click
 
+from trt_mtp.errors import TrtMtpError
 from trt_mtp.files import to_json
+from trt_mtp.options import FILE, FOLDER, PORT, json_option, ready_json_option, tls_options
 
 WATCH_INTERVAL_S = 0.25
-PORT = click.IntRange(0, 65535)
-FILE = click.Path(path_type=Path, dir_okay=False)
-ENGINES = click.argument(
-    "engines", nargs=-1, required=True, type=click.Path(path_type=Path, file_okay=False)
-)
+ENGINES = click.argument("engines", nargs=-1, required=True, type=FOLDER)
 
 
 def say(text: str) -> None:
@@ -25,62 +23,88 @@ def say(text: str) -> None:
 @ENGINES
 @click.option(
     "--repository",
-    type=click.Path(path_type=Path, file_okay=False),
+    type=FOLDER,
     help="Where to write the Triton model repository.  [default: a temporary folder]",
 )
 @click.option("--grpc-port", type=PORT, default=0, help="0, the default, takes a free port.")
-@click.option("--http-port", type=PORT, default=0, help="The same for HTTP.")
+@click.option(
+    "--http-port", type=PORT, help="Listen there for HTTP, 0 for any.  [default: no HTTP]"
+)
 @click.option("--metrics-port", type=PORT, default=0, help="The same for the metrics.")
 @click.option("--grpc-host", default="127.0.0.1", show_default=True, help="Listen there for gRPC.")
-@click.option("--tls-cert", type=FILE, help="Speak TLS on gRPC with this certificate chain (PEM).")
-@click.option("--tls-key", type=FILE, help="Its key.")
-@click.option("--tls-client-ca", type=FILE, help="Ask clients for certificates that it signed.")
+@tls_options
 @click.option(
     "--admin-key-file",
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=FILE,
     help="The key of the management calls, for rollouts; made when it is not there.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print one line of JSON when ready.")
+@click.option(
+    "--answer-timeout-s",
+    type=click.FloatRange(1),
+    default=30.0,
+    show_default=True,
+    help="Start Triton again when it lives and gives no answer for so long.",
+)
+@click.option(
+    "--load-timeout-s",
+    type=click.FloatRange(1),
+    help="Start Triton again when models are not loaded after so long.  "
+    "[default: 300; tensorrt-llm: 3600; vllm: 900]",
+)
+@ready_json_option
 def serve(
     engines: tuple[Path, ...],
     repository: Path | None,
     grpc_port: int,
-    http_port: int,
+    http_port: int | None,
     metrics_port: int,
     grpc_host: str,
     tls_cert: Path | None,
     tls_key: Path | None,
     tls_client_ca: Path | None,
     admin_key_file: Path | None,
+    answer_timeout_s: float,
+    load_timeout_s: float | None,
     as_json: bool,
 ) -> None:
     """Serve variants with Triton until Ctrl-C or SIGTERM.
 
     ENGINES are variants, or folders of variants; where a rollout changed what the repository loads,
-    that is served. Triton listens on 127.0.0.1, is started again when it dies, and leaves nothing
-    behind. --grpc-host opens its gRPC to others, but never its HTTP, its metrics, or its management
-    calls, except with the key. $TRITONSERVER names the tritonserver to use; without
-    it, a local install or the one in nvidia-pytriton is. The exit code is 0 after a signal, 130
-    when that came before the ready line.
+    that is served. Triton listens on 127.0.0.1, is started again when it dies or hangs, and leaves
+    nothing behind. SIGTERM lets answers in flight finish for ten seconds, Ctrl-C for two and a
+    half, a second Ctrl-C not at all. --grpc-host opens its gRPC to others, but never its HTTP, its
+    metrics, or its management calls, except with the key. $TRITONSERVER names the tritonserver to
+    use; without it, a local install or the one in nvidia-pytriton is. The exit code is 0 after a
+    signal, 1 if answers were cut, 130 when the signal came before the ready line.
 
     Example: trt-mtp serve engines/ --grpc-port 8001
     """
+    from trt_mtp.serve.grpc_access import GrpcAccess
+    from trt_mtp.serve.hosts import bare_host
+    from trt_mtp.serve.ports import Ports
     from trt_mtp.serve.processes import terminate_as_interrupt
-    from trt_mtp.serve.serving import admin_key_in, describe, resolve_variants, serving
+    from trt_mtp.serve.serving import admin_key_in, describe, limits_for, resolve_variants, serving
     from trt_mtp.serve.tls_files import read_server_files
-    from trt_mtp.serve.triton import GrpcAccess, Ports
 
     key = admin_key_in(admin_key_file) if admin_key_file else ""
 
-    access = GrpcAccess(grpc_host, read_server_files(tls_cert, tls_key, tls_client_ca), key)
+    access = GrpcAccess(
+        bare_host(grpc_host), read_server_files(tls_cert, tls_key, tls_client_ca), key
+    )
     variants = resolve_variants(engines)
     ports = Ports(grpc_port, http_port, metrics_port)
+    limits = limits_for(variants, answer_timeout_s, load_timeout_s)
     is_ready = False
     try:
         with (
             terminate_as_interrupt(),
             serving(
-                variants, repository=repository, ports=ports, access=access, on_progress=say
+                variants,
+                repository=repository,
+                ports=ports,
+                access=access,
+                limits=limits,
+                on_progress=say,
             ) as server,
         ):
             ready = describe(server, variants)
@@ -92,7 +116,14 @@ def serve(
     except KeyboardInterrupt:
         if not is_ready:
             raise
+        require_whole_answers(server.was_cut)
         say("stopped")
+
+
+def require_whole_answers(was_cut: bool) -> None:
+    """Raise TrtMtpError when the end of a command cut answers, which is no success."""
+    if was_cut:
+        raise TrtMtpError("stopped, and cut answers that were still in flight")
 
 
 def ready_text(ready: dict[str, object]) -> str:
@@ -100,7 +131,7 @@ def ready_text(ready: dict[str, object]) -> str:
     models = ready["models"]
     assert isinstance(models, list)
     return (
-        f"serving {', '.join(models)}: gRPC {ready['grpc']}, HTTP {ready['http']}, "
+        f"serving {', '.join(models)}: gRPC {ready['grpc']}, HTTP {ready['http'] or 'off'}, "
         f"metrics {ready['metrics']}; Ctrl-C stops"
     )
 
@@ -118,11 +149,11 @@ def repo() -> None:
 @click.option(
     "-o",
     "--output",
-    type=click.Path(path_type=Path, file_okay=False),
+    type=FOLDER,
     default="model_repository",
     show_default=True,
 )
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@json_option
 def render(engines: tuple[Path, ...], output: Path, as_json: bool) -> None:
     """Write a Triton model repository without starting Triton.
 

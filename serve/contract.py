@@ -1,9 +1,16 @@
 """The tensors of a variant's Triton model: what a request may hold and what an answer brings.
 
 Inputs that TensorRT-LLM's own `llmapi` Triton model has keep its names and types
-(github.com/NVIDIA/TensorRT-LLM, triton_backend/all_models/llmapi/tensorrt_llm/config.pbtxt), so
-that its clients work unchanged. `input_ids`, `messages`, `tools`, `emitted_ids` and
-`return_margin` are additions.
+(github.com/NVIDIA/TensorRT-LLM, triton_backend/all_models/llmapi/tensorrt_llm/config.pbtxt
+@0a710573); docs/nvidia.md lists what differs for its clients. `input_ids`, `messages`, `tools`,
+`enable_thinking`, `sampling_param_ignore_eos`, `sampling_param_min_tokens`, `emitted_ids`,
+`return_margin` and `cancel_request_id` are additions.
+
+A request with `cancel_request_id` asks for nothing else: it ends the request of that id on the same
+model, whose last response then has the finish reason "cancelled" (or, if its prompt was not read
+yet, is the error CANCELLED), and is told in `cancelled` whether there was one. It is sent on a
+stream of its own. A client that has no use for the rest of an answer asks for this and reads its
+stream to the end, because Triton 2.51 can abort when a stream with an answer on it is cancelled.
 """
 
 from dataclasses import dataclass
@@ -22,28 +29,84 @@ class TensorSpec:
 
 
 PROMPT_INPUTS = ("text_input", "messages", "input_ids")  # exactly one is given
+CANCEL = "cancel_request_id"
+EMITTED = "emitted_ids"  # of tokens of this answer that the client already has
+STOP = "sampling_param_stop"
+SEED = "sampling_param_seed"
+REST_OF_CONTEXT = -1  # sampling_param_max_tokens: as many as the variant's context has room for
+THINKING = "enable_thinking"  # of the chat template; its own default where it is not given
+IGNORE_EOS = "sampling_param_ignore_eos"
+MIN_TOKENS = "sampling_param_min_tokens"
+CANCELLED_FLAG = "cancelled"
+RETURN_MARGIN = "return_margin"
+MARGIN = "margin"
+IN_FLIGHT = "requests_in_flight"
+# The llmapi model's names of what the counters say; NVIDIA's clients of a variant read them.
+LLMAPI_COUNTERS = frozenset(
+    {"acceptance_rate", "total_accepted_draft_tokens", "total_draft_tokens"}
+)
+
+# Inputs of the llmapi model, with the value at which they change nothing; other values are refused,
+# because the answer would not be the one that they ask for.
+NEUTRAL: dict[str, bytes | float | bool] = {
+    "sampling_param_best_of": 1,
+    "sampling_param_frequency_penalty": 0.0,
+    "sampling_param_presence_penalty": 0.0,
+    "sampling_param_logits_post_processor_name": b"",
+    "image_url": b"",
+    "return_stop_reason": False,
+    "return_cumulative_logprob": False,
+    "stop": False,
+    "lora_id": 0,
+    "lora_name": b"",
+    "lora_path": b"",
+    "lora_ckpt_source": b"",
+}
+
+# Between a variant and the gateway, a rollout or a client of its own; the public model has none of
+# them. All floats are among them: perf_analyzer 2.50 exports an absent output as whatever its
+# memory holds, and its JSON ends at the first NaN.
+VARIANT_ONLY = frozenset(
+    {CANCEL, CANCELLED_FLAG, RETURN_MARGIN, MARGIN, IN_FLIGHT, *LLMAPI_COUNTERS, *NEUTRAL}
+)
 
 INPUTS = (
     TensorSpec("text_input", "TYPE_STRING"),
     TensorSpec("messages", "TYPE_STRING"),  # JSON: a list of chat messages
     TensorSpec("tools", "TYPE_STRING"),  # JSON: a list of tools, for the chat template
+    TensorSpec(THINKING, "TYPE_BOOL"),
     TensorSpec("input_ids", "TYPE_INT32", (-1,)),
-    TensorSpec("emitted_ids", "TYPE_INT32", (-1,)),  # of this answer, which the client has already
+    TensorSpec(EMITTED, "TYPE_INT32", (-1,)),  # of this answer, which the client has already
     TensorSpec("streaming", "TYPE_BOOL"),
     TensorSpec("sampling_param_max_tokens", "TYPE_INT32"),
     TensorSpec("sampling_param_temperature", "TYPE_FP32"),
     TensorSpec("sampling_param_top_k", "TYPE_INT32"),
     TensorSpec("sampling_param_top_p", "TYPE_FP32"),
-    TensorSpec("sampling_param_seed", "TYPE_UINT64"),
-    TensorSpec("sampling_param_stop", "TYPE_STRING", (-1,)),
+    TensorSpec(SEED, "TYPE_UINT64"),
+    TensorSpec(STOP, "TYPE_STRING", (-1,)),
+    TensorSpec(IGNORE_EOS, "TYPE_BOOL"),  # only max_tokens and stop texts end the answer
+    TensorSpec(MIN_TOKENS, "TYPE_INT32"),  # that no end token is among; a stop text may be
     TensorSpec("sampling_param_exclude_input_from_output", "TYPE_BOOL"),
     TensorSpec("sampling_param_return_perf_metrics", "TYPE_BOOL"),
     TensorSpec("return_finish_reason", "TYPE_BOOL"),
-    TensorSpec("return_margin", "TYPE_BOOL"),
+    TensorSpec(RETURN_MARGIN, "TYPE_BOOL"),
+    TensorSpec(CANCEL, "TYPE_STRING"),
+    TensorSpec("sampling_param_best_of", "TYPE_INT32"),
+    TensorSpec("sampling_param_frequency_penalty", "TYPE_FP32"),
+    TensorSpec("sampling_param_presence_penalty", "TYPE_FP32"),
+    TensorSpec("sampling_param_logits_post_processor_name", "TYPE_STRING"),
+    TensorSpec("image_url", "TYPE_STRING", (-1,)),
+    TensorSpec("return_stop_reason", "TYPE_BOOL"),
+    TensorSpec("return_cumulative_logprob", "TYPE_BOOL"),
+    TensorSpec("stop", "TYPE_BOOL"),
+    TensorSpec("lora_id", "TYPE_UINT64"),
+    TensorSpec("lora_name", "TYPE_STRING"),
+    TensorSpec("lora_path", "TYPE_STRING"),
+    TensorSpec("lora_ckpt_source", "TYPE_STRING"),
 )
 
 # The last response brings all that the request asks for (no outputs named: everything);
-# those before it bring text_output and output_ids only.
+# those before it bring text_output, output_ids and requests_in_flight only.
 OUTPUTS = (
     TensorSpec("text_output", "TYPE_STRING"),
     TensorSpec("output_ids", "TYPE_INT32", (-1,)),
@@ -54,18 +117,34 @@ OUTPUTS = (
     TensorSpec("num_draft_tokens", "TYPE_INT32"),
     TensorSpec("num_accepted_draft_tokens", "TYPE_INT32"),
     TensorSpec("accepted_per_position", "TYPE_INT32", (-1,)),  # [draft length]
+    # accepted drafts of a last step that the answer's end cut, -1 where it cut none: what came
+    # after them is not known
+    TensorSpec("cut_after", "TYPE_INT32"),
+    TensorSpec("acceptance_rate", "TYPE_FP32"),
+    TensorSpec("total_accepted_draft_tokens", "TYPE_INT32"),
+    TensorSpec("total_draft_tokens", "TYPE_INT32"),
+    # on this variant after this response, running or waiting, whoever sent them
+    TensorSpec(IN_FLIGHT, "TYPE_INT32"),
+    TensorSpec("seed", "TYPE_UINT64"),  # the request's, or the one that was drawn for it
     # of the first token's two best logits, where return_margin asks and the engine gives logits
-    TensorSpec("margin", "TYPE_FP32"),
+    TensorSpec(MARGIN, "TYPE_FP32"),
+    TensorSpec(CANCELLED_FLAG, "TYPE_BOOL"),  # the only output for a request that cancels another
 )
 
 COUNTERS = frozenset(
-    {"num_steps", "num_draft_tokens", "num_accepted_draft_tokens", "accepted_per_position"}
+    {
+        "num_steps",
+        "num_draft_tokens",
+        "num_accepted_draft_tokens",
+        "accepted_per_position",
+        "cut_after",
+    }
 )
 
 # A flag of the llmapi model that, when false, leaves outputs out.
 OUTPUT_FLAGS: dict[str, frozenset[str]] = {
     "return_finish_reason": frozenset({"finish_reason"}),
-    "sampling_param_return_perf_metrics": COUNTERS,
+    "sampling_param_return_perf_metrics": COUNTERS | LLMAPI_COUNTERS,
 }
 
 # What the message of an error begins with that is the variant's own and not the request's:
@@ -75,3 +154,8 @@ CANCELLED = "the request was cancelled"  # for its client nobody cares; else the
 
 # Request parameters are the gateway's; a variant lets them pass and knows no others.
 PARAMETERS = ("task", "draft_length", "session_id", "tenant", "latency_class")
+
+# What a request may hold beyond its prompt: work that no answer needs is refused.
+MAX_STOP_TEXTS = 64
+MAX_STOP_BYTES = 1_024  # of each
+MAX_EMITTED_IDS = 262_144

@@ -4,29 +4,41 @@ A process each, because TensorRT-LLM reads its environment once, at import, and 
 then the variant's alone.
 """
 
-import multiprocessing
 import os
 import statistics
 import subprocess
+import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from trt_mtp.errors import TrtMtpError
 from trt_mtp.files import read_json
+from trt_mtp.serve.apart import call_apart
 from trt_mtp.serve.engine import open_engine
 from trt_mtp.serve.engine.base import Chunk, Engine, Request, SamplingParams
 from trt_mtp.serve.engine.collect import Answer, collect
-from trt_mtp.serve.processes import pss_bytes
-from trt_mtp.serve.verify import PROMPTS, probe_requests
+from trt_mtp.serve.processes import descendants, pss_bytes
+from trt_mtp.serve.sampled import Answers
+from trt_mtp.serve.verify import (
+    PROMPTS,
+    drift_requests,
+    is_exact,
+    probe_requests,
+    sampled_requests,
+)
 
+Result = TypeVar("Result")
 BATCH_SIZES = (1, 2, 4, 8, 16, 32)
 STEP_TOKENS = 32
+PROBE_TIMEOUT_S = 2 * 3600.0  # a large model is read from a slow disk, and compiled
+# TensorRT-LLM's workers end after their parent: MPIPoolExecutor.shutdown returns when they are
+# disconnected (tensorrt_llm/llmapi/mpi_session.py @00a1352a in NVIDIA/TensorRT-LLM)
+RELEASE_S = 120.0
+RELEASE_SLACK = 1 << 30  # more than before by less than this counts as released
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,10 +55,11 @@ class StepTime:
 class Probe:
     """What one variant answered and what it took."""
 
-    requests: tuple[Request, ...]
+    requests: tuple[Request, ...]  # compared token for token
     answers: tuple[Answer, ...]
+    sampled: tuple[Answers, ...]  # by prompt, compared by distribution; empty if all is exact
     load_s: float
-    host_bytes: int  # of this process, shared pages by their share
+    host_bytes: int  # of all its processes, shared pages by their share
     gpu_bytes: int | None  # more in use on all GPUs than before; None without nvidia-smi
     steps: tuple[StepTime, ...]
 
@@ -87,8 +100,8 @@ class _Timed:
             self.is_done.set()
 
     def finished(self) -> Chunk:
-        """The last chunk, waited for; raises TrtMtpError when the engine failed."""
-        self.is_done.wait()
+        """The last chunk, waited for; raises TrtMtpError if the engine failed."""
+        self.is_done.wait()  # `probe_variant` ends the process of an engine that never answers
         assert self.last is not None
         if self.last.finish_reason == "error":
             raise TrtMtpError(self.last.error)
@@ -106,14 +119,57 @@ class _Timed:
 def probe_variant(folder: Path) -> Probe:
     """Probe the variant in `folder`, in a new process.
 
-    Raises InputError and TrtMtpError as opening and running it does.
+    Raises InputError and TrtMtpError as opening and running it does, and TrtMtpError after
+    PROBE_TIMEOUT_S.
     """
-    spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, mp_context=spawn) as pool:
-        try:
-            return pool.submit(run_probe, folder).result()
-        except BrokenProcessPool:
-            raise TrtMtpError(f"the process of {folder} ended while it was verified") from None
+    return _apart(folder, run_probe, folder)
+
+
+def margins_of(folder: Path, requests: Sequence[Request]) -> list[float | None]:
+    """How far the best logit of each request's next token is above the second, in a new process.
+
+    None where the engine gives no logits. Raises as `probe_variant` does.
+    """
+    return _apart(folder, run_margins, folder, requests)
+
+
+def _apart(folder: Path, function: Callable[..., Result], *arguments: object) -> Result:
+    before, record = gpu_bytes_used(), read_json(folder / "variant.json")
+    try:
+        return call_apart(
+            record["details"].get("python"),
+            function,
+            *arguments,
+            what=f"verifying {folder}",
+            timeout_s=PROBE_TIMEOUT_S,
+        )
+    finally:
+        wait_for_release(before)
+
+
+def wait_for_release(before: int | None) -> None:
+    """Wait until no more GPU memory is in use than `before`, for RELEASE_S at most.
+
+    The next variant plans with what is free. Somebody else may use the GPU too, so that this goes
+    on after a line on stderr.
+    """
+    if before is None:
+        return
+    deadline = time.monotonic() + RELEASE_S
+    while (gpu_bytes_used() or 0) > before + RELEASE_SLACK:
+        if time.monotonic() > deadline:
+            print(f"GPU memory is still in use {RELEASE_S:.0f} s after a variant", file=sys.stderr)
+            return
+        time.sleep(1.0)
+
+
+def run_margins(folder: Path, requests: Sequence[Request]) -> list[float | None]:
+    """The margins of `requests`, in this process."""
+    engine = open_engine(folder)
+    try:
+        return [answer.margin for answer in collect(engine, requests)]
+    finally:
+        engine.close()
 
 
 def run_probe(folder: Path) -> Probe:
@@ -123,26 +179,36 @@ def run_probe(folder: Path) -> Probe:
     engine = open_engine(folder)
     load_s = time.perf_counter() - start
     try:
-        requests = tuple(wanted_requests(engine, record["engine"]))
+        requests = tuple(wanted_requests(engine, record))
         collect(engine, requests[:1])  # warm up: what is compiled at first use is compiled now
         answers = tuple(collect(engine, requests))
+        sampled = tuple(sampled_answers(engine, record))
         steps = tuple(step_times(engine, record["max_batch_size"]))
         after = gpu_bytes_used()
         used = None if before is None or after is None else max(after - before, 0)
-        return Probe(requests, answers, load_s, pss_bytes(os.getpid()), used, steps)
+        return Probe(requests, answers, sampled, load_s, memory(), used, steps)
     finally:
         engine.close()
 
 
-def wanted_requests(engine: Engine, kind: str) -> Iterator[Request]:
-    """The probe requests; greedy ones only where sampling depends on the draft length.
+def memory() -> int:
+    """Bytes of this process and of those that its engine started."""
+    ours = os.getpid()
+    return sum(pss_bytes(pid) for pid in (ours, *descendants(ours)))
 
-    TensorRT-LLM draws its random numbers per step, so a seed does not give the same answer at
-    another draft length.
-    """
-    for request in probe_requests(engine):
-        if kind == "cpu" or request.sampling.temperature == 0:
-            yield request
+
+def wanted_requests(engine: Engine, record: Mapping[str, Any]) -> Sequence[Request]:
+    """The requests whose answers are compared token for token."""
+    if is_exact(record["engine"]):
+        return probe_requests(engine)
+    return drift_requests(engine, record["max_seq_len"])
+
+
+def sampled_answers(engine: Engine, record: Mapping[str, Any]) -> Iterator[Answers]:
+    """By prompt, the answers that are compared by distribution."""
+    if not is_exact(record["engine"]):
+        for requests in sampled_requests(engine, record["draft_length"]):
+            yield [answer.token_ids for answer in collect(engine, requests)]
 
 
 def step_times(engine: Engine, max_batch_size: int) -> Iterator[StepTime]:

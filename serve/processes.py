@@ -4,19 +4,27 @@ import ctypes
 import os
 import signal
 import socket
+import subprocess
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 
-from trt_mtp.errors import InputError
+from trt_mtp.errors import InputError, TrtMtpError
+from trt_mtp.interrupts import interrupt, note_interrupt, time_left
 
 PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
+LOCAL = "127.0.0.1"
+KILL_S = 10.0  # for what was killed to be gone; the kernel may finish something first
+LOOK_S = 0.01
 
 
-def die_with_parent(parent: int | None = None) -> Callable[[], None]:
-    """A `preexec_fn` that sends SIGTERM to the child when the thread that started it is gone.
+def die_with_parent(
+    parent: int | None = None, number: signal.Signals = signal.SIGTERM
+) -> Callable[[], None]:
+    """A `preexec_fn` that sends the child a signal when the thread that started it is gone.
 
     A child calls it itself with the process id of its `parent`.
     """
@@ -24,22 +32,43 @@ def die_with_parent(parent: int | None = None) -> Callable[[], None]:
     parent = parent or os.getpid()
 
     def set_death_signal() -> None:
-        prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+        prctl(PR_SET_PDEATHSIG, number)
         if os.getppid() != parent:
             os._exit(1)
 
     return set_death_signal
 
 
+def shielded(parent: int | None = None) -> Callable[[], None]:
+    """A `preexec_fn` for a program that we alone end, and all that it starts.
+
+    SIGTERM and SIGHUP don't reach it: systemd sends them to every process of a service, and answers
+    are let finish by us. The kernel sends it SIGINT when the thread that started it is gone.
+    """
+    set_death_signal = die_with_parent(parent, signal.SIGINT)
+
+    def shield() -> None:
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGHUP})
+        set_death_signal()
+
+    return shield
+
+
 def children(pid: int) -> list[int]:
     """The living children of process `pid`."""
-    found = []
+    pids = []
     for entry in Path("/proc").iterdir():
         if entry.name.isdecimal():
             status = _status(int(entry.name))
             if status is not None and status[1] == pid and status[0] != "Z":
-                found.append(int(entry.name))
-    return sorted(found)
+                pids.append(int(entry.name))
+    return sorted(pids)
+
+
+def descendants(pid: int) -> set[int]:
+    """All living processes below process `pid`."""
+    below = set(children(pid))
+    return below.union(*(descendants(child) for child in below))
 
 
 def is_alive(pid: int) -> bool:
@@ -48,8 +77,17 @@ def is_alive(pid: int) -> bool:
     return status is not None and status[0] != "Z"
 
 
+def started_at(pid: int) -> int:
+    """When a process was started, in clock ticks since boot; 0 where it is gone. See proc(5)."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text()
+    except (OSError, UnicodeDecodeError):
+        return 0
+    return int(text.rpartition(")")[2].split()[19])
+
+
 def _status(pid: int) -> tuple[str, int] | None:
-    """State letter and parent of a process, from proc(5) /proc/PID/stat."""
+    """State letter and parent of a process, from /proc/PID/stat, see proc(5)."""
     try:
         text = Path(f"/proc/{pid}/stat").read_text()
     except (OSError, UnicodeDecodeError):
@@ -58,28 +96,84 @@ def _status(pid: int) -> tuple[str, int] | None:
     return state, int(parent)
 
 
+def start_of(pid: int) -> int | None:
+    """When a living process started, in clock ticks since the boot; None for one that has ended.
+
+    With its id, that tells it from a later process of the same id.
+    """
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except (OSError, UnicodeDecodeError):
+        return None
+    return None if fields[0] in "ZX" else int(fields[22 - 3])
+
+
 def pss_bytes(pid: int) -> int:
-    """Proportional set size of a process: shared pages count by the share of those who map them."""
+    """Proportional set size of a process: a page shared by n processes counts 1 / n."""
     lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
     return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
 
 
+def has_ended(process: "subprocess.Popen[bytes]", full_s: float) -> bool:
+    """Wait for the end of a child, `full_s` at most; a Ctrl-C may leave less."""
+    deadline = time.monotonic() + full_s
+    while process.poll() is None:
+        if not time_left(deadline - time.monotonic()):
+            return False
+        time.sleep(LOOK_S)
+    return True
+
+
+def kill_group(leader: "subprocess.Popen[bytes]", others: Sequence[int] = ()) -> None:
+    """Kill the process group of `leader`; wait until the leader and its `others` are gone.
+
+    Raises TrtMtpError if one is still there after KILL_S.
+    """
+    with suppress(ProcessLookupError):
+        os.killpg(leader.pid, signal.SIGKILL)
+    deadline = time.monotonic() + KILL_S
+    while leader.poll() is None or any(is_alive(pid) for pid in others):
+        if time.monotonic() > deadline:
+            left = [pid for pid in (leader.pid, *others) if is_alive(pid)]
+            raise TrtMtpError(
+                f"process {left[0]} was killed {KILL_S:.0f} s ago and is still there: it waits in "
+                f"the kernel for a device or a disk; see /proc/{left[0]}/stack"
+            )
+        time.sleep(LOOK_S)
+
+
 @contextmanager
 def terminate_as_interrupt() -> Iterator[None]:
-    """SIGTERM and SIGHUP raise KeyboardInterrupt inside, as Ctrl-C does."""
+    """SIGTERM and SIGHUP raise KeyboardInterrupt inside, like Ctrl-C.
 
-    def interrupt(number: int, frame: FrameType | None) -> None:
+    After Ctrl-C, clean-ups have less time (see `time_left`).
+    """
+
+    def terminate(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt
 
-    with _handlers(interrupt):
+    with _handlers(interrupt, terminate):
         yield
 
 
 @contextmanager
-def postponed() -> Iterator[None]:
-    """A signal that would end us inside does so at the end: for imports, which it would break."""
+def noted_signals() -> Iterator[list[int]]:
+    """The signals that would end this process, as they come in; they do nothing else."""
     seen: list[int] = []
-    with _handlers(lambda number, frame: seen.append(number)):
+
+    def note(number: int, frame: FrameType | None) -> None:
+        seen.append(number)
+        if number == signal.SIGINT:
+            note_interrupt()
+
+    with _handlers(note, note):
+        yield seen
+
+
+@contextmanager
+def postponed() -> Iterator[None]:
+    """Delay signals until the end: for imports, which KeyboardInterrupt would break."""
+    with noted_signals() as seen:
         yield
     if seen:
         raise KeyboardInterrupt
@@ -87,18 +181,35 @@ def postponed() -> Iterator[None]:
 
 @contextmanager
 def undisturbed() -> Iterator[None]:
-    """Nothing that ends a program interrupts what is inside: it is the cleaning up."""
-    with _handlers(signal.SIG_IGN):
+    """Protect a clean-up from signals; after Ctrl-C it has less time, see `time_left`."""
+    with _handlers(lambda number, frame: note_interrupt(), signal.SIG_IGN):
         yield
 
 
 @contextmanager
-def _handlers(handler: Callable[[int, FrameType | None], None] | signal.Handlers) -> Iterator[None]:
+def without_ctrl_c() -> Iterator[None]:
+    """Processes started inside ignore Ctrl-C, because this process ends them."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # only the main thread may set handlers
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+Handler = Callable[[int, FrameType | None], None] | signal.Handlers
+
+
+@contextmanager
+def _handlers(of_interrupt: Handler, of_end: Handler) -> Iterator[None]:
+    """Handlers of Ctrl-C, and of SIGTERM and SIGHUP."""
     if threading.current_thread() is not threading.main_thread():
         yield  # signals go to the main thread
         return
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    before = {number: signal.signal(number, handler) for number in numbers}
+    wanted = {signal.SIGINT: of_interrupt, signal.SIGTERM: of_end, signal.SIGHUP: of_end}
+    before = {number: signal.signal(number, handler) for number, handler in wanted.items()}
     try:
         yield
     finally:
@@ -106,23 +217,25 @@ def _handlers(handler: Callable[[int, FrameType | None], None] | signal.Handlers
             signal.signal(number, old)
 
 
-def free_ports(wanted: dict[str, int]) -> dict[str, int]:
-    """A port of 127.0.0.1 for each name; 0 becomes one that is free.
+def free_ports(wanted: dict[str, int], hosts: Mapping[str, str] | None = None) -> dict[str, int]:
+    """A port for each name; 0 becomes a free port. `hosts` has those not of 127.0.0.1, by name.
 
-    Raises InputError when a wanted one is in use. The names are those of the options.
+    Raises InputError if a wanted port is in use. The names are those of the options.
     """
     sockets: list[socket.socket] = []
     ports: dict[str, int] = {}
     try:
         for name, port in wanted.items():
-            probe = socket.socket()
+            host = (hosts or {}).get(name, LOCAL)
+            where = "" if host == LOCAL else f" of {host}"
+            probe = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
             sockets.append(probe)
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
-                probe.bind(("127.0.0.1", port))
+                probe.bind((host, port))
             except OSError as error:
                 raise InputError(
-                    f"port {port} can't be used ({error.strerror}); "
+                    f"port {port}{where} can't be used ({error.strerror}); "
                     f"choose another with --{name}-port, or 0 for any"
                 ) from None
             ports[name] = probe.getsockname()[1]

@@ -1,6 +1,8 @@
 """Variants as a Triton model repository: one folder with config.pbtxt and model.py for each."""
 
 import json
+import os
+import shlex
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -10,7 +12,8 @@ from typing import Any
 from trt_mtp import __version__
 from trt_mtp.build.variant import EngineVariant
 from trt_mtp.errors import InputError, TrtMtpError
-from trt_mtp.files import read_json, to_json, write_atomic
+from trt_mtp.files import SMALL, read_json, read_text, to_json, write_atomic
+from trt_mtp.serve.chat_format import CHAT_FORMAT
 from trt_mtp.serve.contract import INPUTS, OUTPUTS, TensorSpec
 
 PUBLIC_NAME = "qwen_mtp"
@@ -20,6 +23,7 @@ LOADED_MODELS = (
     "loaded.json"  # what a rollout left: the models that a server of this repository loads
 )
 SCHEDULE = "draft_len_schedule"  # a JSON object: largest batch -> draft length; may be absent
+NO_MIN_TOKENS = "no_min_tokens"  # there for a variant that can't hold an end token back
 MEASURED_ON = "measured_on"  # the parts behind the fingerprint: a JSON object of strings
 
 # The same for every variant; the code is in the installed package. Python-backend processes
@@ -30,11 +34,26 @@ MODEL_PY = '''\
 import os
 import sys
 
+# a file in Triton's working folder is no module of ours
+sys.path = [path for path in sys.path if path not in ("", ".", os.getcwd())]
 sys.path += [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
 from trt_mtp.serve.triton_model import TritonPythonModel  # noqa: E402
 
 __all__ = ["TritonPythonModel"]
 '''
+
+# Triton runs a program of this name in the model's folder in place of its own stub (python_backend,
+# README.md, "Building Custom Python Backend Stub"), which finds its environment by PATH.
+STUB = "triton_python_backend_stub"
+STUB_VARIABLE = "TRT_MTP_STUB"  # where Triton's own is
+STUB_SH = """\
+#!/bin/sh
+# Written by trt-mtp: the model runs with {python}, in its environment.
+unset PYTHONPATH
+PATH={folder}:$PATH
+export PATH
+exec "${{{variable}:-/opt/tritonserver/backends/python/triton_python_backend_stub}}" "$@"
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +90,7 @@ def to_pbtxt(config: ModelConfig) -> str:
 
 
 def from_pbtxt(text: str) -> ModelConfig:
-    """The config in the text of a config.pbtxt; raises InputError when it is none."""
+    """The config in the text of a config.pbtxt; raises InputError if it is none."""
     from google.protobuf import text_format
     from tritonclient.grpc import model_config_pb2 as pb
 
@@ -99,6 +118,9 @@ def model_name(variant: EngineVariant, public_name: str = PUBLIC_NAME) -> str:
 def variant_config(variant: EngineVariant, public_name: str = PUBLIC_NAME) -> ModelConfig:
     """The Triton model that serves `variant`."""
     schedule = variant.record.details.get(SCHEDULE)
+    # TensorRT-LLM refuses min_tokens while it drafts (NVIDIA/TensorRT-LLM pull request 17955)
+    is_bound = variant.record.engine == "tensorrt-llm" and variant.draft_length > 0
+    chat = variant.record.chat_format
     return ModelConfig(
         name=model_name(variant, public_name),
         inputs=INPUTS,
@@ -114,6 +136,8 @@ def variant_config(variant: EngineVariant, public_name: str = PUBLIC_NAME) -> Mo
             "fingerprint": variant.record.fingerprint,
             MEASURED_ON: json.dumps(variant.record.measured_on, sort_keys=True),
             **({SCHEDULE: json.dumps(schedule)} if schedule else {}),
+            **({NO_MIN_TOKENS: "true"} if is_bound else {}),
+            **({CHAT_FORMAT: json.dumps(chat)} if chat else {}),
         },
     )
 
@@ -148,8 +172,31 @@ def write_model(variant: EngineVariant, folder: Path, public_name: str = PUBLIC_
     name = model_name(variant, public_name)
     _require_ours(folder / name)
     write_atomic(folder / name / "1" / "model.py", MODEL_PY)
+    write_stub(variant, folder / name / STUB)
     write_atomic(folder / name / "config.pbtxt", to_pbtxt(variant_config(variant, public_name)))
     return name
+
+
+def write_stub(variant: EngineVariant, file: Path) -> None:
+    """Have Triton run `variant` with the Python that its record names; with ours, if none.
+
+    Raises InputError when that Python is gone.
+    """
+    named = variant.record.details.get("python")
+    if named is None:
+        file.unlink(missing_ok=True)
+        return
+    python = Path(named)
+    if not python.is_absolute() or not os.access(python, os.X_OK):
+        raise InputError(
+            f"{variant.folder} runs with {named}, which is not there; run `trt-mtp build` again "
+            f"with --vllm-python"
+        )
+    text = STUB_SH.format(
+        python=shlex.quote(named), folder=shlex.quote(str(python.parent)), variable=STUB_VARIABLE
+    )
+    write_atomic(file, text)
+    file.chmod(0o755)
 
 
 def loaded_models(folder: Path) -> tuple[str, ...]:
@@ -159,7 +206,7 @@ def loaded_models(folder: Path) -> tuple[str, ...]:
     """
     if not (folder / LOADED_MODELS).exists():
         return ()
-    value = read_json(folder / LOADED_MODELS)
+    value = read_json(folder / LOADED_MODELS, SMALL)
     models = value.get("models") if isinstance(value, dict) else None
     if not isinstance(models, list) or not models or not all(isinstance(m, str) for m in models):
         raise InputError(
@@ -184,13 +231,12 @@ def _our_models(folder: Path) -> list[str]:
 
 def _is_ours(model: Path) -> bool:
     """True for a model folder that trt-mtp wrote; one without a config.pbtxt was left half-way."""
+    config, model_py = model / "config.pbtxt", model / "1" / "model.py"
     try:
-        text = (model / "config.pbtxt").read_text(encoding="utf-8")
-        return MARK in from_pbtxt(text).parameters
-    except FileNotFoundError:
-        model_py = model / "1" / "model.py"
-        return model_py.is_file() and model_py.read_text(encoding="utf-8") == MODEL_PY
-    except (OSError, UnicodeDecodeError, InputError):
+        if not config.exists():
+            return model_py.is_file() and read_text(model_py, SMALL) == MODEL_PY
+        return MARK in from_pbtxt(read_text(config, SMALL)).parameters
+    except (OSError, InputError):
         return False
 
 

@@ -12,23 +12,44 @@ from typing import Any
 
 from trt_mtp.build.variant import RECORD, EngineVariant, list_variants, read_variant
 from trt_mtp.errors import InputError, TrtMtpError
+from trt_mtp.extras import require_engine
+from trt_mtp.files import SMALL, read_text
+from trt_mtp.serve.grpc_access import LOCAL, GrpcAccess
+from trt_mtp.serve.limits import Limits
+from trt_mtp.serve.ports import ANY_PORTS, Ports
 from trt_mtp.serve.processes import postponed
 from trt_mtp.serve.repository import model_name, render_repository
-from trt_mtp.serve.triton import ANY_PORTS, LOCAL, GrpcAccess, Ports, Progress, TritonServer
+from trt_mtp.serve.triton import Progress, TritonServer
 from trt_mtp.serve.triton_install import find_triton
+
+# by engine: the CPU engine may compile first, a GPU's reads all weights
+LOAD_TIMEOUT_S = {"cpu": 300.0, "tensorrt-llm": 3600.0, "vllm": 900.0}
+ANSWER_TIMEOUT_S = Limits().answer_s
+PLAIN_PATH = re.compile(r"[A-Za-z0-9_./+,:@%=-]+")  # no shell takes these for anything else
+PLAIN_TEMPORARY = ("/tmp", "/var/tmp", "/dev/shm")  # where $TMPDIR is no such path
+
+
+def limits_for(
+    variants: Sequence[EngineVariant],
+    answer_s: float = ANSWER_TIMEOUT_S,
+    load_s: float | None = None,
+) -> Limits:
+    """The limits with `answer_s` and `load_s`; None: the load time of the variants' engine."""
+    longest = max(LOAD_TIMEOUT_S[variant.engine] for variant in variants)
+    return Limits(answer_s, longest if load_s is None else load_s)
 
 
 def resolve_variants(folders: Sequence[Path]) -> tuple[EngineVariant, ...]:
-    """The variants in `folders`, each a variant or a folder of variants, by draft length.
+    """The variants in `folders` by draft length; a directory may hold one variant or several.
 
-    Raises InputError when one is neither, or when they are for different engines or models.
+    Raises InputError if one holds none, or if variants are of different engines or models.
     """
-    found: dict[Path, EngineVariant] = {}
+    by_folder: dict[Path, EngineVariant] = {}
     for folder in folders:
         is_variant = (folder / RECORD).is_file()
         for variant in (read_variant(folder),) if is_variant else list_variants(folder):
-            found[variant.folder.resolve()] = variant
-    variants = tuple(sorted(found.values(), key=lambda variant: variant.draft_length))
+            by_folder[variant.folder.resolve()] = variant
+    variants = tuple(sorted(by_folder.values(), key=lambda variant: variant.draft_length))
     for other in variants[1:]:
         if other.record.fingerprint != variants[0].record.fingerprint:
             raise InputError(
@@ -45,20 +66,31 @@ def serving(
     repository: Path | None = None,
     ports: Ports = ANY_PORTS,
     access: GrpcAccess = LOCAL,
+    limits: Limits | None = None,
     on_progress: Progress = lambda text: None,
 ) -> Iterator[TritonServer]:
-    """A Triton that serves `variants`, stopped at the end; call its `check` now and then.
+    """A Triton that serves `variants` until the context ends; call its `check` often.
 
-    Without `repository` the model repository is temporary. The folder with Triton's log is removed
-    at the end unless something went wrong.
+    Without `limits`, those of the engine hold. Without `repository`, the model repository is
+    temporary. The directory with Triton's log is removed at the end, unless there was an error.
     """
+    require_engine(variants[0].engine)
     install = find_triton()
     run_folder = _make_run_folder()
     repository = repository or run_folder / "model_repository"
     try:
         with postponed():  # it imports tritonclient
             models = render_repository(variants, repository)
-        server = TritonServer(install, repository.resolve(), models, run_folder, ports, access)
+        limits = limits or limits_for(variants)
+        server = TritonServer(
+            install,
+            plain_path(repository.resolve(), run_folder),
+            models,
+            run_folder,
+            ports,
+            access,
+            limits,
+        )
         try:
             server.start(on_progress)
             yield server
@@ -71,18 +103,37 @@ def serving(
 
 
 def _make_run_folder() -> Path:
-    try:
-        return Path(tempfile.mkdtemp(prefix="trt-mtp-serve-"))
-    except OSError as error:
-        raise TrtMtpError(f"can't make a temporary folder: {error}") from error
+    """A folder whose path Triton takes; raises TrtMtpError where none can be made."""
+    problems = []
+    for parent in (tempfile.gettempdir(), *PLAIN_TEMPORARY):
+        if PLAIN_PATH.fullmatch(parent):
+            try:
+                return Path(tempfile.mkdtemp(prefix="trt-mtp-serve-", dir=parent))
+            except OSError as error:
+                problems.append(str(error))
+        else:
+            problems.append(f"{parent} has characters that Triton's shell command can't hold")
+    raise TrtMtpError(f"can't make a temporary folder: {'; '.join(problems)}")
+
+
+def plain_path(folder: Path, run_folder: Path) -> Path:
+    """`folder`, or a link to it in `run_folder` where its own path has other characters.
+
+    Triton starts the process of a Python model through a shell without quoting its path.
+    """
+    if PLAIN_PATH.fullmatch(str(folder)):
+        return folder
+    link = run_folder / "repository"
+    link.symlink_to(folder)
+    return link
 
 
 def describe(server: TritonServer, variants: Sequence[EngineVariant]) -> dict[str, Any]:
-    """What `trt-mtp serve --json` prints when it is ready."""
+    """The output of `trt-mtp serve --json`."""
     return {
         "schema_version": 1,
         "grpc": server.grpc_url,
-        "http": server.http_url,
+        "http": server.http_url or None,
         "metrics": server.metrics_url,
         "models": list(server.models),
         "variants": [
@@ -96,16 +147,16 @@ def describe(server: TritonServer, variants: Sequence[EngineVariant]) -> dict[st
 
 
 def admin_key_in(file: Path) -> str:
-    """The key in `file`; one that is not there is made, readable by its owner alone."""
+    """The key in `file`; a missing file is created, readable by its owner only."""
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         with suppress(FileExistsError):
             descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
             with os.fdopen(descriptor, "w") as made:
                 made.write(secrets.token_hex(16) + "\n")
-        key = file.read_text(encoding="utf-8").strip()
-    except (OSError, UnicodeDecodeError) as error:
+    except OSError as error:
         raise InputError(f"{file} can't be used for the admin key: {error}") from None
+    key = read_text(file, SMALL).strip()
     if not re.fullmatch(r"[\x21-\x7e]{8,}", key):
         raise InputError(f"{file} holds no admin key: expected one word of 8 characters or more")
     return key

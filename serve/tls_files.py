@@ -2,9 +2,12 @@
 
 import ssl
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
 from trt_mtp.errors import InputError
+from trt_mtp.files import SMALL, read_bounded
+from trt_mtp.serve.cert_validity import Validity, validities
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,11 +18,38 @@ class TlsFiles:
     key: Path | None = None
     ca: Path | None = None  # who may have signed the other side's certificate
 
+    @property
+    def paths(self) -> list[Path]:
+        """Those that there are."""
+        return [path for path in (self.cert, self.key, self.ca) if path is not None]
+
     def check(self) -> None:
-        """Raise InputError when the files can't be used."""
+        """Raise InputError if the files can't be used, or not today.
+
+        The other side refuses a certificate that has expired. At a start that is an error, too: a
+        gateway that takes over a port must not take it from one whose certificate is valid.
+        """
         if (self.cert is None) != (self.key is None):
             raise InputError("a TLS certificate and its key go together: give both, or neither")
+        for path in self.paths:
+            read_bounded(path, SMALL)  # OpenSSL would wait for a pipe
         _load(ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), self)
+        self._check_dates(datetime.now(UTC))
+
+    def _check_dates(self, now: datetime) -> None:
+        """Of the own certificate; of the authorities one has to be valid, old ones may stay."""
+        own = _validities(self.cert)[:1] if self.cert else []  # what follows is its chain
+        for path, found in ((self.cert, own), (self.ca, _validities(self.ca) if self.ca else [])):
+            problems = [validity.problem(now) for validity in found]
+            if problems and all(problems):
+                raise InputError(f"the certificate in {path} {problems[0]}: renew it")
+
+
+def _validities(path: Path) -> list[Validity]:
+    try:
+        return validities(read_bounded(path, SMALL))
+    except ValueError:  # of a form that OpenSSL takes
+        raise InputError(f"a certificate in {path} has no dates that can be read") from None
 
 
 def read_server_files(
@@ -38,7 +68,7 @@ def read_server_files(
 def server_context(files: TlsFiles) -> ssl.SSLContext:
     """What a server speaks TLS with; where there is a CA, clients need a certificate.
 
-    Raises InputError when the files can't be used.
+    Raises InputError if the files can't be used.
     """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2

@@ -1,79 +1,61 @@
-"""One tritonserver process: started, watched, started again when it dies, stopped for good."""
+"""One tritonserver process: started, watched, restarted if it dies, stopped."""
 
-import contextlib
 import http.client
 import os
 import re
 import secrets
-import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
-import trt_mtp
 from trt_mtp.errors import InputError, TrtMtpError
-from trt_mtp.serve.processes import children, die_with_parent, free_ports, is_alive, undisturbed
+from trt_mtp.interrupts import time_left
+from trt_mtp.serve.grpc_access import LOCAL, GrpcAccess
+from trt_mtp.serve.hosts import host_and_port
+from trt_mtp.serve.limits import USUAL, Limits
+from trt_mtp.serve.liveness import GRPC, HTTP, Ask, Liveness, grpc_probe, http_probe
+from trt_mtp.serve.ports import ANY_PORTS, GET_S, HOST, Ports, answers, get
+from trt_mtp.serve.private_child import start_private
+from trt_mtp.serve.processes import (
+    children,
+    free_ports,
+    is_alive,
+    kill_group,
+    shielded,
+    started_at,
+    undisturbed,
+)
 from trt_mtp.serve.repository import LOADED_MODELS, loaded_models
-from trt_mtp.serve.tls_files import TlsFiles
+from trt_mtp.serve.restarts import Failure, Reason, Restarts
+from trt_mtp.serve.triton_command import TritonCommand, environment
 from trt_mtp.serve.triton_install import TritonInstall
+from trt_mtp.serve.triton_log import TritonLog, load_failure, log_excerpt
 
-HOST = "127.0.0.1"
-MANAGEMENT = "model-repository,shared-memory,trace,logging"
 DRAIN_TIMEOUT_S = 10.0  # for answers in flight when the server is stopped
-START_ATTEMPTS = 3  # a free port can be taken between looking and binding
-MAX_RESTARTS = 5  # within RESTART_WINDOW_S, then give up
-RESTART_WINDOW_S = 120.0
-LOG_LINES = 12
-LOADED, PORT_TAKEN = "successfully loaded '", "already in use"  # in its log
+START_ATTEMPTS = 3  # a port can be taken before it is bound; a load can hang; Triton can crash
+RESTART_WINDOW_S = 120.0  # of service: with each restart within it, the next one waits longer
+LONGEST_PAUSE_S = 30.0  # before a restart
+LOOK_S = 0.05
+IDLE_LOOKS = 3  # in a row: a request that began just now is on the metrics a moment later
+LONGEST_LOOK_S = 3.0  # what a longer one takes, as when this process is stopped, isn't waiting
 
 Progress = Callable[[str], None]
 
 
-@dataclass(frozen=True, slots=True)
-class Ports:
-    """Where the server listens on 127.0.0.1; 0 takes a free port."""
-
-    grpc: int = 0
-    http: int = 0
-    metrics: int = 0
+class CrashError(TrtMtpError):
+    """A signal ended the server while it started."""
 
 
-ANY_PORTS = Ports()
-
-
-@dataclass(frozen=True, slots=True)
-class GrpcAccess:
-    """Who can reach Triton's gRPC; its HTTP and its metrics are for this machine alone."""
-
-    host: str = HOST  # the address to listen on
-    tls: TlsFiles | None = None  # with a CA, clients need a certificate
-    admin_key: str = ""  # for the management calls; a random one where there is none
-
-    def options(self) -> dict[str, object]:
-        """Options of tritonserver."""
-        options: dict[str, object] = {"grpc-address": self.host}
-        if self.tls is not None:
-            options |= {
-                "grpc-use-ssl": "true",
-                "grpc-server-cert": self.tls.cert,
-                "grpc-server-key": self.tls.key,
-            }
-            if self.tls.ca is not None:
-                options |= {"grpc-use-ssl-mutual": "true", "grpc-root-cert": self.tls.ca}
-        return options
-
-
-LOCAL = GrpcAccess()
+class LoadTimeoutError(TrtMtpError):
+    """Triton started, but a model was not ready in time."""
 
 
 class TritonServer:
-    """Serves `models` of a model repository, on 127.0.0.1 unless `access` says otherwise.
+    """Serves `models` of a model repository, on 127.0.0.1 unless `access` names another host.
 
-    Start and watch it from a thread that lives as long as the server is needed: the kernel ends
-    the server when that thread is gone.
+    Start and check it from a thread that outlives the server: when that thread ends, the kernel
+    ends the server.
     """
 
     def __init__(
@@ -84,15 +66,17 @@ class TritonServer:
         run_folder: Path,
         ports: Ports = ANY_PORTS,
         access: GrpcAccess = LOCAL,
+        limits: Limits = USUAL,
     ) -> None:
-        """`run_folder` takes the log and the backend links.
+        """Puts the log and the backend links into `run_folder`.
 
-        A rollout changes what is loaded: the models it left in the repository win over `models`.
+        A rollout may change the models: those that it wrote into the repository replace `models`.
         """
         self._access = access
+        self._limits = limits
         self.models = tuple(models)
         self.log = run_folder / "triton.log"
-        # for the management calls, see MANAGEMENT
+        # for the management calls
         self.admin_key = access.admin_key or secrets.token_hex(16)
         self._install = install
         self._repository = repository
@@ -102,13 +86,18 @@ class TritonServer:
         self.shm_prefix = f"trt_mtp_{os.getpid()}_{secrets.token_hex(4)}_"
         self._process: subprocess.Popen[bytes] | None = None
         self._stubs: dict[int, str] = {}  # process of a model -> its model
+        self._num_loads = 0  # by the log, when they were looked for
         self._loaded_at = 0  # when the repository's list of models was written, ns
-        self._restarts: list[float] = []
-        self._log_start = 0
+        self._restarts = Restarts(RESTART_WINDOW_S)
+        self._written = TritonLog(self.log)
+        self._liveness: Liveness | None = None  # while it serves
+        self._ready_at = 0.0  # monotonic time
+        self._down: Failure | None = None  # why it isn't running, where a start failed
+        self.was_cut = False  # when it was stopped, answers were in flight
 
     @property
     def pid(self) -> int:
-        """The process id of tritonserver; 0 when it isn't running."""
+        """The process id of tritonserver; 0 if it is not running."""
         return self._process.pid if self._process else 0
 
     @property
@@ -116,15 +105,19 @@ class TritonServer:
         """The python-backend processes, one for each model, in no particular order."""
         return tuple(self._stubs)
 
+    def pid_of(self, model: str) -> int | None:
+        """The process of a model; None while it has none."""
+        return next((pid for pid, name in self._stubs.items() if name == model), None)
+
     @property
     def grpc_url(self) -> str:
         """host:port of KServe v2 gRPC."""
-        return f"{self._access.host}:{self._ports.grpc}"
+        return host_and_port(self._access.host, self._ports.grpc)
 
     @property
     def http_url(self) -> str:
-        """host:port of KServe v2 HTTP."""
-        return f"{HOST}:{self._ports.http}"
+        """host:port of KServe v2 HTTP; empty if that is off."""
+        return "" if self._ports.http is None else f"{HOST}:{self._ports.http}"
 
     @property
     def metrics_url(self) -> str:
@@ -134,66 +127,93 @@ class TritonServer:
     def start(self, on_progress: Progress = lambda text: None) -> None:
         """Start the server and return when all models are ready.
 
-        Raises InputError for a wanted port that is in use, and TrtMtpError with the end of the
-        server's log when it dies.
+        Restarts if a model is not ready after `load_s`. Raises InputError if a wanted port is in
+        use. Raises TrtMtpError with the end of the server's log if it dies, or after START_ATTEMPTS
+        starts.
         """
         for attempt in range(1, START_ATTEMPTS + 1):
             wanted = {name: getattr(self._wanted, name) for name in Ports.__slots__}
-            self._ports = Ports(**free_ports(wanted))
+            self._ports = Ports(
+                **free_ports(
+                    {name: port for name, port in wanted.items() if port is not None},
+                    {"grpc": self._access.host},
+                )
+            )
             try:
                 self._launch(on_progress)
                 return
-            except TrtMtpError:
-                if attempt == START_ATTEMPTS or PORT_TAKEN not in self._read_log():
+            except LoadTimeoutError as error:
+                if attempt == START_ATTEMPTS:
+                    raise TrtMtpError(
+                        f"{error}, {attempt} times in a row; a larger --load-timeout-s gives it "
+                        f"more time; {self._written.end_of_it()}"
+                    ) from None
+                self._restarts.note(Reason.LOAD_TIMEOUT, 0)
+                on_progress(f"{error}; starting again")
+            except TrtMtpError as error:
+                # Triton 2.51 aborts at times while it starts on a busy machine
+                # (boost::interprocess::lock_exception, in its python backend)
+                is_chance = self._written.has_lost_port or isinstance(error, CrashError)
+                if attempt == START_ATTEMPTS or not is_chance:
                     raise
+                on_progress(f"{str(error).partition(';')[0]}; starting again")
 
     def check(self, on_progress: Progress = lambda text: None) -> None:
-        """Start the server again, on the same ports, when it or one of its models died.
+        """Restart the server on the same ports if it or one of its models died or hangs.
 
-        Call it often. Raises TrtMtpError when it dies too often.
+        Call it often: it waits only for a start and, after recent restarts, for a pause of
+        LONGEST_PAUSE_S at most before it. The next call retries a start that failed.
         """
-        if self._has_other_models():
+        if self._has_other_models() and self._process is not None:
             self._stubs = self._find_stubs()
-        reason = self._failure()
-        if not reason:
-            return
-        now = time.monotonic()
-        self._restarts = [at for at in self._restarts if now - at < RESTART_WINDOW_S] + [now]
+        failure = self._failure()
+        if failure is not None:
+            self._restart(failure, on_progress)
+
+    def _restart(self, failure: Failure, on_progress: Progress) -> None:
+        served_s = time.monotonic() - self._ready_at if self._liveness else 0.0
+        num = self._restarts.note(failure.reason, served_s)
         self._kill()
-        if len(self._restarts) > MAX_RESTARTS:
-            raise TrtMtpError(
-                f"{reason}, {len(self._restarts)} times in {RESTART_WINDOW_S:.0f} s; the end of "
-                f"{self.log}:\n{log_excerpt(self._read_log())}"
-            )
-        on_progress(f"{reason}; starting again")
-        time.sleep(2.0 ** (len(self._restarts) - 2) if len(self._restarts) > 1 else 0)
+        pause_s = _pause_s(num)
+        on_progress(f"{failure.text}; starting again" + (f" in {pause_s:g} s" if pause_s else ""))
+        time.sleep(pause_s)
         try:
             self._launch(on_progress)
-        except TrtMtpError as error:  # the next call tries again
+        except LoadTimeoutError as error:
+            self._down = Failure(Reason.LOAD_TIMEOUT, str(error))
+        except TrtMtpError as error:
             on_progress(str(error))
+            self._down = Failure(Reason.ENDED, "tritonserver did not start")
 
     def stop(self) -> None:
-        """Let answers in flight finish, DRAIN_TIMEOUT_S at most, then leave nothing behind."""
+        """Wait for answers in flight, DRAIN_TIMEOUT_S at most, then kill all processes."""
         with undisturbed():
-            # Triton's own exit takes seconds to unload models, its whole timeout while a client is
-            # connected, and that too when it ever refused a request for its shape. Idle, there is
-            # nothing in it worth waiting for.
+            # Triton's own exit takes seconds to unload models. It takes its whole timeout while a
+            # client is connected, or if it ever refused a request for its shape. An idle server
+            # has nothing worth waiting for.
             deadline = time.monotonic() + DRAIN_TIMEOUT_S
-            while not self._failure() and not self._is_idle() and time.monotonic() < deadline:
-                time.sleep(0.1)
+            num_idle = 0
+            while (
+                num_idle < IDLE_LOOKS
+                and time_left(deadline - time.monotonic())
+                and self._failure() is None
+            ):
+                num_idle = num_idle + 1 if self._is_idle() else 0
+                time.sleep(LOOK_S)
+            self.was_cut = num_idle < IDLE_LOOKS and self.pid != 0 and not self._is_idle()
             self._kill()
 
     def _is_idle(self) -> bool:
-        """True when every model reports that no request runs or waits."""
+        """True if every model reports that no request is running or waiting."""
         try:
-            text = _get(self._ports.metrics, "/metrics").decode()
+            text = get(self._ports.metrics, "/metrics").decode()
         except (OSError, http.client.HTTPException):
             return False
         counts = re.findall(r"^trt_mtp_requests_(?:running|waiting){.*} (\S+)$", text, re.MULTILINE)
         return len(counts) >= 2 * len(self.models) and not any(map(float, counts))
 
     def _has_other_models(self) -> bool:
-        """True when a rollout changed which models are to be loaded, which are then known."""
+        """True if a rollout changed the models to load; updates `models`."""
         try:
             written_at = (self._repository / LOADED_MODELS).stat().st_mtime_ns
         except OSError:
@@ -203,18 +223,24 @@ class TritonServer:
         self._loaded_at = written_at
         try:
             self.models = loaded_models(self._repository)
-        except InputError:  # damaged while we run: what is loaded stays
+        except InputError:  # damaged while the server runs: keep the loaded models
             return False
         return True
 
     def _find_stubs(self) -> dict[int, str]:
-        """The python-backend processes of the models that are to be loaded.
+        """The python-backend processes of `models`, the newest of each.
 
-        Others are a rollout's: its canary may fail, and what it unloads ends.
+        Others belong to a rollout, whose canary may fail, or end soon: of a model that was loaded
+        again Triton keeps the old one while streams are open on which it answered.
         """
         assert self._process is not None
-        found = {pid: _model_of(pid) for pid in children(self._process.pid)}
-        return {pid: model for pid, model in found.items() if model in self.models}
+        self._num_loads = self._written.loaded.total()
+        pids = sorted(children(self._process.pid), key=started_at)
+        newest = {_model_of(pid): pid for pid in pids}
+        return {pid: model for model, pid in newest.items() if model in self.models}
+
+    def _dead_stubs(self) -> list[int]:
+        return [pid for pid in self._stubs if not is_alive(pid)]
 
     def _launch(self, on_progress: Progress) -> None:
         self._has_other_models()
@@ -228,129 +254,130 @@ class TritonServer:
         except BaseException:
             self._kill()
             raise
+        self._down, self._ready_at = None, time.monotonic()
+        probes = {GRPC: self._grpc_probe()}
+        if self._ports.http is not None:
+            probes[HTTP] = http_probe(HOST, self._ports.http)
+        self._liveness = Liveness(probes, self._limits.answer_s)
+
+    def _grpc_probe(self) -> Ask:
+        return grpc_probe(self._access.host, self._ports.grpc, self._access.tls)
 
     def _spawn(self) -> "subprocess.Popen[bytes]":
         self._install.link_backends(self._backends)
+        command = TritonCommand(
+            server=self._install.server,
+            repository=self._repository,
+            backends=self._backends,
+            models=self.models,
+            ports=self._ports,
+            access=self._access,
+            admin_key=self.admin_key,
+            shm_prefix=self.shm_prefix,
+        )
+        self._written.begin()
         with self.log.open("ab") as log:
-            self._log_start = log.tell()
-            return subprocess.Popen(
-                self._command(),
+            return start_private(
+                command.arguments(),
+                command.hidden_arguments(),
+                environment(
+                    os.environ | self._restarts.environment(),
+                    self._install.library_folders,
+                    self.log.parent,
+                    self._install.stub,
+                ),
+                shielded(),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                env=self._environment(),
                 start_new_session=True,  # Ctrl-C is for us, and one kill reaches all
-                preexec_fn=die_with_parent(),
             )
 
     def _wait_ready(self, on_progress: Progress) -> None:
-        process, num_loaded = self._process, -1
+        process, written, num_loaded = self._process, self._written, -1
         assert process is not None
+        waited_s, looked_at = 0.0, time.monotonic()
         while not self._is_ready():
-            log = self._read_log()
-            # it would take seconds to end, and without its metrics port it wouldn't
-            if PORT_TAKEN in log:
-                raise TrtMtpError(f"tritonserver lost a port:\n{log_excerpt(log)}")
-            if process.poll() is not None:
-                raise TrtMtpError(
-                    f"tritonserver ended with code {process.returncode} while starting"
-                    f"{load_failure(log)}; the end of {self.log}:\n{log_excerpt(log)}"
+            written.read()
+            # without its metrics port it would run on; otherwise it takes seconds to end
+            if written.has_lost_port:
+                raise TrtMtpError(f"tritonserver lost a port:\n{log_excerpt(written.tail())}")
+            if process.poll() is not None or written.signal:
+                how = written.signal or f"ended with code {process.returncode}"
+                is_crash = written.signal or process.returncode < 0
+                raise (CrashError if is_crash else TrtMtpError)(
+                    f"tritonserver {how} while starting{load_failure(written.tail())}; "
+                    f"{written.end_of_it()}"
                 )
-            if log.count(LOADED) != num_loaded:
-                num_loaded = log.count(LOADED)
+            now = time.monotonic()
+            waited_s, looked_at = waited_s + min(now - looked_at, LONGEST_LOOK_S), now
+            if waited_s > self._limits.load_s:
+                raise self._load_timeout()
+            if len(written.loaded) != num_loaded:
+                num_loaded = len(written.loaded)
                 on_progress(f"Triton: {num_loaded} of {len(self.models)} models loaded")
-            time.sleep(0.05)
+            time.sleep(LOOK_S)
+
+    def _load_timeout(self) -> LoadTimeoutError:
+        missing = [model for model in self.models if model not in self._written.loaded]
+        what = f"{', '.join(missing)} not loaded" if missing else "Triton not ready"
+        return LoadTimeoutError(f"{what} {self._limits.load_s:g} s after the start of tritonserver")
 
     def _is_ready(self) -> bool:
-        is_up = _answers(self._ports.http, "/v2/health/ready")
-        return is_up and _answers(self._ports.metrics, "/metrics")
+        """True if it listens, which it does when all models are loaded; metrics come last."""
+        if not answers(self._ports.metrics, "/metrics"):
+            return False
+        try:
+            return self._grpc_probe()(max(time_left(GET_S), LOOK_S))
+        except OSError:
+            return False
 
-    def _read_log(self) -> str:
-        """Triton's log since it was last started."""
-        with self.log.open("rb") as file:
-            file.seek(self._log_start)
-            return file.read().decode(errors="replace")
-
-    def _failure(self) -> str:
-        """What died, as the beginning of a sentence; empty when all is well."""
+    def _failure(self) -> Failure | None:
+        """The part that died or hangs; None if there is none."""
         process = self._process
         if process is None or process.poll() is not None:
             code = f" with code {process.returncode}" if process else ""
-            return f"tritonserver ended{code}"
-        # Triton goes on without a dead model, says that it is ready, and lets its clients hang
-        dead = [pid for pid in self._stubs if not is_alive(pid)]
-        return f"the process of a model ended (pid {dead[0]})" if dead else ""
+            return self._down or Failure(Reason.ENDED, f"tritonserver ended{code}")
+        self._written.read()
+        # the handler that wrote this may hang forever, and with it the process: it waits for a lock
+        # of the thread that it interrupted
+        if self._written.signal:
+            return Failure(Reason.ABORTED, f"tritonserver aborted ({self._written.signal})")
+        if self._written.loaded.total() != self._num_loads:  # a model has another process
+            self._stubs = self._find_stubs()
+        # after a model died, Triton runs on, says that it is ready, and lets its clients hang
+        dead = self._dead_stubs()
+        if dead and self._has_other_models():  # it may have been unloaded
+            self._stubs = self._find_stubs()
+            dead = self._dead_stubs()
+        if dead:
+            text = f"the process of a model ended (pid {dead[0]})"
+            return Failure(Reason.MODEL_ENDED, text)
+        silent = self._liveness.silent() if self._liveness else ()
+        if silent:
+            text = f"tritonserver gave no answer over {' and '.join(silent)}"
+            return Failure(Reason.SILENT, f"{text} for {self._limits.answer_s:g} s")
+        return None
 
     def _kill(self) -> None:
-        """End the server and its models at once; remove their shared memory."""
+        """Kill the server and its models; remove their shared memory.
+
+        Raises TrtMtpError if a process is still there afterwards.
+        """
+        if self._liveness is not None:
+            self._liveness.end()
         if self._process is not None:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(self._process.pid, signal.SIGKILL)
-            self._process.wait()
-        for pid in self._stubs:
-            while is_alive(pid):
-                time.sleep(0.01)
+            kill_group(self._process, self.stub_pids)
         for region in Path("/dev/shm").glob(f"{self.shm_prefix}*"):
             region.unlink(missing_ok=True)
-        self._process, self._stubs = None, {}
-
-    def _command(self) -> list[str]:
-        key = f"admin-key={self.admin_key}"
-        options: dict[str, object] = {
-            "model-repository": self._repository,
-            "backend-directory": self._backends,
-            "model-control-mode": "explicit",
-            "http-address": HOST,
-            "metrics-address": HOST,
-            "http-port": self._ports.http,
-            "grpc-port": self._ports.grpc,
-            "metrics-port": self._ports.metrics,
-            "http-restricted-api": f"{MANAGEMENT}:{key}",
-            "grpc-restricted-protocol": f"{MANAGEMENT}:{key}",
-            "backend-config": f"python,shm-region-prefix-name={self.shm_prefix}",
-            "model-load-thread-count": max(len(self.models), 1),
-            "pinned-memory-pool-byte-size": 0,
-            "exit-timeout-secs": 5,  # where we are killed and the kernel sends SIGTERM
-        }
-        options |= self._access.options()
-        command = [str(self._install.server), "--disable-auto-complete-config"]
-        command += [f"--{name}={value}" for name, value in options.items()]
-        return command + [f"--load-model={name}" for name in self.models]
-
-    def _environment(self) -> dict[str, str]:
-        """Ours, so that the models' processes run this Python with these packages.
-
-        They find Python, and with it a virtual environment, as `python3` in PATH; model.py adds
-        PYTHONPATH.
-        """
-        environment = dict(os.environ)
-        here = str(Path(trt_mtp.__file__).resolve().parents[1])
-        prepend(environment, "PYTHONPATH", [here])
-        prepend(environment, "PATH", [str(Path(sys.executable).parent)])
-        prepend(environment, "LD_LIBRARY_PATH", map(str, self._install.library_folders))
-        # one answer at a time computes on one core; idle thread pools only cost memory
-        for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
-            environment.setdefault(name, "1")
-        return environment
+        self._process, self._stubs, self._liveness = None, {}, None
 
 
-def prepend(environment: dict[str, str], name: str, folders: "Sequence[str] | map[str]") -> None:
-    """Put `folders` before those that a variable like PATH has."""
-    parts = [*folders, *environment.get(name, "").split(os.pathsep)]
-    environment[name] = os.pathsep.join(part for part in parts if part)
-
-
-def _get(port: int, path: str) -> bytes:
-    """GET from ourselves, whatever proxies there are; raises OSError, HTTPException."""
-    connection = http.client.HTTPConnection(HOST, port, timeout=1)
-    try:
-        connection.request("GET", path)
-        response = connection.getresponse()
-        if response.status != http.client.OK:
-            raise http.client.HTTPException(f"status {response.status}")
-        return response.read()
-    finally:
-        connection.close()
+def _pause_s(num_restarts: int) -> float:
+    """How long to wait before the latest of so many recent restarts."""
+    return (
+        float(min(2.0 ** min(num_restarts - 2, 99), LONGEST_PAUSE_S)) if num_restarts > 1 else 0.0
+    )
 
 
 def _model_of(pid: int) -> str:
@@ -360,27 +387,3 @@ def _model_of(pid: int) -> str:
     except (OSError, UnicodeDecodeError):
         return ""
     return Path(arguments[1]).parent.parent.name if len(arguments) > 1 else ""
-
-
-def _answers(port: int, path: str) -> bool:
-    try:
-        _get(port, path)
-    except (OSError, http.client.HTTPException):
-        return False
-    return True
-
-
-def load_failure(log: str) -> str:
-    """Which model could not be loaded last, and why, to be appended to a sentence."""
-    found = re.findall(r"failed to load '(\S+)' version \d+: (.+?)(?:\\n|\"$)", log, re.MULTILINE)
-    if not found:
-        return ""
-    model, reason = found[-1]
-    return f", because {model} can't be loaded: {reason.rpartition('Exception: ')[2]}"
-
-
-def log_excerpt(log: str) -> str:
-    """The last lines of Triton's log that matter: without tables, banners and CUDA's absence."""
-    noise = re.compile(r"^\s*$|^[+|]|^I\d{4}|CudaDriverHelper|NVML|DCGM")
-    lines = [line for line in log.splitlines() if not noise.search(line)]
-    return "\n".join(f"  {line}" for line in lines[-LOG_LINES:]) or "  (empty)"

@@ -22,8 +22,13 @@ class TritonInstall:
     """A tritonserver whose python backend runs this Python version."""
 
     server: Path
-    backend_files: tuple[Path, ...]  # what the folder backends/python has to hold
+    backend_files: tuple[Path, ...]  # what the folder backends/python must hold
     library_folders: tuple[Path, ...] = ()
+
+    @property
+    def stub(self) -> Path:
+        """The program that runs a Python model."""
+        return next(file for file in self.backend_files if file.name == STUB)
 
     def link_backends(self, folder: Path) -> None:
         """Make `folder` a backend directory for this server, of links."""
@@ -38,7 +43,8 @@ class TritonInstall:
 def find_triton() -> TritonInstall:
     """The tritonserver to use.
 
-    Raises InputError when $TRITONSERVER is wrong, TrtMtpError when there is none that can run.
+    Raises InputError if $TRITONSERVER is wrong or there is none, TrtMtpError when the one in
+    nvidia-pytriton can't run.
     """
     named = os.environ.get("TRITONSERVER")
     if named:
@@ -49,9 +55,8 @@ def find_triton() -> TritonInstall:
             return _local_install(server)
     install = _wheel_install()
     if install is None:
-        raise TrtMtpError(
-            "tritonserver not found: set TRITONSERVER to its path, "
-            "or install nvidia-pytriton==0.7.0"
+        raise InputError(
+            "tritonserver not found: set TRITONSERVER to its path, or pip install 'trt-mtp[triton]'"
         )
     return install
 
@@ -81,12 +86,12 @@ def _stub_of(server: Path) -> Path:
 
 
 def _stub_python(stub: Path) -> str:
-    """The Python version that a stub is linked with, as "3.12"; empty when unknown."""
+    """The Python version that a stub is linked with, as "3.12"; empty if unknown."""
     try:
-        found = re.search(rb"libpython(3\.\d+)", stub.read_bytes())
+        match = re.search(rb"libpython(3\.\d+)", stub.read_bytes())
     except OSError:
         return ""
-    return found[1].decode() if found else ""
+    return match[1].decode() if match else ""
 
 
 def _wheel_install() -> TritonInstall | None:

@@ -1,6 +1,6 @@
 """The Triton model of one variant: python backend, decoupled, one thread that talks to Triton.
 
-Runs inside Triton's python-backend process, where alone `triton_python_backend_utils` exists.
+Runs inside Triton's python-backend process; only there `triton_python_backend_utils` exists.
 """
 
 import fcntl
@@ -8,10 +8,12 @@ import json
 import logging
 import os
 import queue
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,57 +21,78 @@ import numpy as np
 import triton_python_backend_utils as pb_utils
 
 from trt_mtp.errors import InputError, TrtMtpError
-from trt_mtp.serve.contract import CANCELLED, INTERNAL_ERROR, OUTPUTS
+from trt_mtp.serve.contract import CANCELLED, CANCELLED_FLAG, IN_FLIGHT, INTERNAL_ERROR, OUTPUTS
 from trt_mtp.serve.engine import open_engine
 from trt_mtp.serve.engine.base import Chunk, Engine, Generation, Request, SamplingParams
+from trt_mtp.serve.long_prompts import LongPrompts, ReceivedRequest
+from trt_mtp.serve.openable import openable
 from trt_mtp.serve.variant_metrics import VariantMetrics
-from trt_mtp.serve.variant_request import VariantRequest, read_request
+from trt_mtp.serve.variant_request import VariantRequest, read_cancel, read_request
 
 log = logging.getLogger(__name__)
 
-CANCEL_POLL_S = 0.05  # asking Triton whether a client is still there takes about 50 µs a request
+CANCEL_POLL_S = 0.05  # asking Triton whether a client has left takes about 50 µs per request
 PUBLISH_S = 1.0
+CHECK_S = 1.0  # whether the engine is alive, while nothing else is to be done
+DEATH_S = 1.0  # for errors on their way, when the engine is dead and its process ends
 FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
-NUMPY_TYPES = {"TYPE_STRING": np.object_, "TYPE_INT32": np.int32, "TYPE_FP32": np.float32}
+WARM_UP_S = 600.0  # for a first answer, with compiling; `serve` may kill this process earlier
+CLOSE_S = 10.0  # to send waiting responses when the model is unloaded
+NUMPY_TYPES = {
+    "TYPE_STRING": np.object_,
+    "TYPE_INT32": np.int32,
+    "TYPE_UINT64": np.uint64,
+    "TYPE_FP32": np.float32,
+    "TYPE_BOOL": np.bool_,
+}
 DTYPES = {spec.name: NUMPY_TYPES[spec.data_type] for spec in OUTPUTS}
 
 
-class Flight:
-    """A request being answered; after submission only the courier's thread touches it."""
+class RequestState:
+    """A running request; after submission only the response sender's thread uses it."""
 
-    def __init__(self, sender: Any, outputs: frozenset[str], request: VariantRequest) -> None:
-        self.sender = sender
+    def __init__(
+        self, request_id: str, sender: Any, outputs: frozenset[str], request: VariantRequest
+    ) -> None:
+        self.request_id = request_id  # empty if the client gave none
+        self.sender = sender  # Triton's, of this request
         self.outputs = outputs - request.omitted
         self.is_streaming = request.is_streaming
         self.num_input_tokens = len(request.request.prompt_ids)
+        self.seed = request.request.sampling.seed
         self.generation: Generation | None = None
+        self.is_cancelled_in_band = False  # by another request; the client reads to the end
         self._text = request.echo
         self._token_ids: list[int] = []
         self._last: Chunk | None = None
 
     def add(self, chunk: Chunk) -> None:
-        """Take in a chunk that is to be sent."""
+        """Add a chunk to the next response."""
         self._text += chunk.text
         self._token_ids += chunk.token_ids
         self._last = chunk
 
     @property
     def is_over(self) -> bool:
-        """True when the last chunk was added."""
+        """True if the last chunk was added."""
         return self._last is not None and self._last.finish_reason is not None
 
-    def take_response(self) -> Any:
-        """The response over what was added since the last one; None when none is needed."""
+    def take_response(self, num_in_flight: int) -> Any:
+        """The response with the chunks since the last one; None if none is needed.
+
+        `num_in_flight` requests are left when it is sent.
+        """
         chunk = self._last
         assert chunk is not None
         if chunk.finish_reason == "error":
             return error_response(INTERNAL_ERROR + chunk.error, pb_utils.TritonError.INTERNAL)
-        if chunk.finish_reason == "cancelled":
+        if chunk.finish_reason == "cancelled" and not self.is_cancelled_in_band:
             return error_response(CANCELLED, pb_utils.TritonError.CANCELLED)
         if chunk.finish_reason is None and not (self.is_streaming and self._has_news()):
             return None
         values: dict[str, Any] = {"text_output": [self._text.encode()]}
         values["output_ids"] = self._token_ids
+        values[IN_FLIGHT] = [num_in_flight]
         if chunk.finish_reason is not None:
             values |= self._closing_values(chunk)
         self._text, self._token_ids = "", []
@@ -86,6 +109,7 @@ class Flight:
 
     def _closing_values(self, chunk: Chunk) -> dict[str, Any]:
         counters = chunk.counters
+        drafted = counters.num_draft_tokens
         margin = {} if chunk.margin is None else {"margin": [chunk.margin]}
         return margin | {
             "finish_reason": [str(chunk.finish_reason).encode()],
@@ -95,92 +119,170 @@ class Flight:
             "num_draft_tokens": [counters.num_draft_tokens],
             "num_accepted_draft_tokens": [counters.num_accepted_draft_tokens],
             "accepted_per_position": list(counters.accepted_per_position),
+            "cut_after": [counters.cut_after],
+            "total_draft_tokens": [drafted],
+            "total_accepted_draft_tokens": [counters.num_accepted_draft_tokens],
+            "acceptance_rate": [counters.num_accepted_draft_tokens / max(drafted, 1)],
+            "seed": [self.seed],
         }
 
 
 def error_response(message: str, code: Any) -> Any:
-    """A response that is an error."""
+    """A response that carries an error."""
     return pb_utils.InferenceResponse(error=pb_utils.TritonError(message, code))
 
 
-class Courier:
-    """Sends chunks and notices clients that left, so that the engine's thread never waits.
+def send_cancelled(sender: Any) -> None:
+    """End a request that was cancelled before its prompt was read."""
+    sender.send(error_response(CANCELLED, pb_utils.TritonError.CANCELLED), flags=FINAL)
 
-    All chunks of a request that are waiting go out as one response.
+
+@contextmanager
+def errors_sent(sender: Any) -> Iterator[None]:
+    """While a request is submitted: what is wrong ends it with a sentence."""
+    try:
+        yield
+    except InputError as error:
+        sender.send(error_response(str(error), pb_utils.TritonError.INVALID_ARG), flags=FINAL)
+    except Exception as error:
+        log.exception("a request could not be submitted")
+        message = f"{INTERNAL_ERROR}{error}"
+        sender.send(error_response(message, pb_utils.TritonError.INTERNAL), flags=FINAL)
+
+
+def received_request(request: Any, sender: Any) -> ReceivedRequest:
+    """Triton's `request`, of which nothing may be read once `execute` has returned."""
+    inputs = {}
+    for tensor in request.inputs():
+        array = tensor.as_numpy()
+        # numbers are a view of memory that Triton takes back
+        inputs[tensor.name()] = array if array.dtype == object else array.copy()
+    return ReceivedRequest(
+        request.request_id(),
+        inputs,
+        request.parameters(),
+        frozenset(request.requested_output_names()),
+        sender,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Cancellation:
+    """A request to cancel another one; `sender` gets the result."""
+
+    request_id: str
+    sender: Any
+
+    def answer(self, is_cancelled: bool) -> None:
+        """Send whether there was such a request."""
+        flag = pb_utils.Tensor(CANCELLED_FLAG, np.array([is_cancelled]))
+        self.sender.send(pb_utils.InferenceResponse([flag]), flags=FINAL)
+
+
+class ResponseSender:
+    """Sends responses and polls for clients that left, so that the engine's thread never waits.
+
+    All waiting chunks of a request go out as one response.
     """
 
-    def __init__(self, publish: Callable[[], None]) -> None:
-        """`publish` is called once a second while there are requests, and when that changes."""
+    def __init__(self, publish: Callable[[], None], check: Callable[[], None]) -> None:
+        """Calls `publish` once per second while requests run, and when they begin or end.
+
+        `check` is called once per second, also while no request runs: an engine may die idle.
+        """
         self._publish = publish
+        self._check = check
         self._publish_at = 0.0
         self._was_idle = False
-        self._inbox: queue.SimpleQueue[tuple[Flight, Chunk | None] | None] = queue.SimpleQueue()
-        self._flights: set[Flight] = set()
-        self._next_poll = 0.0
-        self._thread = threading.Thread(target=self._run, name="courier", daemon=True)
+        self._inbox: queue.SimpleQueue[tuple[RequestState, Chunk | None] | Cancellation | None] = (
+            queue.SimpleQueue()
+        )
+        self._running: set[RequestState] = set()
+        self._poll_at = 0.0
+        self._thread = threading.Thread(target=self._run, name="response-sender", daemon=True)
         self._thread.start()
 
-    def open(self, flight: Flight) -> None:
-        """Watch `flight` for cancellation from now on."""
-        self._inbox.put((flight, None))
+    def open(self, state: RequestState) -> None:
+        """Poll `state` for cancellation from now on."""
+        self._inbox.put((state, None))
 
-    def put(self, flight: Flight, chunk: Chunk) -> None:
+    def put(self, state: RequestState, chunk: Chunk) -> None:
         """Send `chunk`; returns at once."""
-        self._inbox.put((flight, chunk))
+        self._inbox.put((state, chunk))
+
+    def cancel(self, cancellation: Cancellation) -> None:
+        """Cancel an opened request if it is still running; returns at once."""
+        self._inbox.put(cancellation)
 
     def close(self) -> None:
-        """Send what is waiting, then end the thread."""
+        """Send waiting responses, then end the thread."""
         self._inbox.put(None)
-        self._thread.join()
+        self._thread.join(CLOSE_S)
 
     def _run(self) -> None:
         is_open = True
         while is_open:
-            flights, is_open = self._collect()
+            states, is_open = self._collect()
             try:
-                for flight in flights:
-                    self._send(flight)
+                for state in states:
+                    self._send(state)
                 self._poll()
                 self._report()
-            except Exception:  # one request's trouble may not end the others' answers
+            except Exception:  # one request's failure must not end the other answers
                 log.exception("Triton refused a call")
 
-    def _collect(self) -> tuple[list[Flight], bool]:
-        """Wait for something to do; the flights that have a chunk to send, and false at the end."""
-        changed: dict[Flight, None] = {}
-        timeout = max(self._next_poll - time.monotonic(), 0.0) if self._flights else None
+    def _collect(self) -> tuple[list[RequestState], bool]:
+        """Wait for work; returns the requests with a chunk to send, and false after `close`."""
+        changed: dict[RequestState, None] = {}
+        timeout = max(self._poll_at - time.monotonic(), 0.0) if self._running else CHECK_S
         try:
             item = self._inbox.get(timeout=timeout)
             while item is not None:
-                flight, chunk = item
-                if chunk is not None:
-                    flight.add(chunk)
-                    changed[flight] = None
-                elif not flight.is_over:
-                    self._flights.add(flight)
+                if isinstance(item, Cancellation):
+                    self._cancel(item)
+                else:
+                    self._take(*item, changed)
                 item = self._inbox.get_nowait()
         except queue.Empty:
             return list(changed), True
         return list(changed), False
 
-    def _send(self, flight: Flight) -> None:
-        is_over = flight.is_over
+    def _take(
+        self, state: RequestState, chunk: Chunk | None, changed: dict[RequestState, None]
+    ) -> None:
+        if chunk is not None:
+            state.add(chunk)
+            changed[state] = None
+        elif not state.is_over:
+            self._running.add(state)
+
+    def _cancel(self, cancellation: Cancellation) -> None:
+        matches = [s for s in self._running if s.request_id == cancellation.request_id]
+        for state in matches:
+            assert state.generation is not None
+            state.is_cancelled_in_band = True
+            state.generation.cancel()
+        cancellation.answer(bool(matches))
+
+    def _send(self, state: RequestState) -> None:
+        is_over = state.is_over
         if is_over:
-            self._flights.discard(flight)  # Triton may not be asked about it after the last one
-        response = flight.take_response()
+            self._running.discard(state)  # Triton must not be polled after the last response
+        response = state.take_response(len(self._running))
         if response is not None:
-            flight.sender.send(response, flags=FINAL if is_over else 0)
+            state.sender.send(response, flags=FINAL if is_over else 0)
 
     def _poll(self) -> None:
-        if time.monotonic() < self._next_poll:
+        if time.monotonic() < self._poll_at:
             return
-        self._next_poll = time.monotonic() + CANCEL_POLL_S
-        for flight in self._flights:
-            if flight.generation is not None and flight.sender.is_cancelled():
-                flight.generation.cancel()
+        self._poll_at = time.monotonic() + CANCEL_POLL_S
+        for state in self._running:
+            if state.generation is not None and state.sender.is_cancelled():
+                state.generation.cancel()
 
     def _report(self) -> None:
-        now, is_idle = time.monotonic(), not self._flights
+        now, is_idle = time.monotonic(), not self._running
+        self._check()
         if is_idle != self._was_idle or (now >= self._publish_at and not is_idle):
             self._was_idle, self._publish_at = is_idle, now + PUBLISH_S
             self._publish()
@@ -188,7 +290,7 @@ class Courier:
 
 @contextmanager
 def one_at_a_time(folder: Path) -> Iterator[None]:
-    """Of the variants in `folder`, one after the other: what one compiles, the next ones load."""
+    """Hold a lock on `folder`, so that one variant compiles and the others load the result."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
@@ -198,7 +300,7 @@ def one_at_a_time(folder: Path) -> Iterator[None]:
 
 
 def warm_up(engine: Engine) -> None:
-    """Answer a tiny request, so that nothing is left to be compiled or mapped when clients come."""
+    """Answer a tiny request, so that everything is compiled and mapped before clients come."""
     is_done = threading.Event()
 
     def on_chunk(chunk: Chunk) -> None:
@@ -206,54 +308,86 @@ def warm_up(engine: Engine) -> None:
             is_done.set()
 
     engine.submit(Request((0, 0), SamplingParams(max_tokens=8, ignore_eos=True)), on_chunk)
-    is_done.wait()
+    if not is_done.wait(WARM_UP_S):
+        raise TrtMtpError(f"the engine gave no answer to its first request in {WARM_UP_S:.0f} s")
+
+
+def end_with(engine: Engine) -> None:
+    """End this process when `engine` can't answer any more.
+
+    Triton and `trt-mtp serve` see a model whose process is gone, not one whose every answer is an
+    error: requests go to other variants, and the server is started again.
+    """
+    if engine.failure:
+        log.critical("%s; the process of this variant ends", engine.failure)
+        time.sleep(DEATH_S)
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
 class TritonPythonModel:
-    """What Triton's python backend calls."""
+    """The class that Triton's python backend calls."""
 
     def initialize(self, args: dict[str, str]) -> None:
-        """Open the variant that the model's `variant_folder` parameter names."""
+        """Open the variant in the model's `variant_folder` parameter."""
         parameters = json.loads(args["model_config"])["parameters"]
         try:
-            folder = Path(parameters["variant_folder"]["string_value"])
-            self._engine = open_engine(folder)
+            with openable(parameters["variant_folder"]["string_value"]) as folder:
+                self._engine = open_engine(folder)
+                with one_at_a_time(folder / ".."):
+                    warm_up(self._engine)
         except TrtMtpError as error:
             raise pb_utils.TritonModelException(str(error)) from None
-        with one_at_a_time(folder.parent):
-            warm_up(self._engine)
         labels = {
-            "variant": folder.name,
+            "variant": parameters["variant"]["string_value"],
             "draft_length": parameters["draft_length"]["string_value"],
         }
         metrics = VariantMetrics(self._engine, labels, pb_utils.MetricFamily)
-        self._courier = Courier(metrics.publish)
+
+        self._responses = ResponseSender(metrics.publish, lambda: end_with(self._engine))
+        self._long_prompts = LongPrompts(self._submit_long)
 
     def execute(self, requests: list[Any]) -> None:
         """Submit `requests`; answers follow through their response senders."""
         for request in requests:
             sender = request.get_response_sender()
-            try:
-                self._submit(request, sender)
-            except InputError as error:
-                code = pb_utils.TritonError.INVALID_ARG
-                sender.send(error_response(str(error), code), flags=FINAL)
-            except Exception as error:
-                log.exception("a request could not be submitted")
-                code = pb_utils.TritonError.INTERNAL
-                sender.send(error_response(f"{INTERNAL_ERROR}{error}", code), flags=FINAL)
+            with errors_sent(sender):
+                received = received_request(request, sender)
+                cancelled = read_cancel(received.inputs)
+                if cancelled is not None:
+                    self._cancel(Cancellation(cancelled, sender))
+                elif received.is_long:
+                    self._long_prompts.put(received)
+                else:
+                    self._submit(received)
 
-    def _submit(self, request: Any, sender: Any) -> None:
-        inputs = {tensor.name(): tensor.as_numpy() for tensor in request.inputs()}
-        wanted = read_request(inputs, request.parameters(), self._engine)
-        flight = Flight(sender, frozenset(request.requested_output_names()), wanted)
-        courier = self._courier
-        flight.generation = self._engine.submit(
-            wanted.request, lambda chunk: courier.put(flight, chunk)
+    def _submit_long(self, received: ReceivedRequest) -> None:
+        with errors_sent(received.sender):
+            if received.sender.is_cancelled():
+                send_cancelled(received.sender)
+            else:
+                self._submit(received)
+
+    def _submit(self, received: ReceivedRequest) -> None:
+        responses = self._responses
+        wanted = read_request(received.inputs, received.parameters, self._engine)
+        state = RequestState(received.request_id, received.sender, received.outputs, wanted)
+        state.generation = self._engine.submit(
+            wanted.request, lambda chunk: responses.put(state, chunk)
         )
-        courier.open(flight)
+        responses.open(state)
+
+    def _cancel(self, cancellation: Cancellation) -> None:
+        """Cancel a request that runs, or whose prompt waits or is being read."""
+        request_id = cancellation.request_id
+        waiting = self._long_prompts.take(request_id)
+        if waiting is not None:
+            send_cancelled(waiting.sender)
+            cancellation.answer(True)
+        elif not self._long_prompts.defer(request_id, lambda: self._responses.cancel(cancellation)):
+            self._responses.cancel(cancellation)
 
     def finalize(self) -> None:
         """Close the engine; Triton calls this when no request is in flight."""
+        self._long_prompts.close()
         self._engine.close()
-        self._courier.close()
+        self._responses.close()

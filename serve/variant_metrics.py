@@ -1,8 +1,10 @@
 """A variant's engine statistics as Prometheus metrics on Triton's metrics port."""
 
+import os
 from typing import Any
 
 from trt_mtp.serve.engine.base import Engine
+from trt_mtp.serve.restarts import counts_in
 
 # metric -> (field of EngineStatistics, help)
 GAUGES = {
@@ -15,6 +17,8 @@ COUNTERS = {
     "trt_mtp_draft_tokens": ("num_draft_tokens", "Tokens drafted"),
     "trt_mtp_accepted_draft_tokens": ("num_accepted_draft_tokens", "Drafted tokens accepted"),
 }
+# a gauge: each model's process says the same number, and counters would be added up
+RESTARTS = "trt_mtp_server_restarts"
 
 
 class VariantMetrics:
@@ -28,6 +32,7 @@ class VariantMetrics:
         self._families: list[Any] = []
         self._gauges = self._register(GAUGES, metric_family, "GAUGE", labels)
         self._counters = self._register(COUNTERS, metric_family, "COUNTER", labels)
+        self._restarts = self._publish_restarts(metric_family)
 
     def publish(self) -> None:
         """Bring the metrics up to date; takes Triton some 0.1 ms each."""
@@ -52,4 +57,18 @@ class VariantMetrics:
             family = metric_family(name=name, description=text, kind=getattr(metric_family, kind))
             self._families.append(family)
             metrics[field] = family.Metric(labels=labels)
+        return metrics
+
+    def _publish_restarts(self, metric_family: Any) -> list[Any]:
+        """How often `trt-mtp serve` started this server again, by reason; nothing without it."""
+        counts = counts_in(os.environ)
+        if not counts:
+            return []
+        text = "Starts of this Triton after the first, by reason"
+        family = metric_family(name=RESTARTS, description=text, kind=metric_family.GAUGE)
+        self._families.append(family)
+        metrics = []
+        for reason, count in counts.items():
+            metrics.append(family.Metric(labels={"reason": reason}))
+            metrics[-1].set(count)
         return metrics

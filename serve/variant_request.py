@@ -1,7 +1,7 @@
 """One Triton request, checked and turned into an engine request."""
 
-import difflib
 import json
+import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -9,13 +9,26 @@ from typing import Any
 from numpy.typing import NDArray
 
 from trt_mtp.errors import InputError
-from trt_mtp.serve.contract import INPUTS, OUTPUT_FLAGS, PARAMETERS, PROMPT_INPUTS
+from trt_mtp.serve.contract import (
+    CANCEL,
+    MAX_STOP_TEXTS,
+    NEUTRAL,
+    OUTPUT_FLAGS,
+    PARAMETERS,
+    PROMPT_INPUTS,
+    REST_OF_CONTEXT,
+    THINKING,
+)
 from trt_mtp.serve.engine.base import Engine, Request, SamplingParams
+from trt_mtp.serve.parameter_names import PREFIX, unknown_parameter
 
 Inputs = Mapping[str, NDArray[Any]]
 
-PREFIX = "sampling_param_"  # before the names of the fields of SamplingParams
-SAMPLING_FIELDS = ("max_tokens", "temperature", "top_k", "top_p", "seed")
+SAMPLING_FIELDS = (
+    "max_tokens", "min_tokens", "ignore_eos", "temperature", "top_k", "top_p", "seed",
+)  # fmt: skip
+FOR_MESSAGES = ("tools", THINKING)
+SEED_BITS = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,14 +44,16 @@ class VariantRequest:
 def read_request(inputs: Inputs, parameters: str, engine: Engine) -> VariantRequest:
     """The request whose tensors are `inputs` and whose parameters are the JSON object `parameters`.
 
-    Raises InputError when it can't be run; the engine checks ranges and lengths on submission.
+    Raises InputError if it can't be run; the engine checks ranges and lengths on submission.
     """
     _check_parameters(json.loads(parameters) if parameters else {})
+    _check_neutral(inputs)
     flags = {name: bool(inputs[name].item()) for name in OUTPUT_FLAGS if name in inputs}
+    prompt_ids = _prompt_ids(inputs, engine)
     return VariantRequest(
         request=Request(
-            _prompt_ids(inputs, engine),
-            _sampling(inputs),
+            prompt_ids,
+            _sampling(inputs, max(engine.max_seq_len - len(prompt_ids), 1)),
             _emitted_ids(inputs),
             "return_margin" in inputs and bool(inputs["return_margin"].item()),
         ),
@@ -50,15 +65,37 @@ def read_request(inputs: Inputs, parameters: str, engine: Engine) -> VariantRequ
     )
 
 
+def read_cancel(inputs: Inputs) -> str | None:
+    """The id of the request that this one cancels; None for one that wants an answer.
+
+    Raises InputError for an id that is empty, and for one that comes with other inputs.
+    """
+    if CANCEL not in inputs:
+        return None
+    others = sorted(set(inputs) - {CANCEL})
+    if others:
+        raise InputError(f"{CANCEL} goes alone; this request has {', '.join(others)} as well")
+    request_id = _text(inputs, CANCEL)
+    if not request_id:
+        raise InputError(f"{CANCEL} is empty; it names the request to cancel by its id")
+    return request_id
+
+
 def _check_parameters(parameters: Mapping[str, Any]) -> None:
     """Triton's HTTP `generate` makes a parameter of every key that is not an input."""
     for name in parameters:
         if name not in PARAMETERS:
-            known = {spec.name.removeprefix(PREFIX): spec.name for spec in INPUTS}
-            known |= {parameter: parameter for parameter in PARAMETERS}
-            match = difflib.get_close_matches(name.removeprefix(PREFIX), known, n=1)
-            hint = f"; did you mean {known[match[0]]}?" if match else ""
-            raise InputError(f"unknown request parameter {name!r}{hint}")
+            raise unknown_parameter(name, PARAMETERS)
+
+
+def _check_neutral(inputs: Inputs) -> None:
+    """Refuse inputs of NVIDIA's llmapi model that would change the answer, at other values."""
+    for name, neutral in NEUTRAL.items():
+        if name in inputs and any(value != neutral for value in inputs[name].ravel().tolist()):
+            shown = neutral.decode() if isinstance(neutral, bytes) else str(neutral).lower()
+            expected = f"{name} {shown}" if shown else f"an empty {name}"
+            hint = f"; to cancel a request, send {CANCEL}" if name == "stop" else ""
+            raise InputError(f"{name} is not supported here; expected {expected} or none{hint}")
 
 
 def _prompt_ids(inputs: Inputs, engine: Engine) -> tuple[int, ...]:
@@ -68,30 +105,41 @@ def _prompt_ids(inputs: Inputs, engine: Engine) -> tuple[int, ...]:
             f"expected exactly one of the inputs {', '.join(PROMPT_INPUTS)}; "
             f"this request has {' and '.join(given) or 'none'}"
         )
-    if "tools" in inputs and given != ["messages"]:
-        raise InputError(f"tools goes with messages; this request has {given[0]}")
+    for name in FOR_MESSAGES if given != ["messages"] else ():
+        if name in inputs:
+            raise InputError(f"{name} goes with messages; this request has {given[0]}")
     if given == ["input_ids"]:
         return tuple(inputs["input_ids"].tolist())
     if given == ["text_input"]:
         return engine.encode(_text(inputs, "text_input"))
     tools = _objects(inputs, "tools") if "tools" in inputs else None
-    return engine.encode_chat(_objects(inputs, "messages"), tools)
+    thinking = bool(inputs[THINKING].item()) if THINKING in inputs else None
+    return engine.encode_chat(_objects(inputs, "messages"), tools, thinking)
 
 
 def _emitted_ids(inputs: Inputs) -> tuple[int, ...]:
     return tuple(inputs["emitted_ids"].tolist()) if "emitted_ids" in inputs else ()
 
 
-def _sampling(inputs: Inputs) -> SamplingParams:
+def _sampling(inputs: Inputs, room: int) -> SamplingParams:
+    """`room` is how many tokens the context has for the answer."""
     values = {
         field: inputs[PREFIX + field].item()
         for field in SAMPLING_FIELDS
         if PREFIX + field in inputs
     }
+    if values.get("max_tokens") == REST_OF_CONTEXT:
+        values["max_tokens"] = room
     if "sampling_param_stop" in inputs:
-        stop = inputs["sampling_param_stop"].tolist()
+        texts = inputs["sampling_param_stop"]
+        if texts.size > MAX_STOP_TEXTS:
+            raise InputError(
+                f"the request has {texts.size} stop texts; at most {MAX_STOP_TEXTS} are taken"
+            )
+        stop = texts.tolist()
         values["stop"] = tuple(_decode("sampling_param_stop", text) for text in stop)
-    return SamplingParams(**values)
+    # without this, equal prompts would have equal samples
+    return SamplingParams(**{"seed": secrets.randbits(SEED_BITS), **values})
 
 
 def _echo(inputs: Inputs) -> str:

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from trt_mtp.controller.acceptance import acceptance_lengths, prior_conditionals
-from trt_mtp.controller.measure.load_client import Answer
-from trt_mtp.controller.measure.plan import next_block
-from trt_mtp.controller.measure.results import Arm, Block, Results, Settings
+from trt_mtp.controller.calibrate.load_client import Answer
+from trt_mtp.controller.calibrate.plan import next_block
+from trt_mtp.controller.calibrate.results import Arm, Block, Results, Settings
 
 PLAIN_STEP_S = 0.02
 

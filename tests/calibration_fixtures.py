@@ -1,4 +1,4 @@
-"""Profiles with a calibration, made of the simulated world: published acceptance and step costs."""
+"""Profiles with a calibration, of a simulated workload with published acceptance and step costs."""
 
 import random
 import statistics
@@ -10,6 +10,7 @@ from trt_mtp.controller.calibration import (
     BestLength,
     Calibration,
     Cell,
+    CellKey,
     Crossover,
     Interval,
     Percentiles,
@@ -20,7 +21,7 @@ from trt_mtp.controller.decision_log import LogRecord
 from trt_mtp.controller.policy import Policy
 from trt_mtp.controller.profile import Profile
 from trt_mtp.controller.replay import replay
-from trt_mtp.controller.simulate.world import World, published_cost
+from trt_mtp.controller.simulate.workload import Workload, published_cost
 
 TASKS = ("coding", "math", "qa", "roleplay", "structured_output", "writing")
 LENGTHS = (0, 1, 3, 5)
@@ -41,9 +42,9 @@ def simulated_profile(
 
     Nothing in it was measured; the fingerprint and the environment say so.
     """
-    world = World(published_cost(), seed=seed, acceptance=_spread_out())
+    workload = Workload(published_cost(), seed=seed, acceptance=_spread_out())
     grid = [(t, k, c) for t in tasks for c in concurrencies for k in lengths]
-    cells = tuple(_cell(world, *key) for key in grid if key not in left_out)
+    cells = tuple(_cell(workload, *key) for key in grid if key not in left_out)
     plain = 0 in lengths
     return Profile(
         fingerprint="simulated-rig-0001",
@@ -60,7 +61,7 @@ def simulated_profile(
             concurrencies=tuple(concurrencies),
             environment={"machine": "none: simulated by the tests", "trt-mtp": "0.0"},
             cells=cells,
-            unmeasured=tuple(left_out),
+            unmeasured=tuple(CellKey(*key) for key in left_out),
             prediction=PredictionQuality(num_cells=12, median_abs_error=0.02, p90_abs_error=0.05),
             crossovers=tuple(_crossovers(cells, tasks, lengths)) if plain else (),
             recommendation=_recommendation(cells, tasks, concurrencies) if plain else None,
@@ -73,14 +74,16 @@ def _spread_out() -> dict[str, float]:
     return Profile().priors() | {"roleplay": 0.12, "writing": 0.42}
 
 
-def _cell(world: World, task: str, length: int, concurrency: int) -> Cell:
-    step_s = world.cost.step_s(length, concurrency)
-    outcomes = [world.outcome(world.draw({task: 1.0}), length, load=concurrency) for _ in range(12)]
+def _cell(workload: Workload, task: str, length: int, concurrency: int) -> Cell:
+    step_s = workload.cost.step_s(length, concurrency)
+    outcomes = [
+        workload.outcome(workload.draw({task: 1.0}), length, load=concurrency) for _ in range(12)
+    ]
     steps = sum(o.num_steps for o in outcomes)
     tokens = sum(o.num_output_tokens for o in outcomes)
     accepted = tuple(sum(o.accepted_per_position[j] for o in outcomes) for j in range(length))
     tpots = [1000 * step_s * o.num_steps / o.num_output_tokens for o in outcomes]
-    plain_ms = 1000 * world.cost.step_s(0, concurrency)
+    plain_ms = 1000 * workload.cost.step_s(0, concurrency)
     speedups = [plain_ms / tpot for tpot in tpots]
     rates = [1000 * concurrency / tpot for tpot in tpots]
     return Cell(

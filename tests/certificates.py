@@ -26,11 +26,14 @@ class Authority:
         own = own.add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
         self.ca.write_bytes(_pem(own.sign(self._key, hashes.SHA256())))
 
-    def issue(self, name: str) -> tuple[Path, Path]:
-        """Files of a certificate for 127.0.0.1 and of its key, replaced if they exist."""
+    def issue(self, name: str, from_day: int = -1, to_day: int = 30) -> tuple[Path, Path]:
+        """Files of a certificate for 127.0.0.1 and of its key, replaced if they exist.
+
+        It is valid between these days from today.
+        """
         key = ec.generate_private_key(ec.SECP256R1())
         addresses = [x509.IPAddress(ipaddress.ip_address("127.0.0.1")), x509.DNSName("localhost")]
-        builder = _builder(_name(name), self._name, key.public_key())
+        builder = _builder(_name(name), self._name, key.public_key(), from_day, to_day)
         builder = builder.add_extension(x509.SubjectAlternativeName(addresses), critical=False)
         cert_file, key_file = self.folder / f"{name}.crt", self.folder / f"{name}.key"
         cert_file.write_bytes(_pem(builder.sign(self._key, hashes.SHA256())))
@@ -49,7 +52,11 @@ def _name(name: str) -> x509.Name:
 
 
 def _builder(
-    subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePublicKey
+    subject: x509.Name,
+    issuer: x509.Name,
+    key: ec.EllipticCurvePublicKey,
+    from_day: int = -1,
+    to_day: int = 30,
 ) -> x509.CertificateBuilder:
     now = datetime.datetime.now(datetime.UTC)
     return (
@@ -58,8 +65,8 @@ def _builder(
         .issuer_name(issuer)
         .public_key(key)
         .serial_number(x509.random_serial_number())
-        .not_valid_before(now - DAY)
-        .not_valid_after(now + 30 * DAY)
+        .not_valid_before(now + from_day * DAY)
+        .not_valid_after(now + to_day * DAY)
     )
 
 

@@ -2,25 +2,58 @@
 
 import os
 
-# before numpy comes: its threads spin, which slows small matrices down on a loaded machine
+# before numpy and torch come: their threads spin, which makes small matrices slow where other
+# programs want the cores (half as fast, with two of them on two cores)
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
+from tests.run_guard import RunGuard
 from tests.tiny_model import make_checkpoint
 from trt_mtp.cli import main
+from trt_mtp.serve.triton import TritonServer
 
 # Processes are started while this one is a gRPC client; gRPC's fork handlers crash the child.
 os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
 
-settings.register_profile("no-deadline", deadline=None)  # nothing here asserts on time
+# vLLM has an environment of its own, which `make test-vllm` makes and names
+collect_ignore = [] if "TRT_MTP_VLLM_PYTHON" in os.environ else ["vllm"]
+
+# nothing here asserts on time
+settings.register_profile(
+    "no-deadline", deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
 settings.load_profile("no-deadline")
+
+
+# These begin first: a worker of pytest-xdist that began with one late would be alone in the end.
+LONG = (
+    "tests/end_to_end/",
+    "tests/controller/rollout/",
+    "tests/serve/",
+    "tests/controller/calibrate/",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Folders of long tests first, all else in its order."""
+    items.sort(key=lambda item: [not item.nodeid.startswith(folder) for folder in LONG])
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """From here on a run that is stuck ends, and nothing that it started survives it."""
+    session.config.pluginmanager.register(RunGuard(session.config))
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        # a shell's `&` has it ignored, also by the programs that tests start and interrupt
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
@@ -30,12 +63,12 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def drafting(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A packed checkpoint whose drafts are right about half of the time."""
-    from tests.engine_fixtures import make_drafting_checkpoint, pack  # numba: not for every run
+def doubles(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TritonServer]:
+    """One Triton of doubles for all tests that leave it alive."""
+    from tests.gateway_fixtures import triton_of_doubles  # grpc: not for every run
 
-    folder = tmp_path_factory.mktemp("drafting")
-    return pack(make_drafting_checkpoint(folder / "checkpoint"), folder / "packed")
+    with triton_of_doubles(tmp_path_factory.mktemp("doubles")) as server:
+        yield server
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,8 +19,8 @@ from tests.tiny_model import (
     write_weights,
 )
 from trt_mtp.build.checkpoint import read_checkpoint
-from trt_mtp.build.digest import TEXT_FILES
 from trt_mtp.build.pack import pack_weights
+from trt_mtp.build.text_files import text_files
 from trt_mtp.serve.engine import cycle, forward
 from trt_mtp.serve.engine.base import Chunk, Request, SamplingParams
 from trt_mtp.serve.engine.cpu import PREFILL_CHUNK, CpuEngine, allocate
@@ -30,16 +30,15 @@ from trt_mtp.serve.engine.weights import load_weights
 
 ASSET = Path(__file__).parents[1] / "assets" / "qwen-mtp-tiny"
 MAX_SEQ_LEN = 256
-TIMEOUT_S = 900.0  # the first use may compile all kernels
+TIMEOUT_S = 240.0  # the first use may compile all kernels
 
 
 def pack(checkpoint: Path, folder: Path) -> Path:
     """What `trt-mtp build` shares between variants: packed weights and the text files."""
     folder.mkdir(parents=True, exist_ok=True)
     pack_weights(read_checkpoint(checkpoint), folder, lambda *_: None)
-    for name in TEXT_FILES:
-        if (checkpoint / name).is_file():
-            shutil.copyfile(checkpoint / name, folder / name)
+    for name in text_files(checkpoint):
+        shutil.copyfile(checkpoint / name, folder / name)
     return folder
 
 

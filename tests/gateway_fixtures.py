@@ -12,18 +12,22 @@ from pathlib import Path
 from typing import Any
 
 import grpc
-import pytest
 from tritonclient.grpc import service_pb2 as pb
 
+from tests.programs import join
 from trt_mtp.controller.acceptance import DriftAlarm
 from trt_mtp.controller.decision import CandidateScore, Decision, VariantState
+from trt_mtp.controller.filters import rejections
 from trt_mtp.controller.gateway.gateway import Gateway, GatewayConfig
-from trt_mtp.controller.gateway.kserve import SERVICE
 from trt_mtp.controller.outcome import Outcome
 from trt_mtp.controller.request import RequestFeatures
+from trt_mtp.serve.chat_format import CHAT_FORMAT
 from trt_mtp.serve.contract import INPUTS, OUTPUTS
+from trt_mtp.serve.grpc_access import LOCAL, GrpcAccess
+from trt_mtp.serve.kserve import SERVICE
+from trt_mtp.serve.ports import Ports
 from trt_mtp.serve.repository import ModelConfig, to_pbtxt
-from trt_mtp.serve.triton import LOCAL, GrpcAccess, Ports, TritonServer
+from trt_mtp.serve.triton import TritonServer
 from trt_mtp.serve.triton_install import find_triton
 
 DRAFT_LENGTHS = (0, 1, 3)
@@ -40,9 +44,8 @@ class FixedPolicy:
     def choose(
         self, features: RequestFeatures, variants: Sequence[VariantState], *, now_s: float
     ) -> Decision:
-        hint = features.hint_draft_length
-        able = [v for v in variants if v.is_healthy and not v.is_full] or variants
-        picked = [v for v in able if hint is None or v.draft_length == hint][-1]
+        pairs = zip(variants, rejections(features, variants), strict=True)
+        picked = [variant for variant, rejected in pairs if not rejected][-1]
         self.seen.append(features)
         return Decision(
             decision_id=f"d{len(self.seen)}",
@@ -58,6 +61,9 @@ class FixedPolicy:
             seed=0,
             now_s=now_s,
         )
+
+    def home(self, session_id: str | None) -> str:
+        return ""
 
     def update(self, decision: Decision, outcome: Outcome) -> DriftAlarm | None:
         self.outcomes.append((decision, outcome))
@@ -85,18 +91,38 @@ class GatewayThread:
     def close(self) -> None:
         """Stop the gateway and its loop."""
         self.run(self.gateway.stop()).result(60)
+        self.run(_end_tasks()).result(60)
         self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join(60)
+        join(self._thread)
         self._loop.close()
+
+
+async def _end_tasks() -> None:
+    """What asyncio.run does in a real gateway: or a later test is blamed for the tasks."""
+    tasks = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _start(gateway: Gateway) -> None:
+    await gateway.connect()
+    await gateway.start()
 
 
 @contextlib.contextmanager
 def running_gateway(triton: str, policy: Any = None, **settings: Any) -> Iterator[GatewayThread]:
     """A gateway in front of `triton`, stopped at the end."""
-    settings = {"port": 0, "grace_s": 5.0, "ready_timeout_s": 60.0, "patience_s": 1.0, **settings}
+    settings = {
+        "port": 0,
+        "grace_s": 5.0,
+        "ready_timeout_s": 60.0,
+        "failover_wait_s": 1.0,
+        **settings,
+    }
     thread = GatewayThread(GatewayConfig(triton, **settings), policy or FixedPolicy())
     try:
-        thread.run(thread.gateway.start()).result(60)
+        thread.run(_start(thread.gateway)).result(60)
         yield thread
     finally:
         thread.close()
@@ -117,6 +143,9 @@ def write_doubles(
             "max_seq_len": "512",
             "max_batch_size": str(max_batch_size),
             "fingerprint": "f0",
+            CHAT_FORMAT: json.dumps(
+                {"tool_calls": "json", "can_think": True, "opens": [False, False, True]}
+            ),
             "measured_on": '{"device": "double", "engine": "x"}',
         }
         config = ModelConfig(name, INPUTS, OUTPUTS, parameters)
@@ -134,20 +163,13 @@ def triton_of_doubles(
     notes = folder / "notes"
     notes.mkdir(parents=True)
     models = write_doubles(folder / "repository", notes, max_batch_size=max_batch_size)
-    install, ports = find_triton(), Ports(grpc=grpc_port)
+    install, ports = find_triton(), Ports(grpc=grpc_port, http=0)
     server = TritonServer(install, folder / "repository", models, folder, ports, access=access)
     server.start()
     try:
         yield server
     finally:
         server.stop()
-
-
-@pytest.fixture(scope="session")
-def doubles(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TritonServer]:
-    """One Triton of doubles for all tests that leave it alive."""
-    with triton_of_doubles(tmp_path_factory.mktemp("doubles")) as server:
-        yield server
 
 
 class RawStream:
@@ -167,6 +189,11 @@ class RawStream:
     def receive(self) -> Any:
         """The next pb.ModelStreamInferResponse; raises grpc.RpcError, StopIteration at the end."""
         return pb.ModelStreamInferResponse.FromString(next(self._call))
+
+    def receive_to_end(self) -> None:
+        """Throw messages away until the stream ends; raises grpc.RpcError for a bad end."""
+        for _ in self._call:
+            pass
 
     def half_close(self) -> None:
         """Say that no more requests come."""
@@ -230,3 +257,9 @@ def text_of(response: Any) -> str:
 def parameter(response: Any, name: str) -> str:
     """A text parameter of a response."""
     return str(response.infer_response.parameters[name].string_param)
+
+
+def is_last(response: Any) -> bool:
+    """Is it the last response of its request?"""
+    final = response.infer_response.parameters["triton_final_response"].bool_param
+    return bool(final or response.error_message)

@@ -37,11 +37,16 @@ class Reply:
 
 @contextmanager
 def sent(
-    address: str, method: str, path: str, body: Any = None, token: str = ""
+    address: str,
+    method: str,
+    path: str,
+    body: Any = None,
+    token: str = "",
+    headers: Mapping[str, str] | None = None,
 ) -> Iterator[http.client.HTTPResponse]:
     """A response whose body has not been read; the connection is closed at the end."""
     data = body if isinstance(body, bytes | None) else json.dumps(body).encode()
-    headers = {"Authorization": f"Bearer {token}"} if token else {}
+    headers = {**(headers or {}), **({"Authorization": f"Bearer {token}"} if token else {})}
     connection = http.client.HTTPConnection(address, timeout=TIMEOUT_S)
     try:
         connection.request(method, path, data, headers)
@@ -50,8 +55,15 @@ def sent(
         connection.close()
 
 
-def ask(address: str | None, method: str, path: str, body: Any = None, token: str = "") -> Reply:
+def ask(
+    address: str | None,
+    method: str,
+    path: str,
+    body: Any = None,
+    token: str = "",
+    headers: Mapping[str, str] | None = None,
+) -> Reply:
     """Send a request, `body` as JSON unless it is bytes, and read the response."""
     assert address is not None
-    with sent(address, method, path, body, token) as response:
+    with sent(address, method, path, body, token, headers) as response:
         return Reply(response.status, dict(response.getheaders()), response.read())

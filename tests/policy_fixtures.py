@@ -7,9 +7,7 @@ from trt_mtp.controller.decision import VariantState
 from trt_mtp.controller.outcome import Outcome
 from trt_mtp.controller.request import RequestFeatures
 
-_BLANK = RequestFeatures(
-    "", "", 0, "", False, False, 0.7, 128, False, None, None, None, None, None, None
-)
+_BLANK = RequestFeatures(temperature=0.7, max_tokens=128)
 
 
 def request(text: str = "", **changes: Any) -> RequestFeatures:
@@ -24,9 +22,10 @@ def variants(*lengths: int, load: int = 0, **changes: Any) -> list[VariantState]
 
 
 def outcome(draft_length: int, acceptance: float = 0.8, num_steps: int = 50) -> Outcome:
-    """An answer whose every draft was accepted with this share."""
+    """An answer whose every draft was accepted with this share, each costing 15 % of a step."""
+    step_s = 0.02 * (1 + 0.15 * draft_length)
     accepted = tuple(int(num_steps * acceptance ** (j + 1)) for j in range(draft_length))
     return Outcome(
         draft_length, num_steps, num_steps * draft_length, sum(accepted), accepted,
-        num_steps + sum(accepted), 0.1, 0.1 + 0.03 * (num_steps - 1), "stop",
+        num_steps + sum(accepted), 0.1, 0.1 + step_s * (num_steps - 1), "stop",
     )  # fmt: skip

@@ -14,12 +14,14 @@ from typing import Any
 
 import yaml
 
+from tests.programs import join, read_line
 from tests.triton_client import streaming, text_of
 from tests.variants import make_variant
 from trt_mtp.build.variant import EngineVariant, write_variant
 from trt_mtp.serve import repository
+from trt_mtp.serve.grpc_access import GrpcAccess
 from trt_mtp.serve.serving import admin_key_in
-from trt_mtp.serve.triton import GrpcAccess, TritonServer
+from trt_mtp.serve.triton import TritonServer
 from trt_mtp.serve.triton_install import find_triton
 
 DOUBLE = Path(__file__).parent / "doubles" / "rollout_model.py"
@@ -140,8 +142,7 @@ def gateway(folder: Path, *tritons: str) -> Iterator[str]:
     with (folder / "gateway.log").open("ab") as log:
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log)
     try:
-        assert process.stdout is not None
-        yield json.loads(process.stdout.readline())["gateway"]
+        yield json.loads(read_line(process))["gateway"]
     finally:
         process.terminate()
         process.wait(60)
@@ -153,9 +154,10 @@ def gateway(folder: Path, *tritons: str) -> Iterator[str]:
 def live_requests(
     address: str,
     num_clients: int = 4,
-    pause_s: float = 0.02,
+    pause_s: float = 0.05,
     temperature: float = 0.7,
     tokens: int = 4,
+    draft_length: int | str = "auto",
 ) -> Iterator[Seen]:
     """Clients that ask one request after the other, each of its own conversation."""
     seen, ended = Seen(), threading.Event()
@@ -170,7 +172,10 @@ def live_requests(
                     text_input=json.dumps({"tokens": tokens}),
                     streaming=True,
                     sampling_param_temperature=temperature,
-                    parameters={"session_id": f"{client}-{number}"},
+                    parameters={
+                        "session_id": f"{client}-{number}",
+                        "draft_length": draft_length,
+                    },
                 )
                 failed = [response.error for response in answer if response.error]
                 seen.errors.extend(failed)
@@ -192,4 +197,4 @@ def live_requests(
     finally:
         ended.set()
         for thread in threads:
-            thread.join()
+            join(thread)

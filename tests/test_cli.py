@@ -11,6 +11,7 @@ import click
 import pytest
 
 from tests.conftest import CliResult
+from tests.programs import TIMEOUT_S, read_line, within
 from tests.tiny_model import make_checkpoint
 from trt_mtp.cli import COMMANDS, LazyGroup
 from trt_mtp.cli import cli as root
@@ -26,7 +27,13 @@ def test_help_imports_no_command() -> None:
         "heavy = {'numpy', 'numba', 'torch', 'grpc', 'pydantic', 'rich', 'trt_mtp.build.cli'}\n"
         "print(sorted(heavy & set(sys.modules)), file=sys.stderr)"
     )
-    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    run = subprocess.run(
+        [sys.executable, "-c", script],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=TIMEOUT_S,
+    )
     assert run.stderr == "[]\n"
     assert all(f"  {name} " in run.stdout for name in COMMANDS)
 
@@ -52,7 +59,11 @@ def test_an_unknown_command_names_the_nearest(cli: Cli) -> None:
 def test_module_and_script_are_one() -> None:
     """`python -m trt_mtp` is the command."""
     run = subprocess.run(
-        [sys.executable, "-m", "trt_mtp", "--version"], capture_output=True, text=True, check=True
+        [sys.executable, "-m", "trt_mtp", "--version"],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=TIMEOUT_S,
     )
     assert run.stdout.startswith("trt-mtp, version ")
 
@@ -62,7 +73,9 @@ def test_a_reader_that_goes_away_is_no_error(checkpoint: Path) -> None:
     reader, writer = os.pipe()
     os.close(reader)
     command = [sys.executable, "-m", "trt_mtp", "inspect", str(checkpoint), "--json"]
-    run = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True)
+    run = subprocess.run(
+        command, stdout=writer, stderr=subprocess.PIPE, text=True, timeout=TIMEOUT_S
+    )
     os.close(writer)
     assert run.stderr == ""
     assert run.returncode != 0
@@ -83,15 +96,15 @@ def test_ctrl_c_ends_with_130(tmp_path: Path) -> None:
         stdout=subprocess.PIPE,
         text=True,
     ) as held:
-        assert held.stdout is not None
-        held.stdout.readline()
+        assert read_line(held) == "held\n"
         source = make_checkpoint(tmp_path / "c")
         command = [sys.executable, "-m", "trt_mtp", "build", str(source), "-o", str(engines)]
         with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as waiting:
             assert waiting.stderr is not None
-            assert waiting.stderr.readline() == "waiting for another build\n"
-            waiting.send_signal(signal.SIGINT)
-            rest = waiting.stderr.read()
-        held.communicate("")
+            with within(waiting):
+                assert waiting.stderr.readline() == "waiting for another build\n"
+                waiting.send_signal(signal.SIGINT)
+                rest = waiting.stderr.read()
+        held.communicate("", timeout=TIMEOUT_S)
     assert waiting.returncode == 130
     assert "Traceback" not in rest

@@ -1,35 +1,28 @@
 """The documents say what the code says."""
 
-import ast
 import re
 from pathlib import Path
 
-import pytest
-
+from tests.module_table import HEADING, PAGE, ROOMS, summary, table
 from trt_mtp.cli import COMMANDS
 
 ROOT = Path(__file__).resolve().parents[1]
-PARTS = (
-    "trt_mtp", "build", "serve", "serve/engine", "serve/model", "controller", "controller/gateway",
-    "controller/measure", "controller/report", "controller/rollout", "controller/simulate",
-)  # fmt: skip
 
 
-def summary(file: Path) -> str:
-    """The first line of a module's docstring."""
-    text = ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or ""
-    return text.partition("\n")[0]
+def test_structures_has_the_module_table() -> None:
+    """docs/structures.md ends with each module and the first line of its docstring."""
+    page = PAGE.read_text(encoding="utf-8")
+    assert page.partition(HEADING)[1:] == (HEADING, table().removeprefix(HEADING)), (
+        "run `python -m tests.module_table`"
+    )
 
 
-@pytest.mark.parametrize("part", PARTS)
-def test_structures_lists_every_module(part: str) -> None:
-    """docs/structures.md names each module of a part with the first line of its docstring."""
-    page = (ROOT / "docs/structures.md").read_text(encoding="utf-8")
-    listed = dict(re.findall(r"^\| `(\w+\.py)` \| (.+) \|$", page, re.MULTILINE))
-    for file in (ROOT / part).glob("*.py"):
-        assert summary(file), f"{part}/{file.name} has no docstring"
-        assert f"| `{file.name}` | {summary(file)} |" in page, f"{part}/{file.name}"
-    assert listed
+def test_every_module_is_in_a_room_and_has_a_docstring() -> None:
+    """No folder of source is left out of the table."""
+    for part in ("trt_mtp", "build", "serve", "controller", "tools"):
+        for file in (ROOT / part).rglob("*.py"):
+            assert str(file.parent.relative_to(ROOT)) in ROOMS
+            assert summary(file), f"{file} has no docstring"
 
 
 def test_links_lead_somewhere() -> None:

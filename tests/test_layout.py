@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 
 import trt_mtp.build.variant
+import trt_mtp.errors
+from tests.programs import TIMEOUT_S
 from trt_mtp.build.variant import EngineVariant
 
 ROOT = Path(__file__).parents[1]
@@ -49,7 +51,12 @@ def test_pypas_build_is_found_at_the_root() -> None:
 def test_make_clean_leaves_the_sources() -> None:
     """`make clean` removes what was made, and build/ is source."""
     run = subprocess.run(
-        ["make", "-n", "clean"], cwd=ROOT, capture_output=True, text=True, check=True
+        ["make", "-n", "clean"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=TIMEOUT_S,
     )
     removed = [word for line in run.stdout.splitlines() for word in line.split()]
     assert "engines" in removed
@@ -63,6 +70,55 @@ def test_imports_go_one_way(part: str) -> None:
     for file in (ROOT / part).rglob("*.py"):
         for other in re.findall(r"(?:from|import) trt_mtp\.(\w+)", file.read_text()):
             assert other not in PARTS or other in allowed, f"{file} imports trt_mtp.{other}"
+
+
+def test_the_tree_of_errors_is_whole() -> None:
+    """Every error that a user can cause ends in Error and stands in the tree, with its file."""
+    tree = trt_mtp.errors.__doc__ or ""
+    subclass = re.compile(r"^class (\w+)\((?:TrtMtpError|InputError)\)", re.MULTILINE)
+    for file in (file for part in PARTS for file in (ROOT / part).rglob("*.py")):
+        for name in subclass.findall(file.read_text()):
+            assert re.search(rf"\b{name}\b", tree), f"{file}: {name}"
+            assert str(file.relative_to(ROOT)) in tree, f"{file}: {name}"
+            assert name.endswith("Error"), f"{file}: {name}"
+
+
+# the rooms of controller/, and which of the others each may import
+ROOMS: dict[str, tuple[str, ...]] = {
+    "": (),
+    "gateway": ("",),
+    "report": ("",),
+    "simulate": ("",),
+    "calibrate": ("", "gateway", "report"),
+    "plan": ("", "calibrate", "report", "simulate"),
+    "rollout": ("", "gateway"),
+    "demo": ("", "calibrate", "report"),
+    "accept": ("", "calibrate"),
+}
+
+
+def test_rooms_of_the_controller_import_one_way() -> None:
+    """What decides and learns knows nothing of the doors and tools around it; no circles."""
+    for file in (ROOT / "controller").rglob("*.py"):
+        room = "/".join(file.relative_to(ROOT / "controller").parts[:-1]).partition("/")[0]
+        for path in re.findall(r"from trt_mtp\.controller\.([\w.]+) import", file.read_text()):
+            other = path.partition(".")[0] if path.partition(".")[0] in ROOMS else ""
+            assert other == room or other in ROOMS[room], f"{file} imports controller.{path}"
+
+
+def test_tests_lie_where_their_code_does() -> None:
+    """A folder of tests of build/, serve/ or controller/ has the name of a folder of the source."""
+    for part in PARTS:
+        for file in (ROOT / "tests" / part).rglob("test_*.py"):
+            assert (ROOT / file.parent.relative_to(ROOT / "tests")).is_dir(), file
+
+
+def test_no_test_imports_a_test() -> None:
+    """What several tests need is a plain module, or a fixture in a conftest.py."""
+    for folder in ("tests", "benchmarks"):
+        for file in (ROOT / folder).rglob("*.py"):
+            found = re.search(r"^\s*from tests\.(?:\w+\.)*test_\w+ import", file.read_text(), re.M)
+            assert not found, f"{file}: {found}"
 
 
 def source_names() -> set[str]:
@@ -82,12 +138,12 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the sdist, and the wheel that was built from the sdist."""
     folder = tmp_path_factory.mktemp("dist")
     command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(folder), str(ROOT)]
-    subprocess.run(command, check=True, capture_output=True, cwd=folder)
+    subprocess.run(command, check=True, capture_output=True, cwd=folder, timeout=TIMEOUT_S)
     return folder
 
 
 def test_the_wheel_has_every_module(built: Path) -> None:
-    """The wheel that is built from the sdist has all of trt_mtp, and nothing at the top."""
+    """The wheel that is built from the sdist has what trt_mtp runs on, and nothing at the top."""
     (wheel,) = built.glob("*.whl")
     names = set(zipfile.ZipFile(wheel).namelist())
     packaged = {name for name in names if not name.split("/")[0].endswith(".dist-info")}
@@ -116,6 +172,7 @@ def test_the_installed_wheel_runs(built: Path, tmp_path: Path) -> None:
         check=True,
         capture_output=True,
         cwd=tmp_path,
+        timeout=TIMEOUT_S,
     )
     (site / "dependencies.pth").write_text(own)
     for command in (["--help"], ["build", "--help"], ["--version"]):
@@ -125,6 +182,7 @@ def test_the_installed_wheel_runs(built: Path, tmp_path: Path) -> None:
             text=True,
             cwd=tmp_path,
             env={"PATH": "/usr/bin:/bin"},
+            timeout=TIMEOUT_S,
         )
         assert run.returncode == 0, run.stderr
     where = subprocess.run(
@@ -134,5 +192,6 @@ def test_the_installed_wheel_runs(built: Path, tmp_path: Path) -> None:
         cwd=tmp_path,
         env={"PATH": "/usr/bin:/bin"},
         check=True,
+        timeout=TIMEOUT_S,
     )
     assert where.stdout.startswith(str(site))

@@ -10,6 +10,7 @@ import numpy as np
 import tritonclient.grpc as grpcclient
 
 TIMEOUT_S = 60.0
+STREAM_S = 240.0  # for all of a stream; less than a test's deadline in pyproject.toml
 FINAL = "triton_final_response"
 
 
@@ -32,10 +33,9 @@ def tensor(name: str, value: Any) -> Any:
         texts = [text.encode() if isinstance(text, str) else text for text in values]
         array = np.array(texts, np.object_)
     else:
-        kinds = {bool: np.bool_, int: np.int32, float: np.float32}
+        whole = np.uint64 if name == "sampling_param_seed" else np.int32
+        kinds = {bool: np.bool_, int: whole, float: np.float32}
         array = np.array(values, kinds[type(values[0])])
-    if name == "sampling_param_seed":
-        array = array.astype(np.uint64)
     datatype = "BYTES" if array.dtype == np.object_ else NAMES[array.dtype.name]
     result = grpcclient.InferInput(name, list(array.shape), datatype)
     result.set_data_from_numpy(array)
@@ -53,7 +53,8 @@ class Stream:
         self._client = grpcclient.InferenceServerClient(url)
         self._responses: queue.SimpleQueue[Response] = queue.SimpleQueue()
         self._client.start_stream(
-            lambda result, error: self._responses.put(_response(result, error))
+            lambda result, error: self._responses.put(_response(result, error)),
+            stream_timeout=STREAM_S,
         )
 
     def send(
@@ -92,14 +93,25 @@ class Stream:
         return self.receive_all()
 
     def close(self, cancel: bool = False) -> None:
-        """End the stream, at once when `cancel`."""
+        """End the stream when all answers are there, or at once when `cancel`.
+
+        Triton 2.51 aborts at times when a stream is cancelled that has an answer on it.
+        """
         self._client.stop_stream(cancel_requests=cancel)
         self._client.close()
 
 
 @contextmanager
 def streaming(url: str) -> Iterator[Stream]:
-    """A stream that is closed at the end."""
+    """A stream whose answers are complete at the end, unless the test failed."""
+    with leaving(url) as stream:
+        yield stream
+        stream.close()
+
+
+@contextmanager
+def leaving(url: str) -> Iterator[Stream]:
+    """A stream that is cancelled at the end, whatever is on it."""
     stream = Stream(url)
     try:
         yield stream

@@ -38,10 +38,6 @@ def build_engines(folder: Path, draft_lengths: Sequence[int], *, max_batch_size:
     No token ends their answers, so that max_tokens does.
     """
     checkpoint = make_drafting_checkpoint(folder / "checkpoint", max_position_embeddings=4096)
-    for name in ("config.json", "generation_config.json"):
-        config = json.loads((checkpoint / name).read_text())
-        config.pop("eos_token_id", None)
-        (checkpoint / name).write_text(json.dumps(config))
     build_cpu(
         read_checkpoint(checkpoint),
         draft_lengths,
@@ -50,4 +46,15 @@ def build_engines(folder: Path, draft_lengths: Sequence[int], *, max_batch_size:
         max_seq_len=4096,
         progress=lambda *_: None,
     )
+    for name in ("config.json", "generation_config.json", "tokenizer_config.json"):
+        for file in (folder / "engines").glob(f".shared/*/{name}"):
+            forget_end(file)
     return folder / "engines"
+
+
+def forget_end(file: Path) -> None:
+    """Take the end tokens out of a file that an engine reads; no build would leave them out."""
+    config = json.loads(file.read_text())
+    file.write_text(
+        json.dumps({key: value for key, value in config.items() if not key.startswith("eos_")})
+    )

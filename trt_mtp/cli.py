@@ -12,12 +12,13 @@ import click
 from trt_mtp import __version__
 from trt_mtp.errors import TrtMtpError
 from trt_mtp.files import nearest
+from trt_mtp.interrupts import EXIT_CODE, ending_in_time, is_interrupted
 
 # name -> (where it is, its one-line help). The line is repeated here so that
 # `trt-mtp --help` imports nothing; tests/test_cli.py holds the two equal.
 COMMANDS: dict[str, tuple[str, str]] = {
     "demo": (
-        "trt_mtp.controller.demo_cli:demo",
+        "trt_mtp.controller.demo.cli:demo",
         "Build, serve and route on this machine, and print what it gains per task.",
     ),
     "up": (
@@ -35,6 +36,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "trt_mtp.build.doctor_cli:doctor",
         "Find what is wrong with variants and this machine.",
     ),
+    "accept": (
+        "trt_mtp.controller.accept.cli:accept",
+        "Try the whole chain on this machine and write one record of how it went.",
+    ),
     "gateway": (
         "trt_mtp.controller.gateway.cli:gateway",
         "Route a public model to the variants that Triton hosts, until Ctrl-C or SIGTERM.",
@@ -44,16 +49,16 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "Show which variant a request would go to, and why.",
     ),
     "calibrate": (
-        "trt_mtp.controller.measure.calibrate_cli:calibrate",
+        "trt_mtp.controller.calibrate.calibrate_cli:calibrate",
         "Measure variants per task and load, and write the profile that the gateway starts from.",
     ),
     "bench": (
-        "trt_mtp.controller.measure.bench_cli:bench",
+        "trt_mtp.controller.calibrate.bench_cli:bench",
         "Run one prompt set against one model and print what each task got.",
     ),
     "profile": (
-        "trt_mtp.controller.profile_cli:profile",
-        "Show, compare, merge and check calibrated policy files.",
+        "trt_mtp.controller.calibrate.profile_cli:profile",
+        "Show, compare, merge, check and estimate policy files.",
     ),
     "replay": (
         "trt_mtp.controller.policy_cli:replay",
@@ -66,6 +71,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "simulate": (
         "trt_mtp.controller.simulate.cli:simulate",
         "Simulate a fleet of replicas at different draft lengths under several policies.",
+    ),
+    "plan": (
+        "trt_mtp.controller.plan.cli:plan",
+        "Plan a fleet: how many replicas of which draft length, and whether a router pays.",
     ),
     "rollout": (
         "trt_mtp.controller.rollout.cli:rollout",
@@ -134,21 +143,24 @@ def schedules(
     mix: Mapping[str, float] | None,
 ) -> dict[int, dict[int, int]]:
     """Where `build` has draft lengths by load from; joined here for the same reason."""
-    from trt_mtp.controller.measure.measured_schedule import schedules
+    from trt_mtp.controller.calibrate.measured_schedule import schedules
 
     return schedules(profile, draft_lengths, max_batch_size, mix)
 
 
 def main() -> None:
     """Run the command line; what a user can cause ends in one line on stderr."""
+    # for processes that we start: a secrets.py in the working folder is no module of ours
+    os.environ["PYTHONSAFEPATH"] = "1"
     try:
-        code = cli.main(prog_name="trt-mtp", standalone_mode=False)
+        with ending_in_time():
+            code = cli.main(prog_name="trt-mtp", standalone_mode=False)
         sys.stdout.flush()
     except click.ClickException as error:
         error.show()
         code = error.exit_code
     except (click.Abort, KeyboardInterrupt):
-        code = 130
+        code = EXIT_CODE
     except BrokenPipeError:
         # the reader went away (`| head`); point stdout elsewhere so that exit can't fail on it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -156,4 +168,8 @@ def main() -> None:
     except TrtMtpError as error:
         click.echo(f"trt-mtp: {error}", err=True)
         code = error.exit_code
+    except Exception:
+        if not is_interrupted():
+            raise
+        code = EXIT_CODE
     sys.exit(code if isinstance(code, int) else 0)

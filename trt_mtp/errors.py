@@ -1,8 +1,21 @@
 """What a user can cause, as one tree; the command line prints these as one line each.
 
-TrtMtpError              exit code 1: the work was understood and failed
-├── InputError           exit code 2: a file, key, value or option is wrong
-└── (subclasses live beside the code that raises them)
+Exit code 1: the input was understood and the work failed. 2: a file, key, value or option is wrong.
+
+TrtMtpError                       1
+├── InputError                    2
+│   └── ParameterError            controller/gateway/openai/errors.py
+├── DoesNotFitError               build/memory.py
+├── CrashError, LoadTimeoutError  serve/triton.py
+├── OverBudgetError               controller/accept/step.py
+├── NoVariantError                controller/filters.py
+├── ServerLostError               controller/calibrate/lost_server.py
+├── GateFailedError               controller/rollout/gates.py
+├── InconclusiveError             controller/rollout/context.py
+├── LockLostError                 controller/rollout/store.py
+├── OrderReceivedError            controller/rollout/runner.py
+├── RefusedError, UnreachableError  controller/rollout/triton.py
+└── RequestError                  controller/gateway/failure.py, which draws what is below it
 """
 
 

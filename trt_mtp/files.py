@@ -3,18 +3,28 @@
 import difflib
 import json
 import os
+import stat
 import tempfile
 from collections.abc import Iterable
+from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
 from trt_mtp.errors import InputError, TrtMtpError
 
+MAX_NAME_CHARS = 100  # of what is looked up among known names
+PRIVATE = 0o600  # the mode of a file for its user alone
 
-def write_atomic(path: Path, data: bytes | str) -> None:
+
+def open_private(path: str, flags: int) -> int:
+    """The `opener` of a file that others can't read, if it is made now."""
+    return os.open(path, flags, PRIVATE)
+
+
+def write_atomic(path: Path, data: bytes | str, mode: int = 0o644) -> None:
     """Write `data` to `path` so that a reader, or a crash, sees the old file or the new one.
 
-    Raises TrtMtpError when the disk is full or the folder can't be written.
+    Raises TrtMtpError if the disk is full or the folder can't be written.
     """
     content = data.encode() if isinstance(data, str) else data
     temporary = ""
@@ -25,7 +35,7 @@ def write_atomic(path: Path, data: bytes | str) -> None:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
+        os.chmod(temporary, mode)
         os.replace(temporary, path)
     except OSError as error:
         if temporary:
@@ -43,21 +53,125 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def read_json(path: Path) -> Any:
-    """The JSON value in `path`; raises InputError when it is missing, unreadable or not JSON."""
+class FileWatch:
+    """Files that somebody else writes: have they changed since they were last looked at?"""
+
+    def __init__(self, *paths: Path) -> None:
+        self._paths = paths
+        self._stamps: list[tuple[int, int, int] | None] = []
+
+    def has_changed(self) -> bool:
+        """True at the first look and once after each change; a file that is removed changes too."""
+        before, self._stamps = self._stamps, [_stamp(path) for path in self._paths]
+        return self._stamps != before
+
+    def look_again(self) -> None:
+        """Let the next look be as the first: what was read could not be used."""
+        self._stamps = []
+
+
+def _stamp(path: Path) -> tuple[int, int, int] | None:
+    """What changes whenever the file does; None if it does not exist."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_mtime_ns, status.st_ino, status.st_size
+
+
+SMALL = 1 << 20  # bytes: what a person or a rollout writes
+MAX_DEPTH = 100  # of lists and mappings in YAML
+LARGE = 1 << 26  # what programs write: profiles, states, indexes, tokenizers
+
+
+def open_regular(path: Path) -> BufferedReader:
+    """A file opened for reading, which never waits for somebody to write to a pipe.
+
+    Raises InputError when it does not exist, can't be opened, or is no regular file.
+    """
+    try:
+        file = os.fdopen(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK), "rb")
     except FileNotFoundError:
         raise InputError(f"{path} does not exist") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} can't be read: {error}") from None
+    except IsADirectoryError:  # from fdopen
+        raise InputError(f"{path} is a directory, expected a file") from None
+    except (OSError, ValueError) as error:  # ValueError: a null character in the name
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"{path} can't be read: {reason}") from None
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise InputError(f"{path} is a pipe, a socket or a device, expected a file")
+    return file
+
+
+def read_bounded(path: Path, limit: int = LARGE) -> bytes:
+    """The content of a regular file; raises InputError when it has more than `limit` bytes, too."""
+    with open_regular(path) as file:
+        try:
+            content = file.read(limit + 1)
+        except OSError as error:
+            raise InputError(f"{path} can't be read: {error.strerror or error}") from None
+    if len(content) > limit:
+        raise InputError(f"{path} has more than {limit:,} bytes, which is too much for its kind")
+    return content
+
+
+def read_text(path: Path, limit: int = LARGE) -> str:
+    """The UTF-8 text in `path`; raises InputError."""
+    try:
+        return read_bounded(path, limit).decode()
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} can't be read: it is not UTF-8 text ({error.reason})") from None
+
+
+def read_json(path: Path, limit: int = LARGE) -> Any:
+    """The JSON value in `path`; raises InputError if it is missing, unreadable or not JSON."""
+    text = read_text(path, limit)
+    try:
+        return json.loads(text)
     except json.JSONDecodeError as error:
         raise InputError(
             f"{path} is not JSON (line {error.lineno}, column {error.colno}: {error.msg})"
         ) from None
+    except UnicodeError as error:  # a path that this locale can't write
+        raise InputError(f"{str(path)!a} can't be read: {error}") from None
     except (ValueError, RecursionError):
         raise InputError(
             f"{path} can't be read: it is nested too deeply, or has a number of thousands of digits"
+        ) from None
+
+
+def read_yaml(path: Path, limit: int = SMALL) -> Any:
+    """The YAML, or JSON, value in `path`; raises InputError.
+
+    Aliases are refused: a few lines of them stand for billions of values.
+    """
+    return parse_yaml(read_text(path, limit), str(path))
+
+
+def parse_yaml(text: str, where: str) -> Any:
+    """The value of YAML text; raises InputError, which begins with `where`."""
+    import yaml
+
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    try:
+        depth = 0
+        for event in yaml.parse(text, loader):
+            if isinstance(event, yaml.AliasEvent):
+                raise InputError(f"{where} has an alias (*name); write the value out")
+            depth += isinstance(event, yaml.CollectionStartEvent)
+            depth -= isinstance(event, yaml.CollectionEndEvent)
+            if depth > MAX_DEPTH:  # the parser's time grows with its square
+                raise InputError(f"{where} is nested more than {MAX_DEPTH} deep")
+        return yaml.load(text, loader)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        place = f" (line {mark.line + 1}, column {mark.column + 1})" if mark else ""
+        raise InputError(f"{where} is neither YAML nor JSON{place}") from None
+    # what yaml makes of a value that isn't of its own kind: 2024-13-45, !!float x, !!bool x
+    except (ValueError, LookupError, AttributeError, TypeError, RecursionError):
+        raise InputError(
+            f"{where} has a value that is not what it looks like, such as a date in month 13"
         ) from None
 
 
@@ -100,5 +214,7 @@ def nearest(name: str, known: Iterable[str]) -> str:
     >>> nearest("draft_lenght", ["draft_length", "task"])
     '; did you mean draft_length?'
     """
+    if len(name) > MAX_NAME_CHARS:  # far from all, and the search takes its length squared
+        return ""
     matches = difflib.get_close_matches(name, list(known), n=1)
     return f"; did you mean {matches[0]}?" if matches else ""

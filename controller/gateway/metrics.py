@@ -4,10 +4,12 @@ Labels are `task`, one of the known tasks, and `variant`, one that is or was hos
 is bounded whatever clients send.
 """
 
+import asyncio
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from prometheus_client import (
     CollectorRegistry,
@@ -20,8 +22,13 @@ from prometheus_client import (
 from prometheus_client.multiprocess import MultiProcessCollector
 
 from trt_mtp.controller.decision import Decision
-from trt_mtp.controller.outcome import Outcome
+from trt_mtp.controller.gateway.failure import WrongRequestError
 from trt_mtp.controller.tasks import TASKS
+from trt_mtp.errors import TrtMtpError
+
+if TYPE_CHECKING:
+    from trt_mtp.controller.gateway.call import InferenceCall
+    from trt_mtp.controller.gateway.lease import Lease
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 SHARED_FOLDER = "PROMETHEUS_MULTIPROC_DIR"  # read by prometheus-client, set for workers
@@ -38,11 +45,26 @@ REGRETS = (0.0, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0)
 disable_created_metrics()  # type: ignore[no-untyped-call]
 
 
+# what statistics call the counters
+_STATISTICS = {
+    "requests": "num_requests",
+    "finished": "num_finished",
+    "failed": "num_failed",
+    "cancelled": "num_cancelled",
+    "failed_over": "num_failed_over",
+    "output_tokens": "num_output_tokens",
+    "steps": "num_steps",
+    "draft_tokens": "num_draft_tokens",
+    "accepted_draft_tokens": "num_accepted_draft_tokens",
+}
+
+
 @dataclass(frozen=True, slots=True)
 class _Series:
     """The metrics of one task on one variant, looked up once."""
 
     requests: Any
+    finished: Any
     failed: Any
     cancelled: Any
     failed_over: Any
@@ -63,6 +85,7 @@ class GatewayMetrics:
         self._series: dict[tuple[str, str], _Series] = {}
         self._families = _Series(
             requests=self._counter("requests", "Requests sent to a variant"),
+            finished=self._counter("requests_finished", "Requests whose answer is complete"),
             failed=self._counter("requests_failed", "Requests whose answer broke off"),
             cancelled=self._counter("requests_cancelled", "Requests whose client left"),
             failed_over=self._counter(
@@ -82,7 +105,18 @@ class GatewayMetrics:
                 "acceptance_length", "Tokens per step where drafts are made", ACCEPTANCE_LENGTHS
             ),
         )
-        self._refused = self._counter("requests_refused", "Requests that were not admitted", ())
+        self._abandoned = self._counter(
+            "answers_abandoned",
+            "Answers that nobody waited for: ended by the variant, lost with their stream, or "
+            "dropped with their connection because nothing came",
+            ("variant", "rest"),
+        )
+        self._refused = self._counter(
+            "requests_refused", "Requests that were not admitted, or wrong", ()
+        )
+        self._left = self._counter(
+            "requests_left", "Requests whose client left while they waited for a variant", ()
+        )
         self._waiting = self._gauge("requests_waiting", "Requests waiting for a variant", ())
         self._in_flight = self._gauge("requests_in_flight", "Requests being answered")
         self._ready = self._gauge("variant_ready", "1 for a variant that can take requests")
@@ -101,21 +135,48 @@ class GatewayMetrics:
         for task in TASKS:  # from 0 on, or the first one would be no increase
             self._drifts.labels(task)
 
-    def admitted(self, decision: Decision, variant: str, decision_s: float) -> None:
-        """A request was decided, in `decision_s`, and goes to `variant`."""
-        self._of(decision.task, variant).requests.inc()
+    def placed(self, lease: "Lease", decision_s: float) -> None:
+        """A call has a lease, which took `decision_s` to decide; perhaps not its first."""
+        decision, failed = lease.decision, lease.call.failed_variants
+        if failed:
+            self._of(decision.task, failed[-1].name).failed_over.inc()
+            return
+        self._of(decision.task, lease.replica.name).requests.inc()
         self._decision.observe(decision_s)
         regret = regret_of(decision)
         if regret is not None:
             self._regret.labels(_known(decision.task)).observe(regret)
 
-    def finished(self, task: str, variant: str, outcome: Outcome, is_streaming: bool) -> None:
-        """A request that was admitted is over."""
-        series = self._of(task, variant)
-        if outcome.finish_reason == "error":
-            series.failed.inc()
-        elif outcome.finish_reason == "cancelled":
-            series.cancelled.inc()
+    @contextmanager
+    def counted(self, call: "InferenceCall") -> Iterator[None]:
+        """Around the whole answer to a call: its end is counted, whichever it is."""
+        try:
+            yield
+        except asyncio.CancelledError:
+            if call.decision is None:
+                self._left.inc()
+            self._ended(call, "cancelled")
+            raise
+        except WrongRequestError:
+            self.refused()
+            raise
+        except TrtMtpError:
+            if call.decision is None:
+                self.refused()
+            self._ended(call, "failed")
+            raise
+        except BaseException:
+            self._ended(call, "failed")
+            raise
+        self._ended(call, "finished")
+
+    def _ended(self, call: "InferenceCall", how: str) -> None:
+        """Count a call by its latest lease; one that never had any doesn't count."""
+        outcome = call.outcome
+        if call.decision is None or call.replica is None or outcome is None:
+            return
+        series = self._of(call.decision.task, call.replica.name)
+        getattr(series, how).inc()
         series.output_tokens.inc(outcome.num_output_tokens)
         series.steps.inc(outcome.num_steps)
         series.draft_tokens.inc(outcome.num_draft_tokens)
@@ -123,22 +184,22 @@ class GatewayMetrics:
         if outcome.num_draft_tokens and outcome.num_steps:
             length = 1 + outcome.num_accepted_draft_tokens / outcome.num_steps
             series.acceptance_length.observe(length)
-        if is_streaming and outcome.ttft_s is not None:
+        if call.is_streaming and outcome.ttft_s is not None:
             series.ttft.observe(outcome.ttft_s)
             if outcome.num_output_tokens > 1:
                 decode_s = outcome.duration_s - outcome.ttft_s
                 series.tpot.observe(decode_s / (outcome.num_output_tokens - 1))
 
-    def failed_over(self, task: str, variant: str) -> None:
-        """A request left `variant`, which failed it, and goes on elsewhere."""
-        self._of(task, variant).failed_over.inc()
+    def wound_down(self, variant: str, rest: str) -> None:
+        """Nobody waited for the rest of an answer of `variant`; what became of it."""
+        self._abandoned.labels(variant, rest).inc()
 
     def drifted(self, task: str) -> None:
         """The acceptance of `task` has shifted for good."""
         self._drifts.labels(_known(task)).inc()
 
     def refused(self) -> None:
-        """A request was not admitted."""
+        """A request was not admitted, or its variant says that it is wrong."""
         self._refused.inc()
 
     def waiting(self, change: int) -> None:
@@ -162,6 +223,34 @@ class GatewayMetrics:
         everything = CollectorRegistry()
         MultiProcessCollector(everything)  # type: ignore[no-untyped-call]
         return generate_latest(everything)
+
+    def tasks(self, draft_lengths: Mapping[str, int]) -> dict[str, dict[str, Any]]:
+        """This process's counters by task, as a JSON object.
+
+        `chosen` has requests by draft length, of variants whose length is in `draft_lengths`.
+        """
+        tasks: dict[str, dict[str, Any]] = {}
+        for name, key in _STATISTICS.items():
+            for task, variant, count in self._counts(name):
+                counters = tasks.setdefault(
+                    task, {**dict.fromkeys(_STATISTICS.values(), 0), "chosen": {}}
+                )
+                counters[key] += count
+                if name == "requests" and variant in draft_lengths:
+                    chosen, length = counters["chosen"], str(draft_lengths[variant])
+                    chosen[length] = chosen.get(length, 0) + count
+        return dict(sorted(tasks.items()))
+
+    def num_refused(self) -> int:
+        """Requests that were not admitted, or wrong."""
+        [metric] = self._refused.collect()
+        return sum(int(sample.value) for sample in metric.samples)
+
+    def _counts(self, name: str) -> Iterator[tuple[str, str, int]]:
+        """Task, variant and value of each series of a counter."""
+        [metric] = getattr(self._families, name).collect()
+        for sample in metric.samples:
+            yield sample.labels["task"], sample.labels["variant"], int(sample.value)
 
     def _of(self, task: str, variant: str) -> _Series:
         labels = (_known(task), variant)

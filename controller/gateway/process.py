@@ -5,20 +5,23 @@ import contextlib
 import json
 import logging
 import signal
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trt_mtp.controller.decision_log import DecisionLog, LoggedPolicy
+from trt_mtp.controller.decision_log import DecisionLog
+from trt_mtp.controller.gateway.canary.shadow import Shadow
+from trt_mtp.controller.gateway.canary.traffic import TrafficFile
+from trt_mtp.controller.gateway.canary.traffic_policy import TrafficPolicy, follow
 from trt_mtp.controller.gateway.gateway import Gateway, GatewayConfig
-from trt_mtp.controller.gateway.shadow import Shadow
-from trt_mtp.controller.gateway.traffic import TrafficFile
-from trt_mtp.controller.gateway.traffic_policy import TrafficPolicy, follow
+from trt_mtp.controller.gateway.observers import RequestLogger
 from trt_mtp.controller.policy import Policy
 from trt_mtp.controller.profile import Profile, read_profile, require_measured_on
 from trt_mtp.controller.state import PeerStates, default_replica, load_state, save_state
 from trt_mtp.errors import TrtMtpError
+from trt_mtp.interrupts import interrupt, note_interrupt, time_left
 
 log = logging.getLogger(__name__)
 
@@ -26,6 +29,8 @@ OnReady = Callable[[dict[str, Any]], None]
 
 LOG_FORMAT = "%(asctime)s %(levelname)s %(message)s"
 REPORT_S = 60.0
+LOOK_S = 0.1
+SAME_S = 2.0  # signals of one end: systemd sends SIGTERM to us, and so does who started us
 END_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
@@ -60,18 +65,20 @@ async def _run(config: ProcessConfig, on_ready: OnReady) -> None:
     peers = PeerStates(config.peer_states, config.worker_states)
     decisions = DecisionLog(config.decision_log) if config.decision_log else None
     traffic = TrafficFile(config.traffic) if config.traffic else None
-    divided = TrafficPolicy(policy, traffic) if traffic else policy
-    logged = LoggedPolicy(divided, decisions, log_prompts=config.log_prompts) if decisions else None
-    gateway = Gateway(config.gateway, logged or divided)
-    follower = asyncio.create_task(follow(traffic, gateway.pool)) if traffic else None
+    gateway = Gateway(config.gateway, TrafficPolicy(policy, traffic) if traffic else policy)
+    observers = gateway.router.observers
+    if decisions is not None:
+        observers.append(RequestLogger(decisions, log_prompts=config.log_prompts))
     if traffic is not None:
-        gateway.answering.on_answered = Shadow(traffic, gateway.pool).offer
+        observers.append(Shadow(traffic, gateway.router).offer)
+    follower = asyncio.create_task(follow(traffic, gateway.pool)) if traffic else None
     try:
-        await gateway.start()
+        await gateway.connect()
         check_fingerprint(profile, str(config.profile), gateway)
         if config.state is not None:
             log.info("%s", load_state(config.state, policy, _hosted(gateway)))
         _merge(peers, policy, gateway)
+        await gateway.start()
         ended = _end_of_service()
         gateway.on_drain = ended.set
         on_ready(gateway.describe())
@@ -85,24 +92,56 @@ async def _run(config: ProcessConfig, on_ready: OnReady) -> None:
         if traffic is not None and follower is not None:
             follower.cancel()
             traffic.close()
-        await gateway.stop()
+        is_whole = await _stopped(gateway)
+        _ignore_further(signal.SIGTERM, signal.SIGHUP)
     _report(gateway, policy, config.state)
     if decisions is not None:
         decisions.close()
+    if not is_whole:
+        raise TrtMtpError("stopped, and cut answers that were still in flight")
+
+
+async def _stopped(gateway: Gateway) -> bool:
+    """Stop it, for as long as its grace period lasts, or a Ctrl-C leaves of that.
+
+    False when that was not enough for the answers in flight.
+    """
+    cut_at = time.monotonic() + gateway.config.grace_s
+    stopping = asyncio.ensure_future(gateway.stop())
+    while not stopping.done() and time_left(LOOK_S):
+        await asyncio.wait([stopping], timeout=LOOK_S)
+    if stopping.done():
+        stopping.result()
+    return stopping.done() and time.monotonic() < cut_at
 
 
 def _end_of_service() -> asyncio.Event:
-    """Set by the first signal; from then on signals do what they do without us."""
+    """Set by the first signal; SAME_S later signals do what they do without us, Ctrl-C at once."""
     loop, ended = asyncio.get_running_loop(), asyncio.Event()
 
-    def end() -> None:
+    def leave() -> None:
+        for each in (signal.SIGTERM, signal.SIGHUP):
+            loop.remove_signal_handler(each)
+
+    def end(number: signal.Signals) -> None:
+        if loop.remove_signal_handler(signal.SIGINT):  # the first one
+            signal.signal(signal.SIGINT, interrupt)
+            loop.call_later(SAME_S, leave)
         ended.set()
-        for number in END_SIGNALS:
-            loop.remove_signal_handler(number)
+        if number == signal.SIGINT:
+            note_interrupt()
 
     for number in END_SIGNALS:
-        loop.add_signal_handler(number, end)
+        loop.add_signal_handler(number, end, number)
     return ended
+
+
+def _ignore_further(*numbers: signal.Signals) -> None:
+    """From now on, those that had a handler do nothing: all answers are over."""
+    loop = asyncio.get_running_loop()
+    for number in numbers:
+        if loop.remove_signal_handler(number):
+            signal.signal(number, signal.SIG_IGN)
 
 
 def check_fingerprint(profile: Profile, where: str, gateway: Gateway) -> None:

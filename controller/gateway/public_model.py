@@ -7,12 +7,23 @@ from typing import Any
 import grpc
 from tritonclient.grpc import service_pb2 as pb
 
-from trt_mtp.controller.gateway.backend import CALL_TIMEOUT_S, Hosted
-from trt_mtp.controller.gateway.failure import RpcFailure
-from trt_mtp.controller.gateway.pool import Pool
+from trt_mtp.controller.gateway.failure import RpcError
+from trt_mtp.controller.gateway.servers.backend import CALL_TIMEOUT_S, Replica
+from trt_mtp.controller.gateway.servers.pool import Pool
 from trt_mtp.controller.request import MAX_NAME_CHARS, PUBLIC_VERSION
+from trt_mtp.serve.contract import VARIANT_ONLY
 
 READY = "READY"
+# github.com/triton-inference-server/server, docs/protocol; `model_repository` stays for its index
+REFUSED_EXTENSIONS = frozenset(
+    {
+        "model_repository(unload_dependents)",
+        "system_shared_memory",
+        "cuda_shared_memory",
+        "trace",
+        "logging",
+    }
+)
 
 Answer = Callable[[bytes, float | None], Awaitable[bytes | None]]
 
@@ -29,6 +40,7 @@ class PublicModel:
         return {
             "ServerLive": self._server_live,
             "ServerReady": self._server_ready,
+            "ServerMetadata": self._server_metadata,
             "ModelReady": self._ready,
             "ModelMetadata": self._metadata,
             "ModelConfig": self._config,
@@ -44,6 +56,15 @@ class PublicModel:
         _parsed(pb.ServerReadyRequest, raw)
         return _bytes(pb.ServerReadyResponse(ready=self._pool.is_ready))
 
+    async def _server_metadata(self, raw: bytes, timeout_s: float | None) -> bytes:
+        """Triton's own, less the extensions whose calls the gateway refuses."""
+        _parsed(pb.ServerMetadataRequest, raw)
+        answer = await self._pool.call("ServerMetadata", b"", _bounded(timeout_s))
+        response = pb.ServerMetadataResponse.FromString(answer)
+        kept = [name for name in response.extensions if name not in REFUSED_EXTENSIONS]
+        response.extensions[:] = kept
+        return _bytes(response)
+
     async def _ready(self, raw: bytes, timeout_s: float | None) -> bytes | None:
         request = _parsed(pb.ModelReadyRequest, raw)
         if request.name != self._name:
@@ -56,10 +77,11 @@ class PublicModel:
             return None
         variant = self._first_ready()
         request = _bytes(pb.ModelMetadataRequest(name=variant.model_name))
-        answer = await variant.backend.call("ModelMetadata", request, timeout_s)
+        answer = await variant.backend.call("ModelMetadata", request, _bounded(timeout_s))
         response = pb.ModelMetadataResponse.FromString(answer)
         response.name = self._name
         response.versions[:] = [PUBLIC_VERSION]
+        _remove_variant_only(response.inputs, response.outputs)
         return _bytes(response)
 
     async def _config(self, raw: bytes, timeout_s: float | None) -> bytes | None:
@@ -67,9 +89,12 @@ class PublicModel:
             return None
         variant = self._first_ready()
         request = _bytes(pb.ModelConfigRequest(name=variant.model_name))
-        answer = await variant.backend.call("ModelConfig", request, timeout_s)
+        answer = await variant.backend.call("ModelConfig", request, _bounded(timeout_s))
         response = pb.ModelConfigResponse.FromString(answer)
         response.config.name = self._name
+        for group in response.config.instance_group:
+            group.name = group.name.replace(variant.model_name, self._name, 1)
+        _remove_variant_only(response.config.input, response.config.output)
         lengths = sorted({v.draft_length for v in self._pool.variants.values()})
         response.config.parameters.clear()  # they are one variant's
         response.config.parameters["draft_lengths"].string_value = ",".join(map(str, lengths))
@@ -112,7 +137,7 @@ class PublicModel:
         """The answers of all servers that give one."""
         answers = await asyncio.gather(
             *(
-                backend.call(method, raw, timeout_s if timeout_s is not None else CALL_TIMEOUT_S)
+                backend.call(method, raw, _bounded(timeout_s))
                 for backend in self._pool.backends.values()
             ),
             return_exceptions=True,
@@ -120,20 +145,33 @@ class PublicModel:
         return [answer for answer in answers if isinstance(answer, bytes)]
 
     def _is_about_it(self, request: Any) -> bool:
-        """True for a question about the public model; raises RpcFailure for another version."""
+        """True for a question about the public model; raises RpcError for another version."""
         if request.name == self._name and not _is_public(request.version):
-            raise RpcFailure(
+            raise RpcError(
                 grpc.StatusCode.NOT_FOUND,
                 f"{self._name} has no version {request.version[:MAX_NAME_CHARS]!r}, only "
                 f"{PUBLIC_VERSION}",
             )
         return bool(request.name == self._name)
 
-    def _first_ready(self) -> Hosted:
+    def _first_ready(self) -> Replica:
         for variant in self._pool.variants.values():
             if variant.is_ready:
                 return variant
-        raise RpcFailure(grpc.StatusCode.UNAVAILABLE, f"no variant of {self._name} is ready")
+        raise RpcError(grpc.StatusCode.UNAVAILABLE, f"no variant of {self._name} is ready")
+
+
+def _bounded(timeout_s: float | None) -> float:
+    """A call's own limit, or ours."""
+    return CALL_TIMEOUT_S if timeout_s is None else timeout_s
+
+
+def _remove_variant_only(inputs: Any, outputs: Any) -> None:
+    """Take out the tensors that are between the gateway or a rollout and a variant."""
+    for tensors in (inputs, outputs):
+        kept = [tensor for tensor in tensors if tensor.name not in VARIANT_ONLY]
+        del tensors[:]
+        tensors.extend(kept)
 
 
 def _add_entry(models: dict[tuple[str, str], Any], entry: Any) -> None:
@@ -153,7 +191,7 @@ def _parsed(kind: Any, raw: bytes) -> Any:
     try:
         return kind.FromString(raw)
     except Exception:  # protobuf's DecodeError; its module differs between implementations
-        raise RpcFailure(
+        raise RpcError(
             grpc.StatusCode.INVALID_ARGUMENT, f"the message is not a {kind.DESCRIPTOR.name}"
         ) from None
 
@@ -182,7 +220,9 @@ def add_statistics(total: Any, part: Any) -> None:
             for entry in value:
                 add_statistics(_same_batch(total.batch_stats, entry.batch_size), entry)
         elif field.message_type is not None and field.name != "memory_usage":
-            add_statistics(getattr(total, field.name), value)
+            part_of_total = getattr(total, field.name)
+            part_of_total.SetInParent()  # also if all of it is zero
+            add_statistics(part_of_total, value)
         elif isinstance(value, int) and field.name != "batch_size":
             setattr(total, field.name, getattr(total, field.name) + value)
 

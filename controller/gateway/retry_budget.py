@@ -2,7 +2,7 @@
 
 import time
 
-from trt_mtp.controller.gateway.token_bucket import TokenBucket
+from trt_mtp.controller.gateway.access.token_bucket import TokenBucket
 
 
 class RetryBudget:

@@ -1,8 +1,8 @@
 """The scoreboard: numbers that the workers of one gateway share, in memory that has no file.
 
-A line has a key, a count for each worker, which only that one writes, and a time, which all write.
-Lines are added under a lock and stay for as long as the gateway runs; numbers are read and written
-without one, each as a whole because it is aligned.
+A counter has a key, a count for each worker, which only that one writes, and a time, which all
+write. Counters are added under a lock and stay for as long as the gateway runs; numbers are read
+and written without one, each as a whole because it is aligned.
 """
 
 import contextlib
@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 log = logging.getLogger(__name__)
 
-MAX_LINES = 16_384  # what none is written on takes no memory
+MAX_COUNTERS = 16_384  # those that nobody uses take no memory
 KEY_BYTES = hashlib.sha256().digest_size
 NUMBER_BYTES = 8
 
@@ -29,7 +29,7 @@ class Seat(NamedTuple):
     num_workers: int
 
 
-class Line:
+class SharedCounter:
     """The numbers under one key, as one worker has them."""
 
     __slots__ = ("_counts", "_worker", "time")
@@ -64,52 +64,52 @@ class Scoreboard:
     def __init__(self, seat: Seat | None = None) -> None:
         self._seat = seat
         self._worker = seat.worker if seat else 0
-        self._line_bytes = _line_bytes(seat.num_workers if seat else 1)
-        self._lines: dict[tuple[str, ...], Line] = {}  # that were asked for
-        self._places: dict[bytes, int] = {}  # of all lines that were seen, by their key's hash
+        self._counter_bytes = _counter_bytes(seat.num_workers if seat else 1)
+        self._counters: dict[tuple[str, ...], SharedCounter] = {}  # that were asked for
+        self._places: dict[bytes, int] = {}  # of all counters that were seen, by their key's hash
         if seat is None:
-            self._memory = memoryview(mmap.mmap(-1, self._line_bytes * MAX_LINES))
+            self._memory = memoryview(mmap.mmap(-1, self._counter_bytes * MAX_COUNTERS))
         else:
             with open(seat.memory, "r+b") as file:
                 self._memory = memoryview(mmap.mmap(file.fileno(), 0))
 
-    def line(self, *key: str) -> Line:
-        """The line of `key`, all zeros when nobody asked for it before."""
-        line = self._lines.get(key)
-        if line is None:
+    def counter(self, *key: str) -> SharedCounter:
+        """The counter of `key`, all zeros when nobody asked for it before."""
+        counter = self._counters.get(key)
+        if counter is None:
             numbers = self._numbers(hashlib.sha256(repr(key).encode()).digest())
-            line = self._lines[key] = Line(numbers, self._worker)
-        return line
+            counter = self._counters[key] = SharedCounter(numbers, self._worker)
+        return counter
 
     def clear(self, worker: int) -> None:
         """What a worker counted that is gone is gone with it."""
         self._read_places()
         for place in self._places.values():
-            Line(self._at(place)[KEY_BYTES:], worker).clear()
+            SharedCounter(self._at(place)[KEY_BYTES:], worker).clear()
 
     def _numbers(self, key: bytes) -> memoryview:
         with _locked(self._seat.memory) if self._seat else contextlib.nullcontext():
             self._read_places()
             place = self._places.get(key)
-            if place is None and len(self._places) < MAX_LINES:
+            if place is None and len(self._places) < MAX_COUNTERS:
                 place = self._places[key] = len(self._places)
                 self._at(place)[:KEY_BYTES] = key
         if place is None:
             log.warning("the scoreboard is full: of something new, each worker counts its own")
-            return memoryview(bytearray(self._line_bytes - KEY_BYTES))
+            return memoryview(bytearray(self._counter_bytes - KEY_BYTES))
         return self._at(place)[KEY_BYTES:]
 
     def _read_places(self) -> None:
         """Read keys that others added since; an empty one ends them."""
-        while (place := len(self._places)) < MAX_LINES:
+        while (place := len(self._places)) < MAX_COUNTERS:
             key = bytes(self._at(place)[:KEY_BYTES])
             if not any(key):
                 return
             self._places[key] = place
 
     def _at(self, place: int) -> memoryview:
-        start = place * self._line_bytes
-        return self._memory[start : start + self._line_bytes]
+        start = place * self._counter_bytes
+        return self._memory[start : start + self._counter_bytes]
 
 
 @contextlib.contextmanager
@@ -117,7 +117,7 @@ def scoreboard_memory(num_workers: int) -> Iterator[str]:
     """A path that opens an empty scoreboard, for this process's children and no longer than it."""
     descriptor = os.memfd_create("trt-mtp-scoreboard")
     try:
-        os.ftruncate(descriptor, _line_bytes(num_workers) * MAX_LINES)
+        os.ftruncate(descriptor, _counter_bytes(num_workers) * MAX_COUNTERS)
         yield f"/proc/{os.getpid()}/fd/{descriptor}"
     finally:
         os.close(descriptor)
@@ -131,5 +131,5 @@ def _locked(path: str) -> Iterator[None]:
         yield
 
 
-def _line_bytes(num_workers: int) -> int:
+def _counter_bytes(num_workers: int) -> int:
     return KEY_BYTES + NUMBER_BYTES * (1 + num_workers)

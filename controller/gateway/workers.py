@@ -19,28 +19,29 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 from multiprocessing.connection import Connection
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
-from trt_mtp.controller.gateway.addresses import host_and_port, stream_socket
 from trt_mtp.controller.gateway.metrics import SHARED_FOLDER
 from trt_mtp.controller.gateway.process import (
-    END_SIGNALS,
     LOG_FORMAT,
     OnReady,
     ProcessConfig,
     run_gateway,
 )
 from trt_mtp.controller.gateway.scoreboard import Scoreboard, Seat, scoreboard_memory
+from trt_mtp.controller.gateway.servers.addresses import stream_socket
 from trt_mtp.controller.state import default_replica
 from trt_mtp.errors import InputError, TrtMtpError
-from trt_mtp.serve.processes import die_with_parent
+from trt_mtp.interrupts import time_left
+from trt_mtp.serve.hosts import host_and_port
+from trt_mtp.serve.processes import die_with_parent, noted_signals, without_ctrl_c
 
 log = logging.getLogger(__name__)
 
 MAX_PORT = 65_535
 WATCH_S = 0.2
 MAX_FAILED_STARTS = 5  # of one worker in a row, then all end
+END_S = 10.0  # for a worker to close, after its grace period
 START_AGAIN_S = 0.5  # after a start that failed; twice that after the next
 
 
@@ -62,7 +63,7 @@ def run_workers(config: ProcessConfig, num_workers: int, on_ready: OnReady) -> N
     ):
         seats = [Seat(memory, index, num_workers) for index in range(num_workers)]
         configs = [worker_config(reserved, seat, shared) for seat in seats]
-        with _caught_signals() as seen, _environment(SHARED_FOLDER, str(metrics_folder(shared))):
+        with noted_signals() as seen, _environment(SHARED_FOLDER, str(metrics_folder(shared))):
             workers = [Worker(index, worker) for index, worker in enumerate(configs)]
             try:
                 if _wait_ready(workers, seen):
@@ -70,7 +71,9 @@ def run_workers(config: ProcessConfig, num_workers: int, on_ready: OnReady) -> N
                     on_ready(first | {"workers": [worker.pid for worker in workers]})
                     _watch(workers, seen, shared, Scoreboard(seats[0]))
             finally:
-                _end(workers, seen)
+                _end(workers, seen, config.gateway.grace_s)
+            if any(worker.exit_code for worker in workers if worker.ready):
+                raise TrtMtpError("stopped, and cut answers that were still in flight")
 
 
 class Worker:
@@ -92,7 +95,8 @@ class Worker:
         self._messages, sender = spawn.Pipe(duplex=False)
         arguments = (self._config, sender, os.getpid())
         self._process = spawn.Process(target=_work, args=arguments)
-        self._process.start()
+        with without_ctrl_c():
+            self._process.start()
         sender.close()
 
     @property
@@ -105,10 +109,19 @@ class Worker:
         """False once it has ended."""
         return self._process.is_alive()
 
+    @property
+    def exit_code(self) -> int | None:
+        """None while it runs; -N when signal N ended it."""
+        return self._process.exitcode
+
     def terminate(self) -> None:
         """Ask it to end; the second time, not to wait for answers."""
         if self.is_alive:
             os.kill(self.pid, signal.SIGTERM)
+
+    def kill(self) -> None:
+        """End it at once."""
+        self._process.kill()
 
     def listen(self) -> None:
         """Note that it got ready; raises TrtMtpError with why it can't."""
@@ -193,7 +206,8 @@ def _keep_folder(shared: Path) -> None:
     folder = metrics_folder(shared)
     if not folder.is_dir():
         with suppress(OSError):  # as on a full disk: the next look tries again
-            folder.mkdir(parents=True)
+            shared.mkdir(mode=0o700, exist_ok=True)
+            folder.mkdir()
             log.error("%s was removed and is there again; /metrics lacks what was in it", folder)
 
 
@@ -249,22 +263,6 @@ def _environment(name: str, value: str) -> Iterator[None]:
         del os.environ[name]
 
 
-@contextmanager
-def _caught_signals() -> Iterator[list[int]]:
-    """The signals that would end us, as they come in."""
-    seen: list[int] = []
-
-    def note(number: int, frame: FrameType | None) -> None:
-        seen.append(number)
-
-    before = {number: signal.signal(number, note) for number in END_SIGNALS}
-    try:
-        yield seen
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
 def _wait_ready(workers: Sequence[Worker], seen: list[int]) -> bool:
     """True when all are ready, false when a signal came first; raises why one is not."""
     while not seen:
@@ -303,10 +301,13 @@ def _watch(
         time.sleep(WATCH_S)
 
 
-def _end(workers: Sequence[Worker], seen: list[int]) -> None:
-    """Pass signals on until all have ended."""
-    num_passed = 0
+def _end(workers: Sequence[Worker], seen: list[int], grace_s: float) -> None:
+    """Pass signals on until all have ended; kill those that take longer than they may."""
+    num_passed, deadline = 0, time.monotonic() + grace_s + END_S
     while any(worker.is_alive for worker in workers):
+        if not time_left(deadline - time.monotonic()):
+            for worker in workers:
+                worker.kill()
         if num_passed < max(len(seen), 1):
             num_passed = max(len(seen), 1)
             for worker in workers:

@@ -6,6 +6,7 @@ from pathlib import Path
 import click
 
 from trt_mtp.errors import InputError
+from trt_mtp.options import FILE
 
 FORMATS = ("html", "md", "csv", "json", "png")
 
@@ -15,7 +16,7 @@ FORMATS = ("html", "md", "csv", "json", "png")
 @click.option(
     "-o",
     "--output",
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=FILE,
     help="Where to write it.  [default: stdout]",
 )
 @click.option(
@@ -39,9 +40,9 @@ def report(source: Path, output: Path | None, form: str | None) -> None:
 
     if output is not None and output.resolve() == source.resolve():
         raise InputError(f"--output is {output}, the file that the report is of: name another")
-    found = read_report(source, lambda line: click.echo(line, err=True))
+    report = read_report(source, lambda line: click.echo(line, err=True))
     ending = output.suffix.lstrip(".") if output else ""
-    data = render(found, form or (ending if ending in FORMATS else "html"))
+    data = render(report, form or (ending if ending in FORMATS else "html"))
     if output is None:
         sys.stdout.buffer.write(data)
     else:

@@ -23,5 +23,5 @@ def _line(one: Calibrated, tasks: Sequence[str]) -> tuple[str, ...]:
         one.profile.fingerprint or NONE,
         length(advice.draft_length) if advice else NONE,
         ratio(advice.speedup) if advice else NONE,
-        *(length(found.draft_length) if (found := best.get(task)) else NONE for task in tasks),
+        *(length(choice.draft_length) if (choice := best.get(task)) else NONE for task in tasks),
     )

@@ -119,7 +119,7 @@ def _profile(one: Calibrated, name: str) -> dict[str, Any]:
 
 
 def _choices(summary: Summary, looks: Mapping[int, Any]) -> list[tuple[str, list[dict[str, Any]]]]:
-    """For each task, what to use at each load, with the number of the length's colour."""
+    """For each task, what to use at each load, with the number of the length's color."""
     colors = {length: plots.SERIES.index(color) for length, (color, _) in looks.items()}
     lines = []
     for row in summary.tasks:
@@ -166,7 +166,7 @@ def _sections(summary: Summary, looks: Mapping[int, Any], name: str) -> Iterator
 
 
 def _key(looks: Mapping[int, Any], name: str, start: int | None) -> tuple[tuple[str, str], ...]:
-    """What colour and marker each draft length from `start` on has."""
+    """What color and marker each draft length from `start` on has."""
     return tuple(
         (_label(k), marker_svg(f"{name}-key{k}", *look))
         for k, look in sorted(looks.items())

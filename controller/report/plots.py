@@ -1,16 +1,16 @@
-"""The report's plots, each drawn into given axes: one task a panel, one colour a draft length."""
+"""The report's plots, each drawn into given axes: one task a panel, one color a draft length."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from trt_mtp.controller.calibration import Interval
-from trt_mtp.controller.report.cells import Key, by_key, survival
+from trt_mtp.controller.calibration import CellKey, Interval
+from trt_mtp.controller.cells import by_key, survival
 from trt_mtp.controller.report.summary import CellRow, Summary, frontier
 
 INK = "#1b1f24"
 MUTED = "#59636e"
 GRID = "#d1d9e0"
-# of the draft lengths, shallowest first; no speculation is grey. Told apart also without colour
+# of the draft lengths, shallowest first; no speculation is grey. Told apart also without color
 # vision and in grey, by their markers. The page replaces them by its own for light and dark.
 SERIES = (MUTED, "#0072b2", "#c44e00", "#00805a", "#a84480", "#7a6000", "#5b4bb7")
 MARKERS = "os^Dv*PX"
@@ -19,10 +19,10 @@ MARKERS = "os^Dv*PX"
 def styles(lengths: Sequence[int]) -> dict[int, tuple[str, str]]:
     """Colour and marker of each draft length; 0 is always grey."""
     drafting = sorted({k for k in lengths if k > 0})
-    found = {0: (SERIES[0], MARKERS[0])}
+    styles = {0: (SERIES[0], MARKERS[0])}
     for i, length in enumerate(drafting):
-        found[length] = (SERIES[1 + i % (len(SERIES) - 1)], MARKERS[1 + i % (len(MARKERS) - 1)])
-    return found
+        styles[length] = (SERIES[1 + i % (len(SERIES) - 1)], MARKERS[1 + i % (len(MARKERS) - 1)])
+    return styles
 
 
 def _lengths(rows: Sequence[CellRow]) -> list[int]:
@@ -97,7 +97,7 @@ def _speedup_axis(axes: Any, rows: Sequence[CellRow]) -> None:
 
 
 def crossover(summary: Summary, task: str, length: int) -> float | None:
-    """From how many requests at a time on a length loses; None where it never does."""
+    """From how many requests at a time on a length loses; None if it never does."""
     for one in summary.calibration.crossovers:
         if (one.task, one.draft_length) == (task, length) and one.concurrency is not None:
             return one.concurrency if one.concurrency > 0 else None
@@ -141,7 +141,7 @@ def latency_and_throughput(
     axes.set(xlim=(0, 1.08 * max(times, default=1)), ylim=(0, 1.1 * max(speeds, default=0) or 1))
 
 
-def latencies(summary: Summary, task: str) -> dict[Key, tuple[float, float]]:
+def latencies(summary: Summary, task: str) -> dict[CellKey, tuple[float, float]]:
     """Median TPOT and the server's tokens a second, of the measured cells of a task."""
     return {
         row.key: (row.cell.tpot_ms.p50, row.cell.tokens_per_s.value)

@@ -6,6 +6,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from trt_mtp.controller.report.plots import GRID, INK, SERIES
 from trt_mtp.controller.report.tables import NONE, Table
+from trt_mtp.controller.validation import first_problem
 from trt_mtp.errors import InputError
 
 Count = Annotated[int, Field(ge=0)]
@@ -57,9 +58,7 @@ def parse_replay(value: Any, where: str) -> ReplayReport:
     try:
         return ReplayReport.model_validate(value)
     except ValidationError as error:
-        problem = error.errors()[0]
-        key = ".".join(map(str, problem["loc"]))
-        raise InputError(f"{where}: {key}: {problem['msg']}") from None
+        raise InputError(f"{where}: {first_problem(error, ReplayReport.model_fields)}") from None
 
 
 def is_replay(value: Any) -> bool:

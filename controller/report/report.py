@@ -10,7 +10,10 @@ from trt_mtp.controller.profile import Profile, parse_profile
 from trt_mtp.controller.report.replay import ReplayReport, is_replay, parse_replay
 from trt_mtp.controller.report.summary import Summary, summarize
 from trt_mtp.errors import InputError
+from trt_mtp.extras import require_extras
 from trt_mtp.files import read_json
+
+DRAWN = ("html", "png")  # the forms with plots
 
 Say = Callable[[str], None]
 
@@ -45,24 +48,24 @@ class Report(NamedTuple):
 def read_report(path: Path, say: Say = lambda line: None) -> Report:
     """The report of a profile, a replay, or a folder of them.
 
-    `say` is told of JSON files in a folder that are neither. Raises InputError when nothing can be
+    `say` is told of JSON files in a folder that are neither. Raises InputError if nothing can be
     reported.
     """
     if not path.is_dir():
         return _report([_read(path, read_json(path))])
-    found = []
+    read = []
     for file in sorted(path.glob("*.json")):
         value = read_json(file)
         if is_replay(value) or _is_profile(value):
-            found.append(_read(file, value))
+            read.append(_read(file, value))
         else:
             say(f"{file} is neither a calibrated profile nor a replay, and is left out")
-    if not found:
+    if not read:
         raise InputError(
             f"{path} holds no report: expected the output of `trt-mtp calibrate` or of "
             "`trt-mtp replay --json` as *.json"
         )
-    return _report(found)
+    return _report(read)
 
 
 def _is_profile(value: Any) -> bool:
@@ -76,20 +79,25 @@ def _read(path: Path, value: Any) -> Calibrated | Replay:
 
 
 def calibrated(profile: Profile, name: str) -> Calibrated:
-    """A profile for a report; raises InputError when it holds no calibration."""
+    """A profile for a report; raises InputError if it holds no calibration."""
     if profile.calibration is None:
         raise InputError(f"{name} holds no calibration: make one with `trt-mtp calibrate`")
     return Calibrated(name, profile, summarize(profile, profile.calibration))
 
 
-def _report(found: list[Calibrated | Replay]) -> Report:
-    profiles = [one for one in found if isinstance(one, Calibrated)]
+def _report(inputs: list[Calibrated | Replay]) -> Report:
+    profiles = [one for one in inputs if isinstance(one, Calibrated)]
     profiles.sort(key=lambda one: (one.calibration.created, one.name))
-    return Report(tuple(profiles), tuple(one for one in found if isinstance(one, Replay)))
+    return Report(tuple(profiles), tuple(one for one in inputs if isinstance(one, Replay)))
 
 
 def render(report: Report, form: str) -> bytes:
-    """The report as html, md, csv, json or png; the same report gives the same bytes."""
+    """The report as html, md, csv, json or png; the same report gives the same bytes.
+
+    Raises InputError if what draws html and png isn't installed.
+    """
+    if form in DRAWN:
+        require_extras(f"a report as {form}", "report")
     if form == "html":
         from trt_mtp.controller.report.html import html
 

@@ -4,16 +4,9 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
-from trt_mtp.controller.calibration import BestLength, Calibration, Cell, Interval
+from trt_mtp.controller.calibration import BestLength, Calibration, Cell, CellKey, Interval
+from trt_mtp.controller.cells import Cells, by_key, expected_speedup, predicted_speedup, unmeasured
 from trt_mtp.controller.profile import Profile
-from trt_mtp.controller.report.cells import (
-    Cells,
-    Key,
-    by_key,
-    expected_speedup,
-    predicted_speedup,
-    unmeasured,
-)
 
 
 class CellRow(NamedTuple):
@@ -22,7 +15,7 @@ class CellRow(NamedTuple):
     A cell whose answers could not be compared with those at draft length 0 has no speedup either.
     """
 
-    key: Key
+    key: CellKey
     cell: Cell | None
     predicted: float | None  # speedup, from the other cells (and the profile's table of R)
 
@@ -66,10 +59,10 @@ class Summary(NamedTuple):
     def concurrencies(self) -> tuple[int, ...]:
         """Every load of a cell or an advice, ascending."""
         best = self.calibration.recommendation.best if self.calibration.recommendation else ()
-        found = {row.key.concurrency for row in self.rows} | {one.concurrency for one in best}
-        return tuple(sorted(found))
+        loads = {row.key.concurrency for row in self.rows} | {one.concurrency for one in best}
+        return tuple(sorted(loads))
 
-    def row(self, key: Key) -> CellRow | None:
+    def row(self, key: CellKey) -> CellRow | None:
         """The cell at `key`."""
         return next((row for row in self.rows if row.key == key), None)
 
@@ -87,22 +80,22 @@ def summarize(profile: Profile, calibration: Calibration) -> Summary:
     return Summary(calibration, rows, tuple(_task_row(calibration, cells, task) for task in tasks))
 
 
-def _predicted(profile: Profile, cells: Cells, key: Key) -> float | None:
+def _predicted(profile: Profile, cells: Cells, key: CellKey) -> float | None:
     """From the other cells where there is a measured speedup to compare with, else from all."""
     if key in cells and cells[key].speedup is not None:
         return predicted_speedup(cells, key)
     return expected_speedup(profile, cells, key)
 
 
-def _order(tasks: Sequence[str]) -> Callable[[Key], tuple[int, Key]]:
+def _order(tasks: Sequence[str]) -> Callable[[CellKey], tuple[int, CellKey]]:
     place = {task: i for i, task in enumerate(tasks)}
     return lambda key: (place.get(key.task, len(place)), key)
 
 
 def best_lengths(calibration: Calibration) -> dict[tuple[str, int], BestLength]:
     """The advice by task and load."""
-    found = calibration.recommendation.best if calibration.recommendation else ()
-    return {(one.task, one.concurrency): one for one in found}
+    choices = calibration.recommendation.best if calibration.recommendation else ()
+    return {(one.task, one.concurrency): one for one in choices}
 
 
 def _task_row(calibration: Calibration, cells: Cells, task: str) -> TaskRow:
@@ -122,7 +115,7 @@ def _task_row(calibration: Calibration, cells: Cells, task: str) -> TaskRow:
 
 
 def none_from(calibration: Calibration, advice: Sequence[BestLength]) -> int | None:
-    """The load from which on the advice for one task is no speculation; None where it never is.
+    """The load from which on the advice for one task is no speculation; None if it never is.
 
     Loads between two that were measured are told by where the last length stops winning.
     """
@@ -143,10 +136,11 @@ def none_from(calibration: Calibration, advice: Sequence[BestLength]) -> int | N
     return exact if last < exact < first else first
 
 
-def frontier(points: Mapping[Key, tuple[float, float]]) -> list[tuple[float, float]]:
+def frontier(points: Mapping[CellKey, tuple[float, float]]) -> list[tuple[float, float]]:
     """The points (time, speed) that no other beats in both, by their time.
 
-    >>> frontier({Key("a", 0, 1): (2, 5), Key("a", 0, 2): (4, 9), Key("a", 1, 1): (3, 4)})
+    >>> one, two, three = CellKey("a", 0, 1), CellKey("a", 0, 2), CellKey("a", 1, 1)
+    >>> frontier({one: (2, 5), two: (4, 9), three: (3, 4)})
     [(2, 5), (4, 9)]
     """
     best: list[tuple[float, float]] = []

@@ -1,4 +1,4 @@
-"""matplotlib figures as SVG that lives in a page (text as text, the page's colours) and as PNG."""
+"""matplotlib figures as SVG that lives in a page (text as text, the page's colors) and as PNG."""
 
 import io
 import re
@@ -91,7 +91,7 @@ def png(
 ) -> bytes:
     """All panels as one picture: a row a task, a column a plot, with a title each.
 
-    `key` names colours and markers.
+    `key` names colors and markers.
     """
     import matplotlib
 

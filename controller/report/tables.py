@@ -3,9 +3,9 @@
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from trt_mtp.controller.calibration import BestLength, Calibration, Cell
+from trt_mtp.controller.calibration import BestLength, Calibration, Cell, CellKey
+from trt_mtp.controller.cells import by_key, survival
 from trt_mtp.controller.profile import Profile
-from trt_mtp.controller.report.cells import Key, by_key, survival
 from trt_mtp.controller.report.plots import compared, crossover
 from trt_mtp.controller.report.summary import CellRow, Summary, TaskRow
 from trt_mtp.controller.report.text import ratio
@@ -72,14 +72,12 @@ def advice(summary: Summary) -> Table:
         "task", "requests at a time", "use K", "speedup (95 %)", "as good within the interval",
         "may lose (95 %)",
     )  # fmt: skip
-    found = [
-        summary.best(row.task, load) for row in summary.tasks for load in summary.concurrencies
-    ]
+    rows = [summary.best(row.task, load) for row in summary.tasks for load in summary.concurrencies]
     lines = (
         [one.task, str(one.concurrency), length(one.draft_length), _advised(summary, one),
          ", ".join(map(length, one.ties)) or NONE,
          NONE if one.may_lose is None else f"{one.may_lose:.1%}"]
-        for one in found if one is not None
+        for one in rows if one is not None
     )  # fmt: skip
     return _table(head, lines)
 
@@ -92,7 +90,7 @@ def _advised(summary: Summary, best: BestLength) -> str:
 
 def is_measured(summary: Summary, best: BestLength) -> bool:
     """Whether the cell behind an advice was measured."""
-    row = summary.row(Key(best.task, best.draft_length, best.concurrency))
+    row = summary.row(CellKey(best.task, best.draft_length, best.concurrency))
     return row is not None and not row.is_predicted
 
 
@@ -128,7 +126,7 @@ def _pooled_acceptance(summary: Summary, row: TaskRow) -> list[str] | None:
 
 
 def _times(row: TaskRow) -> list[str]:
-    """TTFT, TPOT, that at none, and tokens a second; ≈ from those at none where not measured."""
+    """TTFT, TPOT, that at none, and tokens a second; ≈ from those at none if not measured."""
     plain, cell = row.plain, row.cell
     at_none = number(plain.tpot_ms.p50) if plain else NONE
     if cell is not None:
@@ -227,7 +225,7 @@ def predictions(summary: Summary) -> Table:
     return _table(head, lines)
 
 
-def key_cells(key: Key) -> list[str]:
+def key_cells(key: CellKey) -> list[str]:
     """Task, length and load of a line."""
     return [key.task, length(key.draft_length), str(key.concurrency)]
 

@@ -71,7 +71,7 @@ def headline(summary: Summary) -> tuple[str, ...]:
 
 
 def _unsure(rows: Iterable[TaskRow]) -> str:
-    """The tasks whose gain may be none; empty where there are none such."""
+    """The tasks whose gain may be none; empty if there are none such."""
     names = [name(row.task) for row in rows if row.best and row.best.draft_length and
              (0 in row.best.ties or row.best.speedup.low <= 1)]  # fmt: skip
     if not names:
@@ -80,7 +80,7 @@ def _unsure(rows: Iterable[TaskRow]) -> str:
 
 
 def _between(summary: Summary) -> str:
-    """Lengths and none between the lowest load and the last; empty where there is nothing odd."""
+    """Lengths and none between the lowest load and the last; empty if there is nothing odd."""
     text = ""
     if _is_changing(summary):
         text = "The best length changes with the load: the first table has it."
@@ -101,7 +101,7 @@ def _is_changing(summary: Summary) -> bool:
     lengths: dict[str, set[int]] = {}
     for one in advice.best if advice else ():
         lengths.setdefault(one.task, set()).add(one.draft_length)
-    return any(len(found - {0}) > 1 for found in lengths.values())
+    return any(len(chosen - {0}) > 1 for chosen in lengths.values())
 
 
 def _lengths(summary: Summary) -> str:
@@ -126,7 +126,7 @@ def _lengths(summary: Summary) -> str:
 
 
 def _loads(summary: Summary) -> str:
-    """From which load on to use none; empty where no task drafts at all."""
+    """From which load on to use none; empty if no task drafts at all."""
     drafting = [row for row in summary.tasks if row.best and row.best.draft_length > 0]
     if not drafting:
         return ""
@@ -186,7 +186,7 @@ def hosting(summary: Summary) -> str:
 
 
 def certainty(summary: Summary) -> str:
-    """How many of the choices are settled; empty where that is not known."""
+    """How many of the choices are settled; empty if that is not known."""
     advice = summary.calibration.recommendation
     known = [one for one in advice.best if one.may_lose is not None] if advice else []
     unsettled = sum(not one.is_settled for one in known)

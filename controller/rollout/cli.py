@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from trt_mtp.files import to_json
+from trt_mtp.options import FILE, json_option
 
 if TYPE_CHECKING:
     from trt_mtp.controller.rollout.control import Status
 
 WATCH_S = 1.0
-SPEC = click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
-JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+SPEC = click.argument("file", type=FILE)
 WHY = click.option("--why", default="", help="For the history.")
 Command = Callable[..., None]
 
@@ -35,7 +35,7 @@ def rollout() -> None:
 
 @rollout.command()
 @SPEC
-@JSON
+@json_option
 def validate(file: Path, as_json: bool) -> None:
     """Check a rollout's file, and nothing else.
 
@@ -50,7 +50,7 @@ def validate(file: Path, as_json: bool) -> None:
 
 @rollout.command()
 @SPEC
-@JSON
+@json_option
 def plan(file: Path, as_json: bool) -> None:
     """Show what a rollout would change, what memory it needs and whom it affects.
 
@@ -63,9 +63,9 @@ def plan(file: Path, as_json: bool) -> None:
 @SPEC
 @click.option("--dry-run", is_flag=True, help="Show the plan and do nothing.")
 @click.option("--again", is_flag=True, help="Begin anew what was aborted or failed.")
-@JSON
+@json_option
 def start(file: Path, dry_run: bool, again: bool, as_json: bool) -> None:
-    """Do a rollout, or go on with one that was killed; until it is done or waits for you.
+    """Do a rollout, or continue with one that was killed; until it is done or waits for you.
 
     Example: trt-mtp rollout start k5.yaml --json
     """
@@ -81,7 +81,7 @@ def start(file: Path, dry_run: bool, again: bool, as_json: bool) -> None:
 @rollout.command()
 @SPEC
 @click.option("--watch", is_flag=True, help="Until it is completed or waits for you.")
-@JSON
+@json_option
 def status(file: Path, watch: bool, as_json: bool) -> None:
     """Show where a rollout stands; the exit code tells it too.
 
@@ -92,7 +92,7 @@ def status(file: Path, watch: bool, as_json: bool) -> None:
 
     spec = read_spec(file)
     seen = look(spec)
-    while watch and seen.holder:
+    while watch and seen.holder:  # ends, because each step of the holder has an end
         _say(_status_text(seen))
         time.sleep(WATCH_S)
         seen = look(spec)
@@ -101,7 +101,7 @@ def status(file: Path, watch: bool, as_json: bool) -> None:
 
 @rollout.command()
 @SPEC
-@JSON
+@json_option
 def explain(file: Path, as_json: bool) -> None:
     """Show what the gates have seen, and what decides next.
 
@@ -124,7 +124,7 @@ def explain(file: Path, as_json: bool) -> None:
 
 @rollout.command()
 @SPEC
-@JSON
+@json_option
 def resume(file: Path, as_json: bool) -> None:
     """Go on with a rollout that is paused or inconclusive.
 
@@ -139,7 +139,7 @@ def resume(file: Path, as_json: bool) -> None:
 @rollout.command()
 @SPEC
 @WHY
-@JSON
+@json_option
 def pause(file: Path, why: str, as_json: bool) -> None:
     """Stop where it is; traffic stays as it is.
 
@@ -152,7 +152,7 @@ def pause(file: Path, why: str, as_json: bool) -> None:
 @SPEC
 @click.option("--full", is_flag=True, help="Leave out all steps that are left.")
 @WHY
-@JSON
+@json_option
 def promote(file: Path, full: bool, why: str, as_json: bool) -> None:
     """Leave a pause, or leave out the step that is at work.
 
@@ -164,11 +164,11 @@ def promote(file: Path, full: bool, why: str, as_json: bool) -> None:
 @rollout.command()
 @SPEC
 @WHY
-@JSON
+@json_option
 def abort(file: Path, why: str, as_json: bool) -> None:
     """Take all traffic back at once and restore what was before.
 
-    Exit code 0 when that is done.
+    Exit code 0 if that is done.
 
     Example: trt-mtp rollout abort k5.yaml --why "complaints"
     """
@@ -179,7 +179,27 @@ def abort(file: Path, why: str, as_json: bool) -> None:
 
 @rollout.command()
 @SPEC
-@JSON
+@json_option
+def unlock(file: Path, as_json: bool) -> None:
+    """Break the lock of a process that is gone, on a machine that can't be seen from here.
+
+    A process that lives all the same stops at its next change. On this machine a lock goes with its
+    process, and that of a living one is not broken.
+
+    Example: trt-mtp rollout unlock k5.yaml
+    """
+    from trt_mtp.controller.rollout.control import unlock as break_lock
+    from trt_mtp.controller.rollout.spec import read_spec
+
+    holder = break_lock(read_spec(file))
+    text = f"the lock of {holder} is broken" if holder else "no process had the lock"
+    result = {"schema_version": 1, "broken": holder}
+    click.echo(to_json(result) if as_json else text, nl=not as_json)
+
+
+@rollout.command()
+@SPEC
+@json_option
 def history(file: Path, as_json: bool) -> None:
     """Show who did what, when and why.
 
@@ -236,34 +256,36 @@ def _show_plan(file: Path, as_json: bool) -> None:
     from trt_mtp.controller.rollout.spec import read_spec
 
     spec = read_spec(file)
-    found = make(spec).to_json()
+    planned = make(spec).to_json()
     rates = [requests_per_minute(gateway.decision_log) for gateway in spec.where.gateways]
     rate = sum(rate for rate in rates if rate) or None
-    found["requests_per_minute"] = rate
-    for step in found["steps"]:
+    planned["requests_per_minute"] = rate
+    for step in planned["steps"]:
         step["requests_per_minute"] = None if rate is None else rate * step["percent"] / 100
-    click.echo(to_json(found) if as_json else _plan_text(found), nl=not as_json)
+    click.echo(to_json(planned) if as_json else _plan_text(planned), nl=not as_json)
 
 
-def _plan_text(found: dict[str, Any]) -> str:
+def _plan_text(planned: dict[str, Any]) -> str:
     """The plan for people."""
     from trt_mtp.controller.rollout.memory_gate import sentence
 
-    target, stable = found["target"]["variants"], found["stable"]["variants"]
-    lines = [f"{found['name']}: {', '.join(stable)} -> {', '.join(target)}, {found['strategy']}"]
-    lines += [f"  {c['key']}: {c['old']} -> {c['new']}" for c in found["changes"]]
-    for need in found["memory"]:
+    target, stable = planned["target"]["variants"], planned["stable"]["variants"]
+    lines = [
+        f"{planned['name']}: {', '.join(stable)} -> {', '.join(target)}, {planned['strategy']}"
+    ]
+    lines += [f"  {c['key']}: {c['old']} -> {c['new']}" for c in planned["changes"]]
+    for need in planned["memory"]:
         limit = f" of {need['limit_bytes'] / 1e9:.2f}" if need["limit_bytes"] else ""
         lines.append(
             f"  memory, {need['step']}, {need['server']}: {need['num_bytes'] / 1e9:.2f}{limit} GB "
             f"({', '.join(need['variants'])}){'' if need['fits'] else '  DOES NOT FIT'}"
         )
-    lines += [f"  {sentence(gate)}" for gate in found["memory_gates"]]
-    for step in found["steps"]:
+    lines += [f"  {sentence(gate)}" for gate in planned["memory_gates"]]
+    for step in planned["steps"]:
         rate = step["requests_per_minute"]
         affected = "" if not rate else f", about {rate:.1f} requests a minute"
         lines.append(f"  {step['step']}{affected}")
-    return "\n".join([*lines, *(f"  note: {note}" for note in found["notes"])])
+    return "\n".join([*lines, *(f"  note: {note}" for note in planned["notes"])])
 
 
 def _say(text: str) -> None:

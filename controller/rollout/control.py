@@ -1,4 +1,4 @@
-"""Starting, resuming and steering rollouts; a process at work is given orders."""
+"""Start, resume and steer rollouts; a running process gets orders through the store."""
 
 import contextlib
 import time
@@ -6,15 +6,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from trt_mtp.controller.gateway.traffic import read_traffic, write_traffic
+from trt_mtp.controller.gateway.canary.traffic import read_traffic, write_traffic
 from trt_mtp.controller.rollout.plan import Plan, make_plan
 from trt_mtp.controller.rollout.runner import AT_PAUSE, WAITING, Runner, Say, begin
 from trt_mtp.controller.rollout.spec import RolloutSpec
-from trt_mtp.controller.rollout.store import Event, LostLock, Phase, Rollout, Store
+from trt_mtp.controller.rollout.store import Event, LockLostError, Phase, Rollout, Store
 from trt_mtp.controller.rollout.triton import sites
 from trt_mtp.errors import InputError
 
-ABORT_S = 120.0  # for the process at work to have restored the old state
+ABORT_S = 120.0  # most time for the running process to restore the old state
 EXIT_CODES = {
     Phase.SUCCESSFUL: 0,
     Phase.FAILED: 1,
@@ -29,10 +29,10 @@ EXIT_CODES = {
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """A rollout as people and pipelines see it."""
+    """A rollout's status for people and pipelines."""
 
     rollout: Rollout
-    holder: str  # the process at work; empty when none is
+    holder: str  # the running process; empty if there is none
     progress: dict[str, Any]
 
     @property
@@ -41,14 +41,14 @@ class Status:
         return EXIT_CODES[self.rollout.phase]
 
     def to_json(self) -> dict[str, Any]:
-        """With stable keys."""
+        """The status with stable keys."""
         facts = self.rollout.facts
         return {
             "schema_version": 1,
             "name": self.rollout.name,
             "phase": self.rollout.phase,
             "completed": self.rollout.phase.is_completed,
-            "going": self.rollout.going,
+            "going": self.rollout.direction,
             "position": self.rollout.position,
             "reason": self.rollout.reason,
             "old": facts["old"],
@@ -62,15 +62,15 @@ class Status:
 
 def plan(spec: RolloutSpec) -> Plan:
     """What the rollout would do now; changes nothing."""
-    with sites(spec.where.servers, spec.where.model) as found:
-        return make_plan(spec, found)
+    with sites(spec.where.servers, spec.where.model) as connected:
+        return make_plan(spec, connected)
 
 
 def start(spec: RolloutSpec, say: Say, again: bool = False) -> Status:
-    """Begin a rollout, or go on with one that a crash or an error stopped.
+    """Begin a rollout, or continue one that a crash or an error stopped.
 
-    One that is done, waits for a person, or has another process at work is left as it is. `again`
-    begins anew what was aborted or has failed. Raises InputError when the file changed meanwhile.
+    A rollout that is done, waits for a person, or runs in another process stays as it is. `again`
+    restarts an aborted or failed one. Raises InputError if the file changed meanwhile.
     """
     with Store(spec.where.state) as store:
         latest = store.latest(spec.name)
@@ -80,20 +80,20 @@ def start(spec: RolloutSpec, say: Say, again: bool = False) -> Status:
         is_done = latest is not None and latest.digest == spec.digest
         if latest is not None and is_done and not (again and latest.phase is not Phase.SUCCESSFUL):
             return _status(store, latest)
-        return _run(spec, store, say, anew=True)
+        return _run(spec, store, say, is_new=True)
 
 
 def resume(spec: RolloutSpec, say: Say) -> Status:
-    """Go on with a rollout that waits or was stopped; a step that was inconclusive begins anew."""
+    """Continue a rollout that waits or was stopped; an inconclusive step restarts."""
     with Store(spec.where.state) as store:
         latest = _latest(store, spec)
         return _status(store, latest) if latest.phase.is_completed else _run(spec, store, say)
 
 
 def steer(spec: RolloutSpec, verb: str, why: str, say: Say) -> Status:
-    """Order pause, promote, promote --full or abort, and see to it when no process is at work.
+    """Order pause, promote, promote --full or abort; run the rollout here if no process does.
 
-    Raises InputError for a rollout that is completed.
+    Raises InputError if the rollout is completed.
     """
     with Store(spec.where.state) as store:
         latest = _latest(store, spec)
@@ -108,25 +108,37 @@ def steer(spec: RolloutSpec, verb: str, why: str, say: Say) -> Status:
                     else "`start --again` begins anew"
                 )
             )
-        if not (verb == "promote" and latest.reason == AT_PAUSE):  # there, going on is all
+        if not (verb == "promote" and latest.reason == AT_PAUSE):  # there, it only continues
             store.order(latest, verb, why)
         if store.holder():
             say(f"{store.holder()} was told to {verb}")
             if verb != "abort":
                 return _status(store, latest)
             _take_traffic_back(spec)  # now: it may be loading a model for minutes
-            return _wait_for_abort(store, spec)
+            seen = _wait_for_abort(store, spec)
+            if seen.holder or seen.rollout.phase.is_completed:
+                return seen
+            say("it ended before that; this process goes on")
         return _run(spec, store, say)
 
 
+def unlock(spec: RolloutSpec) -> str:
+    """Take the lock from a process that is gone; returns which, empty if none had it.
+
+    Raises InputError for one that lives on this machine.
+    """
+    with _reading(spec) as store:
+        return store.unlock(_latest(store, spec))
+
+
 def status(spec: RolloutSpec) -> Status:
-    """Where the rollout stands; raises InputError when it never began."""
+    """The rollout's status; raises InputError if it never began."""
     with _reading(spec) as store:
         return _status(store, _latest(store, spec))
 
 
 def history(spec: RolloutSpec) -> list[Event]:
-    """All that was done, in order."""
+    """The rollout's events, oldest first."""
     with _reading(spec) as store:
         return store.history(_latest(store, spec))
 
@@ -139,13 +151,13 @@ def _reading(spec: RolloutSpec) -> Iterator[Store]:
         yield store
 
 
-def _run(spec: RolloutSpec, store: Store, say: Say, anew: bool = False) -> Status:
-    """Act, when no other process does."""
+def _run(spec: RolloutSpec, store: Store, say: Say, is_new: bool = False) -> Status:
+    """Run the rollout, unless another process does."""
     try:
-        with store.locked(), sites(spec.where.servers, spec.where.model) as found:
-            rollout = begin(spec, store, found) if anew else _latest(store, spec)
-            Runner(spec, store, found, rollout, say).run()
-    except LostLock as error:
+        with store.locked(say), sites(spec.where.servers, spec.where.model) as connected:
+            rollout = begin(spec, store, connected) if is_new else _latest(store, spec)
+            Runner(spec, store, connected, rollout, say).run()
+    except LockLostError as error:
         say(str(error))
     return _status(store, _latest(store, spec))
 
@@ -158,7 +170,7 @@ def _wait_for_abort(store: Store, spec: RolloutSpec) -> Status:
 
 
 def _take_traffic_back(spec: RolloutSpec) -> None:
-    """Leave the canary without requests, whatever else is going on."""
+    """Leave the canary without requests, whatever the running process does."""
     nobody = {"canary": None, "canary_percent": 0.0, "shadow_percent": 0.0}
     for gateway in spec.where.gateways:
         with contextlib.suppress(InputError):  # none was written yet
@@ -167,10 +179,10 @@ def _take_traffic_back(spec: RolloutSpec) -> None:
 
 
 def _latest(store: Store, spec: RolloutSpec) -> Rollout:
-    found = store.latest(spec.name)
-    if found is None:
+    rollout = store.latest(spec.name)
+    if rollout is None:
         raise InputError(f"{spec.name} has not begun: start it with `trt-mtp rollout start`")
-    return found
+    return rollout
 
 
 def _check_same(rollout: Rollout, spec: RolloutSpec) -> None:

@@ -10,10 +10,12 @@ than tolerated:
   earlier requests? (A quantile need not be known exactly, only before; compare Howard and Ramdas,
   "Sequential estimation of quantiles", Bernoulli 28, 2022.)
 - error_rate: does it fail more often? Where all requests are the canary's: more often than the
-  stable side did before?
+  stable side may have done before (an upper confidence bound)?
 
-All questions are tested at once (sequential.py) with alpha divided by their number, so that alpha
-bounds the chance that a canary which is no worse is ever aborted.
+All questions are tested at once (sequential.py) with alpha divided by their number and one more for
+that bound, so that alpha bounds the chance that a canary which is no worse is ever aborted. That
+holds where each of a window's requests could as well have been on the other side: sides by chance,
+few requests of a session (session_cap.py), and the same mix of requests on both.
 """
 
 import math
@@ -29,14 +31,17 @@ from trt_mtp.controller.tasks import TASKS
 from trt_mtp.errors import TrtMtpError
 
 MOST_PAIRED = 8  # stable requests for each canary request: more would hardly narrow a comparison
-BOUND = math.log(2)  # of a log ratio; twice as slow counts as any slower
+# Of a log ratio: pairs further apart count as this far. Bets are a share of it, so it follows the
+# noise: the quantile of earlier pairs' distances, never so small that the tolerance is beyond it.
+WIDEST, NARROWEST, BOUND_PERCENTILE = math.log(2), 0.05, 95
+MIN_PAIRS, MAX_PAIRS = 64, 1024  # pairs that the bound comes from
 QUANTILES = (50, 95)
 MIN_EARLIER = 100  # stable requests before a quantile is asked about
 MAX_EARLIER = 4096
 
 
-class GateFailed(TrtMtpError):
-    """The canary is worse than is tolerated; `what` is known of it goes to the history."""
+class GateFailedError(TrtMtpError):
+    """The canary is worse than tolerated; `what` was seen goes to the history."""
 
     def __init__(self, why: str, what: dict[str, Any] | None = None) -> None:
         super().__init__(why)
@@ -44,29 +49,29 @@ class GateFailed(TrtMtpError):
 
 
 class Requests(NamedTuple):
-    """Finished requests of one side, [n] each; NaN where a request has no such number."""
+    """Finished requests of one side, [n] each; NaN if a request has no such number."""
 
     task: Values  # index in TASKS
     is_error: Values  # 0 or 1
     ttft_s: Values
     tpot_s: Values  # seconds for an output token after the first
     tok_s: Values  # output tokens a second of the whole answer
-    acceptance_length: Values  # over the drafts that both variants make
+    acceptance_length: Values  # in tokens, over the drafts that both variants make
 
     def of_task(self, index: int) -> "Requests":
-        """Those of one task."""
+        """The requests of one task."""
         kept = self.task == index
         return Requests(*(column[kept] for column in self))
 
     @classmethod
     def of(cls, rows: Iterable[tuple[float, ...]]) -> "Requests":
-        """From rows in the order of the columns."""
+        """Requests from rows in the order of the columns."""
         table = np.array(list(rows), dtype=float).reshape(-1, len(cls._fields))
         return cls(*table.T)
 
 
 class GateResult(NamedTuple):
-    """What one gate has seen so far. `p_value` may be looked at at any time."""
+    """What one gate has seen so far; `p_value` is valid at any time."""
 
     gate: str
     task: str | None
@@ -77,20 +82,26 @@ class GateResult(NamedTuple):
     p_value: float
     threshold: float  # fails at or below
     is_failed: bool
+    could_miss: float | None = None  # the loss that so many requests show half the time
 
     def sentence(self) -> str:
-        """For people, and for the record."""
+        """The result for people and for the history."""
         what = f"{self.gate} of {self.task}" if self.task else self.gate
         if self.unit == "relative":
-            found = f"canary {abs(self.change):.1%} {'worse' if self.change > 0 else 'better'}"
+            comparison = f"canary {abs(self.change):.1%} {'worse' if self.change > 0 else 'better'}"
         elif self.task is None and "_p" in self.gate:
-            found = f"{self.change:+.1%} of the canary's requests beyond it"
+            comparison = f"{self.change:+.1%} of the canary's requests beyond it"
         else:
-            found = f"{self.change:+.1%} of the canary's requests"
+            comparison = f"{self.change:+.1%} of the canary's requests"
         return (
-            f"{what}: {found}, {self.num_canary} against {self.num_stable} requests"
-            f" (p = {self.p_value:.2g}, fails at {self.threshold:.2g})"
+            f"{what}: {comparison}, {self.num_canary} against {self.num_stable} requests"
+            f" (p = {self.p_value:.2g}, fails at {self.threshold:.2g}){self._missed()}"
         )
+
+    def _missed(self) -> str:
+        if self.could_miss is None or self.is_failed:
+            return ""
+        return f"; a loss of {self.could_miss:.1%} may still be missed"
 
 
 @dataclass(slots=True)
@@ -102,17 +113,40 @@ class _Test:
     num_canary: int = 0
     num_stable: int = 0
     total: float = 0.0
+    squares: float = 0.0
+    distances: Values = field(default_factory=lambda: np.empty(0))  # of earlier pairs
 
     def add(self, canary: Values, stable: Values, values: Values, changes: Values) -> None:
-        """Groups [n, a] and [n, b], what they bet with, and the change that people read."""
+        """Add groups [n, a] and [n, b], their bets [n], and their changes [n] for people."""
         self.num_canary += canary.size
         self.num_stable += stable.size
         self.total += float(changes.sum())
+        self.squares += float((changes**2).sum())
         self.evidence.add(values)
+
+    def bound(self) -> float:
+        """How far apart two requests may count, by pairs that were seen before."""
+        if len(self.distances) < MIN_PAIRS:
+            return WIDEST
+        typical = float(np.percentile(self.distances, BOUND_PERCENTILE))
+        return min(max(typical, NARROWEST), WIDEST)
+
+    def could_miss(self, tolerated: float, threshold: float) -> float | None:
+        """The relative loss that is found half the time with so many groups; None if not yet.
+
+        The best bet on a mean d of values with variance s^2 gains about d^2 / 2 s^2 each (Waudby-
+        Smith and Ramdas 2024, section 5), and ln(1 / threshold) has to be gained.
+        """
+        num = self.evidence.num
+        if self.unit != "relative" or num < MIN_PAIRS:
+            return None
+        variance = self.squares / num - (self.total / num) ** 2
+        needed = math.sqrt(2 * math.log(1 / threshold) * max(variance, 0.0) / num)
+        return -math.expm1(-(tolerated + needed))
 
 
 class GateKeeper:
-    """Takes in windows of requests and says which gates failed."""
+    """Collects windows of requests and tells which gates failed."""
 
     def __init__(self, gates: Gates) -> None:
         self._gates = gates
@@ -128,11 +162,13 @@ class GateKeeper:
             for q in QUANTILES
         }
         self._errors = _Test("error_rate", None, "share of requests")
+        num_tests = len(self._ratios) + len(self._quantiles) + 1
+        self._threshold = gates.alpha / (num_tests + 1)  # one more for the bound of errors before
         self._num_stable = self._num_stable_errors = 0
         self._earlier: dict[str, Values] = {name: np.empty(0) for name in ("ttft", "tpot")}
 
     def add(self, canary: Requests, stable: Requests) -> None:
-        """One window's requests of both sides."""
+        """Add one window's requests of both sides."""
         self.num_canary += len(canary.task)
         self._add_errors(canary.is_error, stable.is_error)
         for name in ("ttft", "tpot"):
@@ -144,11 +180,11 @@ class GateKeeper:
                 self._add_ratio(self._ratios[name, index], _known(one, name), _known(other, name))
 
     def results(self) -> list[GateResult]:
-        """Every gate that has seen something, failed ones first."""
+        """Every gate that has seen requests, failed ones first."""
         tests = [*self._ratios.values(), *self._quantiles.values(), self._errors]
-        threshold = self._gates.alpha / len(tests)
-        found = [_result(test, threshold) for test in tests if test.evidence.num]
-        return sorted(found, key=lambda result: result.p_value)
+        tolerated = -math.log1p(-self._gates.tolerance)
+        results = [_result(test, self._threshold, tolerated) for test in tests if test.evidence.num]
+        return sorted(results, key=lambda result: result.p_value)
 
     def failed(self) -> list[GateResult]:
         """The gates that the canary did not pass."""
@@ -160,9 +196,10 @@ class GateKeeper:
         changes = one.mean(axis=1) - other.mean(axis=1) if len(one) else np.empty(0)
         self._errors.add(one, other, (changes - tolerated) / (1 + tolerated), changes)
         if not len(stable) and self._num_stable:
-            before = (self._num_stable_errors + 1) / (self._num_stable + 2)  # Laplace: never 0
-            alone = canary.reshape(-1, 1)
-            self._errors.add(alone, other, canary - before - tolerated, canary - before)
+            before = self._num_stable_errors / self._num_stable
+            most = upper_bound(self._num_stable_errors, self._num_stable, self._threshold)
+            alone, worse = canary.reshape(-1, 1), canary - most - tolerated
+            self._errors.add(alone, other, worse / (1 + tolerated), canary - before)
         self._num_stable += len(stable)
         self._num_stable_errors += int(stable.sum())
 
@@ -179,11 +216,15 @@ class GateKeeper:
     def _add_ratio(self, test: _Test, canary: Values, stable: Values) -> None:
         tolerated = math.log1p(-self._gates.tolerance)
         one, other = paired(np.log(canary), np.log(stable), MOST_PAIRED)
-        if len(one):
-            # speeds: less is worse. Bounding each pair keeps the expectation 0 under exchange.
-            changes = np.clip(other - one, -BOUND, BOUND).mean(axis=1)
-            values = np.clip(other - one + tolerated, -BOUND, BOUND).mean(axis=1) / BOUND
-            test.add(one, other, values, changes)
+        if not len(one):
+            return
+        # Speeds: less is worse. A bound on each pair, from earlier windows alone, keeps the
+        # expectation 0 under exchange.
+        bound, slower = test.bound(), other - one
+        changes = np.clip(slower, -WIDEST, WIDEST).mean(axis=1)
+        values = np.clip(slower + tolerated, -bound, bound).mean(axis=1) / bound
+        test.add(one, other, values, changes)
+        test.distances = np.concatenate([test.distances, abs(slower).ravel()])[-MAX_PAIRS:]
 
 
 def _known(requests: Requests, column: str) -> Values:
@@ -191,7 +232,25 @@ def _known(requests: Requests, column: str) -> Values:
     return values[values > 0]  # not NaN either
 
 
-def _result(test: _Test, threshold: float) -> GateResult:
+def upper_bound(num_errors: int, num: int, chance: float) -> float:
+    """The rate that errors exceed with at most `chance`, having been `num_errors` of `num`.
+
+    Where num KL(seen || rate) = ln(1 / chance), the Chernoff bound (Hoeffding, JASA 58, 1963).
+
+    >>> round(upper_bound(4, 200, 0.01), 3)
+    0.066
+    """
+    seen, low, high = num_errors / num, num_errors / num, 1.0
+    for _ in range(50):
+        rate = (low + high) / 2
+        divergence = seen * math.log(seen / rate) if seen else 0.0
+        if seen < 1:
+            divergence += (1 - seen) * math.log((1 - seen) / (1 - rate))
+        low, high = (low, rate) if num * divergence > math.log(1 / chance) else (rate, high)
+    return high
+
+
+def _result(test: _Test, threshold: float, tolerated: float) -> GateResult:
     mean = test.total / test.evidence.num
     p_value = test.evidence.p_value
     return GateResult(
@@ -204,4 +263,5 @@ def _result(test: _Test, threshold: float) -> GateResult:
         p_value,
         threshold,
         p_value <= threshold,
+        test.could_miss(tolerated, threshold),
     )

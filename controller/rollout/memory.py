@@ -1,4 +1,4 @@
-"""How much memory a variant needs beside others: measured where it was, else estimated."""
+"""How much memory a variant needs beside others: measured if possible, else estimated."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ PROCESS_BYTES = 150 * 10**6
 
 @dataclass(frozen=True, slots=True)
 class Footprint:
-    """Bytes of one variant: its own, and files that variants of the same build map together."""
+    """Bytes of one variant: its own, and files that it shares with variants of the same build."""
 
     own_bytes: int = 0
     shared_bytes: int = 0
@@ -22,7 +22,7 @@ class Footprint:
 
 
 def footprint(variant: EngineVariant) -> Footprint:
-    """The memory of `variant`: per GPU for TensorRT-LLM, of the host for the CPU engine."""
+    """The memory of `variant`: per GPU for TensorRT-LLM, on the host for the CPU engine."""
     record = variant.record
     measured = record.verification.get("measured") or {}
     if measured.get("gpu_bytes"):
@@ -42,7 +42,7 @@ def footprint(variant: EngineVariant) -> Footprint:
 
 
 def total_bytes(footprints: Iterable[Footprint]) -> int:
-    """Of all together; what they share counts once."""
+    """The bytes of all together; shared files count once."""
     own, shared = 0, {}
     for one in footprints:
         own += one.own_bytes

@@ -1,7 +1,7 @@
-"""The gate on memory: what a server uses, as its Triton publishes it, against a share of the total.
+"""The gate on memory: the share that is in use, from Triton's metrics, against a limit.
 
-Used is what all processes of the machine use together, and so is the limit: what is left of a GPU
-is what a longer prompt or a neighbour's model can still get.
+Memory in use is that of all processes of the machine, because a longer prompt or a neighbor's
+model can only get what all of them leave.
 """
 
 import http.client
@@ -10,9 +10,9 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
-from trt_mtp.controller.rollout.gates import GateFailed
+from trt_mtp.controller.rollout.gates import GateFailedError
 from trt_mtp.controller.rollout.spec import Server
-from trt_mtp.controller.rollout.triton import Unreachable
+from trt_mtp.controller.rollout.triton import UnreachableError
 
 READ_S = 5.0
 FRESH_S = 2.5  # Triton measures every 2 s, unless its --metrics-interval-ms says otherwise
@@ -28,7 +28,7 @@ _GAUGE = re.compile(
 
 
 class Memory(NamedTuple):
-    """What is used of the memory of one device."""
+    """The memory of one device."""
 
     device: str  # HOST, or the GPU's uuid
     used_bytes: int
@@ -36,46 +36,46 @@ class Memory(NamedTuple):
 
     @property
     def share(self) -> float:
-        """Used, of the total."""
+        """The share of the total that is in use, 0 to 1."""
         return self.used_bytes / self.total_bytes
 
     def text(self) -> str:
-        """For people."""
+        """The numbers for people."""
         used, total = self.used_bytes / 1e9, self.total_bytes / 1e9
         return f"{self.device} {used:.2f} of {total:.2f} GB ({self.share:.1%})"
 
 
 class MemoryGate:
-    """The memory of one server, and how much of it may be used."""
+    """Limits the share of a server's memory that is in use."""
 
     def __init__(self, server: Server, max_share: float) -> None:
-        """Of a server that has `metrics`."""
+        """The server must have `metrics`."""
         assert server.metrics is not None
         self.server, self.max_share = server.grpc, max_share
-        self.highest: dict[str, Memory] = {}  # that was seen, by device
+        self.highest: dict[str, Memory] = {}  # the most seen so far, by device
         self._metrics = server.metrics
 
     def look(self) -> Memory:
-        """The device with the most in use; raises Unreachable when nobody tells."""
-        found = read_memory(self._metrics)
-        for memory in found:
+        """The device with the highest share in use; raises UnreachableError without metrics."""
+        devices = read_memory(self._metrics)
+        for memory in devices:
             before = self.highest.get(memory.device)
             if before is None or memory.used_bytes > before.used_bytes:
                 self.highest[memory.device] = memory
-        return max(found, key=lambda memory: memory.share)
+        return max(devices, key=lambda memory: memory.share)
 
     def check(self) -> None:
-        """Raise GateFailed when a device has too much in use, Unreachable when nobody tells."""
+        """Raise GateFailedError if too much is in use, UnreachableError without metrics."""
         fullest = self.look()
         if fullest.share > self.max_share:
-            raise GateFailed(
+            raise GateFailedError(
                 f"memory of {self.server}: {fullest.text()} in use, gates.max_memory_share allows "
                 f"{self.max_share:.1%}",
                 {"memory": self.to_json()},
             )
 
     def check_fresh(self, still_ours: Callable[[], None]) -> None:
-        """`check` what was measured after the call."""
+        """`check` a measurement that was made after this call."""
         deadline = time.monotonic() + FRESH_S
         while time.monotonic() < deadline:
             still_ours()
@@ -83,13 +83,13 @@ class MemoryGate:
         self.check()
 
     def to_json(self) -> dict[str, Any]:
-        """The most that was seen, for the record and for `sentence`."""
+        """The most that was seen, for the history and for `sentence`."""
         devices = [memory._asdict() for memory in tuple(self.highest.values())]
         return {"server": self.server, "max_share": self.max_share, "devices": devices}
 
 
 def sentence(seen: dict[str, Any]) -> str:
-    """For people: what `to_json` has."""
+    """What `to_json` returned, for people."""
     devices = ", ".join(Memory(**device).text() for device in seen["devices"])
     return (
         f"memory of {seen['server']}: {devices or 'not seen yet'}, "
@@ -98,7 +98,7 @@ def sentence(seen: dict[str, Any]) -> str:
 
 
 def not_gated(servers: Iterable[Server]) -> list[str]:
-    """What to say of servers whose memory nobody tells us."""
+    """A sentence for each server without metrics, whose memory is not gated."""
     return [
         f"memory of {server.grpc} is not gated: the file has no `metrics` of it"
         for server in servers
@@ -107,14 +107,14 @@ def not_gated(servers: Iterable[Server]) -> list[str]:
 
 
 def read_memory(address: str) -> list[Memory]:
-    """The memory that the Triton with its metrics at host:port tells of.
+    """The memory by the Triton metrics at host:port.
 
-    Raises Unreachable when it doesn't; one that was just started is given time to measure.
+    Waits FRESH_S for a Triton that has not measured yet, then raises UnreachableError.
     """
     deadline = time.monotonic() + FRESH_S
     while not (devices := _parse(_get(address))):
         if time.monotonic() > deadline:
-            raise Unreachable(
+            raise UnreachableError(
                 f"the metrics at {address} tell no memory: expected nv_gpu_memory_used_bytes or "
                 f"nv_cpu_memory_used_bytes (tritonserver --allow-gpu-metrics, --allow-cpu-metrics)"
             )
@@ -123,18 +123,18 @@ def read_memory(address: str) -> list[Memory]:
 
 
 def _parse(text: str) -> list[Memory]:
-    found: dict[str, dict[str, int]] = {}
+    gauges: dict[str, dict[str, int]] = {}  # by device: used, total
     for kind, which, uuid, value in _GAUGE.findall(text):
-        found.setdefault(uuid if kind == "gpu" else HOST, {})[which] = int(float(value))
+        gauges.setdefault(uuid if kind == "gpu" else HOST, {})[which] = int(float(value))
     return [
         Memory(device, values["used"], values["total"])
-        for device, values in found.items()
+        for device, values in gauges.items()
         if values.get("total") and "used" in values
     ]
 
 
 def _get(address: str) -> str:
-    """What Triton publishes now, whatever proxies there are."""
+    """The text of Triton's metrics; ignores proxies."""
     connection = http.client.HTTPConnection(address, timeout=READ_S)
     try:
         connection.request("GET", "/metrics")
@@ -143,7 +143,7 @@ def _get(address: str) -> str:
             raise http.client.HTTPException(f"status {response.status}")
         return response.read().decode(errors="replace")
     except (OSError, http.client.HTTPException) as error:
-        raise Unreachable(
+        raise UnreachableError(
             f"the metrics at {address} can't be read: {error or type(error).__name__}; expected "
             f"where.servers.metrics to be Triton's metrics port"
         ) from None

@@ -1,19 +1,21 @@
-"""What a rollout will change, what it needs, and in which order it is done."""
+"""The plan of a rollout: what it changes, the memory it needs, and the order of its steps."""
 
 import json
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from trt_mtp.build.variant import EngineVariant, fingerprint_of, read_variant
-from trt_mtp.controller.gateway.traffic import Side, read_traffic
+from trt_mtp.controller.gateway.canary.traffic import Side, read_traffic
 from trt_mtp.controller.profile import Profile, read_profile
 from trt_mtp.controller.rollout.memory import Footprint, footprint, total_bytes
 from trt_mtp.controller.rollout.memory_gate import MemoryGate, not_gated
 from trt_mtp.controller.rollout.spec import RolloutSpec, Step
 from trt_mtp.controller.rollout.triton import TritonSite
 from trt_mtp.errors import InputError
+from trt_mtp.files import open_regular
 
 SIDE_BY_SIDE, DRAIN_FIRST = "side by side", "drain first"
 COMPARED = ("engine", "draft_length", "max_batch_size", "max_seq_len", "fingerprint", "created")
@@ -21,7 +23,7 @@ COMPARED = ("engine", "draft_length", "max_batch_size", "max_seq_len", "fingerpr
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """One value that is another one afterwards."""
+    """One value before and after."""
 
     key: str
     old: Any
@@ -30,7 +32,7 @@ class Change:
 
 @dataclass(frozen=True, slots=True)
 class MemoryNeed:
-    """What one server holds at one step."""
+    """The memory that one server needs at one step."""
 
     step: str
     server: str
@@ -40,13 +42,13 @@ class MemoryNeed:
 
     @property
     def fits(self) -> bool:
-        """True where there is no limit, too."""
+        """True also if there is no limit."""
         return self.limit_bytes is None or self.num_bytes <= self.limit_bytes
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """All that is known before anything is done; names are variants as the gateway has them."""
+    """All that is known before the first action; variants have the names that the gateway uses."""
 
     name: str
     old: str | None
@@ -58,12 +60,12 @@ class Plan:
     memory: tuple[MemoryNeed, ...]
     memory_sources: dict[str, str]  # by variant: measured, estimated or files
     memory_gates: tuple[dict[str, Any], ...]  # of servers with metrics: what is used now, the limit
-    steps: tuple[tuple[str, float], ...]  # and the percent of live requests that it affects
+    steps: tuple[tuple[str, float], ...]  # with the percent of live requests that each affects
     notes: tuple[str, ...] = ()
     variant: EngineVariant | None = field(default=None, repr=False)
 
     def to_json(self) -> dict[str, Any]:
-        """What `trt-mtp rollout plan --json` prints."""
+        """The output of `trt-mtp rollout plan --json`."""
         memory = [{**asdict(need), "fits": need.fits} for need in self.memory]
         return {
             "schema_version": 1,
@@ -83,9 +85,9 @@ class Plan:
 
 
 def named_variant(folder: Path) -> EngineVariant:
-    """The variant in `folder` under a name of its own, `k5_1f2e3d4c`; a build keeps its name.
+    """The variant in `folder`, with a name such as `k5_1f2e3d4c` that is unique to its build.
 
-    Raises InputError when the folder is none.
+    Raises InputError if the directory is not a variant's.
     """
     variant = read_variant(folder)
     identity = {**asdict(variant.record), "verification": {}}
@@ -96,7 +98,7 @@ def named_variant(folder: Path) -> EngineVariant:
 def make_plan(spec: RolloutSpec, sites: Sequence[TritonSite]) -> Plan:
     """The plan for what is served now.
 
-    Raises InputError for what the spec has wrong, TrtMtpError when a server does not answer.
+    Raises InputError if the spec does not fit it, TrtMtpError if a server does not answer.
     """
     stable = current_side(spec, sites)
     if spec.what.profile is not None:
@@ -131,21 +133,21 @@ def make_plan(spec: RolloutSpec, sites: Sequence[TritonSite]) -> Plan:
 
 
 def _served(name: str, variants: Sequence[str]) -> str:
-    """The variant of that name, or the one whose name begins with it, as `k5` for `k5_1f2e3d4c`.
+    """The variant of that name, or the one with that prefix, such as `k5` for `k5_1f2e3d4c`.
 
-    Raises InputError when there is none, or more than one.
+    Raises InputError unless there is exactly one.
     """
-    found = [name] if name in variants else [v for v in variants if v.startswith(f"{name}_")]
-    if len(found) != 1:
+    matches = [name] if name in variants else [v for v in variants if v.startswith(f"{name}_")]
+    if len(matches) != 1:
         hosted = ", ".join(variants)
         raise InputError(f"what.replaces is {name}: expected a variant that is served ({hosted})")
-    return found[0]
+    return matches[0]
 
 
 def current_side(spec: RolloutSpec, sites: Sequence[TritonSite]) -> Side:
-    """What is served now: as the traffic file says, or as the first server has it.
+    """What is served now, by the traffic file; without one, by the first server.
 
-    Raises InputError while another rollout is on its way, TrtMtpError when that can't be found out.
+    Raises InputError if another rollout is running, TrtMtpError if the server does not answer.
     """
     file = spec.where.gateways[0].traffic
     if file.exists():
@@ -187,7 +189,7 @@ def _profile_plan(spec: RolloutSpec, stable: Side, path: Path) -> Plan:
 
 
 def _variant_changes(old_folder: Path | None, new: EngineVariant) -> Iterable[Change]:
-    """What differs between the records of the two variants."""
+    """The differences between the records of two variants."""
     if old_folder is None or not (old_folder / "variant.json").is_file():
         yield Change("folder", str(old_folder), str(new.folder))
         return
@@ -204,13 +206,13 @@ def _variant_changes(old_folder: Path | None, new: EngineVariant) -> Iterable[Ch
 
 
 def _sizes(site: TritonSite, variants: Iterable[str]) -> dict[str, Footprint]:
-    """The memory of what is served; a variant whose folder is not here counts as nothing."""
-    found = {}
+    """The memory of each served variant; 0 bytes if its directory is not on this machine."""
+    sizes = {}
     for name in variants:
         folder = site.variant_folder(name) if site.is_ready(name) else None
         known = folder is not None and (folder / "variant.json").is_file()
-        found[name] = footprint(read_variant(folder)) if known and folder else Footprint()
-    return found
+        sizes[name] = footprint(read_variant(folder)) if known and folder else Footprint()
+    return sizes
 
 
 def _memory(
@@ -221,7 +223,7 @@ def _memory(
     old: str,
     new: str,
 ) -> tuple[tuple[MemoryNeed, ...], str]:
-    """The needs at each step, and whether old and new fit beside each other everywhere."""
+    """The needs at each step, and the strategy: do old and new fit together on every server?"""
     limits = [
         None if server.memory_gb is None else round(server.memory_gb * 1e9)
         for server in spec.where.servers
@@ -273,15 +275,12 @@ def _notes(memory: Sequence[MemoryNeed], strategy: str, stable: Side, old: str) 
 
 
 def requests_per_minute(decision_log: Path, minutes: float = 10.0) -> float | None:
-    """Live traffic by the newest decision log; None where it tells nothing.
-
-    Only the end of the file is read, so that the answer takes no longer for a long log.
-    """
+    """Live traffic by the end of a decision log; None if too few requests are there."""
     try:
-        with decision_log.open("rb") as file:
-            file.seek(max(0, decision_log.stat().st_size - 4_000_000))
-            lines = file.read().splitlines()[1:]
-    except OSError:
+        with open_regular(decision_log) as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - 4_000_000))
+            lines = file.read(4_000_000).splitlines()[1:]
+    except (OSError, InputError):
         return None
     times = []
     for line in lines:

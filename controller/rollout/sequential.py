@@ -1,8 +1,8 @@
-"""A test that may be looked at after every request: evidence by betting.
+"""A sequential test, valid after every request: evidence by betting.
 
 Bets against "the mean is at most 0" multiply a capital by 1 + bet * x for every x seen. While that
-hypothesis holds no bet can be expected to win, so the chance that the capital ever reaches
-1 / alpha is at most alpha, whenever and however often it is looked at (Ville's inequality). See
+hypothesis holds no bet can be expected to win. So the chance that the capital ever reaches
+1 / alpha is at most alpha, whenever and however often one looks (Ville's inequality). See
 Waudby-Smith and Ramdas, "Estimating means of bounded random variables by betting", JRSS B 86
 (2024), and Howard, Ramdas, McAuliffe and Sekhon, "Time-uniform, nonparametric, nonasymptotic
 confidence sequences", Annals of Statistics 49 (2021). It needs no distribution and no fixed number

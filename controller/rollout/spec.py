@@ -1,14 +1,14 @@
-"""The YAML file of a rollout: what is rolled out, where, and how; checked when it is read."""
+"""The YAML file of a rollout: what to roll out, where and how; checked when it is read."""
 
 import hashlib
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from trt_mtp.controller.validation import first_problem
 from trt_mtp.errors import InputError
-from trt_mtp.files import nearest
+from trt_mtp.files import read_yaml
 
 Percent = Annotated[float, Field(gt=0, le=100)]
 Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -20,7 +20,7 @@ class _Part(BaseModel):
 
 
 class What(_Part):
-    """A variant that takes the place of a hosted one, or a profile in place of the gateway's."""
+    """A variant that replaces a hosted one, or a profile that replaces the gateway's."""
 
     variant: Path | None = None  # its folder
     replaces: str | None = None  # name of the hosted variant, k3 for example
@@ -35,25 +35,34 @@ class What(_Part):
         return self
 
 
+class Tls(_Part):
+    """How a server is reached over TLS; without `ca`, by the authorities that gRPC brings."""
+
+    ca: Path | None = None
+    cert: Path | None = None  # this side's, where the server asks for one
+    key: Path | None = None
+
+
 class Server(_Part):
     """A Triton server that hosts the variant; the first one in the list is the canary's."""
 
     grpc: Annotated[str, Field(pattern=r"^.+:\d+$")]
     admin_key_file: Path
+    tls: Tls | None = None  # None: in clear, the admin key too
     repository: Path
     memory_gb: Annotated[float, Field(gt=0)] | None = None  # for variants; None: not planned with
     metrics: Annotated[str, Field(pattern=r"^.+:\d+$")] | None = None  # None: memory is not gated
 
 
 class GatewayFiles(_Part):
-    """What a gateway was started with: --traffic and --decision-log."""
+    """A gateway's options --traffic and --decision-log."""
 
     traffic: Path
     decision_log: Path
 
 
 class Where(_Part):
-    """The servers, the gateways in front of them, and where the rollout keeps its state."""
+    """The servers, the gateways in front of them, and the rollout's state file."""
 
     model: str = "qwen_mtp"
     state: Path
@@ -64,8 +73,8 @@ class Where(_Part):
 class Step(_Part):
     """One of: shadow (percent of live requests copied), set_weight (percent), pause.
 
-    A step ends when `at_least_s` are over and every gate has its minimum of requests; it is
-    inconclusive when that is not so after `at_most_s`. set_weight: 100 is the soak.
+    A step ends after `at_least_s`, when the canary has answered enough requests. It is
+    inconclusive if that takes longer than `at_most_s`. set_weight: 100 is the soak.
     """
 
     shadow: Percent | None = None
@@ -92,7 +101,7 @@ class Step(_Part):
 
 
 class Gates(_Part):
-    """What a canary is held to, against the running variant in the same minutes."""
+    """Limits for a canary, against the running variant in the same minutes."""
 
     alpha: Annotated[float, Field(gt=0, le=0.5)] = 0.01  # chance that a good one is aborted
     tolerance: Share = 0.02  # relative loss of speed or acceptance length that is no failure
@@ -135,7 +144,7 @@ def _first_weight(steps: tuple[Step, ...]) -> int:
 
 
 class RolloutSpec(_Part):
-    """A rollout as its file has it; paths are absolute, relative ones were the file's."""
+    """The content of a rollout's file; relative paths were resolved against its directory."""
 
     schema_version: Literal[1]
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9.-]{0,62}$")]
@@ -153,46 +162,25 @@ class RolloutSpec(_Part):
 
     @property
     def digest(self) -> str:
-        """A short hash of all that is in it."""
+        """A short hash of the whole content."""
         return hashlib.sha256(self.model_dump_json().encode()).hexdigest()[:12]
 
 
 def read_spec(path: Path) -> RolloutSpec:
-    """The rollout in the YAML file `path`; raises InputError that names the key that is wrong."""
-    try:
-        value = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"{path} does not exist") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} can't be read: {error}") from None
-    except yaml.YAMLError as error:
-        raise InputError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
-    return parse_spec(value, path)
+    """The rollout in the YAML file `path`; raises InputError that names the wrong key."""
+    return parse_spec(read_yaml(path), path)
 
 
 def parse_spec(value: Any, path: Path) -> RolloutSpec:
-    """The rollout in a YAML value that came from `path`; raises InputError."""
+    """The rollout in a YAML value from `path`; raises InputError that names the wrong key."""
     if not isinstance(value, dict):
         raise InputError(f"{path} is not a mapping with the keys {', '.join(_fields(RolloutSpec))}")
     try:
         spec = RolloutSpec.model_validate(value)
     except ValidationError as error:
-        raise InputError(f"{path}: {_first_problem(error)}") from None
+        raise InputError(f"{path}: {first_problem(error, _all_fields())}") from None
     absolute: RolloutSpec = _absolute(spec, path.resolve().parent)
     return absolute
-
-
-def _first_problem(error: ValidationError) -> str:
-    problem = error.errors()[0]
-    key = ".".join(str(part) for part in problem["loc"])
-    if problem["type"] == "extra_forbidden":
-        return f"unknown key {key}{nearest(str(problem['loc'][-1]), _all_fields())}"
-    if problem["type"] == "missing":
-        return f"the key {key} is missing"
-    message = problem["msg"].removeprefix("Value error, ")
-    if problem["type"] == "value_error":
-        return f"{key}: {message}" if key else message
-    return f"{key} is {problem['input']!r:.80}: {message}"
 
 
 def _fields(part: type[BaseModel]) -> list[str]:
@@ -200,12 +188,12 @@ def _fields(part: type[BaseModel]) -> list[str]:
 
 
 def _all_fields() -> list[str]:
-    parts = (RolloutSpec, What, Where, How, Server, GatewayFiles, Step, Gates)
+    parts = (RolloutSpec, What, Where, How, Server, Tls, GatewayFiles, Step, Gates)
     return sorted({name for part in parts for name in _fields(part)})
 
 
 def _absolute(value: Any, folder: Path) -> Any:
-    """`value` with every path in it made absolute."""
+    """`value` with absolute paths."""
     if isinstance(value, Path):
         return folder / value
     if isinstance(value, tuple):

@@ -1,4 +1,4 @@
-"""What a rollout did and where it stands, in SQLite: nothing is done that is not written first."""
+"""The state of rollouts in SQLite: each action is recorded before it is done."""
 
 import contextlib
 import getpass
@@ -8,17 +8,24 @@ import secrets
 import sqlite3
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from trt_mtp.controller.rollout.lock import (
+    BEAT_S,
+    SILENT_S,
+    BeatWatch,
+    Holder,
+    this_process,
+)
 from trt_mtp.errors import InputError, TrtMtpError
-from trt_mtp.serve.processes import is_alive
+from trt_mtp.files import open_private
 
-SCHEMA_VERSION = 1
-LOCK_S = 30.0  # a lock that is not renewed is free after this long
+SCHEMA_VERSION = 2
+LOOK_S = 0.5  # between two looks at a holder elsewhere
 BUSY_S = 10.0
 
 _TABLES = """
@@ -37,27 +44,27 @@ CREATE TABLE IF NOT EXISTS orders (
 );
 CREATE TABLE IF NOT EXISTS lock (
     only INTEGER PRIMARY KEY CHECK (only = 1), owner TEXT NOT NULL, host TEXT NOT NULL,
-    pid INTEGER NOT NULL, expires REAL NOT NULL
+    pid INTEGER NOT NULL, machine TEXT NOT NULL, started INTEGER NOT NULL, beat INTEGER NOT NULL
 );
 CREATE TABLE IF NOT EXISTS progress (rollout INTEGER PRIMARY KEY, what TEXT NOT NULL);
 """
 
 
 class Phase(StrEnum):
-    """Where a rollout stands; the words are those of Argo Rollouts."""
+    """The phase of a rollout, in the words of Argo Rollouts."""
 
     PENDING = "Pending"
     RUNNING = "Running"
     PAUSED = "Paused"  # waits for promote or resume
-    INCONCLUSIVE = "Inconclusive"  # a step had too few requests; waits likewise
+    INCONCLUSIVE = "Inconclusive"  # a step had too few requests; waits for promote or resume
     SUCCESSFUL = "Successful"
     FAILED = "Failed"  # an action could not be done; the old state is restored
     ABORTED = "Aborted"  # by a gate or a person; the old state is restored
-    ERROR = "Error"  # something was out of reach; call again to go on, or abort
+    ERROR = "Error"  # a server or file could not be used; call again to continue, or abort
 
     @property
     def is_completed(self) -> bool:
-        """True when nothing more will be done."""
+        """True if nothing more will be done."""
         return self in (Phase.SUCCESSFUL, Phase.FAILED, Phase.ABORTED)
 
 
@@ -66,19 +73,19 @@ class Rollout(NamedTuple):
 
     id: int
     name: str
-    digest: str  # of the spec it was started with
+    digest: str  # of its spec at the start
     phase: Phase
     position: int  # of the next action; of the last one to undo when going back
-    going: str  # "forward" or "back"
+    direction: str  # "forward" or "back"
     reason: str
-    facts: dict[str, Any]  # what later actions need, the old state above all
-    started: float
+    facts: dict[str, Any]  # what later actions need, above all the old state
+    started_at: float  # Unix time
 
 
 class Event(NamedTuple):
-    """One line of the history: an action before ("do", "undo") or after ("done", "undone") it."""
+    """A line of the history: an action before ("do", "undo") or after ("done", "undone") it ran."""
 
-    at: float
+    at: float  # Unix time
     who: str
     action: str
     stage: str
@@ -86,33 +93,34 @@ class Event(NamedTuple):
     what: dict[str, Any]
 
     def to_json(self) -> dict[str, Any]:
-        """With the time as ISO 8601, UTC."""
+        """The event with its time in ISO 8601, UTC."""
         at = datetime.fromtimestamp(self.at, UTC).isoformat(timespec="milliseconds")
         return {**self._asdict(), "at": at}
 
 
 class Order(NamedTuple):
-    """What a person wants of the process at work."""
+    """What a person orders the running process to do."""
 
     id: int
     verb: str  # pause, promote, promote --full, abort
     why: str  # who, and the reason given
 
 
-class LostLock(TrtMtpError):
+class LockLostError(TrtMtpError):
     """Another process acts on this rollout."""
 
 
 class Store:
-    """The state file. Any process may read; who changes a rollout holds the lock."""
+    """The state file. Any process may read it; a process that changes a rollout holds the lock."""
 
     def __init__(self, path: Path) -> None:
-        """Open or make it; raises TrtMtpError when that fails, InputError when it is no state."""
+        """Open or create it; raises TrtMtpError if that fails, InputError for another file."""
         self.path = path
         self._owner = f"{os.getpid()}-{secrets.token_hex(4)}"
         self._mutex = threading.RLock()
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
+            os.close(open_private(str(path), os.O_RDWR | os.O_CREAT | os.O_NONBLOCK))
             self._db = sqlite3.connect(
                 path, timeout=BUSY_S, isolation_level=None, check_same_thread=False
             )
@@ -129,7 +137,8 @@ class Store:
             self._db.execute("PRAGMA journal_mode = WAL")
             self._db.execute("PRAGMA synchronous = FULL")  # every commit survives a power cut
             version = self._db.execute("PRAGMA user_version").fetchone()[0]
-            if version == 0:
+            if version in (0, 1):  # a lock of version 1 ended by the clock
+                self._db.execute("DROP TABLE IF EXISTS lock")
                 self._db.executescript(f"{_TABLES} PRAGMA user_version = {SCHEMA_VERSION};")
             elif version != SCHEMA_VERSION:
                 raise InputError(f"{self.path} has schema_version {version}, not {SCHEMA_VERSION}")
@@ -145,7 +154,7 @@ class Store:
         self._db.close()
 
     def latest(self, name: str) -> Rollout | None:
-        """The last rollout of that name; None when there was none."""
+        """The last rollout of that name; None if there was none."""
         row = self._db.execute(
             "SELECT * FROM rollouts WHERE name = ? ORDER BY id DESC LIMIT 1", (name,)
         ).fetchone()
@@ -156,7 +165,7 @@ class Store:
         return Rollout(**values)
 
     def begin(self, name: str, digest: str, facts: dict[str, Any]) -> Rollout:
-        """Write down a rollout that is to be done."""
+        """Record a new rollout."""
         with self._change():
             row = (name, digest, Phase.PENDING, json.dumps(facts), time.time())
             done = self._db.execute(
@@ -175,11 +184,11 @@ class Store:
         stage: str,
         why: str = "",
         what: Any = None,
-        obeys: int = 0,
+        order_id: int = 0,
     ) -> None:
-        """Write the rollout as it is now and a line of its history, and strike out an order."""
+        """Write the rollout, a line of its history, and delete the order that it executed."""
         with self._change():
-            self._db.execute("DELETE FROM orders WHERE id = ?", (obeys,))
+            self._db.execute("DELETE FROM orders WHERE id = ?", (order_id,))
             self._db.execute(
                 "UPDATE rollouts SET phase = ?, position = ?, going = ?, reason = ?, facts = ? "
                 "WHERE id = ?",
@@ -188,24 +197,25 @@ class Store:
             self._append(rollout.id, action, stage, why, what or {})
 
     def save_progress(self, rollout: Rollout, what: dict[str, Any]) -> None:
-        """Say what the step at work has seen so far; no part of the history."""
+        """Write what the running step has seen so far; not part of the history."""
         with self._change():
             row = (rollout.id, json.dumps(what))
             self._db.execute("INSERT OR REPLACE INTO progress VALUES (?, ?)", row)
 
     def progress(self, rollout: Rollout) -> dict[str, Any]:
-        """What was said last."""
-        found = self._db.execute("SELECT what FROM progress WHERE rollout = ?", (rollout.id,))
-        row = found.fetchone()
+        """The last progress that was saved."""
+        row = self._db.execute(
+            "SELECT what FROM progress WHERE rollout = ?", (rollout.id,)
+        ).fetchone()
         return dict(json.loads(row[0])) if row else {}
 
     def check_lock(self) -> None:
-        """Raise LostLock when another process took over."""
+        """Raise LockLostError if another process took over."""
         with self._change():
             pass
 
     def history(self, rollout: Rollout) -> list[Event]:
-        """All that was done, in order."""
+        """The rollout's events, oldest first."""
         rows = self._db.execute(
             "SELECT at, who, action, stage, why, what FROM events WHERE rollout = ? ORDER BY id",
             (rollout.id,),
@@ -213,7 +223,7 @@ class Store:
         return [Event(*row)._replace(what=json.loads(row[-1])) for row in rows]
 
     def order(self, rollout: Rollout, verb: str, why: str) -> None:
-        """Leave an order ("pause", "abort", …) for whoever holds the lock."""
+        """Leave an order ("pause", "abort", …) for the process that holds the lock."""
         with self._transaction():
             row = (rollout.id, time.time(), who(), verb, why)
             self._db.execute(
@@ -222,7 +232,7 @@ class Store:
             self._append(rollout.id, verb, "ordered", why, {})
 
     def next_order(self, rollout: Rollout) -> Order | None:
-        """The oldest order that nobody obeyed."""
+        """The oldest order that was not executed."""
         row = self._db.execute(
             "SELECT id, verb, who, why FROM orders WHERE rollout = ? ORDER BY id LIMIT 1",
             (rollout.id,),
@@ -232,19 +242,30 @@ class Store:
         return Order(row[0], row[1], f"by {row[2]}" + (f": {row[3]}" if row[3] else ""))
 
     def holder(self) -> str:
-        """Who acts now, as `process 12 on host`; empty when nobody does."""
-        row = self._db.execute("SELECT owner, host, pid, expires FROM lock").fetchone()
-        return f"process {row[2]} on {row[1]}" if row and _is_held(*row) else ""
+        """The process that holds the lock, such as `process 12 on host`; empty if none does."""
+        holder = self._holder()
+        return str(holder) if holder and _may_live(holder) else ""
+
+    def _holder(self) -> Holder | None:
+        row = self._db.execute(f"SELECT {', '.join(Holder._fields)} FROM lock").fetchone()
+        return Holder(*row) if row else None
 
     @contextlib.contextmanager
-    def locked(self) -> Iterator[None]:
-        """Be the only one who acts; raises LostLock when another process does already."""
-        with self._transaction():
-            row = self._db.execute("SELECT owner, host, pid, expires FROM lock").fetchone()
-            if row and _is_held(*row):
-                raise LostLock(f"process {row[2]} on {row[1]} is at work on {self.path}")
-            lock = (self._owner, os.uname().nodename, os.getpid(), time.time() + LOCK_S)
-            self._db.execute("INSERT OR REPLACE INTO lock VALUES (1, ?, ?, ?, ?)", lock)
+    def locked(self, say: Callable[[str], None] = lambda text: None) -> Iterator[None]:
+        """Hold the lock; raises LockLostError if another process holds it.
+
+        A process on this machine holds it until it ends. Of one elsewhere a sign of life is waited
+        for, SILENT_S at most; `say` is told so.
+        """
+        is_told = False
+        while not self._take_lock():
+            if not is_told:
+                say(
+                    f"{self.holder()} has the lock of {self.path}: waiting {SILENT_S:.0f} s at "
+                    f"most for a sign that it lives"
+                )
+            is_told = True
+            time.sleep(LOOK_S)
         ended = threading.Event()
         renewing = threading.Thread(target=self._renew, args=(ended,), daemon=True)
         renewing.start()
@@ -252,30 +273,57 @@ class Store:
             yield
         finally:
             ended.set()
-            renewing.join()
+            renewing.join()  # a transaction waits BUSY_S at most
             with self._transaction():
                 self._db.execute("DELETE FROM lock WHERE owner = ?", (self._owner,))
 
+    def _take_lock(self) -> bool:
+        """Take it; False if another look has to show whether its holder elsewhere lives."""
+        with self._transaction():
+            other = self._holder()
+            if other and _may_live(other):
+                if other.is_here or _BEATS.has_moved(other):
+                    raise LockLostError(f"{other} is at work on {self.path}")
+                return False
+            mine = this_process(self._owner)
+            self._db.execute("INSERT OR REPLACE INTO lock VALUES (1, ?, ?, ?, ?, ?, ?)", mine)
+            return True
+
+    def unlock(self, rollout: Rollout) -> str:
+        """Take the lock from a process that is gone, or out of sight; returns which, or nothing.
+
+        A process elsewhere that lives all the same stops at its next change. Raises InputError
+        for one that lives on this machine.
+        """
+        with self._transaction():
+            other = self._holder()
+            if other is None:
+                return ""
+            if other.is_here and other.is_alive:
+                raise InputError(f"{other} lives and holds the lock of {self.path}; end it first")
+            self._db.execute("DELETE FROM lock")
+            self._append(rollout.id, "lock", "broken", "", {"holder": str(other)})
+            return str(other)
+
     def _renew(self, ended: threading.Event) -> None:
-        """Loading a model may take longer than the lock holds."""
-        while not ended.wait(LOCK_S / 5):
-            # full disk or busy: the next try may be in time, else a change raises LostLock
+        """Show that this process lives, to those that can't see it."""
+        while not ended.wait(BEAT_S):
+            # full disk or busy: the next try may be in time, else a change raises LockLostError
             with contextlib.suppress(sqlite3.Error, TrtMtpError), self._transaction():
-                renewed = (time.time() + LOCK_S, self._owner)
-                self._db.execute("UPDATE lock SET expires = ? WHERE owner = ?", renewed)
+                self._db.execute("UPDATE lock SET beat = beat + 1 WHERE owner = ?", (self._owner,))
 
     @contextlib.contextmanager
     def _change(self) -> Iterator[None]:
-        """A transaction of whoever holds the lock."""
+        """A transaction that needs the lock."""
         with self._transaction():
             row = self._db.execute("SELECT owner FROM lock").fetchone()
             if row is None or row[0] != self._owner:
-                raise LostLock(f"another process took over {self.path}; this one stops")
+                raise LockLostError(f"another process took over {self.path}; this one stops")
             yield
 
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[None]:
-        """All inside or nothing; raises TrtMtpError when it can't be written."""
+        """Commit everything inside, or nothing; raises TrtMtpError if the file can't be written."""
         with self._mutex:
             try:
                 self._db.execute("BEGIN IMMEDIATE")
@@ -301,16 +349,17 @@ class Store:
 
 
 def who() -> str:
-    """user@host, for the record."""
+    """user@host, for the history."""
     try:
         user = getpass.getuser()
-    except (KeyError, OSError):  # an id without a name, as containers have
+    except (KeyError, OSError):  # an id without a name, such as in containers
         user = str(os.getuid())
     return f"{user}@{os.uname().nodename}"
 
 
-def _is_held(owner: str, host: str, pid: int, expires: float) -> bool:
-    """False for a lock that expired, or whose process on this machine ended."""
-    if host == os.uname().nodename and not is_alive(pid):
-        return False
-    return time.time() < expires
+_BEATS = BeatWatch()
+
+
+def _may_live(holder: Holder) -> bool:
+    """False for a process that ended on this machine, or gave no sign of life from elsewhere."""
+    return holder.is_alive if holder.is_here else not _BEATS.is_silent(holder)

@@ -7,7 +7,7 @@ added or the configuration changes, the running one included, and unloads only a
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,9 +17,13 @@ from tritonclient.utils import InferenceServerException
 
 from trt_mtp.build.variant import EngineVariant
 from trt_mtp.controller.client import Prompt, StreamClient, TimedAnswer
-from trt_mtp.controller.rollout.spec import Server
+from trt_mtp.controller.gateway.access.tls import channel_credentials
+from trt_mtp.controller.rollout.spec import Server, Tls
 from trt_mtp.errors import InputError, TrtMtpError
+from trt_mtp.files import SMALL, read_text
+from trt_mtp.serve.hosts import channel_options, normal_target
 from trt_mtp.serve.repository import VARIANT_FOLDER, model_name, remove_model, write_model
+from trt_mtp.serve.tls_files import TlsFiles
 
 CALL_S = 10.0
 LOAD_S = 1800.0  # a large engine takes minutes
@@ -29,29 +33,31 @@ ADMIN_HEADER = "triton-grpc-protocol-admin-key"
 UNREACHABLE = ("StatusCode.UNAVAILABLE", "StatusCode.DEADLINE_EXCEEDED")
 
 
-class Unreachable(TrtMtpError):
-    """The server does not answer; what it does is not known."""
+class UnreachableError(TrtMtpError):
+    """The server does not answer, so that its state is not known."""
 
 
-class Refused(TrtMtpError):
-    """The server answered that it can't or won't."""
+class RefusedError(TrtMtpError):
+    """The server answered that it can't do it, or won't."""
 
 
 class TritonSite:
     """One server of the rollout; close it at the end."""
 
     def __init__(self, server: Server, public_name: str) -> None:
-        """Connect; raises InputError when its files are not there."""
+        """Connect; raises InputError if its files do not exist."""
         self.name = server.grpc
         self._server, self._public_name = server, public_name
-        try:
-            key = server.admin_key_file.read_text(encoding="utf-8").strip()
-        except (OSError, UnicodeDecodeError) as error:
-            raise InputError(f"{server.admin_key_file} can't be read: {error}") from None
+        key = read_text(server.admin_key_file, SMALL).strip()
         if not server.repository.is_dir():
             raise InputError(f"{server.repository} is no folder: it should be the repository")
         self._headers = {ADMIN_HEADER: key}
-        self._client = grpcclient.InferenceServerClient(server.grpc)
+        self._credentials = _credentials(server.tls)
+        self._client = grpcclient.InferenceServerClient(
+            normal_target(server.grpc),
+            creds=self._credentials,
+            channel_args=list(channel_options(server.grpc)) or None,
+        )
 
     def close(self) -> None:
         """Close the connection."""
@@ -67,7 +73,7 @@ class TritonSite:
         return f"{self._public_name}_{variant}"
 
     def states(self) -> dict[str, str]:
-        """READY, LOADING, UNLOADING or UNAVAILABLE of every model in the repository."""
+        """The state of each model in the repository: READY, LOADING, UNLOADING or UNAVAILABLE."""
         index = self._call(
             lambda: self._client.get_model_repository_index(
                 headers=self._headers, client_timeout=CALL_S
@@ -76,7 +82,7 @@ class TritonSite:
         return {entry.name: entry.state for entry in index.models}
 
     def is_ready(self, variant: str) -> bool:
-        """True when the variant takes requests, as far as Triton knows."""
+        """True if Triton says that the variant takes requests."""
         return bool(
             self._call(
                 lambda: self._client.is_model_ready(self.model(variant), client_timeout=CALL_S)
@@ -84,7 +90,7 @@ class TritonSite:
         )
 
     def variant_folder(self, variant: str) -> Path | None:
-        """The folder that a loaded variant was made from; None for a model that has none."""
+        """The directory that a loaded variant was made from; None if its model names none."""
         config = self._call(
             lambda: self._client.get_model_config(self.model(variant), client_timeout=CALL_S)
         ).config
@@ -93,10 +99,10 @@ class TritonSite:
         return Path(config.parameters[VARIANT_FOLDER].string_value)
 
     def load(self, variant: EngineVariant, still_ours: Callable[[], None]) -> None:
-        """Write the variant's model and load it; done when it is ready.
+        """Write the variant's model, load it, and wait until it is ready.
 
-        Triton loads one model at a time for us: a second load of the same one while the first
-        still runs would load it twice. Raises Refused with the model's own reason.
+        It first waits for a load of the same model that is running, or Triton would load it twice.
+        Raises RefusedError with the model's own reason.
         """
         self._wait_for_end(model_name(variant, self._public_name), "LOADING", LOAD_S, still_ours)
         if self.is_ready(variant.name):
@@ -106,10 +112,10 @@ class TritonSite:
             lambda: self._client.load_model(name, headers=self._headers, client_timeout=LOAD_S)
         )
         if not self.is_ready(variant.name):
-            raise Refused(f"{name} is loaded on {self.name} and not ready")
+            raise RefusedError(f"{name} is loaded on {self.name} and not ready")
 
     def load_again(self, variant: str) -> None:
-        """Load a variant whose model is in the repository already."""
+        """Load a variant whose model is already in the repository."""
         if not self.is_ready(variant):
             self._call(
                 lambda: self._client.load_model(
@@ -118,7 +124,7 @@ class TritonSite:
             )
 
     def unload(self, variant: str, still_ours: Callable[[], None]) -> bool:
-        """Unload a variant; its streams end first. False when it still ended after UNLOAD_S."""
+        """Unload a variant after its streams end; False if they did not within UNLOAD_S."""
         name = self.model(variant)
         self._wait_for_end(name, "LOADING", LOAD_S, still_ours)
         if self.states().get(name, "UNAVAILABLE") == "READY":
@@ -130,29 +136,29 @@ class TritonSite:
         return self._wait_for_end(name, "UNLOADING", UNLOAD_S, still_ours)
 
     def remove(self, variant: str) -> None:
-        """Take a variant's model out of the repository."""
+        """Remove a variant's model from the repository."""
         remove_model(self.repository / self.model(variant))
 
     def answers(self, variant: str, prompts: list[Prompt], timeout_s: float) -> list[TimedAnswer]:
-        """The variant's answers, one after the other; raises Refused for one that fails."""
+        """The variant's answers, one after the other; raises RefusedError if one fails."""
         try:
-            with StreamClient(self.name, timeout_s) as client:
+            with StreamClient(self.name, timeout_s, self._credentials) as client:
                 return [client.ask(self.model(variant), prompt) for prompt in prompts]
         except TrtMtpError as error:
-            raise Refused(str(error)) from None
+            raise RefusedError(str(error)) from None
 
     def margin(
         self, variant: str, prompt: Prompt, prefix: tuple[int, ...], timeout_s: float
     ) -> float | None:
-        """By how much the best token leads the second one after `prefix` of an answer, in logits.
+        """The lead of the best token over the second one after `prefix` of an answer, in logits.
 
-        None where that can't be known: an engine that gives no logits, a model that was written
-        before it could be asked, an answer that has ended.
+        None if it is not known: the engine gives no logits, the model is too old to be asked, or
+        the answer has ended.
         """
         asked = replace(prompt, emitted_ids=prefix, max_tokens=len(prefix) + 1, wants_margin=True)
         try:
             return self.answers(variant, [asked], timeout_s)[0].margin
-        except Refused:
+        except RefusedError:
             return None
 
     def _wait_for_end(
@@ -170,19 +176,22 @@ class TritonSite:
         try:
             return call()
         except InferenceServerException as error:
-            kind = Unreachable if str(error.status()) in UNREACHABLE else Refused
+            kind = UnreachableError if str(error.status()) in UNREACHABLE else RefusedError
             reason = " ".join(error.message().split())
             raise kind(f"Triton at {self.name}: {reason}") from None
 
 
 @contextmanager
 def sites(servers: tuple[Server, ...], public_name: str) -> Iterator[list[TritonSite]]:
-    """The servers, connected, and closed at the end."""
-    found: list[TritonSite] = []
-    try:
-        for server in servers:
-            found.append(TritonSite(server, public_name))
-        yield found
-    finally:
-        for site in found:
-            site.close()
+    """The servers, connected until the context ends."""
+    with ExitStack() as stack:
+        yield [stack.enter_context(closing(TritonSite(s, public_name))) for s in servers]
+
+
+def _credentials(tls: Tls | None) -> Any:
+    """gRPC's credentials, None for a connection in clear; raises InputError for wrong files."""
+    if tls is None:
+        return None
+    files = TlsFiles(tls.cert, tls.key, tls.ca)
+    files.check()
+    return channel_credentials(files)

@@ -1,10 +1,11 @@
-"""When requests arrive: Poisson, in bursts, or as a trace or a decision log has them."""
+"""When requests arrive: Poisson, in bursts, or by a trace or a decision log."""
 
 import json
 import math
 import random
 from array import array
 from collections.abc import Iterator
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,16 +13,17 @@ import numpy as np
 
 from trt_mtp.controller.tasks import TASKS
 from trt_mtp.errors import InputError
-from trt_mtp.files import nearest
+from trt_mtp.files import nearest, open_regular
 
 _TRACE_KEYS = ("time_s", "task")
+_LENGTHS = ("prompt_tokens", "output_tokens")  # what `trt-mtp plan` reads of a trace, too
 _NO_TASK = -1
 
 
 class Arrival(NamedTuple):
-    """One request's arrival, and its task where a trace says it."""
+    """One request's arrival, with its task if a trace names it."""
 
-    time_s: float
+    at: float  # in seconds
     task: str | None = None
 
 
@@ -50,10 +52,10 @@ class Trace:
     """
 
     def __init__(self, path: Path) -> None:
-        """Read the file; raises InputError with the line that is none of these."""
+        """Read the file; raises InputError with the line that is wrong."""
         times, tasks = array("d"), array("b")
         for arrival in _read(path):
-            times.append(arrival.time_s)
+            times.append(arrival.at)
             tasks.append(_NO_TASK if arrival.task is None else TASKS.index(arrival.task))
         if not times:
             raise InputError(f"{path} holds no arrival: expected a time in seconds on each line")
@@ -65,13 +67,13 @@ class Trace:
         return len(self._times)
 
     def __iter__(self) -> Iterator[Arrival]:
-        for time_s, task in zip(self._times, self._tasks, strict=True):
-            yield Arrival(float(time_s), None if task == _NO_TASK else TASKS[task])
+        for at, task in zip(self._times, self._tasks, strict=True):
+            yield Arrival(float(at), None if task == _NO_TASK else TASKS[task])
 
 
 def _read(path: Path) -> Iterator[Arrival]:
     try:
-        with path.open(encoding="utf-8") as file:
+        with TextIOWrapper(open_regular(path), encoding="utf-8") as file:
             for number, line in enumerate(file, 1):
                 if line.strip() and not _is_cut(line):
                     yield _arrival(line, f"{path}, line {number}")
@@ -82,7 +84,7 @@ def _read(path: Path) -> Iterator[Arrival]:
 
 
 def _is_cut(line: str) -> bool:
-    """Whether this is a log's last line and a kill left half of it."""
+    """True for a log's last line that a kill cut off."""
     return line.startswith("{") and not line.endswith(("}", "\n"))
 
 
@@ -101,7 +103,7 @@ def _from_record(record: dict[str, Any], where: str) -> Arrival:
         decision = record["decision"]
         record = {"time_s": decision.get("now_s"), "task": decision.get("task")}
     for key in record:
-        if key not in _TRACE_KEYS:
+        if key not in (*_TRACE_KEYS, *_LENGTHS):
             raise InputError(
                 f"{where}: unknown key {key[:80]!r}{nearest(key[:80], _TRACE_KEYS)} "
                 f"(known: {', '.join(_TRACE_KEYS)}, or a decision log's record)"

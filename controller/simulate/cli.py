@@ -1,21 +1,74 @@
-"""The commands that simulate a fleet and check the model of it."""
+"""The commands that simulate a fleet, and what routing loses against an oracle."""
 
 import json
 import math
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from trt_mtp.controller.policy_cli import FILE, json_option, seed_option
 from trt_mtp.errors import InputError
+from trt_mtp.options import FILE, json_option, parsed, seed_option
 
-MAX_LENGTH = 8  # acceptance is modelled up to here
+if TYPE_CHECKING:
+    from trt_mtp.controller.simulate.arrivals import Trace
+    from trt_mtp.controller.simulate.simulate import Result
+
+MAX_LENGTH = 8  # acceptance is modeled up to here
+
+
+def _mix(option: str, text: str) -> dict[str, float]:
+    from trt_mtp.controller.simulate.workload import parse_mix
+
+    return parse_mix(text)
+
+
+def _policies(option: str, text: str) -> list[str]:
+    from trt_mtp.controller.simulate.simulate import POLICIES
+    from trt_mtp.files import nearest
+
+    names = [name.strip() for name in text.split(",")]
+    for name in names:
+        if name not in POLICIES:
+            raise InputError(
+                f"{option}: {name!r} is unknown{nearest(name, POLICIES)} "
+                f"(known: {', '.join(POLICIES)})"
+            )
+    return names
+
+
+def _schedule(option: str, text: str) -> dict[int, int]:
+    from trt_mtp.build.trtllm_config import parse_schedule
+
+    lengths = parse_schedule(text, option)
+    if max(lengths.values()) > MAX_LENGTH:
+        raise InputError(f"{option} {text!r}: draft lengths are at most {MAX_LENGTH}")
+    return lengths
+
+
+def _shares(option: str, text: str) -> dict[int, float]:
+    shares: dict[int, float] = {}
+    for part in text.split(","):
+        text_length, _, text_share = part.partition("=")
+        try:
+            length, share = int(text_length), float(text_share or 1)
+        except ValueError:
+            raise InputError(f"{option}: {part!r} should be like 3=0.5") from None
+        if not 0 <= length <= MAX_LENGTH or not 0 < share < 1e9:
+            raise InputError(
+                f"{option}: {part!r}: lengths are 0 to {MAX_LENGTH}, shares more than 0"
+            )
+        if length in shares:
+            raise InputError(f"{option}: length {length} is given twice")
+        shares[length] = share
+    return shares
 
 
 @click.group(invoke_without_command=True)
 @click.option(
     "--mix",
+    callback=parsed(_mix),
     default="code-creative",
     show_default=True,
     help="code-creative, chat, agent, rag, or shares like coding=0.7,writing=0.3.",
@@ -23,30 +76,36 @@ MAX_LENGTH = 8  # acceptance is modelled up to here
 @click.option(
     "--policy",
     "policies",
+    callback=parsed(_policies),
     default="none,static,schedule,heuristics,learned,oracle",
     show_default=True,
     help="Policies to compare.",
 )
 @click.option(
     "--requests",
+    "num_requests",
     type=click.IntRange(1),
     help="How many arrive.  [default: 20000, or all of a trace]",
 )
-@click.option("--replicas", type=click.IntRange(1), default=20, show_default=True)
+@click.option("--replicas", "num_replicas", type=click.IntRange(1), default=20, show_default=True)
 @click.option(
     "--fleet",
+    "shares",
+    callback=parsed(_shares),
     default="0=1,1=1,3=1",
     show_default=True,
     help="Shares of the replicas by draft length.",
 )
 @click.option(
     "--schedule",
+    callback=parsed(_schedule),
     default="4:3,8:2,1024:1",
     show_default=True,
     help="Draft lengths of policy `schedule` by the largest batch that each is for.",
 )
 @click.option(
     "--scheduled",
+    "is_scheduled",
     is_flag=True,
     help="The replicas of --fleet follow --schedule too, each up to its length.",
 )
@@ -70,18 +129,14 @@ MAX_LENGTH = 8  # acceptance is modelled up to here
 @click.pass_context
 def simulate(
     ctx: click.Context,
-    mix: str,
-    policies: str,
-    requests: int | None,
-    replicas: int,
-    fleet: str,
-    schedule: str,
-    scheduled: bool,
+    /,
+    policies: list[str],
+    num_requests: int | None,
     rate: float | None,
     arrivals: str | None,
     trace: Path | None,
-    seed: int,
     as_json: bool,
+    **values: Any,
 ) -> None:
     """Simulate a fleet of replicas at different draft lengths under several policies.
 
@@ -95,42 +150,27 @@ def simulate(
     """
     if ctx.invoked_subcommand is not None:
         return
-    from trt_mtp.build.trtllm_config import parse_schedule
-    from trt_mtp.controller.simulate.simulate import POLICIES, Settings, simulate_all
-    from trt_mtp.controller.simulate.world import parse_mix
-    from trt_mtp.files import nearest
+    from trt_mtp.controller.simulate.simulate import Settings, simulate_all
 
-    names = [name.strip() for name in policies.split(",")]
-    for name in names:
-        if name not in POLICIES:
-            raise InputError(
-                f"--policy: {name!r} is unknown{nearest(name, POLICIES)} "
-                f"(known: {', '.join(POLICIES)})"
-            )
     if rate is not None and not rate < math.inf:
         raise InputError(f"--rate {rate:g}: expected a finite number")
     read = _trace(arrivals, trace, rate)
-    lengths = parse_schedule(schedule, "--schedule")
-    if max(lengths.values()) > MAX_LENGTH:
-        raise InputError(f"--schedule {schedule!r}: draft lengths are at most {MAX_LENGTH}")
     settings = Settings(
-        parse_mix(mix),
-        names[0],
-        requests or (len(read) if read is not None else 20_000),
-        replicas,
-        _shares(fleet),
-        schedule=lengths,
-        is_scheduled=scheduled,
+        num_requests=num_requests or (20_000 if read is None else len(read)),
         rate_per_s=rate or 20.0,
         arrivals=arrivals or "poisson",
         trace=read,
-        seed=seed,
+        **values,
     )
-    results = simulate_all(settings, names)
+    results = simulate_all(settings, policies)
     if as_json:
         rows = [result.to_json() for result in results]
         click.echo(json.dumps({"schema_version": 1, "results": rows}))
-        return
+    else:
+        _print_results(results)
+
+
+def _print_results(results: "Iterable[Result]") -> None:
     head = f"{'policy':<12}{'fleet tok/s':>12}{'user tok/s':>12}{'p50 s':>8}{'p99 s':>8}  chosen"
     for i, r in enumerate(results):
         if i == 0:
@@ -142,8 +182,8 @@ def simulate(
         )
 
 
-def _trace(arrivals: str | None, path: Path | None, rate: float | None) -> Any:
-    """The trace, where arrivals come from one."""
+def _trace(arrivals: str | None, path: Path | None, rate: float | None) -> "Trace | None":
+    """The trace of --trace; None without one. Raises InputError for options that exclude it."""
     if path is None:
         if arrivals == "trace":
             raise InputError("--arrivals trace: say which with --trace FILE")
@@ -155,61 +195,6 @@ def _trace(arrivals: str | None, path: Path | None, rate: float | None) -> Any:
     from trt_mtp.controller.simulate.arrivals import Trace
 
     return Trace(path)
-
-
-def _shares(text: str) -> dict[int, float]:
-    shares: dict[int, float] = {}
-    for part in text.split(","):
-        text_length, _, text_share = part.partition("=")
-        try:
-            length, share = int(text_length), float(text_share or 1)
-        except ValueError:
-            raise InputError(f"--fleet: {part!r} should be like 3=0.5") from None
-        if not 0 <= length <= MAX_LENGTH or not 0 < share < 1e9:
-            raise InputError(
-                f"--fleet: {part!r}: lengths are 0 to {MAX_LENGTH}, shares more than 0"
-            )
-        if length in shares:
-            raise InputError(f"--fleet: length {length} is given twice")
-        shares[length] = share
-    return shares
-
-
-@simulate.command()
-@click.argument("measurements", type=FILE, required=False)
-@click.argument("step_costs", type=FILE, required=False)
-@seed_option
-@json_option
-def check(measurements: Path | None, step_costs: Path | None, seed: int, as_json: bool) -> None:
-    """Predict half of each source's published cells from the other half, and show the errors.
-
-    Without files it reads the measurements that come with trt-mtp.
-
-    Example: trt-mtp simulate check MEASUREMENTS.csv STEP_COSTS.csv --json
-    """
-    from trt_mtp.controller.simulate.check import check as check_files
-    from trt_mtp.controller.simulate.measurements import MEASUREMENTS_PATH, STEP_COSTS_PATH
-
-    report = check_files(measurements or MEASUREMENTS_PATH, step_costs or STEP_COSTS_PATH, seed)
-    if as_json:
-        click.echo(json.dumps(report))
-        return
-    click.echo(
-        f"{report['rows_predicted']} speedups predicted: median error "
-        f"{report['median_abs_error']:.1%}, 90 % within {report['p90_abs_error']:.1%}; "
-        f"best K within 1 in {_percent(report['best_k_within_1'])} of "
-        f"{report['best_k_cells']} cells"
-    )
-    click.echo(f"{'rows':>5}{'median':>8}{'90 %':>8}  source")
-    for row in report["per_source"]:
-        click.echo(
-            f"{row['rows_predicted']:>5}{row['median_abs_error']:>8.1%}"
-            f"{row['p90_abs_error']:>8.1%}  {row['source']}"
-        )
-
-
-def _percent(share: float | None) -> str:
-    return "-" if share is None else f"{share:.0%}"
 
 
 @simulate.command()
@@ -235,7 +220,11 @@ def regret(requests: int, seeds: int, as_json: bool) -> None:
     report = regret_report(requests, range(seeds), progress=progress)
     if as_json:
         click.echo(json.dumps(report))
-        return
+    else:
+        _print_regret(report)
+
+
+def _print_regret(report: Mapping[str, Any]) -> None:
     titles = {
         "over_oracle": "oracle", "over_best_static": "best static", "over_none": "none",
         "over_schedule": "schedule", "worst_task_over_none": "none, worst task",

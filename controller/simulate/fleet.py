@@ -1,10 +1,11 @@
 """A fleet of replicas in simulated time: continuous batching, a router in front.
 
 A replica runs all its requests together, one step after another, and a step takes T(K, B). So a
-request that needs n steps leaves when the replica has made n more of them, whatever came and went
-meanwhile: one heap of step numbers per replica, two events per request. Under a batch schedule K
-changes with B while requests run; what is left of each is tokens, so its steps are counted anew at
-the length that follows, for those on the replica alone. Memory is that of the requests in flight.
+request of n steps ends after n more steps of the replica, whatever else starts or ends meanwhile.
+That takes one heap of step numbers per replica and two events per request. A replica reads new
+prompts, one after the other, before its next step. Under a batch schedule,
+K changes with B while requests run: each running request's remaining steps are recounted from its
+remaining tokens. Memory grows only with the requests in flight.
 """
 
 import heapq
@@ -16,7 +17,7 @@ from types import MappingProxyType
 from trt_mtp.controller.batch_schedule import BatchSchedule
 from trt_mtp.controller.cost import StepCost
 from trt_mtp.controller.decision import Decision
-from trt_mtp.controller.simulate.world import SimulatedRequest
+from trt_mtp.controller.simulate.workload import SimulatedRequest
 
 
 @dataclass(slots=True)
@@ -24,33 +25,36 @@ class InFlight:
     """A request on a replica."""
 
     request: SimulatedRequest
-    arrived_s: float
+    arrived_at: float
     draft_length: int  # of its first step
     decision: Decision | None
-    started_s: float = 0.0
-    began: float = 0.0  # the replica's step from which on it has its present draft length
-    parts: list[tuple[int, float]] = field(default_factory=list)  # lengths it had, steps at each
+    started_at: float = 0.0
+    began: float = 0.0  # the replica's step at which its present draft length began
+    prefill_s: float = 0.0  # of reading its prompt, during which its replica's answers stand still
+    first_token_at: float = 0.0  # the end of that
+    parts: list[tuple[int, float]] = field(default_factory=list)  # earlier lengths, steps at each
 
 
 @dataclass(slots=True)
 class Replica:
-    """One engine: `max_draft_length` is what it was built for."""
+    """One engine, built for `max_draft_length`."""
 
     index: int
     max_draft_length: int
     draft_length: int  # of the present batch
     max_batch_size: int
     schedule: BatchSchedule | None = None
-    now_s: float = 0.0
-    steps: float = 0.0  # made so far, in the middle of one included
+    now: float = 0.0
+    steps: float = 0.0  # so far, with the part of the running one
     step_s: float = 0.0  # of the present batch
-    version: int = 0  # of the event that is due
+    prefill_left_s: float = 0.0  # of the prompts that it still has to read before its next step
+    version: int = 0  # of its next event; older events are void
     running: list[tuple[float, int, InFlight]] = field(default_factory=list)  # heap by last step
     waiting: deque[InFlight] = field(default_factory=deque)
 
     @property
     def load(self) -> int:
-        """Requests on it, waiting ones included."""
+        """Running and waiting requests."""
         return len(self.running) + len(self.waiting)
 
     def length_at(self, load: int) -> int:
@@ -61,21 +65,21 @@ class Replica:
 
 
 class Group:
-    """The replicas of one draft length, with the least loaded at hand."""
+    """The replicas of one draft length, in a heap by load."""
 
     def __init__(self, replicas: Sequence[Replica]):
         self._replicas = replicas
         self._heap = [(0, replica.index, replica) for replica in replicas]
 
     def changed(self, replica: Replica) -> None:
-        """Its load is another; old entries go when they come up."""
+        """Note a changed load; `least_loaded` drops old entries when it meets them."""
         heapq.heappush(self._heap, (replica.load, replica.index, replica))
         if len(self._heap) > 8 * len(self._replicas):
             self._heap = [(r.load, r.index, r) for r in self._replicas]
             heapq.heapify(self._heap)
 
     def least_loaded(self) -> Replica:
-        """The replica that a request of this draft length would go to."""
+        """The replica with the fewest requests."""
         while self._heap[0][0] != self._heap[0][2].load:
             heapq.heappop(self._heap)
         return self._heap[0][2]
@@ -111,39 +115,43 @@ class Fleet:
         """The replica of this length with the fewest requests."""
         return self._groups[draft_length].least_loaded()
 
-    def submit(self, replica: Replica, flight: InFlight, now_s: float) -> None:
-        """Start a request, or queue it where the batch is full."""
-        self._advance(replica, now_s)
+    def submit(self, replica: Replica, flight: InFlight, now: float) -> None:
+        """Start a request, or queue it if the batch is full."""
+        self._advance(replica, now)
         replica.waiting.append(flight)
         self._admit(replica)
         self._schedule(replica)
 
-    def finished_until(self, now_s: float) -> Iterator[tuple[float, InFlight]]:
-        """The requests that end up to `now_s`, in order."""
-        while self._events and self._events[0][0] <= now_s:
-            time_s, index, version = heapq.heappop(self._events)
+    def finished_until(self, now: float) -> Iterator[tuple[float, InFlight]]:
+        """The requests that end up to `now`, in order."""
+        while self._events and self._events[0][0] <= now:
+            ended_at, index, version = heapq.heappop(self._events)
             replica = self._replicas[index]
             if version != replica.version:
                 continue
-            self._advance(replica, time_s)
+            self._advance(replica, ended_at)
             _, _, flight = heapq.heappop(replica.running)
             if flight.parts:
                 _part(flight, replica)
             self._admit(replica)
             self._schedule(replica)
-            yield time_s, flight
+            yield ended_at, flight
 
-    def _advance(self, replica: Replica, now_s: float) -> None:
+    def _advance(self, replica: Replica, now: float) -> None:
+        read_s = min(now - replica.now, replica.prefill_left_s)
+        replica.prefill_left_s -= read_s
         if replica.running:
-            replica.steps += (now_s - replica.now_s) / replica.step_s
-        replica.now_s = now_s
+            replica.steps += (now - replica.now - read_s) / replica.step_s
+        replica.now = now
 
     def _admit(self, replica: Replica) -> None:
         _redraft(replica, replica.length_at(replica.load))
         while replica.waiting and len(replica.running) < replica.max_batch_size:
             flight = replica.waiting.popleft()
-            flight.started_s, flight.draft_length = replica.now_s, replica.draft_length
+            flight.started_at, flight.draft_length = replica.now, replica.draft_length
             flight.began = replica.steps
+            replica.prefill_left_s += flight.prefill_s
+            flight.first_token_at = replica.now + replica.prefill_left_s
             self._serial += 1
             steps = flight.request.num_tokens / flight.request.lengths[replica.draft_length]
             heapq.heappush(replica.running, (replica.steps + steps, self._serial, flight))
@@ -155,20 +163,20 @@ class Fleet:
             return
         replica.step_s = self._cost.step_s(replica.draft_length, len(replica.running))
         left = max(replica.running[0][0] - replica.steps, 0.0)
-        due = replica.now_s + left * replica.step_s
+        due = replica.now + replica.prefill_left_s + left * replica.step_s
         heapq.heappush(self._events, (due, replica.index, replica.version))
 
 
 def _part(flight: InFlight, replica: Replica) -> None:
-    """Note what it ran at the length that the replica has until now."""
+    """Note the steps that a request ran at the replica's present draft length."""
     flight.parts.append((replica.draft_length, replica.steps - flight.began))
     flight.began = replica.steps
 
 
 def _redraft(replica: Replica, draft_length: int) -> None:
-    """Change the draft length of what runs; the tokens that are left take other numbers of steps.
+    """Change the draft length of running requests, and recount their remaining steps.
 
-    Lengths differ in how far requests get with them, so the order in which they end may change.
+    Requests gain differently from a length, so the order in which they end may change.
     """
     if draft_length == replica.draft_length:
         return

@@ -1,7 +1,7 @@
-"""How much is lost against the best variant per request in hindsight, at loads that are given.
+"""The regret of policies against the best variant of each request in hindsight, at given loads.
 
-Every policy sees the same requests, each at the same load whatever it picks, so the difference is
-the choice alone. Throughput is tokens over the sum of the answers' times.
+Every policy sees the same requests at the same loads, so that only their choices differ.
+Throughput is tokens over the sum of the answers' times.
 """
 
 from collections import defaultdict
@@ -13,7 +13,7 @@ from trt_mtp.controller.batch_schedule import EXAMPLE_SCHEDULE, BatchSchedule
 from trt_mtp.controller.decision import VariantState
 from trt_mtp.controller.policy import Policy
 from trt_mtp.controller.profile import PUBLISHED_ACCEPTANCE, Profile
-from trt_mtp.controller.simulate.world import MIXES, SimulatedRequest, World, published_cost
+from trt_mtp.controller.simulate.workload import MIXES, SimulatedRequest, Workload, published_cost
 
 LENGTHS = (0, 1, 2, 3, 5)
 LOADS = {"low": 1, "crossover": 12, "overload": 96}
@@ -67,7 +67,7 @@ def scenarios(num_requests: int = 2000) -> list[Scenario]:
 
 
 def wrong_priors() -> dict[str, float]:
-    """Every task with the acceptance of the one at the other end of the order."""
+    """The published acceptance of the tasks, assigned in reverse order."""
     ordered = sorted(PUBLISHED_ACCEPTANCE, key=lambda task: PUBLISHED_ACCEPTANCE[task])
     return {
         task: PUBLISHED_ACCEPTANCE[other]
@@ -80,14 +80,14 @@ def run(
     guess_accuracy: float = 0.85,
 ) -> tuple[Times, dict[str, Times]]:  # fmt: skip
     """Times of all policies after `burn_in`: over all requests, and by true task."""
-    world = World(published_cost(), seed=seed, guess_accuracy=guess_accuracy)
+    workload = Workload(published_cost(), seed=seed, guess_accuracy=guess_accuracy)
     profile = profile or Profile()
     learned, heuristics = Policy(profile, seed=seed), Policy(profile, seed=seed)
     overall, by_task = Times(), defaultdict[str, Times](Times)
     for i in range(scenario.num_requests):
         part = i * len(scenario.mixes) // scenario.num_requests
-        request = world.draw(scenario.mixes[part])
-        times = _times(world, scenario.load, request, learned, heuristics)
+        request = workload.draw(scenario.mixes[part])
+        times = _times(workload, scenario.load, request, learned, heuristics)
         if i >= burn_in:
             overall.add(times)
             by_task[request.task].add(times)
@@ -95,10 +95,10 @@ def run(
 
 
 def _times(
-    world: World, load: int, request: SimulatedRequest, learned: Policy, heuristics: Policy
+    workload: Workload, load: int, request: SimulatedRequest, learned: Policy, heuristics: Policy
 ) -> dict[str, float]:
     variants = [VariantState(f"k{k}", k, True, load - 1, 256, 1 << 20) for k in LENGTHS]
-    by_length = {k: world.seconds(request, k, load) for k in LENGTHS}
+    by_length = {k: workload.seconds(request, k, load) for k in LENGTHS}
     times = {f"static-{k}": seconds for k, seconds in by_length.items()}
     times["none"], times["oracle"] = by_length[0], min(by_length.values())
     times["schedule"] = by_length[SCHEDULE.draft_length(load)]
@@ -107,7 +107,7 @@ def _times(
     ]
     decision = learned.choose(request.features, variants, now_s=0.0)
     times["learned"] = by_length[decision.draft_length]
-    learned.update(decision, world.outcome(request, decision.draft_length, load=load))
+    learned.update(decision, workload.outcome(request, decision.draft_length, load=load))
     return times
 
 
@@ -115,7 +115,7 @@ def report(
     num_requests: int = 2000, seeds: Sequence[int] = (0,), *, profile: Profile | None = None,
     progress: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:  # fmt: skip
-    """Every scenario's ratios, the issue's targets among them."""
+    """The ratios of every scenario, and their worst and mean."""
     rows = []
     for scenario in scenarios(num_requests):
         overall, tasks = Times(), defaultdict[str, Times](Times)
@@ -158,14 +158,14 @@ def _row(scenario: Scenario, overall: Times, tasks: Mapping[str, Times]) -> dict
 
 
 def recovery(num_requests: int = 2000, seeds: Sequence[int] = (0,)) -> dict[str, float]:
-    """Throughput over the oracle's after 500 requests that began with reversed priors."""
+    """Throughput over the oracle's, 500 requests after a start with reversed priors."""
     profile = Profile(acceptance=wrong_priors())
-    found = {}
+    ratios = {}
     for name, mix in MIXES.items():
         total = Times()
         for seed in seeds:
             scenario = Scenario(name, "low", (mix,), 1, max(num_requests, BURN_IN + 500))
             one, _ = run(scenario, profile=profile, seed=seed)
             total.add(one.seconds)
-        found[name] = round(total.over("oracle"), 4)
-    return found
+        ratios[name] = round(total.over("oracle"), 4)
+    return ratios

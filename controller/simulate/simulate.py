@@ -1,4 +1,4 @@
-"""Run a router's policy over a simulated fleet and report what users and operators would see."""
+"""Run a policy over a simulated fleet and report what users and operators would see."""
 
 import random
 import statistics
@@ -15,7 +15,7 @@ from trt_mtp.controller.policy import Policy
 from trt_mtp.controller.profile import Profile
 from trt_mtp.controller.simulate.arrivals import Arrival, Trace, bursts, poisson
 from trt_mtp.controller.simulate.fleet import Fleet, InFlight, Replica, split
-from trt_mtp.controller.simulate.world import SimulatedRequest, World, published_cost
+from trt_mtp.controller.simulate.workload import SimulatedRequest, Workload, published_cost
 from trt_mtp.errors import InputError
 
 POLICIES = ("none", "static", "schedule", "heuristics", "learned", "oracle")
@@ -36,20 +36,20 @@ class Settings:
     schedule: Mapping[int, int] = field(default_factory=lambda: EXAMPLE_SCHEDULE)  # of `schedule`
     is_scheduled: bool = False  # the replicas of `shares` follow it too, up to their lengths
     rate_per_s: float = 20.0
-    arrivals: str = "poisson"  # or bursts; a trace comes instead of both
+    arrivals: str = "poisson"  # or bursts; a trace replaces both
     trace: Trace | None = None
     seed: int = 0
 
 
 class Router:
-    """Picks a replica: the least loaded one of the draft length that the policy wants."""
+    """Picks the least loaded replica of the draft length that the policy chooses."""
 
-    def __init__(self, settings: Settings, fleet: Fleet, world: World):
-        self._settings, self._fleet, self._world = settings, fleet, world
+    def __init__(self, settings: Settings, fleet: Fleet, workload: Workload):
+        self._settings, self._fleet, self._workload = settings, fleet, workload
         self.policy = Policy(Profile(), seed=settings.seed)
 
-    def route(self, request: SimulatedRequest, now_s: float) -> tuple[Replica, Decision | None]:
-        """The replica for a request, and the decision where a learning policy took one."""
+    def route(self, request: SimulatedRequest, now: float) -> tuple[Replica, Decision | None]:
+        """The replica for a request, with the decision if a policy made one."""
         replicas = [self._fleet.least_loaded(k) for k in self._fleet.draft_lengths]
         if len(replicas) == 1:
             return replicas[0], None
@@ -60,20 +60,23 @@ class Router:
                          r.max_batch_size, 1 << 20, schedule=r.schedule)
             for r in replicas
         ]  # fmt: skip
-        decision = self.policy.choose(request.features, variants, now_s=now_s)
+        decision = self.policy.choose(request.features, variants, now_s=now)
         return self._fleet.least_loaded(int(decision.variant.removeprefix("k"))), decision
 
     def _finish_s(self, request: SimulatedRequest, replica: Replica) -> float:
-        """When it would end if the replica's load stayed, knowing the request's acceptance."""
+        """Seconds until it would end at the replica's load, by the request's true acceptance."""
         batch = min(replica.load + 1, replica.max_batch_size)
-        seconds = self._world.seconds(request, replica.length_at(batch), batch)
+        seconds = self._workload.seconds(request, replica.length_at(batch), batch)
         return seconds * max(1.0, (replica.load + 1) / replica.max_batch_size)
 
-    def learn(self, flight: InFlight, ended_s: float) -> None:
-        """Tell the policy how a request went."""
+    def learn(self, flight: InFlight, ended_at: float) -> None:
+        """Tell the policy the outcome of a request."""
         if flight.decision is not None and self._settings.policy == "learned":
-            outcome = self._world.outcome(
-                flight.request, flight.draft_length, ended_s - flight.started_s, parts=flight.parts
+            outcome = self._workload.outcome(
+                flight.request,
+                flight.draft_length,
+                ended_at - flight.started_at,
+                parts=flight.parts,
             )
             decided = flight.decision.draft_length  # a schedule may have had another by its start
             self.policy.update(flight.decision, replace(outcome, draft_length=decided))
@@ -86,7 +89,7 @@ class Reservoir:
         self._rng, self.values, self.count = rng, list[float](), 0
 
     def add(self, value: float) -> None:
-        """Take the value in, or leave it."""
+        """Add a value to the sample, or drop it."""
         self.count += 1
         if len(self.values) < SAMPLE:
             self.values.append(value)
@@ -94,25 +97,25 @@ class Reservoir:
             self.values[slot] = value
 
     def percentile(self, share: float) -> float:
-        """The value below which `share` of the sample lies."""
+        """The quantile of the sample at `share`, 0 to 1."""
         ordered = sorted(self.values)
         return ordered[min(int(share * len(ordered)), len(ordered) - 1)]
 
 
 class Result(NamedTuple):
-    """What came of one policy."""
+    """The results of one policy."""
 
     policy: str
     num_requests: int
     simulated_s: float
     tokens_per_s: float  # of the fleet
-    user_tokens_per_s: float  # median over requests, waiting included
+    user_tokens_per_s: float  # median over requests, including their wait
     latency_p50_s: float
     latency_p99_s: float
-    chosen: dict[str, float]  # share of requests by the draft length that they began with
+    chosen: dict[str, float]  # share of requests by their first draft length
 
     def to_json(self) -> dict[str, Any]:
-        """Rounded, with stable keys."""
+        """The results, rounded, with stable keys."""
         return {k: round(v, 4) if isinstance(v, float) else v for k, v in self._asdict().items()}
 
 
@@ -123,23 +126,23 @@ def simulate(settings: Settings) -> Result:
     cost = published_cost()
     lengths = _draft_lengths(settings)
     fleet = Fleet(lengths, cost, MAX_BATCH_SIZE, _schedules(settings, lengths))
-    world = World(cost, seed=settings.seed)
-    router = Router(settings, fleet, world)
+    workload = Workload(cost, seed=settings.seed)
+    router = Router(settings, fleet, workload)
     rng = random.Random(settings.seed + 1)
     latency, speed = Reservoir(rng), Reservoir(rng)
     chosen: Counter[int] = Counter()
-    tokens, ended_s = 0, 0.0
-    for ended_s, flight in _flights(settings, fleet, world, router):
-        router.learn(flight, ended_s)
+    tokens, ended_at = 0, 0.0
+    for ended_at, flight in _flights(settings, fleet, workload, router):
+        router.learn(flight, ended_at)
         tokens += flight.request.num_tokens
         chosen[flight.draft_length] += 1
-        latency.add(ended_s - flight.arrived_s)
-        speed.add(flight.request.num_tokens / (ended_s - flight.arrived_s))
+        latency.add(ended_at - flight.arrived_at)
+        speed.add(flight.request.num_tokens / (ended_at - flight.arrived_at))
     return Result(
         settings.policy if settings.policy != "static" else f"static-{settings.static_length}",
         latency.count,
-        ended_s,
-        tokens / ended_s,
+        ended_at,
+        tokens / ended_at,
         statistics.median(speed.values),
         latency.percentile(0.5),
         latency.percentile(0.99),
@@ -175,7 +178,7 @@ def _draft_lengths(settings: Settings) -> list[int]:
 
 
 def _schedules(settings: Settings, lengths: Iterable[int]) -> dict[int, BatchSchedule]:
-    """The schedule that each hosted length follows; none where it keeps to itself."""
+    """The schedule of each hosted length; lengths without one stay constant."""
     if settings.policy == "schedule":
         return dict.fromkeys(lengths, BatchSchedule.of(settings.schedule))
     if not settings.is_scheduled or settings.policy in ("none", "static"):
@@ -187,16 +190,16 @@ def _schedules(settings: Settings, lengths: Iterable[int]) -> dict[int, BatchSch
 
 
 def _flights(
-    settings: Settings, fleet: Fleet, world: World, router: Router
+    settings: Settings, fleet: Fleet, workload: Workload, router: Router
 ) -> Iterator[tuple[float, InFlight]]:
     """Send every request when it arrives; yield each when it ends."""
     for arrival in islice(_arrivals(settings), settings.num_requests):
-        now_s = arrival.time_s
-        yield from fleet.finished_until(now_s)
-        request = world.draw(settings.mix, arrival.task)
-        replica, decision = router.route(request, now_s)
-        flight = InFlight(request, now_s, replica.draft_length, decision)
-        fleet.submit(replica, flight, now_s)
+        now = arrival.at
+        yield from fleet.finished_until(now)
+        request = workload.draw(settings.mix, arrival.task)
+        replica, decision = router.route(request, now)
+        flight = InFlight(request, now, replica.draft_length, decision)
+        fleet.submit(replica, flight, now)
     yield from fleet.finished_until(float("inf"))
 
 

@@ -21,7 +21,10 @@ class SamplingParams:
     top_p: float = 1.0
     seed: int = 0  # the same seed gives the same text at every draft length
     stop: tuple[str, ...] = ()  # text that ends the answer and is not part of it
-    ignore_eos: bool = False
+    ignore_eos: bool = False  # end tokens don't end the answer
+    # so many tokens of the answer are drawn from all but the end tokens, emitted ones counted; a
+    # stop text ends it all the same
+    min_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +55,18 @@ class SpeculationCounters:
     num_draft_tokens: int = 0
     num_accepted_draft_tokens: int = 0
     accepted_per_position: tuple[int, ...] = ()  # [K], steps whose first j+1 drafts were accepted
+    # of a last step that the answer's end cut: its accepted drafts; whether the next one was
+    # accepted too is not known. -1: no step was cut
+    cut_after: int = -1
+
+
+def cut_after(num_kept: int, draft_length: int) -> int:
+    """`SpeculationCounters.cut_after` of an answer whose last step brought `num_kept` tokens.
+
+    The token at the end may be an accepted draft or the one after it, so its position is left out,
+    whichever it was: leaving out what happens to look cut would favour the other outcome.
+    """
+    return num_kept - 1 if num_kept <= draft_length else -1
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +109,8 @@ class Generation(Protocol):
 class Engine(Protocol):
     """A running variant. All methods may be called from any thread."""
 
+    max_seq_len: int  # tokens of a prompt with its answer, at most
+
     def submit(self, request: Request, on_chunk: Callable[[Chunk], None]) -> Generation:
         """Queue `request`; `on_chunk` is called from an engine thread, in order, and must be quick.
 
@@ -103,18 +120,29 @@ class Engine(Protocol):
         """
 
     def encode(self, text: str) -> tuple[int, ...]:
-        """`text` as token ids, without special tokens added."""
+        """`text` as token ids, without special tokens added.
+
+        Raises InputError for one that is too long for any prompt.
+        """
 
     def encode_chat(
-        self, messages: list[dict[str, object]], tools: list[dict[str, object]] | None = None
+        self,
+        messages: list[dict[str, object]],
+        tools: list[dict[str, object]] | None = None,
+        enable_thinking: bool | None = None,
     ) -> tuple[int, ...]:
         """The token ids of the checkpoint's chat template over `messages`, ready for the answer.
 
-        Raises InputError when the template refuses the messages.
+        `enable_thinking` is the template's variable of that name; None leaves it to the template.
+        Raises InputError when the template refuses the messages, or the prompt is too long.
         """
 
     def statistics(self) -> EngineStatistics:
         """Totals and what is in flight."""
+
+    @property
+    def failure(self) -> str:
+        """Why it can't answer any more, one sentence; empty while it can."""
 
     def close(self) -> None:
         """Finish the step in progress, end every answer as cancelled, free all memory."""

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from trt_mtp.errors import TrtMtpError
 from trt_mtp.serve.engine.base import Chunk, Engine, Request, SpeculationCounters
 
+ANSWER_S = 1800.0  # for all answers that were submitted before it, too
+
 
 @dataclass(frozen=True, slots=True)
 class Answer:
@@ -16,6 +18,7 @@ class Answer:
     token_ids: tuple[int, ...]
     finish_reason: str
     counters: SpeculationCounters
+    margin: float | None = None  # of the first token, if wanted
 
 
 class _Collector:
@@ -31,7 +34,8 @@ class _Collector:
             self.is_done.set()
 
     def answer(self) -> Answer:
-        self.is_done.wait()
+        if not self.is_done.wait(ANSWER_S):
+            raise TrtMtpError(f"the engine did not end an answer within {ANSWER_S:.0f} s")
         last = self.chunks[-1]
         if last.finish_reason == "error":
             raise TrtMtpError(last.error)
@@ -40,6 +44,7 @@ class _Collector:
             token_ids=tuple(token for chunk in self.chunks for token in chunk.token_ids),
             finish_reason=str(last.finish_reason),
             counters=last.counters,
+            margin=next((c.margin for c in self.chunks if c.margin is not None), None),
         )
 
 

@@ -1,14 +1,14 @@
 """How kernels are compiled, and where the compiled code is kept."""
 
 import hashlib
-import os
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import numba
 from llvmlite import binding as llvm
+
+from trt_mtp.serve.engine.kernel_cache import usable_folder
 
 COMPILED = (
     "compiler",
@@ -30,14 +30,7 @@ def cache_folder() -> Path:
     digest = hashlib.sha256()
     for name in COMPILED:
         digest.update(Path(__file__).with_name(f"{name}.py").read_bytes())
-    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    folder = base / "trt-mtp" / f"kernels-{digest.hexdigest()[:16]}"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError:  # a service user without a home: compile once a boot
-        folder = Path(tempfile.gettempdir()) / f"trt-mtp-{os.getuid()}" / folder.name
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    return folder
+    return usable_folder(f"kernels-{digest.hexdigest()[:16]}")
 
 
 numba.config.CACHE_DIR = str(cache_folder())  # type: ignore[attr-defined]

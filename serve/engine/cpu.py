@@ -7,7 +7,7 @@ draft-and-verify cycle for all slots that are decoding.
 import logging
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +28,17 @@ from trt_mtp.serve.engine.weights import (
 
 log = logging.getLogger(__name__)
 
+CLOSE_S = 60.0  # for the step in progress when the engine is closed
 PREFILL_CHUNK = 64  # prompt tokens a turn; bounds how long decoding requests wait
 
 
 def allocate(
-    shape: forward.Shape, kinds: list[str], slots: int, length: int, k: int
+    shape: forward.Shape,
+    kinds: list[str],
+    slots: int,
+    length: int,
+    k: int,
+    end_ids: Collection[int] = (),
 ) -> tuple[forward.State, forward.Scratch, forward.Rows]:
     """Memory for `slots` requests of `length` positions at draft length k; touched when used."""
     num_attention = kinds.count("full_attention") + (1 if k else 0)
@@ -61,6 +67,8 @@ def allocate(
         top_k=np.zeros(slots, np.int64),
         top_p=np.ones(slots),
         seed=np.zeros(slots, np.uint64),
+        end_from=np.zeros(slots, np.int64),
+        end_ids=np.array(sorted(end_ids), np.int64),
     )
     scratch = forward.Scratch(
         x=zeros(num_rows, shape.hidden),
@@ -98,11 +106,11 @@ class CpuEngine:
         """
         self.draft_length = draft_length
         self.max_seq_len = max_seq_len
-        self.codec = TextCodec(shared)
         length = max_seq_len + draft_length + 1  # a verify step may look past the last token
         self._weights, self._shape, kinds = load_weights(shared, length)
+        self.codec = TextCodec(shared, self._shape.vocab)
         self._state, self._scratch, self._rows = allocate(
-            self._shape, kinds, max_batch_size, length, draft_length
+            self._shape, kinds, max_batch_size, length, draft_length, self.codec.eos_ids
         )
         self._free = list(range(max_batch_size))
         self._waiting: deque[Sequence] = deque()
@@ -116,13 +124,18 @@ class CpuEngine:
 
     def encode(self, text: str) -> tuple[int, ...]:
         """`text` as token ids, without special tokens added."""
-        return self.codec.encode(text)
+        return self.codec.encode(text, self.max_seq_len)
 
     def encode_chat(
-        self, messages: list[dict[str, object]], tools: list[dict[str, object]] | None = None
+        self,
+        messages: list[dict[str, object]],
+        tools: list[dict[str, object]] | None = None,
+        enable_thinking: bool | None = None,
     ) -> tuple[int, ...]:
         """The token ids of the checkpoint's chat template over `messages`."""
-        return self.codec.encode_chat(messages, tools)
+        return self.codec.encode_chat(
+            messages, tools, enable_thinking=enable_thinking, most=self.max_seq_len
+        )
 
     def submit(self, request: Request, on_chunk: Callable[[Chunk], None]) -> Sequence:
         """Queue `request`; `on_chunk` is called from the engine's thread, in order."""
@@ -150,13 +163,18 @@ class CpuEngine:
                 num_accepted_draft_tokens=self._totals["accepted"],
             )
 
+    @property
+    def failure(self) -> str:
+        """Why it can't answer any more; empty while it can."""
+        return self._failure
+
     def close(self) -> None:
         """Finish the step in progress and end every answer as cancelled."""
         with self._wake:
             self._is_closed = True
             self._wake.notify()
         if threading.current_thread() is not self._thread:
-            self._thread.join()
+            self._thread.join(CLOSE_S)
 
     def _run(self) -> None:
         """The engine's thread: turn after turn until closed."""
@@ -179,7 +197,7 @@ class CpuEngine:
         """Admit what fits; false when closed."""
         with self._wake:
             while not (self._is_closed or self._waiting or self._running):
-                self._wake.wait()
+                self._wake.wait()  # for ever, where no request comes
             while self._waiting and self._free and not self._is_closed:
                 sequence = self._waiting.popleft()
                 self._admit(sequence, self._free.pop())
@@ -198,6 +216,9 @@ class CpuEngine:
         state.top_k[slot] = min(sampling.top_k, self._shape.vocab)
         state.top_p[slot] = sampling.top_p
         state.seed[slot] = sampling.seed
+        state.end_from[slot] = 0
+        if not sampling.ignore_eos:
+            state.end_from[slot] = len(sequence.request.prompt_ids) + sampling.min_tokens
 
     def _drop_cancelled(self) -> None:
         with self._wake:

@@ -3,6 +3,8 @@
 A draft is kept when it equals the token drawn from the model's own logits at its position.
 """
 
+import numpy as np
+
 from trt_mtp.serve.engine import forward
 from trt_mtp.serve.engine.compiler import kernel
 from trt_mtp.serve.engine.forward import Ints, Rows, Scratch, Shape, State, Weights
@@ -12,6 +14,9 @@ from trt_mtp.serve.engine.sampling import argmax, sample, uniform
 @kernel
 def _draw(state: State, s: Scratch, row: int, slot: int, position: int) -> int:
     """The token that goes to `position` of `slot`, from logits row `row`."""
+    if position < state.end_from[slot]:
+        for end in state.end_ids:
+            s.logits[row, end] = -np.inf
     return sample(
         s.logits[row],
         state.temperature[slot],

@@ -74,6 +74,8 @@ class State(NamedTuple):
     top_k: Ints  # [S]
     top_p: npt.NDArray[np.float64]  # [S]
     seed: npt.NDArray[np.uint64]  # [S]
+    end_from: Ints  # [S] the first position that an end token may have
+    end_ids: Ints  # [E] the end tokens
 
 
 class Rows(NamedTuple):

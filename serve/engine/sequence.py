@@ -3,7 +3,13 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from trt_mtp.serve.engine.base import Chunk, FinishReason, Request, SpeculationCounters
+from trt_mtp.serve.engine.base import (
+    Chunk,
+    FinishReason,
+    Request,
+    SpeculationCounters,
+    cut_after,
+)
 from trt_mtp.serve.engine.text import AnswerText
 
 
@@ -20,6 +26,7 @@ class Sequence:
     num_output_tokens: int = field(init=False)  # emitted ones included
     num_steps: int = 0
     accepted_per_position: list[int] = field(default_factory=list)
+    cut_after: int = -1
     is_cancelled: bool = False
     finish_reason: FinishReason | None = None
     margin: float | None = None
@@ -47,12 +54,13 @@ class Sequence:
             num_draft_tokens=self.num_steps * self.draft_length,
             num_accepted_draft_tokens=sum(self.accepted_per_position),
             accepted_per_position=tuple(self.accepted_per_position),
+            cut_after=self.cut_after,
         )
 
     def advance(self, tokens: list[int], eos_ids: frozenset[int], is_step: bool) -> None:
         """Take the tokens of a verify step (or of the prefill) up to the end of the answer.
 
-        All tokens of a step but one were drafted; drafts past the end count as rejected.
+        All tokens of a step but one were drafted; what was drafted past the end is not counted.
         """
         text, kept = "", []
         for token in tokens:
@@ -75,6 +83,8 @@ class Sequence:
             self.num_steps += 1
             for j in range(len(kept) - 1):
                 self.accepted_per_position[j] += 1
+            if self.finish_reason is not None:
+                self.cut_after = cut_after(len(kept), self.draft_length)
         self._deliver(text, tuple(kept))
 
     def finish(self, reason: FinishReason, error: str = "") -> None:

@@ -1,98 +1,117 @@
 """Text in, text out: the tokenizer, the chat template, and answers that grow token by token."""
 
-import json
-from datetime import datetime
+from functools import cached_property
 from pathlib import Path
-from typing import Any, NoReturn
 
-import jinja2
-from jinja2.sandbox import ImmutableSandboxedEnvironment
-from tokenizers import Tokenizer
-
+from trt_mtp.build.chat_template import read_chat_template
+from trt_mtp.build.text_check import load_tokenizer
+from trt_mtp.build.text_files import read_end_ids
 from trt_mtp.errors import InputError
-from trt_mtp.files import read_json
 from trt_mtp.serve.engine.base import Request
+from trt_mtp.serve.engine.messages import template_messages
+from trt_mtp.serve.engine.stop_search import StopSearch
 
+NFC_SHRINKS = 4  # characters that Unicode composes into one, at most
 REPLACEMENT = "\ufffd"  # what an incomplete UTF-8 sequence decodes to
-
-
-def _tojson(value: Any, ensure_ascii: bool = False, **options: Any) -> str:
-    return json.dumps(value, ensure_ascii=ensure_ascii, **options)
-
-
-def _raise(message: str) -> NoReturn:
-    raise jinja2.TemplateError(message)
-
-
-def compile_template(source: str) -> jinja2.Template:
-    """A chat template with the filters and functions that Hugging Face gives it."""
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
-    )
-    environment.filters["tojson"] = _tojson
-    environment.globals["raise_exception"] = _raise
-    environment.globals["strftime_now"] = lambda pattern: datetime.now().strftime(pattern)
-    return environment.from_string(source)
-
-
-def read_template(folder: Path) -> str:
-    """The chat template of a checkpoint; raises InputError when it has none."""
-    file = folder / "chat_template.jinja"
-    if file.exists():
-        return file.read_text(encoding="utf-8")
-    settings = folder / "tokenizer_config.json"
-    source = read_json(settings).get("chat_template") if settings.exists() else None
-    if not isinstance(source, str):
-        raise InputError(f"{folder} has no chat template; send text_input or input_ids instead")
-    return source
-
-
-def read_eos_ids(folder: Path) -> frozenset[int]:
-    """The token ids that end an answer, from generation_config.json or config.json."""
-    for name in ("generation_config.json", "config.json"):
-        if (folder / name).exists():
-            config: dict[str, Any] = read_json(folder / name)
-            for part in (config, config.get("text_config") or {}):
-                value = part.get("eos_token_id")
-                if value is not None:
-                    return frozenset(value if isinstance(value, list) else [value])
-    return frozenset()
+MAX_OPEN_TOKENS = 8  # since the last whole character; more can't be one character's
 
 
 class TextCodec:
     """The tokenizer, end tokens and chat template of one checkpoint."""
 
-    def __init__(self, folder: Path) -> None:
-        """Read tokenizer.json in `folder`; the chat template is read when it is first needed."""
-        try:
-            self.tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-        except Exception as error:  # tokenizers raises plain Exception
-            raise InputError(f"{folder / 'tokenizer.json'} can't be read: {error}") from None
-        self.eos_ids = read_eos_ids(folder)
-        self._folder = folder
-        self._template: jinja2.Template | None = None
+    def __init__(self, folder: Path, vocab_size: int = 2**31) -> None:
+        """Read the tokenizer and what it needs in `folder`.
 
-    def encode(self, text: str) -> tuple[int, ...]:
-        """`text` as token ids; special tokens written in it are recognised."""
-        return tuple(self.tokenizer.encode(text, add_special_tokens=False).ids)
+        Raises InputError for a tokenizer or a chat template that can't be used, and for end tokens
+        that are no ids below `vocab_size`.
+        """
+        self.tokenizer = load_tokenizer(folder)
+        self.eos_ids = read_end_ids(folder, self.tokenizer.token_to_id, vocab_size)
+        self._folder = folder
+        self._chat = read_chat_template(folder)
+
+    def encode(self, text: str, most: int | None = None) -> tuple[int, ...]:
+        """`text` as token ids; special tokens written in it are recognised.
+
+        Raises InputError, before any work, for a text that is more than `most` tokens by its size.
+        """
+        least = self.least_tokens(text)
+        if most is not None and least > most:
+            raise InputError(
+                f"the prompt has {least} tokens or more; "
+                f"with its answer it may have at most {most} for this variant"
+            )
+        # encode() itself holds the GIL to its end, which stalls an engine in the same process
+        [encoding] = self.tokenizer.encode_batch_fast([text], add_special_tokens=False)
+        return tuple(encoding.ids)
 
     def encode_chat(
-        self, messages: list[dict[str, object]], tools: list[dict[str, object]] | None = None
+        self,
+        messages: list[dict[str, object]],
+        tools: list[dict[str, object]] | None = None,
+        *,
+        enable_thinking: bool | None = None,
+        most: int | None = None,
     ) -> tuple[int, ...]:
         """`messages` through the chat template, ready for the answer.
 
-        Raises InputError when the template refuses them.
+        Raises InputError when the template refuses them, and as `encode` does.
         """
-        if self._template is None:
-            self._template = compile_template(read_template(self._folder))
+        return self.encode(self.chat_text(messages, tools, enable_thinking=enable_thinking), most)
+
+    def least_tokens(self, text: str) -> int:
+        """How many tokens `text` has at least, by its size alone; 0 where nothing is known."""
+        return -(-len(text) // self._most_characters) if self._most_characters else 0
+
+    @cached_property
+    def _most_characters(self) -> int:
+        """How many characters of a text one token can stand for; 0 where nothing bounds it."""
+        normalizer, decoder = self.tokenizer.normalizer, self.tokenizer.decoder
+        added = self.tokenizer.get_added_tokens_decoder().values()
+        if (
+            type(normalizer).__name__ not in ("NoneType", "NFC")
+            or type(decoder).__name__ != "ByteLevel"
+            or any(token.lstrip or token.rstrip for token in added)
+        ):
+            return 0
+        longest = max(map(len, self.tokenizer.get_vocab(with_added_tokens=True)))
+        return longest if normalizer is None else longest * NFC_SHRINKS
+
+    def chat_text(
+        self,
+        messages: list[dict[str, object]],
+        tools: list[dict[str, object]] | None = None,
+        *,
+        enable_thinking: bool | None = None,
+    ) -> str:
+        """What encode_chat encodes."""
+        if self._chat is None:
+            raise InputError(
+                f"{self._folder} has no chat template; send text_input or input_ids instead"
+            )
+        taken = template_messages(messages, takes_parts=self._takes_parts)
+        options = {} if enable_thinking is None else {"enable_thinking": enable_thinking}
         try:
-            text = self._template.render(messages=messages, tools=tools, add_generation_prompt=True)
+            text = self._chat.render(taken, tools, **options)
             text.encode()
         except UnicodeEncodeError:  # JSON can say \\ud800
             raise InputError("messages or tools have half a surrogate pair in them") from None
         except Exception as error:  # of whatever kind the template makes of what it is given
             raise InputError(f"messages don't fit the chat template: {error}") from None
-        return self.encode(text)
+        return text
+
+    @cached_property
+    def _takes_parts(self) -> bool:
+        """Whether the template renders a list of text parts as it does the text itself."""
+        assert self._chat is not None
+        probe: list[dict[str, object]] = [{"role": "user", "content": "text"}]
+        parts: list[dict[str, object]] = [
+            {"role": "user", "content": [{"type": "text", "text": "text"}]}
+        ]
+        try:
+            return self._chat.render(parts) == self._chat.render(probe)
+        except Exception:  # of whatever kind
+            return False
 
 
 class AnswerText:
@@ -101,7 +120,7 @@ class AnswerText:
     def __init__(self, codec: TextCodec, stop: tuple[str, ...]) -> None:
         """`stop`: texts that end the answer."""
         self._tokenizer = codec.tokenizer
-        self._stop = stop
+        self._search = StopSearch(stop) if stop else None
         self._ids: list[int] = []  # the last tokens; they begin and end between two characters
         self._context = 0  # how many of these are there only because decoding needs them
         self._num_sent = 0  # characters of their text that were released
@@ -118,7 +137,25 @@ class AnswerText:
         if not is_incomplete:
             self._ids = self._ids[self._context :]
             self._context, self._num_sent = len(self._ids), len(self._decode(self._ids))
+        elif len(self._ids) - self._context > MAX_OPEN_TOKENS:
+            self._shorten(text)
         return self._release(piece)
+
+    def _shorten(self, text: str) -> None:
+        """Forget tokens of `text` before its last characters, which are no text and stay none.
+
+        Tokens are parted where that changes no character; those without text are left out.
+        """
+        ids = [token for token in self._ids if self._decode([token])]
+        if self._decode(ids) != text:
+            return
+        self._ids, self._context = ids, 0
+        for at in range(len(ids) - 1, 0, -1):
+            before = self._decode(ids[:at])
+            if before + self._decode(ids[at:]) == text:
+                self._ids = ids[at:]
+                self._num_sent -= len(before)
+                return
 
     def flush(self) -> str:
         """What was held back, when the answer ends without a stop text."""
@@ -130,17 +167,22 @@ class AnswerText:
         self._ids, self._context, self._num_sent, self._held = [], 0, 0, ""
 
     def _decode(self, ids: list[int]) -> str:
-        return self._tokenizer.decode(ids, skip_special_tokens=True) if ids else ""
+        text: str = self._tokenizer.decode(ids, skip_special_tokens=True) if ids else ""
+        return text
 
     def _release(self, text: str) -> tuple[str, bool]:
+        if self._search is None:
+            return text, False
+        for at, char in enumerate(text, start=len(self._held) + 1):
+            size = self._search.push(char)
+            if size:
+                whole = self._held + text
+                self._reset()
+                return whole[: at - size], True
         text = self._held + text
-        found = [at for at in (text.find(stop) for stop in self._stop) if at >= 0]
-        if found:
-            self._reset()
-            return text[: min(found)], True
-        keep = max((_overlap(text, stop) for stop in self._stop), default=0)
-        self._held = text[len(text) - keep :]
-        return text[: len(text) - keep], False
+        end = len(text) - self._search.num_open
+        self._held = text[end:]
+        return text[:end], False
 
 
 def begin_answer(codec: TextCodec, request: Request) -> AnswerText:
@@ -154,15 +196,3 @@ def begin_answer(codec: TextCodec, request: Request) -> AnswerText:
         if token in ends or text.push(token)[1]:
             raise InputError(f"the answer ended with token {count} of emitted_ids; it is complete")
     return text
-
-
-def _overlap(text: str, stop: str) -> int:
-    """How many of the last characters of `text` may begin `stop`.
-
-    >>> _overlap("an EN", "END")
-    2
-    """
-    for size in range(min(len(text), len(stop) - 1), 0, -1):
-        if stop.startswith(text[-size:]):
-            return size
-    return 0

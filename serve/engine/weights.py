@@ -4,17 +4,26 @@
 tensor lies in it.
 """
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from trt_mtp.build.cpu_check import config_problems
 from trt_mtp.build.layout import FORMAT
+from trt_mtp.build.model_config import (
+    check_config,
+    layer_types_of,
+    raise_problems,
+    text_config_of,
+)
+from trt_mtp.build.rope import rope_of
 from trt_mtp.errors import InputError
-from trt_mtp.files import read_json
+from trt_mtp.files import open_regular, read_json
 from trt_mtp.serve.engine import forward
 from trt_mtp.serve.engine.forward import Shape, Weights
-from trt_mtp.serve.engine.kernels import Array
+from trt_mtp.serve.engine.rotary import rotary_tables
 
 LINEAR_FIELDS = {
     forward.PROJ: "linear_attn.in_proj",
@@ -50,72 +59,33 @@ GLOBAL_FIELDS = {
 }
 
 
-def read_text_config(folder: Path) -> dict[str, Any]:
-    """The language model's part of config.json."""
-    config: dict[str, Any] = read_json(folder / "config.json")
-    return config.get("text_config") or config
+def read_shape(text: dict[str, Any]) -> Shape:
+    """The sizes in a config that was checked."""
+    return Shape(
+        num_layers=text["num_hidden_layers"],
+        hidden=text["hidden_size"],
+        vocab=text["vocab_size"],
+        intermediate=text["intermediate_size"],
+        num_heads=text["num_attention_heads"],
+        num_kv_heads=text["num_key_value_heads"],
+        head_dim=text["head_dim"],
+        rope_dim=int(text["head_dim"] * rope_of(text).share),
+        num_key_heads=text["linear_num_key_heads"],
+        num_value_heads=text["linear_num_value_heads"],
+        key_dim=text["linear_key_head_dim"],
+        value_dim=text["linear_value_head_dim"],
+        conv_kernel=text["linear_conv_kernel_dim"],
+        eps=text.get("rms_norm_eps", 1e-6),
+    )
 
 
-def layer_types(config: dict[str, Any]) -> list[str]:
-    """Per layer, "linear_attention" or "full_attention"."""
-    if "layer_types" in config:
-        return list(config["layer_types"])
-    interval = config.get("full_attention_interval", 4)
-    return [
-        "full_attention" if (i + 1) % interval == 0 else "linear_attention"
-        for i in range(config["num_hidden_layers"])
-    ]
-
-
-def _rope(config: dict[str, Any]) -> dict[str, Any]:
-    return config.get("rope_parameters") or config
-
-
-def check_sizes(shape: Shape) -> None:
-    """Raise InputError unless the kernels, which take four rows of a matrix at a time, can run."""
-    for name in ("hidden", "intermediate", "head_dim", "key_dim", "value_dim"):
-        size = getattr(shape, name)
-        if size <= 0 or size % 4:
-            raise InputError(
-                f"config.json makes {name} {size}; the cpu engine needs a multiple of 4"
-            )
-
-
-def read_shape(config: dict[str, Any]) -> Shape:
-    """The sizes in config.json; raises InputError when one is missing."""
-    try:
-        head_dim = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
-        return Shape(
-            num_layers=config["num_hidden_layers"],
-            hidden=config["hidden_size"],
-            vocab=config["vocab_size"],
-            intermediate=config["intermediate_size"],
-            num_heads=config["num_attention_heads"],
-            num_kv_heads=config["num_key_value_heads"],
-            head_dim=head_dim,
-            rope_dim=int(head_dim * _rope(config).get("partial_rotary_factor", 0.25)),
-            num_key_heads=config["linear_num_key_heads"],
-            num_value_heads=config["linear_num_value_heads"],
-            key_dim=config["linear_key_head_dim"],
-            value_dim=config["linear_value_head_dim"],
-            conv_kernel=config["linear_conv_kernel_dim"],
-            eps=config.get("rms_norm_eps", 1e-6),
-        )
-    except KeyError as error:
-        raise InputError(f"config.json has no {error}, which a Qwen3.5 model needs") from None
-
-
-def rotary_tables(config: dict[str, Any], shape: Shape, length: int) -> tuple[Array, Array]:
-    """cos and sin of the rotary angles, each [length, rope_dim / 2].
-
-    Text positions are the same in all sections of Qwen's multimodal rope, which makes it the plain
-    one.
-    """
-    theta = float(_rope(config).get("rope_theta", 10000.0))
-    exponents = np.arange(0, shape.rope_dim, 2, dtype=np.float32) / shape.rope_dim
-    inverse = (1.0 / theta**exponents).astype(np.float32)
-    angles = np.arange(length, dtype=np.float32)[:, None] * inverse
-    return np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
+def read_config(file: Path) -> dict[str, Any]:
+    """The language model's part of config.json; raises InputError for one that can't be run."""
+    config: dict[str, Any] = read_json(file)
+    check_config(file, config, is_moe=False)
+    text = dict(text_config_of(config))
+    raise_problems(file, list(config_problems(text)))
+    return text
 
 
 def load_weights(folder: Path, length: int) -> tuple[Weights, Shape, list[str]]:
@@ -124,9 +94,8 @@ def load_weights(folder: Path, length: int) -> tuple[Weights, Shape, list[str]]:
     Returns them with the sizes and the layer types. Raises InputError when a file or tensor is
     missing.
     """
-    config = read_text_config(folder)
-    shape, kinds = read_shape(config), layer_types(config)
-    check_sizes(shape)
+    text = read_config(folder / "config.json")
+    shape, kinds = read_shape(text), list(layer_types_of(text))
     index = read_json(folder / "weights.json")
     tensors = index["tensors"]
     if index["schema_version"] != FORMAT:
@@ -135,7 +104,8 @@ def load_weights(folder: Path, length: int) -> tuple[Weights, Shape, list[str]]:
             f"{FORMAT}: another trt-mtp built it; build again"
         )
     try:
-        flat = np.asarray(np.memmap(folder / "weights.bin", dtype=np.float32, mode="r"))
+        with open_regular(folder / "weights.bin") as file:
+            flat = np.asarray(np.memmap(file, dtype=np.float32, mode="r"))
     except (OSError, ValueError) as error:
         raise InputError(f"{folder / 'weights.bin'} can't be mapped: {error}") from None
     if flat.nbytes != index["num_bytes"]:
@@ -143,12 +113,17 @@ def load_weights(folder: Path, length: int) -> tuple[Weights, Shape, list[str]]:
             f"{folder / 'weights.bin'} has {flat.nbytes} bytes, expected {index['num_bytes']}; "
             f"build again"
         )
+    if hashlib.sha256(flat.data).hexdigest() != index["sha256"]:
+        raise InputError(f"{folder / 'weights.bin'} is damaged: not what was packed; build again")
 
     def offset(name: str) -> int:
         if name not in tensors:
             raise InputError(f"{folder / 'weights.json'} has no tensor {name}; build again")
         size = 2 if tensors[name]["dtype"] == "bfloat16" else 4
-        return int(tensors[name]["offset"]) // size
+        start = tensors[name]["offset"]
+        if not isinstance(start, int) or not 0 <= start < flat.nbytes:
+            raise InputError(f"{folder / 'weights.json'}: {name} lies outside; build again")
+        return start // size
 
     table = np.zeros((shape.num_layers + 2, forward.NUM_FIELDS), np.int64)
     counts = {"linear_attention": 0, "full_attention": 0}
@@ -164,7 +139,7 @@ def load_weights(folder: Path, length: int) -> tuple[Weights, Shape, list[str]]:
         table[-2, field] = offset(name)
     for field, name in GLOBAL_FIELDS.items():
         table[-1, field] = offset(name)
-    cos, sin = rotary_tables(config, shape, length + 1)
+    cos, sin = rotary_tables(rope_of(text), shape.rope_dim, length + 1)
     return Weights(flat, flat.view(np.uint16), table, cos, sin), shape, kinds
 
 

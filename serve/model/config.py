@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from trt_mtp.files import read_json
 
 LINEAR = "linear_attention"
 FULL = "full_attention"
@@ -86,4 +87,4 @@ class ModelConfig:
     @classmethod
     def from_folder(cls, folder: Path) -> ModelConfig:
         """Read ``folder/config.json``."""
-        return cls.from_hf(json.loads((folder / "config.json").read_text(encoding="utf-8")))
+        return cls.from_hf(read_json(folder / "config.json"))

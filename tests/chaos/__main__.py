@@ -26,7 +26,7 @@ INTERRUPTED = 130
 
 
 def main() -> int:
-    """Exit 0 when no stream was lost and none was left running."""
+    """Exit 0 when no stream was lost, none was left running, and no wait was without an end."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--json", action="store_true", help="the report as one JSON object")
     parser.add_argument("--short", action="store_true", help=f"{NUM_SHORT} faults, doubles only")
@@ -42,7 +42,7 @@ def main() -> int:
     except KeyboardInterrupt:
         return INTERRUPTED
     print(json.dumps(report) if arguments.json else table(report))
-    return 1 if report["lost"] or report["stuck"] else 0
+    return 1 if report["lost"] or report["stuck"] or report["unfinished"] else 0
 
 
 if __name__ == "__main__":

@@ -41,7 +41,7 @@ class Scene:
 
     def stub(self) -> int:
         """The process of one of the victim's models."""
-        return self.rng.choice(self.victim.stub_pids())
+        return self.rng.choice(self.victim.triton.stub_pids)
 
     def worker(self) -> int:
         """The process of one of the gateway's workers."""
@@ -97,6 +97,16 @@ async def hang_server(scene: Scene) -> None:
     """SIGSTOP of a Triton server."""
     async with stopped(scene.victim.pid):
         await scene.wait(HANG_S)
+
+
+async def abort_without_dying(scene: Scene) -> None:
+    """A Triton whose signal handler hangs: it lives, takes connections and answers nothing."""
+    await scene.victim.abort()
+
+
+async def load_that_never_ends(scene: Scene) -> None:
+    """kill -9 of a Triton server, one of whose models doesn't finish loading after it."""
+    await scene.victim.load_for_ever(scene.variant())
 
 
 async def reset_connections(scene: Scene) -> None:
@@ -198,6 +208,8 @@ SERVER_FAULTS: dict[Fault, int] = {
     kill_server: 4,
     hang_stub: 4,
     hang_server: 4,
+    abort_without_dying: 4,
+    load_that_never_ends: 1,
     reset_connections: 12,
     black_hole: 4,
     black_hole_and_reset: 4,
@@ -205,6 +217,14 @@ SERVER_FAULTS: dict[Fault, int] = {
     version_that_does_not_load: 2,
     version_that_does_not_work: 2,
 }
+# What ends connections on which answers are: for Triton that is a client that cancels, and 2.51
+# aborts at times; and what it doesn't always survive itself.
+CONNECTION_FAULTS = frozenset(
+    {
+        *(hang_stub, kill_stub, hang_server),
+        *(reset_connections, black_hole_and_reset, kill_worker, kill_gateway),
+    }
+)
 OTHER_FAULTS: dict[Fault, int] = {
     kill_worker: 2,
     kill_gateway: 1,

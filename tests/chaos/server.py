@@ -8,41 +8,72 @@ import re
 import shutil
 import signal
 import socket
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
+from unittest.mock import patch
 
 from tests.chaos.relay import Relay
 from tests.chaos.wire import lay
 from trt_mtp.errors import TrtMtpError
+from trt_mtp.serve import triton
+from trt_mtp.serve.limits import Limits
+from trt_mtp.serve.ports import Ports
 from trt_mtp.serve.processes import children, free_ports, is_alive
-from trt_mtp.serve.triton import Ports, TritonServer
+from trt_mtp.serve.triton import TritonServer
 from trt_mtp.serve.triton_install import find_triton
 
 T = TypeVar("T")
 ADMIN_HEADER = "triton-grpc-protocol-admin-key"
 LOAD_TIMEOUT_S = 60.0
 WATCH_S = 0.1
+WHOLE_S = 120.0  # for a server to be whole again
+LIMITS = Limits(answer_s=15.0, load_s=20.0)  # doubles and small variants load in a few
 IN_FLIGHT = re.compile(r"^trt_mtp_requests_(?:running|waiting){.*} (\S+)$", re.MULTILINE)
+
+
+@dataclass(frozen=True, slots=True)
+class Restart:
+    """A server was started again."""
+
+    reason: str
+    at: float  # monotonic
+    is_meant: bool  # by a fault that kills
 
 
 class Server:
     """A Triton server with variants of the public model, and the relay in front of it."""
 
-    def __init__(self, name: str, repository: Path, models: Sequence[str], folder: Path) -> None:
+    def __init__(
+        self,
+        name: str,
+        repository: Path,
+        models: Sequence[str],
+        folder: Path,
+        notes: Path | None = None,
+    ) -> None:
+        """`notes` is the folder that models which are doubles look into."""
         folder.mkdir(parents=True)
+        self.notes = notes
         self.name = name
         self.repository = repository
         self.models = tuple(models)
         self._ports = Ports(**free_ports({"grpc": 0, "http": 0, "metrics": 0}))
-        self.triton = TritonServer(find_triton(), repository, models, folder, self._ports)
+        # a campaign asks for more restarts than a server should survive
+        with patch.object(triton, "RESTART_WINDOW_S", 0.0):
+            self.triton = TritonServer(
+                find_triton(), repository, models, folder, self._ports, limits=LIMITS
+            )
         self.wire = lay(ord(name))
         listener = self.wire.listen() if self.wire else socket.create_server(("127.0.0.1", 0))
         self.relay = Relay(self._ports.grpc, listener)
-        self.num_crashes = 0  # deaths that nobody asked for
-        self._down_s = 0.0  # how long what dies stays dead
+        self.restarts: list[Restart] = []
+        self._down_until = 0.0  # what died stays dead until then, monotonic
         self._is_death_meant = False  # until the watcher has seen it
+        self._is_loading_held = False  # until the watcher has seen it, too
         self._is_mending = False
         self._watcher: asyncio.Task[None] | None = None
         # the kernel ends a Triton when the thread that started it ends
@@ -86,6 +117,7 @@ class Server:
         if self._watcher is not None:
             self._watcher.cancel()
             await asyncio.gather(self._watcher, return_exceptions=True)
+        self._kill()  # before the thread is asked, which may wait for a start
         await self._in_thread(self._kill_all)
         self._thread.shutdown()
         await self.relay.stop()
@@ -98,32 +130,62 @@ class Server:
         Raises ProcessLookupError when it died by itself just before.
         """
         os.kill(pid, signal.SIGKILL)
-        self._down_s, self._is_death_meant = down_s, True
-        # until the watcher has seen it, unless Triton itself was quicker and replaced the process
-        while self._is_death_meant and (is_alive(pid) or not self.is_whole):
-            await asyncio.sleep(WATCH_S)
-        self._is_death_meant = False
+        self._down_until = time.monotonic() + down_s
+        await self._restarted()
+
+    async def load_for_ever(self, model: str) -> None:
+        """A start at which `model` never finishes loading; returns when it is whole after that."""
+        assert self.notes is not None
+        self._is_loading_held = True
+        (self.notes / f"held-{model}").touch()
+        await self.die(self.pid, 0.0)
+
+    async def abort(self) -> None:
+        """Abort without dying, as Triton's signal handler does when it hangs; until it is whole."""
+        with self.triton.log.open("a") as log:
+            log.write("Signal (6) received.\n")
+        os.kill(self.pid, signal.SIGSTOP)
+        await self._restarted()
+
+    async def _restarted(self) -> None:
+        """Return when it was started again, which the caller meant, and is whole."""
+        self._is_death_meant, before = True, len(self.restarts)
+        await self._until(lambda: len(self.restarts) > before, "a restart")
         await self.wait_whole()
 
     async def wait_whole(self) -> None:
         """Return when all its processes live, started again where they had died."""
-        while self._is_mending or not self.is_whole:
+        await self._until(lambda: self.is_whole and not self._is_mending, "all its processes")
+
+    async def _until(self, is_so: Callable[[], bool], what: str) -> None:
+        """Raises TimeoutError, which names what was waited for."""
+        until = time.monotonic() + WHOLE_S
+        while not is_so():
+            if time.monotonic() > until:
+                raise TimeoutError(f"server {self.name} waits for {what} for {WHOLE_S:.0f} s")
             await asyncio.sleep(WATCH_S)
 
     async def _watch(self) -> None:
-        """Start what died again, as `trt-mtp serve` does."""
+        """Start what died or hangs again, by what `trt-mtp serve` uses for that."""
         while True:
             await asyncio.sleep(WATCH_S)
-            if self.is_whole:
+            if time.monotonic() < self._down_until:
                 continue
             self._is_mending = True
-            self.num_crashes += not self._is_death_meant
-            self._is_death_meant = False
-            await asyncio.sleep(self._down_s)
-            await self._in_thread(self._kill_all)
-            with contextlib.suppress(TrtMtpError):  # it died again: the next look finds that
-                await self._in_thread(self.triton.start)
-            self._down_s, self._is_mending = 0.0, False
+            try:
+                await self._in_thread(lambda: self.triton.check(self._note))
+            except TrtMtpError as error:  # it died again: the next look finds that
+                self._note(str(error))
+            self._is_mending = False
+
+    def _note(self, text: str) -> None:
+        """What `check` has to say; called from its thread."""
+        if not text.endswith("; starting again"):
+            return
+        is_held = self._is_loading_held and " not loaded " in text
+        self.restarts.append(Restart(text, time.monotonic(), self._is_death_meant or is_held))
+        self._is_death_meant = False
+        self._is_loading_held = self._is_loading_held and not is_held
 
     async def add_version(self, model: str, code: str) -> None:
         """Load a second version of `model` whose model.py is `code`; returns what came of it."""
@@ -151,9 +213,13 @@ class Server:
             await client.close()
 
     def _kill_all(self) -> None:
+        self._kill()
+        self.triton.stop()  # doesn't wait for answers of a dead server
+
+    def _kill(self) -> None:
         if self.pid:
-            os.kill(self.pid, signal.SIGKILL)  # stop() doesn't wait for answers of a dead server
-        self.triton.stop()
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, signal.SIGKILL)
 
     async def _in_thread(self, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._thread, work)

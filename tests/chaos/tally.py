@@ -1,5 +1,6 @@
 """What became of the streams: totals, and what happened during each kind of fault."""
 
+import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,6 +10,7 @@ from typing import Any
 from tests.chaos.client import Answer, End
 
 MAX_LOSSES = 20
+AFTERMATH_S = 5.0  # in which a fault may be why a server dies
 TOTALS = ("started", "intact", "failed_over", "resumed", "refused", "lost", "left")
 COLUMNS = ("faults", "streams", "failed_over", "resumed", "refused", "lost")
 
@@ -26,6 +28,8 @@ class Tally:
     during: dict[str, Counter[str]] = field(default_factory=dict)  # streams that met the fault
     losses: list[str] = field(default_factory=list)
     refusals: Counter[str] = field(default_factory=Counter)
+    unfinished: list[str] = field(default_factory=list)  # what was waited for, without an end
+    _periods: list[tuple[str, float, float]] = field(default_factory=list)  # of faults, monotonic
     _active: Counter[str] = field(default_factory=Counter)
     _open: set["Stream"] = field(default_factory=set)
 
@@ -37,10 +41,19 @@ class Tally:
         self._active[name] += 1
         for stream in self._open:
             stream.met.add(name)
+        start = time.monotonic()
         try:
             yield
+        except TimeoutError as error:
+            self.unfinished.append(f"{error} (during {name})")
         finally:
             self._active[name] -= 1
+            self._periods.append((name, start, time.monotonic()))
+
+    def faults_before(self, at: float) -> list[str]:
+        """The faults that went on at a time, or within AFTERMATH_S before."""
+        found = {n for n, start, end in self._periods if start <= at <= end + AFTERMATH_S}
+        return sorted(found | {name for name, count in self._active.items() if count})
 
     def started(self) -> "Stream":
         """A client asks."""
@@ -72,6 +85,7 @@ class Tally:
                 for name, counts in sorted(self.during.items())
             },
             "losses": self.losses,
+            "unfinished": self.unfinished,
             "refusals": dict(self.refusals),
         }
 
@@ -99,8 +113,21 @@ def table(report: dict[str, Any]) -> str:
     summary = ", ".join(f"{name.replace('_', ' ')} {report[name]:,}" for name in TOTALS)
     end = (
         f"{report['faults']:,} faults in {report['duration_s']:.0f} s, seed {report['seed']}; "
-        f"{report['triton_crashes']} crashes of Triton that no fault meant; "
-        f"{report['stuck']} requests left running"
+        f"{report['triton_crashes']} crashes of Triton that no fault meant, "
+        f"{len(report['unexplained_crashes'])} of them unexplained; "
+        f"{report['stuck']} requests left running; {len(report['unfinished'])} waits without an end"
     )
+    crashes = [f"crash: {text}" for text in report["crashes"]]
     refusals = [f"refused {count:,} times: {text}" for text, count in report["refusals"].items()]
-    return "\n".join([*lines, "", f"streams: {summary}", end, *refusals, *report["losses"]])
+    return "\n".join(
+        [
+            *lines,
+            "",
+            f"streams: {summary}",
+            end,
+            *refusals,
+            *crashes,
+            *report["losses"],
+            *report["unfinished"],
+        ]
+    )

@@ -44,7 +44,7 @@ async def doubles(folder: Path, rng: random.Random) -> AsyncIterator[World]:
         repository, notes = folder / name / "repository", folder / name / "notes"
         notes.mkdir(parents=True)
         models = write_doubles(repository, notes, DRAFT_LENGTHS)
-        servers.append(Server(name, repository, models, folder / name / "triton"))
+        servers.append(Server(name, repository, models, folder / name / "triton", notes))
     async with _running(folder, servers, scripted(rng)) as world:
         yield world
 

@@ -1,14 +1,17 @@
-"""A double of a variant's Triton model: answers as the JSON object in the prompt says.
+"""A double of a variant's Triton model: answers as the JSON object in the prompt says, which is
+text_input or else the content of the last message.
 
 Token number i has the id i and the text "<word><i>"; tokens that the request brings as emitted_ids
-are not sent again. Keys: tokens (default 3), word (default "w"; with echo, the request as it came,
+are not sent again. Keys: texts (of the tokens, in place of tokens and word), finish (the finish
+reason, default length), tokens (default 3), word (default "w"; with echo, the request as it came,
 as JSON), delay_s before each,
-separate_final (the last message is an empty one of its own), name (touches the file
-cancelled-<name> in the folder that the model's parameter `notes` names). Faults, each before the
+separate_final (the last message is an empty one of its own), name (in the folder that the model's
+parameter `notes` names touches the file begun-<name>, cancelled-<name> when another request cancels
+this one, dropped-<name> when its stream is cancelled). Faults, each before the
 token that it names (in an object: names for each draft length), of the draft lengths in `faulty`
 (default: all): error_at (error_with_final: the error is also the last message), hang_at (no further
-message until the client leaves), die_at (the process ends). A separate last message counts as one
-token more.
+message until the request is cancelled, in band or by Triton; where `deaf`, by Triton alone), die_at
+(the process ends). A separate last message counts as one token more.
 """
 
 import json
@@ -31,6 +34,12 @@ class TritonPythonModel:
         parameters = json.loads(args["model_config"])["parameters"]
         self.draft_length = int(parameters["draft_length"]["string_value"])
         self.notes = Path(parameters["notes"]["string_value"])
+        held = self.notes / f"held-{args['model_name']}"  # loading never ends, this once
+        if held.exists():
+            held.unlink()
+            threading.Event().wait()
+        self.running: dict[str, Any] = {}  # by request id: its sender
+        self.cancelled: set[Any] = set()  # senders of requests that were cancelled in band
         self.metrics = []  # always 0, so that nobody waits for this server's requests to end
         for name in ("trt_mtp_requests_running", "trt_mtp_requests_waiting"):
             kind = pb_utils.MetricFamily.GAUGE
@@ -39,31 +48,55 @@ class TritonPythonModel:
 
     def execute(self, requests: list[Any]) -> None:
         for request in requests:
-            work = (request, request.get_response_sender(), request.requested_output_names())
-            threading.Thread(target=self.answer, args=work, daemon=True).start()
+            sender = request.get_response_sender()
+            target = pb_utils.get_input_tensor_by_name(request, "cancel_request_id")
+            if target is not None:
+                self.cancel(target.as_numpy()[0].decode(), sender)
+                continue
+            self.running[request.request_id()] = sender
+            work = (request, sender, request.requested_output_names())
+            threading.Thread(target=self.run, args=work, daemon=True).start()
+
+    def cancel(self, request_id: str, sender: Any) -> None:
+        found = self.running.get(request_id)
+        if found is not None:
+            self.cancelled.add(found)
+        told = pb_utils.Tensor("cancelled", np.array([found is not None]))
+        sender.send(pb_utils.InferenceResponse([told]), flags=FINAL)
+
+    def run(self, request: Any, sender: Any, wanted: list[str]) -> None:
+        try:
+            self.answer(request, sender, wanted)
+        finally:
+            self.running.pop(request.request_id(), None)
+            self.cancelled.discard(sender)
+
+    def is_cancelled(self, sender: Any) -> bool:
+        return sender in self.cancelled or bool(sender.is_cancelled())
 
     def answer(self, request: Any, sender: Any, wanted: list[str]) -> None:
         def value(name: str, default: Any) -> Any:
             tensor = pb_utils.get_input_tensor_by_name(request, name)
             return default if tensor is None else tensor.as_numpy().reshape(-1)[0]
 
-        try:
-            script = json.loads(value("text_input", b"{}"))
-        except ValueError:
-            script = {}
+        script = script_in(value("text_input", b""), value("messages", b""))
         if script.get("echo"):
             script["word"] = received(request)
+        if "name" in script:
+            (self.notes / f"begun-{script['name']}").touch()
         emitted = pb_utils.get_input_tensor_by_name(request, "emitted_ids")
         num_emitted = 0 if emitted is None else emitted.as_numpy().size
-        num_tokens = script.get("tokens", 3)
+        texts = script.get("texts")
+        num_tokens = script.get("tokens", 3) if texts is None else len(texts)
         if num_emitted and num_emitted >= num_tokens:
             self.fail(sender, "the answer is complete")
             return
         for index in range(num_emitted, num_tokens):
             time.sleep(script.get("delay_s", 0))
             self.hang_or_die(script, sender, index)
-            if sender.is_cancelled():
-                (self.notes / f"cancelled-{script.get('name')}").touch()
+            if self.is_cancelled(sender):
+                how = "dropped" if sender.is_cancelled() else "cancelled"
+                (self.notes / f"{how}-{script.get('name')}").touch()
                 sender.send(flags=FINAL)
                 return
             if self.is_due(script, "error_at", index):
@@ -73,7 +106,11 @@ class TritonPythonModel:
             if is_last or value("streaming", False):
                 flags = FINAL if is_last and not script.get("separate_final") else 0
                 text = f"{script.get('word', 'w')}{index}"
-                sender.send(self.response(text, index, num_emitted, is_last, wanted), flags=flags)
+                if texts is not None:
+                    text = texts[index] if value("streaming", False) else "".join(texts)
+                reason = script.get("finish", "length")
+                response = self.response(text, index, num_emitted, is_last and reason, wanted)
+                sender.send(response, flags=flags)
         if script.get("separate_final"):
             self.hang_or_die(script, sender, num_tokens)
             sender.send(flags=FINAL)
@@ -86,7 +123,7 @@ class TritonPythonModel:
 
     def hang_or_die(self, script: dict[str, Any], sender: Any, index: int) -> None:
         if self.is_due(script, "hang_at", index):
-            while not sender.is_cancelled():
+            while not (sender.is_cancelled() if script.get("deaf") else self.is_cancelled(sender)):
                 time.sleep(POLL_S)
         if self.is_due(script, "die_at", index):
             os._exit(1)
@@ -98,16 +135,18 @@ class TritonPythonModel:
             sender.send(flags=FINAL)
 
     def response(
-        self, text: str, index: int, num_emitted: int, is_last: bool, wanted: list[str]
+        self, text: str, index: int, num_emitted: int, finish: str | bool, wanted: list[str]
     ) -> Any:
         steps, k = index + 1 - num_emitted, self.draft_length
         values: dict[str, Any] = {
             "text_output": np.array([text.encode()], np.object_),
             "output_ids": np.array([index], np.int32),
+            "requests_in_flight": np.array([len(self.running) - bool(finish)], np.int32),
         }
-        if is_last:
-            values["finish_reason"] = np.array([b"length"], np.object_)
+        if finish:
+            values["finish_reason"] = np.array([str(finish).encode()], np.object_)
             numbers = {
+                "num_input_tokens": [7],
                 "num_output_tokens": [index + 1],
                 "num_steps": [steps],
                 "num_draft_tokens": [steps * k],
@@ -115,9 +154,19 @@ class TritonPythonModel:
                 "accepted_per_position": [1] * k,
             }
             values |= {name: np.array(number, np.int32) for name, number in numbers.items()}
+            values["seed"] = np.array([2**63 + 1], np.uint64)
         return pb_utils.InferenceResponse(
             [pb_utils.Tensor(name, v) for name, v in values.items() if name in wanted]
         )
+
+
+def script_in(text: bytes, messages: bytes) -> dict[str, Any]:
+    """What the prompt says; nothing where it is no JSON object."""
+    try:
+        script = json.loads(text or json.loads(messages)[-1]["content"])
+    except (ValueError, TypeError, KeyError, IndexError):
+        return {}
+    return script if isinstance(script, dict) else {}
 
 
 def received(request: Any) -> str:

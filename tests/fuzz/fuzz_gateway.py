@@ -1,12 +1,14 @@
 """An atheris target: bytes that claim to be requests, answers of Triton, or HTTP bodies.
 
-`python -m tests.fuzz.fuzz_gateway -runs=100000` looks for input that makes the gateway's readers do
-anything but read it or raise InputError.
+`python -m tests.fuzz.fuzz_gateway -runs=1000000 tests/fuzz/corpus/messages` grows that corpus and
+looks for input that makes the gateway's readers do anything but read it or raise InputError.
 """
 
 import contextlib
 import sys
+from pathlib import Path
 
+CORPUS = Path(__file__).parent / "corpus" / "messages"
 PUBLIC, VARIANT = "qwen_mtp", "qwen_mtp_k3"
 
 
@@ -14,9 +16,10 @@ def read_as_request(data: bytes) -> None:
     """What happens to a client's message before it goes to a variant."""
     from tritonclient.grpc import service_pb2 as pb
 
-    from trt_mtp.controller.gateway.kserve import read_request, readdressed
-    from trt_mtp.controller.request import check_request, is_streaming, read_features, read_hints
+    from trt_mtp.controller.request import is_streaming, read_features, read_hints
+    from trt_mtp.controller.request_limits import check_request
     from trt_mtp.controller.tasks import TASKS
+    from trt_mtp.serve.kserve import read_request, readdressed
 
     request = read_request(data)
     is_streaming(request)
@@ -29,11 +32,11 @@ def read_as_request(data: bytes) -> None:
 
 def read_as_response(data: bytes) -> None:
     """What happens to a variant's message on its way to the client."""
-    from trt_mtp.controller.gateway.answer import AnswerReader
-    from trt_mtp.controller.gateway.kserve import parse_stream_response, response_change
+    from trt_mtp.controller.gateway.response_rewriter import ResponseRewriter
+    from trt_mtp.serve.kserve import parse_stream_response, response_change
 
     change = response_change(PUBLIC, "client-id", {"variant": "k3"})
-    reader = AnswerReader(b"id", change, frozenset({"num_steps"}), bytearray(), "")
+    reader = ResponseRewriter(b"id", change, frozenset({"num_steps"}), bytearray(), "")
     message = reader.read(data, True)
     if message is not None:
         response = parse_stream_response(message).infer_response
@@ -42,8 +45,8 @@ def read_as_response(data: bytes) -> None:
 
 def read_as_body(data: bytes) -> None:
     """What happens to the body of an HTTP request."""
-    from trt_mtp.controller.gateway.generate import read_generate
-    from trt_mtp.controller.gateway.kserve import read_request
+    from trt_mtp.controller.gateway.http.generate_json import read_generate
+    from trt_mtp.serve.kserve import read_request
 
     request = read_generate(data, PUBLIC)
     assert read_request(request.SerializeToString()).message.model_name == PUBLIC
@@ -66,10 +69,8 @@ def main() -> None:
     import atheris
 
     with atheris.instrument_imports(include=["trt_mtp"]):
-        import trt_mtp.controller.gateway.answer
-        import trt_mtp.controller.gateway.generate
-        import trt_mtp.controller.gateway.kserve
-        import trt_mtp.controller.request  # noqa: F401
+        for index in range(len(READERS)):
+            read(bytes([index]))  # what it imports is what is to be covered
     atheris.Setup(sys.argv, read)
     atheris.Fuzz()
 

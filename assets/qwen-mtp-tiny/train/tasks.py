@@ -8,10 +8,11 @@ from random import Random
 
 import coding
 import fiction
-import tools
 from example import Example, chat
 from records import QUESTIONS, WEEKDAYS, Value, date, full_name, record, thing
 from sources import Sources
+
+import tools
 
 Maker = Callable[[Random, Sources], Example]
 

@@ -1,0 +1,155 @@
+"""What the gateway's checks cost an honest client: this code beside that of another checkout.
+
+`git worktree add ../before COMMIT; python -m benchmarks.gateway_price --before ../before`
+
+Two gateways with tokens stand in front of one Triton of doubles; the same requests go to one and
+the other in turns. What is compared is the gateways' processor time for a request.
+"""
+
+import argparse
+import asyncio
+import statistics
+import tempfile
+from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import grpc
+
+from benchmarks._report import print_report
+from benchmarks.gateway import PROMPT, started_gateway
+from tests.fuzz.wire_seeds import TOKEN, write_tokens
+from tests.gateway_fixtures import script_request, triton_of_doubles
+from trt_mtp.serve.kserve import SERVICE
+
+METADATA = (("authorization", f"Bearer {TOKEN}"),)
+NUM_AT_ONCE = 32
+NUM_REPETITIONS = 7
+NUM_REQUESTS = 1_500
+
+Ask = Callable[[], Awaitable[None]]
+
+
+@dataclass(frozen=True, slots=True)
+class Price:
+    """Medians of a way's repetitions; low and high are the extremes of the ratios."""
+
+    way: str
+    before_us: float  # processor time for a request
+    after_us: float
+    ratio: float  # after / before
+    ratio_low: float
+    ratio_high: float
+
+
+def cpu_ns(pid: int) -> int:
+    """Processor time of a process' threads so far: the kernel's sched-stats.rst, first field."""
+    files = Path(f"/proc/{pid}/task").glob("*/schedstat")
+    return sum(int(file.read_text(encoding="ascii").split()[0]) for file in files)
+
+
+def asking(channel: grpc.aio.Channel, way: str) -> Callable[[], Ask]:
+    """For each worker, what sends a request of 1 token and reads its answer."""
+    stream = channel.stream_stream(f"/{SERVICE.full_name}/ModelStreamInfer")
+    single = channel.unary_unary(f"/{SERVICE.full_name}/ModelInfer")
+    is_single = way == "a single answer"
+    message = script_request(
+        tokens=1, text=PROMPT, outputs=("text_output",), streaming=not is_single
+    )
+    raw = message.SerializeToString()
+
+    def worker() -> Ask:
+        open_call: Any = None
+
+        async def ask() -> None:
+            nonlocal open_call
+            if is_single:
+                await single(raw, metadata=METADATA)
+                return
+            call = open_call or stream(metadata=METADATA)
+            await call.write(raw)
+            assert await call.read() is not grpc.aio.EOF
+            if way == "an open stream":
+                open_call = call
+                return
+            await call.done_writing()
+            await call.read()
+
+        return ask
+
+    return worker
+
+
+WAYS = ("an open stream", "a stream for it alone", "a single answer")
+
+
+async def measure(address: str, pid: int, way: str) -> float:
+    """Microseconds of the gateway's processor time for a request."""
+    left = NUM_REQUESTS
+    async with grpc.aio.insecure_channel(address) as channel:
+        make = asking(channel, way)
+
+        async def work() -> None:
+            nonlocal left
+            ask = make()
+            while left > 0:
+                left -= 1
+                await ask()
+
+        before = cpu_ns(pid)
+        await asyncio.gather(*(work() for _ in range(NUM_AT_ONCE)))
+        return (cpu_ns(pid) - before) / NUM_REQUESTS / 1e3
+
+
+async def compared(way: str, gateways: dict[str, tuple[str, int]]) -> Price:
+    """Both in turns; a first run of each doesn't count."""
+    costs: dict[str, list[float]] = {name: [] for name in gateways}
+    for repetition in range(NUM_REPETITIONS + 1):
+        for name in list(gateways) if repetition % 2 else list(reversed(gateways)):
+            cost = await measure(*gateways[name], way)
+            if repetition:
+                costs[name].append(cost)
+    before, after = costs["before"], costs["after"]
+    ratios = [b / a for a, b in zip(before, after, strict=True)]
+    return Price(
+        way,
+        round(statistics.median(before), 1),
+        round(statistics.median(after), 1),
+        *(round(value, 3) for value in (statistics.median(ratios), min(ratios), max(ratios))),
+    )
+
+
+async def compare(gateways: dict[str, tuple[str, int]]) -> list[Price]:
+    """All ways, one after the other."""
+    return [await compared(way, gateways) for way in WAYS]
+
+
+def lines(prices: list[Price]) -> Iterator[str]:
+    """The prices for people."""
+    yield f"{'a request of 1 token on':26} {'before':>10} {'after':>10}  after/before"
+    for price in prices:
+        ratio = f"{price.ratio:.3f} ({price.ratio_low:.3f} to {price.ratio_high:.3f})"
+        yield f"{price.way:26} {price.before_us:7.0f} us {price.after_us:7.0f} us  {ratio}"
+
+
+def main() -> None:
+    """Compare and print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--before", type=Path, required=True, help="the other checkout")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as name, triton_of_doubles(Path(name) / "triton") as triton:
+        arguments = ("--tokens", str(write_tokens(Path(name) / "tokens.json")))
+        with (
+            started_gateway(triton.grpc_url, *arguments, checkout=options.before) as before,
+            started_gateway(triton.grpc_url, *arguments) as after,
+        ):
+            places = {"before": before, "after": after}
+            gateways = {key: (ready["gateway"], pid) for key, (ready, pid) in places.items()}
+            prices = asyncio.run(compare(gateways))
+    print_report(options.json, {"ways": [asdict(price) for price in prices]}, lines(prices))
+
+
+if __name__ == "__main__":
+    main()

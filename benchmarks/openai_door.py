@@ -1,0 +1,237 @@
+"""What the OpenAI door costs beside the gRPC one: the same gateway and answers, interleaved.
+
+`python -m benchmarks.openai_door [--json] [--short]`
+
+A real Triton hosts doubles of variants that answer at once, so that nothing but the way of the
+messages is measured. The client reads server-sent events from plain sockets, in Python, where gRPC
+is read in C: the gateway's processor time has none of that. All share this machine: ratios tell
+something, absolute times don't.
+"""
+
+import asyncio
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from benchmarks._report import arguments, print_report
+from benchmarks.gateway import Case, Run, Target, cpu_s, measure, quantile, started_gateway
+from tests.gateway_fixtures import triton_of_doubles
+from trt_mtp.controller.gateway.http.generate_json import generate_request
+from trt_mtp.controller.gateway.openai.answer_reader import OUTPUTS, AnswerReader
+from trt_mtp.controller.gateway.openai.asked import DEFAULT_TEMPERATURE, Asked
+from trt_mtp.controller.gateway.openai.chunks import Chunks
+from trt_mtp.serve.contract import REST_OF_CONTEXT
+from trt_mtp.serve.kserve import response_change
+
+CASES = (
+    Case("one client, 16 tokens", 1, 16, 150, True),
+    Case("64 streams, 64 tokens", 64, 64, 192, True),
+    Case("64 streams, 1 token", 64, 1, 512, True),
+)
+PROMPT = "Write a function that parses a date, with type hints and a test. " * 8
+NUM_FRAMES = 200_000
+LONG_BODY_BYTES = 1_000_000
+NUM_BODIES = 20
+TOKEN_S = 0.005  # between the tokens of the stream that long bodies may hold up
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """A case's runs compared; `low` and `high` are the extremes of the repetitions."""
+
+    case: str
+    throughput_ratio: float  # OpenAI / gRPC
+    throughput_ratio_low: float
+    throughput_ratio_high: float
+    added_ttft_p50_ms: float
+    cpu_ratio: float  # of the gateway's processor time, OpenAI / gRPC
+
+
+class HttpClient:
+    """One connection, kept open."""
+
+    def __init__(self, address: str) -> None:
+        self._host, _, self._port = address.rpartition(":")
+
+    async def connect(self) -> None:
+        """Open it."""
+        self._reader, self._writer = await asyncio.open_connection(self._host, int(self._port))
+
+    def close(self) -> None:
+        """Close it."""
+        self._writer.close()
+
+    async def events(self, body: bytes) -> list[float]:
+        """When each event of the answer to `body` came."""
+        head = (
+            "POST /v1/chat/completions HTTP/1.1\r\nHost: gateway\r\n"
+            f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+        )
+        self._writer.write(head.encode() + body)
+        times: list[float] = []
+        while True:
+            line = await self._reader.readuntil(b"\n")
+            if line.startswith(b"data: "):
+                times.append(time.perf_counter())
+            elif line == b"0\r\n":  # the last chunk
+                await self._reader.readuntil(b"\r\n")
+                return times
+
+
+def chat(num_tokens: int, **script: Any) -> bytes:
+    """A streamed request of that many tokens."""
+    text = json.dumps({"tokens": num_tokens, "text": PROMPT, **script})
+    messages = [{"role": "user", "content": text}]
+    return json.dumps({"model": "qwen_mtp", "messages": messages, "stream": True}).encode()
+
+
+def same_over_grpc(num_tokens: int) -> bytes:
+    """What the OpenAI door makes of `chat`, so that variants have the same to do."""
+    values = {
+        "messages": json.dumps(json.loads(chat(num_tokens))["messages"]),
+        "streaming": True,
+        "sampling_param_max_tokens": REST_OF_CONTEXT,
+        "sampling_param_temperature": DEFAULT_TEMPERATURE,
+    }
+    message = generate_request(values, "qwen_mtp")
+    for name in OUTPUTS:
+        message.outputs.add(name=name)
+    return bytes(message.SerializeToString())
+
+
+async def measure_http(address: str, case: Case) -> Run:
+    """One run of a case over HTTP."""
+    run, left, body = Run(), case.num_requests, chat(case.num_tokens)
+    clients = [HttpClient(address) for _ in range(case.concurrency)]
+    await asyncio.gather(*(client.connect() for client in clients))
+
+    async def worker(client: HttpClient) -> None:
+        nonlocal left
+        while left > 0:
+            left -= 1
+            start = time.perf_counter()
+            times = await client.events(body)
+            run.ttft_s.append(times[0] - start)
+
+    start = time.perf_counter()
+    await asyncio.gather(*(worker(client) for client in clients))
+    run.wall_s = time.perf_counter() - start
+    for client in clients:
+        client.close()
+    return run
+
+
+def run_case(case: Case, ready: dict[str, Any], pid: int, num_repetitions: int) -> Result:
+    """All repetitions of a case, the doors taking turns; one before them doesn't count."""
+    target = Target(ready["gateway"], same_over_grpc(case.num_tokens), case.num_tokens)
+    pairs = []
+    for repetition in range(num_repetitions + 1):
+        runs: dict[str, Run] = {}
+        for name in ("grpc", "http") if repetition % 2 else ("http", "grpc"):
+            before = cpu_s(pid)
+            way = measure(target, case) if name == "grpc" else measure_http(ready["http"], case)
+            runs[name] = asyncio.run(way)
+            runs[name].cpu_s = cpu_s(pid) - before
+        if repetition:
+            pairs.append((runs["grpc"], runs["http"]))
+    ratios = [grpc.wall_s / http.wall_s for grpc, http in pairs]
+    added = [quantile(http.ttft_s, 50) - quantile(grpc.ttft_s, 50) for grpc, http in pairs]
+    cpu = [http.cpu_s / grpc.cpu_s for grpc, http in pairs if grpc.cpu_s]
+    return Result(
+        case.name,
+        round(statistics.median(ratios), 3),
+        round(min(ratios), 3),
+        round(max(ratios), 3),
+        round(statistics.median(added) * 1e3, 2),
+        round(statistics.median(cpu), 2),
+    )
+
+
+def frame_us() -> float:
+    """Processor time to make a chunk of a message that gRPC's clients would have got."""
+    from tritonclient.grpc import service_pb2 as pb
+
+    asked = Asked("chatcmpl-1", True, "qwen_mtp", "fp_0", 0, 1, True, False, False, ())
+    response = pb.ModelStreamInferResponse()
+    response.infer_response.MergeFromString(response_change("qwen_mtp", "", {"variant": "k3"}))
+    response.infer_response.outputs.add(name="text_output", datatype="BYTES", shape=[1])
+    response.infer_response.raw_output_contents.append(b"\x05\0\0\0 word")
+    raw = response.SerializeToString()
+    reader, chunks = AnswerReader(), Chunks(asked, 0)
+    best = float("inf")
+    for _ in range(3):
+        start = time.process_time()
+        for _ in range(NUM_FRAMES):
+            chunks.text(reader.read(raw))
+        best = min(best, time.process_time() - start)
+    return best / NUM_FRAMES * 1e6
+
+
+async def longest_gaps(address: str) -> tuple[float, float]:
+    """The longest pause between two events of a slow stream, alone and beside long bodies, in s."""
+    stream, other = HttpClient(address), HttpClient(address)
+    await asyncio.gather(stream.connect(), other.connect())
+    gaps = []
+    slow = chat(NUM_BODIES * 10, delay_s=TOKEN_S)
+    for with_bodies in (False, True):
+        times = asyncio.create_task(stream.events(slow))
+        if with_bodies:
+            long = chat(1, padding="x" * LONG_BODY_BYTES)
+            for _ in range(NUM_BODIES):
+                await other.events(long)
+        came = await times
+        gaps.append(max(after - before for before, after in pairwise(came)))
+    stream.close()
+    other.close()
+    return gaps[0], gaps[1]
+
+
+def lines(results: list[Result], costs: dict[str, float]) -> Iterator[str]:
+    """The results for people."""
+    yield f"{'case':24} {'throughput, OpenAI/gRPC':>26} {'added TTFT p50':>15} {'CPU ratio':>10}"
+    for result in results:
+        ratio = (
+            f"{result.throughput_ratio:.2f} ({result.throughput_ratio_low:.2f} to "
+            f"{result.throughput_ratio_high:.2f})"
+        )
+        yield (
+            f"{result.case:24} {ratio:>26} {result.added_ttft_p50_ms:12.2f} ms"
+            f" {result.cpu_ratio:10.2f}"
+        )
+    for name, value in costs.items():
+        yield f"{name.replace('_', ' ')}: {value:.2f}"
+
+
+def main() -> None:
+    """Run the cases and print what they gave."""
+    options = arguments(
+        "What the OpenAI door costs beside gRPC.", "two repetitions in place of seven"
+    )
+    with (
+        tempfile.TemporaryDirectory() as name,
+        triton_of_doubles(Path(name)) as triton,
+        started_gateway(triton.grpc_url, "--http-port", "0") as (ready, pid),
+    ):
+        number = 2 if options.short else 7
+        results = [run_case(case, ready, pid, number) for case in CASES]
+        alone_s, beside_s = asyncio.run(longest_gaps(ready["http"]))
+    costs = {
+        "frame_cpu_us": round(frame_us(), 2),
+        "longest_gap_alone_ms": round(alone_s * 1e3, 1),
+        "longest_gap_beside_1_MB_bodies_ms": round(beside_s * 1e3, 1),
+    }
+    print_report(
+        options.json,
+        {"cases": [asdict(result) for result in results], "costs": costs},
+        lines(results, costs),
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,254 @@
+"""The chat template of a checkpoint: found, compiled and rendered as transformers does it."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any, NoReturn
+
+import jinja2
+from jinja2 import nodes
+from jinja2.ext import Extension
+from jinja2.parser import Parser
+
+from trt_mtp.build.template_limits import BoundedEnvironment, bounded, limited
+from trt_mtp.build.text_files import NAMED_TEMPLATES, read_settings
+from trt_mtp.errors import InputError
+from trt_mtp.files import SMALL, read_text
+
+Message = Mapping[str, object]
+
+DEFAULT, TOOL_USE = "default", "tool_use"
+SPECIAL_TOKENS = (
+    "bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token",
+)  # fmt: skip
+
+
+class Refusal(jinja2.TemplateError):
+    """A template's own `raise_exception`."""
+
+
+class GenerationTag(Extension):
+    """`{% generation %}`, which marks answers for training, as the text inside it."""
+
+    tags = {"generation"}  # noqa: RUF012 (jinja2 has it as an instance variable)
+
+    def parse(self, parser: Parser) -> nodes.Node | list[nodes.Node]:
+        """The statements up to `{% endgeneration %}`, unchanged."""
+        line = next(parser.stream).lineno
+        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        return nodes.Scope(body, lineno=line)
+
+
+def _tojson(
+    value: Any, ensure_ascii: bool = False, indent: Any = None, separators: Any = None,
+    sort_keys: bool = False,
+) -> str:  # fmt: skip
+    return json.dumps(
+        value,
+        ensure_ascii=ensure_ascii,
+        indent=indent,
+        separators=separators,
+        sort_keys=sort_keys,
+    )
+
+
+def _raise(message: str) -> NoReturn:
+    raise Refusal(message)
+
+
+def compile_template(source: str) -> jinja2.Template:
+    """A chat template with the tags, filters and functions that Hugging Face gives it."""
+    environment = BoundedEnvironment(
+        trim_blocks=True,
+        lstrip_blocks=True,
+        extensions=[GenerationTag, "jinja2.ext.loopcontrols"],
+    )
+    environment.filters["tojson"] = bounded("tojson", _tojson)
+    environment.globals["raise_exception"] = _raise
+    environment.globals["strftime_now"] = lambda pattern: datetime.now().strftime(pattern)
+    return environment.from_string(source)
+
+
+@dataclass(frozen=True, slots=True)
+class ChatTemplate:
+    """The templates of one checkpoint, and the special tokens that they see."""
+
+    sources: Mapping[str, str]  # name -> file
+    templates: Mapping[str, jinja2.Template]
+    special_tokens: Mapping[str, str]
+
+    def chosen(self, *, with_tools: bool) -> str:
+        """The name of the template for a request."""
+        return TOOL_USE if with_tools and TOOL_USE in self.templates else DEFAULT
+
+    def render(
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[Message] | None = None,
+        **options: object,
+    ) -> str:
+        """The text before the answer; `options` are the template's own, enable_thinking say.
+
+        Raises whatever the template makes of what it is given, and TemplateLimitError.
+        """
+        template = self.templates[self.chosen(with_tools=tools is not None)]
+        with limited():
+            return template.render(
+                **self.special_tokens,
+                messages=list(messages),
+                tools=None if tools is None else list(tools),
+                documents=None,
+                add_generation_prompt=True,
+                **options,
+            )
+
+
+def read_chat_template(folder: Path) -> ChatTemplate | None:
+    """The chat template in `folder`, None where there is none.
+
+    Raises InputError for one that can't be compiled, and for named ones without a default.
+    """
+    found = {name: (file, source) for name, file, source in find_templates(folder)}
+    if not found:
+        return None
+    if DEFAULT not in found:
+        file = next(iter(found.values()))[0]
+        raise InputError(
+            f"{file} has the chat templates {', '.join(sorted(found))}, but none named {DEFAULT}"
+        )
+    templates = {name: compiled(file, source) for name, (file, source) in found.items()}
+    files = {name: str(file) for name, (file, _) in found.items()}
+    return ChatTemplate(files, templates, special_tokens_of(folder))
+
+
+def compiled(file: Path, source: str) -> jinja2.Template:
+    """The template in `file`; raises InputError with line and reason when it has an error."""
+    try:
+        return compile_template(source)
+    except jinja2.TemplateSyntaxError as error:
+        reason = f"line {error.lineno}: {error.message}"
+    except Exception as error:  # a recursion without end, say
+        reason = str(error) or type(error).__name__
+    raise InputError(f"{file}: its chat template can't be compiled ({one_line(reason)})")
+
+
+def find_templates(folder: Path) -> Iterator[tuple[str, Path, str]]:
+    """Name, file and source of each template.
+
+    Files of their own come first, then tokenizer_config.json (one, or a list of named ones), then
+    chat_template.json, which transformers reads for models that take images.
+    """
+    own = folder / "chat_template.jinja"
+    named = sorted((folder / NAMED_TEMPLATES).glob("*.jinja"))
+    if own.is_file() or named:
+        for file in ([own] if own.is_file() else []) + named:
+            yield DEFAULT if file == own else file.stem, file, read_text(file, SMALL)
+        return
+    for file in (folder / "tokenizer_config.json", folder / "chat_template.json"):
+        stated = read_settings(file).get("chat_template") if file.is_file() else None
+        if stated is not None:
+            yield from stated_templates(file, stated)
+            return
+
+
+def stated_templates(file: Path, stated: Any) -> Iterator[tuple[str, Path, str]]:
+    """The templates that a JSON file's key chat_template holds."""
+    entries = stated
+    if isinstance(stated, str):
+        entries = [{"name": DEFAULT, "template": stated}]
+    elif isinstance(stated, dict):
+        entries = [{"name": name, "template": source} for name, source in stated.items()]
+    if not isinstance(entries, list):
+        raise InputError(f"{file}: chat_template is {stated!r:.60}, expected a text or a list")
+    for entry in entries:
+        name = entry.get("name") if isinstance(entry, dict) else None
+        source = entry.get("template") if isinstance(entry, dict) else None
+        if not isinstance(name, str) or not isinstance(source, str):
+            raise InputError(
+                f"{file}: chat_template has {entry!r:.60}, expected objects with name and template"
+            )
+        yield name, file, source
+
+
+def special_tokens_of(folder: Path) -> dict[str, str]:
+    """The special tokens by name, as tokenizer_config.json or special_tokens_map.json has them."""
+    tokens: dict[str, str] = {}
+    for name in ("special_tokens_map.json", "tokenizer_config.json"):
+        stated = read_settings(folder / name) if (folder / name).is_file() else {}
+        for key in SPECIAL_TOKENS:
+            value = stated.get(key)
+            text = value.get("content") if isinstance(value, dict) else value
+            if isinstance(text, str):
+                tokens[key] = text
+    return tokens
+
+
+def one_line(text: str) -> str:
+    """`text` with its line breaks as spaces, cut where it is long."""
+    line = " ".join(text.split())
+    return line if len(line) <= 200 else f"{line[:197]}..."
+
+
+USER = {"role": "user", "content": "What is the weather in Paris?"}
+SYSTEM = {"role": "system", "content": "Be brief."}
+ANSWER = {"role": "assistant", "content": "It is sunny.", "reasoning_content": "The user asks."}
+CALL = {
+    "role": "assistant",
+    "content": "",
+    "tool_calls": [
+        {
+            "id": "call_1",
+            "type": "function",
+            "function": {"name": "weather", "arguments": {"city": "Paris"}},
+        }
+    ],
+}
+RESULT = {"role": "tool", "tool_call_id": "call_1", "name": "weather", "content": "sunny"}
+TOOLS = [
+    {
+        "type": "function",
+        "function": {
+            "name": "weather",
+            "description": "The weather of a city.",
+            "parameters": {
+                "type": "object",
+                "properties": {"city": {"type": "string", "description": "Where."}},
+                "required": ["city"],
+            },
+        },
+    }
+]
+Trial = tuple[str, Sequence[Message], Sequence[Message] | None]
+TRIALS: Sequence[Trial] = (
+    ("a question", [USER], None),
+    ("a conversation", [USER, ANSWER, USER], None),
+    ("a system message", [SYSTEM, USER], None),
+    ("tools", [USER], TOOLS),
+    ("a tool's result", [USER, CALL, RESULT], TOOLS),
+)
+PLAIN = 2  # trials that every template has to take; it may refuse the others, but not fail
+
+
+def try_template(chat: ChatTemplate) -> None:
+    """Render trial messages with and without tools and thinking; raises InputError if one fails.
+
+    A template may refuse system messages and tools with a sentence of its own.
+    """
+    for thinking in ({}, {"enable_thinking": True}, {"enable_thinking": False}):
+        for number, (what, messages, tools) in enumerate(TRIALS):
+            try:
+                chat.render(messages, tools, **thinking).encode()
+                continue
+            except Refusal as error:
+                if number >= PLAIN:
+                    continue
+                reason = str(error)
+            except Exception as error:
+                reason = f"{type(error).__name__}: {error}"
+            file = chat.sources[chat.chosen(with_tools=tools is not None)]
+            options = "".join(f" with {key} {value}" for key, value in thinking.items())
+            raise InputError(
+                f"{file}: its chat template can't render {what}{options} ({one_line(reason)})"
+            )

@@ -1,0 +1,147 @@
+"""The `bench` command."""
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from trt_mtp.controller.calibrate.calibrate_cli import tasks_option
+from trt_mtp.errors import TrtMtpError
+from trt_mtp.files import to_json, write_atomic
+from trt_mtp.options import FILE, json_option
+
+if TYPE_CHECKING:
+    from trt_mtp.controller.calibrate.bench import TaskAnswers, TaskResult
+    from trt_mtp.controller.calibrate.prompt_sets import PromptSet
+
+TASK_WIDTH = 18
+COLUMNS = {"requests": 9, "tok/s": 9, "TTFT p50": 10, "p95": 9, "ITL p50": 9, "p95 ": 9, "AL": 7}
+COLUMNS |= {"accepted": 9}
+NOTE = (
+    "ms; ITL is the time per token after the first, as AIPerf has it; AL the mean over requests\n"
+    "of the tokens that a step brings, bonus token included"
+)
+
+
+@click.command()
+@click.option("--url", required=True, metavar="HOST:PORT", help="gRPC of Triton or the gateway.")
+@click.option("--model", required=True, help="As qwen_mtp (the gateway) or qwen_mtp_k3.")
+@click.option(
+    "--prompts",
+    default="shipped",
+    show_default=True,
+    metavar="FILE",
+    help="JSON lines, Spec-Bench's or SPEED-Bench's, or `shipped`.",
+)
+@tasks_option
+@click.option("--concurrency", type=click.IntRange(1, 4096), default=1, show_default=True)
+@click.option(
+    "--max-tokens", type=click.IntRange(2), help="Of each answer.  [default: its prompt's]"
+)
+@click.option("--temperature", type=click.FloatRange(0, 2), default=0.0, show_default=True)
+@click.option("--seed", type=click.IntRange(0, 2**31), default=0, show_default=True)
+@click.option("--csv", "csv_file", type=FILE, help="Write a table too.")
+@click.option(
+    "--records",
+    type=FILE,
+    help="Write a JSON line for each request too, as AIPerf's profile_export.jsonl has them.",
+)
+@json_option
+def bench(
+    url: str,
+    model: str,
+    concurrency: int,
+    seed: int,
+    csv_file: Path | None,
+    records: Path | None,
+    as_json: bool,
+    **prompts: Any,
+) -> None:
+    """Run one prompt set against one model and print what each task got.
+
+    Names in JSON and CSV are those of AIPerf and of ModelOpt's specdec_bench. Exit code 1 when the
+    server is lost, or a request failed.
+
+    Example: trt-mtp bench --url 127.0.0.1:8001 --model qwen_mtp --concurrency 4
+    """
+    os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"  # its fork handlers crash the child; set first
+    from trt_mtp.controller.calibrate.bench import table
+    from trt_mtp.controller.calibrate.bench_files import report, to_csv, to_records
+
+    chosen = _prompts(seed=seed, **prompts)
+    answers: list[TaskAnswers] = []
+    try:
+        _measure(answers, url, model, chosen, concurrency, seed)
+    finally:  # also what was measured before the server was lost
+        if records is not None and answers:
+            write_atomic(records, to_records(model, concurrency, answers))
+    results = table(chosen, answers)
+    if csv_file is not None:
+        write_atomic(csv_file, to_csv(results))
+    if as_json:
+        click.echo(to_json(report(url, model, chosen, concurrency, results)), nl=False)
+    else:
+        click.echo("\n".join([head(), *map(row, results), NOTE]))
+    failed = results[-1].error_request_count
+    if failed:
+        raise TrtMtpError(f"{failed} requests failed, the first with: {results[-1].error}")
+
+
+def _prompts(
+    prompts: str,
+    tasks: tuple[str, ...] | None,
+    max_tokens: int | None,
+    temperature: float,
+    seed: int,
+) -> "PromptSet":
+    from trt_mtp.controller.calibrate.prompt_sets import read_prompt_set
+
+    whole = read_prompt_set(prompts)
+    return (whole.chosen(tasks) if tasks else whole).drawn(max_tokens, temperature, seed)
+
+
+def _measure(
+    answers: "list[TaskAnswers]",
+    url: str,
+    model: str,
+    prompts: "PromptSet",
+    concurrency: int,
+    seed: int,
+) -> None:
+    """Append the answers of each task to `answers`, and print its row."""
+    from trt_mtp.controller.calibrate.bench import bench as run
+    from trt_mtp.controller.calibrate.bench import result_of
+    from trt_mtp.progress import shown
+    from trt_mtp.serve.processes import terminate_as_interrupt
+
+    with terminate_as_interrupt(), shown("answers") as meter:
+        meter.say(head())
+        for one in run(url, model, prompts, concurrency, seed, meter):
+            answers.append(one)
+            meter.say(row(result_of(*one)))
+
+
+def head() -> str:
+    """The names of the columns."""
+    return f"{'task':<{TASK_WIDTH}}" + "".join(f"{n.strip():>{w}}" for n, w in COLUMNS.items())
+
+
+def row(line: "TaskResult") -> str:
+    """One task's numbers under the names."""
+    first, between = line.latencies["time_to_first_token"], line.latencies["inter_token_latency"]
+    requests = str(line.request_count)
+    if line.error_request_count:
+        requests += f"+{line.error_request_count}!"
+    values = (
+        requests,
+        f"{line.output_token_throughput:.1f}",
+        f"{first.p50:.1f}",
+        f"{first.p95:.1f}",
+        f"{between.p50:.2f}",
+        f"{between.p95:.2f}",
+        f"{line.category_al:.2f}",
+        f"{line.acceptance_rate:.0%}",
+    )
+    cells = zip(values, COLUMNS.values(), strict=True)
+    return f"{line.task:<{TASK_WIDTH}}" + "".join(f"{value:>{width}}" for value, width in cells)

@@ -1,0 +1,167 @@
+"""The `calibrate` command."""
+
+import os
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import click
+
+from trt_mtp.errors import InputError
+from trt_mtp.options import FILE, model_option, parsed
+
+UNITS = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0}
+EMBEDDED_BUDGET = "3m"
+
+
+def words(option: str, text: str) -> tuple[str, ...]:
+    """`a,b` as names; raises InputError for an empty one."""
+    parts = tuple(part.strip() for part in text.split(","))
+    if not all(parts):
+        raise InputError(f"{option} {text!r}: expected names with commas between them")
+    return parts
+
+
+def numbers(option: str, text: str) -> tuple[int, ...]:
+    """`1,2,4` as numbers from 1 on; raises InputError."""
+    parts = words(option, text)
+    if not all(re.fullmatch(r"[1-9]\d{0,4}", part) for part in parts):
+        raise InputError(f"{option} {text!r}: expected numbers from 1 on, as in 1,2,4,8")
+    return tuple(int(part) for part in parts)
+
+
+def seconds(option: str, text: str) -> float:
+    """`90s`, `10m` or `2h` in seconds; raises InputError.
+
+    >>> seconds("--budget", "10m")
+    600.0
+    """
+    match = re.fullmatch(r"(\d{1,6}(?:\.\d+)?)([smh]?)", text.strip())
+    if not match or float(match[1]) == 0:
+        raise InputError(f"{option} {text!r}: expected a time, as 90s, 10m or 2h")
+    return float(match[1]) * UNITS[match[2]]
+
+
+tasks_option = click.option(
+    "--tasks", metavar="TASK,…", callback=parsed(words), help="[default: all of the prompt set]"
+)
+
+
+@click.command()
+@click.argument("checkpoint", required=False)
+@click.option("--url", metavar="HOST:PORT", help="Triton's gRPC address.")
+@click.option("--embedded", is_flag=True, help="Build and serve CHECKPOINT here, then stop.")
+@model_option
+@click.option(
+    "--variants",
+    metavar="K0,K1,…",
+    callback=parsed(words),
+    help="Their names.  [default: all that are hosted]",
+)
+@click.option(
+    "--concurrency",
+    "concurrencies",
+    metavar="N,N,…",
+    callback=parsed(numbers),
+    help="Requests at a time.  [default: 1,2,4,8,16 if they fit]",
+)
+@tasks_option
+@click.option(
+    "--prompts",
+    metavar="FILE",
+    help="JSON lines, Spec-Bench's or SPEED-Bench's, or `shipped`.  "
+    "[default: shipped; --embedded: CHECKPOINT/prompts.jsonl]",
+)
+@click.option(
+    "--out",
+    type=FILE,
+    default="profile.json",
+    show_default=True,
+    help="The profile. Beside it the journal, by which a run goes on after an interruption.",
+)
+@click.option(
+    "--budget",
+    "budget_s",
+    metavar="TIME",
+    callback=parsed(seconds),
+    help=f"Most time to measure, as 90s, 10m or 2h.  [default: 10m; --embedded: {EMBEDDED_BUDGET}]",
+)
+@click.option(
+    "--wait",
+    "wait_s",
+    metavar="TIME",
+    callback=parsed(seconds),
+    default="5m",
+    show_default=True,
+    help="For a server that is lost to come back.",
+)
+@click.option("--seed", type=click.IntRange(0, 2**31), default=0, show_default=True)
+@click.option(
+    "--max-tokens", type=click.IntRange(2), help="Of each answer, whatever its prompt says."
+)
+@click.option("--temperature", type=click.FloatRange(0, 2), default=0.0, show_default=True)
+@click.option("--all-cells", is_flag=True, help="Measure every cell, to check the plan by.")
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    default="engines",
+    show_default=True,
+    help="For --embedded: where the variants are built, or already are.",
+)
+@click.option(
+    "--draft-lengths", default="0,1,2,3,5", show_default=True, help="For --embedded: what to build."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the profile as JSON.")
+def calibrate(
+    checkpoint: str | None,
+    url: str | None,
+    embedded: bool,
+    prompts: str | None,
+    output: Path,
+    draft_lengths: str,
+    as_json: bool,
+    **values: Any,
+) -> None:
+    """Measure variants per task and load, and write the profile that the gateway starts from.
+
+    Every draft length is compared with no speculation on the same prompts, interleaved. Run the
+    same command again to go on after an interruption, or with a larger --budget. A batch in which
+    the server is lost is measured again when it is back. Exit code 1 when it doesn't come back or
+    nothing could be measured.
+
+    Example: trt-mtp calibrate --url 127.0.0.1:8101 --budget 10m --out profile.json
+
+    Example: trt-mtp calibrate --embedded
+    """
+    if bool(url) == embedded:
+        raise InputError("name the server with --url, or let --embedded build and serve one here")
+    if checkpoint and not embedded:
+        raise InputError("CHECKPOINT is for --embedded; a server has its variants already")
+    os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"  # its fork handlers crash the child; set first
+    # numpy's threads gain nothing on small matrices, and spin on the cores that are measured
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    from trt_mtp.controller.calibrate.calibrate import Options
+    from trt_mtp.controller.calibrate.calibrate import calibrate as run
+    from trt_mtp.controller.calibrate.embedded import run_embedded
+    from trt_mtp.controller.calibrate.prompt_sets import SHIPPED
+    from trt_mtp.controller.profile import profile_json
+    from trt_mtp.controller.profile_text import summary
+    from trt_mtp.progress import shown
+    from trt_mtp.serve.processes import terminate_as_interrupt
+
+    given = {name: value for name, value in values.items() if value is not None}
+    options = Options(url=url or "", prompts=prompts or SHIPPED, **given)
+    if embedded and "budget_s" not in given:
+        options = replace(options, budget_s=seconds("--budget", EMBEDDED_BUDGET))
+    with terminate_as_interrupt(), shown("s") as meter:
+        if embedded:
+            profile = run_embedded(checkpoint, draft_lengths, output, prompts, options, meter)
+        else:
+            profile = run(options, meter)
+    if as_json:
+        click.echo(profile_json(profile), nl=False)
+    else:
+        click.echo(summary(profile))
+        click.echo(f"written to {options.out}", err=True)

@@ -1,0 +1,83 @@
+"""A server that is lost during a measurement: wait for it, then repeat the batch."""
+
+import asyncio
+import time
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+
+from trt_mtp.controller.calibrate.load_client import Batch, LoadClient
+from trt_mtp.controller.gateway.servers.backend import Replica
+from trt_mtp.controller.gateway.servers.pool import Pool
+from trt_mtp.errors import TrtMtpError
+
+MAX_LOST = 3  # times that the server may be lost in one batch; then it is the batch
+POLL_S = 0.2
+
+
+class ServerLostError(TrtMtpError):
+    """The server was lost for good."""
+
+
+@dataclass(frozen=True, slots=True)
+class Deployment:
+    """The deployment under measurement, and the longest wait for it."""
+
+    url: str
+    model: str  # the public name of the variants
+    variants: Collection[Replica]
+    wait_s: float
+    say: Callable[[str], None]
+
+    async def answers(
+        self, client: LoadClient, requests: Sequence[bytes], concurrency: int
+    ) -> Batch:
+        """A whole batch, measured again if the server was lost and came back.
+
+        Raises ServerLostError if it does not come back in `wait_s`, comes back with other variants,
+        or is lost again each time.
+        """
+        for _ in range(MAX_LOST):
+            batch = await client.answers(requests, concurrency)
+            if not batch.lost:
+                return batch
+            names = ", ".join(variant.name for variant in self.variants)
+            self.say(
+                f"the server at {self.url} was lost ({batch.lost}); waiting {self.wait_s:.0f} s at "
+                f"most until {names} are ready, then the batch is measured again"
+            )
+            await self._wait_until_back(batch.lost)
+        raise ServerLostError(
+            f"the server at {self.url} was lost {MAX_LOST} times in one batch ({batch.lost})"
+        )
+
+    async def _wait_until_back(self, reason: str) -> None:
+        deadline = time.monotonic() + self.wait_s
+        pool = Pool(self.url, self.model)
+        try:
+            while missing := await self._not_ready(pool, deadline - time.monotonic()):
+                if time.monotonic() > deadline:
+                    raise TrtMtpError(f"{', '.join(missing)} are not ready")
+                await asyncio.sleep(POLL_S)
+        except TrtMtpError as error:
+            raise ServerLostError(
+                f"the server at {self.url} was lost ({reason}) and not back within "
+                f"{self.wait_s:.0f} s: {error}"
+            ) from None
+        finally:
+            await pool.close()
+        self._require_same(pool)
+
+    async def _not_ready(self, pool: Pool, timeout_s: float) -> list[str]:
+        """The names of variants that are not ready; raises TrtMtpError if none is."""
+        await pool.wait_ready(max(timeout_s, 0.0))
+        ready = {variant.name for variant in pool.variants.values() if variant.is_ready}
+        return [variant.name for variant in self.variants if variant.name not in ready]
+
+    def _require_same(self, pool: Pool) -> None:
+        by_name = {variant.name: variant for variant in pool.variants.values()}
+        for before in self.variants:
+            if by_name[before.name].fingerprint != before.fingerprint:
+                raise ServerLostError(
+                    f"the server at {self.url} came back with another {before.name}: its numbers "
+                    f"can't be compared with those of before"
+                )

@@ -1,0 +1,224 @@
+"""What to measure next: few cells teach both factors, the other time goes to open choices.
+
+speedup(task, K, B) = AL(task, K) / R(K, B). So first each task is measured at the deepest draft
+length, at a concurrency that answers a batch at once, which teaches its acceptance at all lengths
+and concurrencies; then every draft length at every concurrency with one task or two, which teaches
+the step costs. From then on a choice counts as settled, measured or not, when the two factors leave
+no length that may be better by more than ALLOWED_LOSS; block after block goes where most may be
+lost. Last come the cells that people look at first, each task's choice at the lowest concurrency.
+"""
+
+import math
+import random
+from collections import Counter
+
+from trt_mtp.controller.calibrate.advice import best_index
+from trt_mtp.controller.calibrate.confidence import radius
+from trt_mtp.controller.calibrate.fit import Estimates, OpenChoice, estimate
+from trt_mtp.controller.calibrate.results import Block, Results, Settings
+from trt_mtp.controller.calibration import ALLOWED_LOSS, CellKey, Ended
+
+SMALLEST_BATCH = 8  # prompts; radius() is infinite below
+TOLERANCE = 0.05  # half of a speedup's interval, relative
+
+
+def next_block(settings: Settings, results: Results) -> Block | None:
+    """The block to measure next; None if every choice is settled or nothing is left to ask.
+
+    The same results always give the same block, so that a run that was killed goes on as it was.
+    """
+    if settings.all_cells:
+        return _least_measured(settings, results)
+    return (
+        _of_acceptance(settings, results)
+        or _of_step_costs(settings, results)
+        or _of_choices(settings, results, estimate(settings, results, of_prompts=True))
+    )
+
+
+def _of_acceptance(settings: Settings, results: Results) -> Block | None:
+    """A task at the deepest length that it was not refused at; None if each has one."""
+    load = next((c for c in settings.concurrencies if c >= SMALLEST_BATCH), None)
+    load = load or settings.concurrencies[-1]
+    for task in random.Random(settings.seed).sample(settings.tasks, len(settings.tasks)):
+        for length in reversed(settings.draft_lengths[1:]):
+            keys = CellKey(task, length, load), CellKey(task, 0, load)
+            if not results.num_prompts[keys[0]]:
+                return _block(settings, results, task, load, (0, length))
+            if not set(keys) & set(results.errors):
+                break
+    return None
+
+
+def _of_step_costs(settings: Settings, results: Results) -> Block | None:
+    """Every length at a load that no task has taught yet, the ends first; None if all have one.
+
+    Both references teach the lowest and the highest load, where tasks differ least and most; they
+    take turns between.
+    """
+    loads = settings.concurrencies
+    for place in ends_first(len(loads)):
+        teachers = references(settings, results)
+        if teachers and 0 < place < len(loads) - 1:
+            teachers = (teachers[place % len(teachers)],)
+        num_taught = sum(
+            all(results.num_prompts[CellKey(task, k, loads[place])] for k in settings.draft_lengths)
+            for task in settings.tasks
+        )
+        for task in teachers[num_taught:]:
+            missing = [
+                length
+                for length in settings.draft_lengths[1:]
+                if not results.num_prompts[CellKey(task, length, loads[place])]
+            ]
+            if missing:
+                return _block(settings, results, task, loads[place], (0, *missing))
+    return None
+
+
+def ends_first(n: int) -> list[int]:
+    """0 to n - 1 so that the first few lie apart.
+
+    >>> ends_first(5)
+    [0, 4, 2, 1, 3]
+    """
+    order, spans = [0, n - 1][:n], [(0, n - 1)]
+    for low, high in spans:
+        middle = (low + high) // 2
+        if low < middle < high:
+            order.append(middle)
+            spans += [(low, middle), (middle, high)]
+    return order
+
+
+def references(settings: Settings, results: Results) -> tuple[str, ...]:
+    """The tasks of the highest and the lowest acceptance: between them lie the others.
+
+    By their first batches, so that the same ones stay the references.
+    """
+    accepted: dict[str, float] = {}
+    for arm in results.arms:
+        good = [answer for answer in arm.answers if not answer.error]
+        steps = sum(answer.num_steps for answer in good)
+        if arm.draft_length == settings.draft_lengths[-1] and steps:
+            mean = sum(sum(answer.accepted_per_position) for answer in good) / steps
+            accepted.setdefault(arm.block.task, mean)
+    if not accepted:
+        return ()
+    ends = max(accepted, key=lambda t: accepted[t]), min(accepted, key=lambda t: accepted[t])
+    return tuple(dict.fromkeys(ends))
+
+
+def ended(settings: Settings, results: Results, key: CellKey) -> Ended | None:
+    """The reason why a cell needs no more answers; None if it needs some."""
+    if key in results.errors or CellKey(key.task, 0, key.concurrency) in results.errors:
+        return "failed"
+    if key.draft_length == 0:
+        others = [key._replace(draft_length=length) for length in settings.draft_lengths[1:]]
+        states = [ended(settings, results, k) for k in others if results.num_prompts[k]]
+        return "tight" if states and all(states) else None
+    speedups = results.speedups.get(key)
+    if speedups:
+        half = radius(speedups, results.effect(key.concurrency))
+        mean = math.fsum(speedups) / len(speedups)
+        if half <= TOLERANCE:
+            return "tight"
+        if mean + half < best_lower_bound(settings, results, key):
+            return "hopeless"
+    if results.num_prompts[key] >= dict(settings.num_prompts)[key.task]:
+        return "max"
+    return None
+
+
+def best_lower_bound(settings: Settings, results: Results, key: CellKey) -> float:
+    """The highest lower end among the draft lengths beside a cell, 0 (no speculation) included."""
+    bounds = [0.0]
+    for length in settings.draft_lengths[1:]:
+        speedups = results.speedups.get(key._replace(draft_length=length))
+        if speedups:
+            half = radius(speedups, results.effect(key.concurrency))
+            bounds.append(math.fsum(speedups) / len(speedups) - half)
+    return max(bounds)
+
+
+def _of_choices(settings: Settings, results: Results, estimates: Estimates) -> Block | None:
+    """A block that tells most of the choice that may cost most; then what is looked at first."""
+    for choice in sorted(estimates.open_choices(math.log1p(ALLOWED_LOSS)), reverse=True):
+        block = _telling(settings, results, choice)
+        if block is not None:
+            return block
+    lowest = settings.concurrencies[0]
+    for task in (task for task, load in estimates.speedups if load == lowest):
+        chosen = settings.draft_lengths[best_index(estimates.speedups[task, lowest])]
+        missing = [
+            length
+            for length in sorted({chosen or settings.draft_lengths[1], 0})
+            if not results.num_prompts[CellKey(task, length, lowest)]
+        ]
+        if missing:
+            return _block(settings, results, task, lowest, tuple(sorted({0, *missing})))
+    return None
+
+
+def _telling(settings: Settings, results: Results, choice: OpenChoice) -> Block | None:
+    """More prompts of the task where acceptance is unsure, else the lengths in question."""
+    task, deepest = choice.task, settings.draft_lengths[-1]
+    if choice.is_acceptance and not _failed(results, task, deepest):
+        asked = _asked(results, task)
+        if len(asked) < dict(settings.num_prompts)[task]:
+            loads = [
+                c
+                for c in settings.concurrencies[1:]
+                if results.num_prompts[CellKey(task, deepest, c)]
+            ]
+            return _block(
+                settings, results, task, max(loads, default=choice.concurrency), (0, deepest)
+            )
+    lengths = [
+        length
+        for length in choice.lengths
+        if length and ended(settings, results, CellKey(task, length, choice.concurrency)) is None
+    ]
+    if not lengths:
+        return None
+    return _block(settings, results, task, choice.concurrency, (0, *lengths))
+
+
+def _failed(results: Results, task: str, length: int) -> bool:
+    return any(key.task == task and key.draft_length in (0, length) for key in results.errors)
+
+
+def _asked(results: Results, task: str) -> Counter[int]:
+    """How often each prompt of a task was asked with drafts."""
+    drafting = [arm for arm in results.arms if arm.block.task == task and arm.draft_length]
+    return Counter(prompt for arm in drafting for prompt in arm.block.prompts)
+
+
+def _least_measured(settings: Settings, results: Results) -> Block | None:
+    """All lengths that haven't ended, of the task and concurrency with the fewest prompts."""
+    open_lengths: dict[tuple[str, int], list[int]] = {}
+    for key in settings.cells():
+        if key.draft_length and ended(settings, results, key) is None:
+            open_lengths.setdefault((key.task, key.concurrency), []).append(key.draft_length)
+    if not open_lengths:
+        return None
+    task, concurrency = min(
+        open_lengths, key=lambda pair: results.num_prompts[CellKey(pair[0], 0, pair[1])]
+    )
+    return _block(settings, results, task, concurrency, (0, *open_lengths[task, concurrency]))
+
+
+def _block(
+    settings: Settings, results: Results, task: str, concurrency: int, lengths: tuple[int, ...]
+) -> Block:
+    """As many prompts as keep the load up: those that say most, else in an order that is drawn.
+
+    New to the cell, so that its times are of more prompts; then new to the task, for acceptance.
+    """
+    available = dict(settings.num_prompts)[task]
+    order = random.Random(f"{settings.seed}/{task}").sample(range(available), available)
+    size = min(max(SMALLEST_BATCH, 2 * concurrency), available)
+    cell, anywhere = CellKey(task, lengths[-1], concurrency), _asked(results, task)
+    here = Counter(n for arm in results.arms if arm.key == cell for n in arm.block.prompts)
+    order.sort(key=lambda prompt: (here[prompt], anywhere[prompt]))
+    return Block(results.num_blocks, task, concurrency, lengths, tuple(order[:size]))

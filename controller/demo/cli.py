@@ -1,0 +1,96 @@
+"""The `demo` command."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import click
+
+from trt_mtp.controller.up_cli import stack_options
+from trt_mtp.extras import require_extras
+from trt_mtp.files import to_json
+from trt_mtp.options import json_option
+
+TABLE_WIDTH = 200  # at most; it takes what it needs
+
+
+@click.command()
+@stack_options
+@click.option("--short", is_flag=True, help="4 prompts per task instead of 20, timed once.")
+@json_option
+def demo(
+    checkpoint: str | None, draft_lengths: str, output: Path, short: bool, as_json: bool
+) -> None:
+    """Build, serve and route on this machine, and print what it gains per task.
+
+    CHECKPOINT is a folder with a prompts.jsonl of held-out prompts; the default is
+    assets/qwen-mtp-tiny of the checkout. Every prompt goes to each variant and to the gateway,
+    interleaved, through stock tritonclient; then variants are measured under load. A report of it
+    is written beside the variants. Everything started is stopped at the end. Exit code 1 when an
+    answer differs between draft lengths.
+
+    Example: trt-mtp demo --short --json
+    """
+    require_extras("trt-mtp demo", "cpu", "report")
+    os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"  # its fork handlers crash the child; set first
+    from trt_mtp.controller.demo.demo import FULL, SHORT, require_lossless, run_demo
+    from trt_mtp.controller.up import default_checkpoint
+    from trt_mtp.progress import shown
+    from trt_mtp.serve.processes import terminate_as_interrupt
+
+    with terminate_as_interrupt(), shown("answers") as meter:
+        result = run_demo(
+            checkpoint or default_checkpoint(),
+            draft_lengths,
+            output,
+            SHORT if short else FULL,
+            meter,
+        )
+    if as_json:
+        click.echo(to_json(result), nl=False)
+    else:
+        print_table(result)
+        click.echo(f"\nWhich draft length to use for what, as a page: {result['report']}")
+    require_lossless(result)
+
+
+def print_table(result: dict[str, Any]) -> None:
+    """The table on stdout, never cut to the width of a terminal."""
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+    from rich.table import Table
+
+    from trt_mtp.controller.demo.demo import rows
+
+    lines = list(rows(result))
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    for index, name in enumerate(lines[0]):
+        table.add_column(name, justify="left" if index == 0 else "right", no_wrap=True)
+    for line in lines[1:]:
+        table.add_row(*line, end_section=line is lines[-2])
+    console = Console(highlight=False)
+    console.width = max(console.width, TABLE_WIDTH)
+    console.print(table)
+    console.print(_why_table(result))
+    best = result["overall"]["best_static_k"]
+    console.print(
+        "tok/s: output tokens a second of whole answers, one at a time: without speculation, with\n"
+        f"K={best} for all (the best single draft length), and routed. Speed-up: routed against\n"
+        "none on the same prompt, median and 95 % interval, of whole answers and of the time\n"
+        "after the first token. Compare ratios, not absolute speeds. Why: what most of a\n"
+        "task's decisions said, and how much faster than K=0 they expected to be (median)."
+    )
+
+
+def _why_table(result: dict[str, Any]) -> Any:
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    from trt_mtp.controller.demo.reasons import reason_rows
+
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    for name in ("task", "why, most often", "expected speed-up"):
+        table.add_column(name, justify="right" if name.startswith("exp") else "left", no_wrap=True)
+    for line in reason_rows(result["tasks"]):
+        table.add_row(*line)
+    return table

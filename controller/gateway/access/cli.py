@@ -1,0 +1,75 @@
+"""The options of `trt-mtp gateway` that guard it."""
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from trt_mtp.options import FILE, tls_options, together
+
+if TYPE_CHECKING:
+    from trt_mtp.controller.gateway.access.config import AccessConfig
+
+# what `read_access` takes
+access_options = together(
+    tls_options,
+    click.option(
+        "--triton-ca", type=FILE, help="Speak TLS to Triton, whose certificate it signed."
+    ),
+    click.option("--triton-cert", type=FILE, help="Show Triton this certificate chain."),
+    click.option("--triton-key", type=FILE, help="Its key."),
+    click.option("--tokens", type=FILE, help="Ask for bearer tokens; tenants and their limits."),
+    click.option(
+        "--max-prompt-tokens",
+        type=click.IntRange(1),
+        help="Refuse longer prompts; estimated for text.  [default: the variants' limit]",
+    ),
+    click.option(
+        "--max-connections",
+        type=click.IntRange(1),
+        help="Client connections of each port; more are closed at once.  "
+        "[default: half of what `ulimit -Hn` leaves]",
+    ),
+    click.option(
+        "--max-streams",
+        type=click.IntRange(1),
+        default=4096,
+        show_default=True,
+        help="Calls at once on one gRPC connection; clients wait for their turn beyond it.",
+    ),
+    click.option(
+        "--idle-timeout-s",
+        type=click.FloatRange(1),
+        default=300,
+        show_default=True,
+        help="Close a connection that has had no request for this long.",
+    ),
+)
+
+
+def read_access(options: dict[str, Any]) -> "AccessConfig":
+    """The settings that the options mean, taken out of `options`.
+
+    Raises InputError where they don't go together.
+    """
+    from trt_mtp.controller.gateway.access.config import (
+        AccessConfig,
+        ConnectionLimits,
+        affordable_connections,
+        raise_file_limit,
+    )
+    from trt_mtp.serve.tls_files import TlsFiles, read_server_files
+
+    raise_file_limit()
+    take = options.pop
+    towards_triton = TlsFiles(take("triton_cert"), take("triton_key"), take("triton_ca"))
+    return AccessConfig(
+        tls=read_server_files(take("tls_cert"), take("tls_key"), take("tls_client_ca")),
+        triton_tls=None if towards_triton == TlsFiles() else towards_triton,
+        tokens=take("tokens"),
+        max_prompt_tokens=take("max_prompt_tokens"),
+        connections=ConnectionLimits(
+            max_connections=take("max_connections") or affordable_connections(),
+            max_streams=take("max_streams"),
+            idle_s=take("idle_timeout_s"),
+        ),
+    )

@@ -1,0 +1,76 @@
+"""How many bytes of messages may wait at once, for whoever has to wait until there is room."""
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+
+
+class ByteRoom:
+    """Room for `limit` bytes; one message alone may be longer. First come, first served."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
+        self.num_bytes = 0  # that are held
+        self.num_waiting_bytes = 0  # that room is waited for
+
+    async def take(self, size: int) -> None:
+        """Hold room for `size` bytes, as soon as there is some; `give_back` follows."""
+        if not self._waiting and self._fits(size):
+            self.num_bytes += size
+            return
+        turn = asyncio.get_running_loop().create_future()
+        self._waiting.append((size, turn))
+        self.num_waiting_bytes += size
+        try:
+            await turn  # until others gave enough back
+        except asyncio.CancelledError:
+            if turn.done() and not turn.cancelled():
+                self.give_back(size)
+            raise
+        finally:
+            self.num_waiting_bytes -= size
+
+    def give_back(self, size: int) -> None:
+        """`size` bytes are no longer held."""
+        self.num_bytes -= size
+        while self._waiting and (self._waiting[0][1].done() or self._fits(self._waiting[0][0])):
+            size, turn = self._waiting.popleft()
+            if not turn.done():
+                self.num_bytes += size
+                turn.set_result(None)
+
+    @asynccontextmanager
+    async def hold(self, size: int) -> AsyncIterator["Hold"]:
+        """Room for `size` bytes while something of unknown size comes."""
+        await self.take(size)
+        hold = Hold(self, size)
+        try:
+            yield hold
+        finally:
+            hold.resize(0)
+
+    @contextmanager
+    def hold_now(self, size: int) -> Iterator[None]:
+        """Count bytes that are there already; others wait if they are too many."""
+        self.num_bytes += size
+        try:
+            yield
+        finally:
+            self.give_back(size)
+
+    def _fits(self, size: int) -> bool:
+        return not self.num_bytes or self.num_bytes + size <= self.limit
+
+
+class Hold:
+    """The part of a room that one message has."""
+
+    def __init__(self, room: ByteRoom, size: int) -> None:
+        self._room, self._size = room, size
+
+    def resize(self, size: int) -> None:
+        """Hold `size` bytes instead, at once: they are there."""
+        before, self._size = self._size, size
+        self._room.give_back(before - size)

@@ -1,0 +1,84 @@
+"""Unary calls of the gateway's gRPC port, handled as streams of one message each way.
+
+gRPC reads the message of a unary call before its handler runs, however many there are, and keeps
+an answer until the client takes it. A stream's handler reads and writes itself: within its caller's
+room, and within a time.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import grpc
+
+from trt_mtp.controller.gateway.access.authenticator import Caller
+from trt_mtp.controller.gateway.failure import ClientStalledError, RpcError, end_call, status_of
+from trt_mtp.controller.gateway.grpc_stream import CLIENT_STALL_S
+from trt_mtp.errors import InputError, TrtMtpError
+
+READ_BYTES = 4 * 1024 * 1024  # set aside for a message that is still being sent
+READ_TIMEOUT_S = 60.0  # for a client to send it
+
+Unary = Callable[[bytes, Any], Awaitable[bytes]]
+Stream = Callable[[object, Any], Awaitable[None]]
+
+
+def for_callers(unary: Unary, caller_of: Callable[[Any], Caller]) -> Stream:
+    """A stream's handler that answers its one message, for callers that are known."""
+
+    async def handle(_: object, context: Any) -> None:
+        room = caller_of(context).room
+        async with room.hold(READ_BYTES) as hold:
+            raw = await _read(context)
+            hold.resize(len(raw))
+            answer = await unary(raw, context)
+        with room.hold_now(len(answer)):
+            await _write(context, answer)
+
+    return _with_status(handle)
+
+
+def for_everybody(unary: Unary) -> Stream:
+    """The same for a request without contents; whatever was sent is not read."""
+
+    async def handle(_: object, context: Any) -> None:
+        await _write(context, await unary(b"", context))
+
+    return _with_status(handle)
+
+
+async def _read(context: Any) -> bytes:
+    try:
+        async with asyncio.timeout(READ_TIMEOUT_S):
+            raw = await context.read()
+    except TimeoutError:
+        raise InputError(f"the message was not sent within {READ_TIMEOUT_S:g} s") from None
+    if raw is grpc.aio.EOF:
+        raise InputError("the call has no message")
+    return bytes(raw)
+
+
+async def _write(context: Any, answer: bytes) -> None:
+    try:
+        async with asyncio.timeout(CLIENT_STALL_S):
+            await context.write(answer)
+    except TimeoutError:
+        raise ClientStalledError(f"the client took no answer for {CLIENT_STALL_S:g} s") from None
+    except grpc.aio.InternalError:  # the client is gone
+        raise RpcError(grpc.StatusCode.CANCELLED, "the client is gone") from None
+
+
+def _with_status(handler: Stream) -> Stream:
+    """`handler`, with its failures and Triton's as the call's status."""
+
+    async def handle(messages: object, context: Any) -> None:
+        try:
+            await handler(messages, context)
+        except RpcError as error:
+            await end_call(context, error)
+        except TrtMtpError as error:
+            await end_call(context, status_of(error))
+        except grpc.aio.AioRpcError as error:
+            await end_call(context, RpcError(error.code(), error.details() or ""))
+
+    return handle

@@ -1,0 +1,106 @@
+"""Answers that don't come: how long a message may take, and who looks."""
+
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import grpc
+
+from trt_mtp.controller.gateway.servers.backend import Replica
+from trt_mtp.controller.gateway.servers.upstream import UpstreamLost
+
+if TYPE_CHECKING:
+    from trt_mtp.controller.gateway.lease import Lease
+
+WATCH_S = 0.1
+PREFILL_S_PER_TOKEN = 0.002  # until a variant's own is known; rather slow
+MIN_PROMPT_TOKENS = 64.0
+NEW_SHARE = 0.2  # of the latest prefill time in what is remembered
+
+
+@dataclass(frozen=True, slots=True)
+class StallLimits:
+    """A message that takes longer than expected by `factor`, and than `min_s`, won't come."""
+
+    factor: float = 20.0
+    min_s: float = 5.0
+
+
+class HangDetector:
+    """Gives up the streams whose next message is overdue."""
+
+    def __init__(self, limits: StallLimits) -> None:
+        self._limits = limits
+        self._watched: dict[Lease, None] = {}  # in order
+
+    def add(self, lease: "Lease") -> None:
+        """Watch the stream of a lease."""
+        self._watched[lease] = None
+
+    def remove(self, lease: "Lease") -> None:
+        """Watch it no longer, if it was."""
+        self._watched.pop(lease, None)
+
+    def leases(self) -> "list[Lease]":
+        """The leases whose answers are being read."""
+        return list(self._watched)
+
+    def give_up_on(self, replica: Replica) -> None:
+        """Give up all that is read from a variant: its process is known to be dead."""
+        replica.backend.look_soon()
+        for lease in self._watched:
+            if lease.replica is replica:
+                lease.upstream.give_up(UpstreamLost("its process is gone"))
+
+    def look(self) -> None:
+        """Give up what is overdue; call it every now and then.
+
+        Its server is asked for a sign of life before: where it gives none, neither the variant nor
+        the request is to blame.
+        """
+        now = time.monotonic()
+        for lease in list(self._watched):
+            since = lease.upstream.waiting_since
+            limit_s = max(self._limits.min_s, expected_s(lease) * self._limits.factor)
+            if not since or now - since <= limit_s / 2:
+                continue
+            backend = lease.replica.backend
+            is_server_heard = backend.heard_at > since + limit_s / 2
+            if now - since > limit_s:
+                lease.upstream.give_up(_hung() if is_server_heard else _unheard())
+            elif not is_server_heard:
+                backend.look_soon()
+
+    def note_first(self, lease: "Lease", waited_s: float) -> None:
+        """Learn how long a variant takes for the first message, queueing included."""
+        if not lease.call.is_streaming:
+            return
+        replica, seen = lease.replica, waited_s / _context_tokens(lease)
+        known = replica.prefill_s_per_token
+        replica.prefill_s_per_token = seen if known is None else known + NEW_SHARE * (seen - known)
+
+
+def expected_s(lease: "Lease") -> float:
+    """How long the next message of a lease takes, by what is known of its variant."""
+    step_s = lease.decision.chosen.step_s  # that the decision counted with
+    if not lease.call.is_streaming:
+        return _prefill_s(lease) + step_s * lease.call.features.max_tokens
+    return step_s if lease.has_begun else step_s + _prefill_s(lease)
+
+
+def _hung() -> UpstreamLost:
+    return UpstreamLost("it sent nothing for too long", is_hung=True)
+
+
+def _unheard() -> UpstreamLost:
+    return UpstreamLost("its server sent nothing for too long", grpc.StatusCode.UNAVAILABLE)
+
+
+def _prefill_s(lease: "Lease") -> float:
+    known = lease.replica.prefill_s_per_token
+    return _context_tokens(lease) * (PREFILL_S_PER_TOKEN if known is None else known)
+
+
+def _context_tokens(lease: "Lease") -> float:
+    call = lease.call
+    return max(call.features.prompt_tokens + len(call.emitted) / 4, MIN_PROMPT_TOKENS)

@@ -1,0 +1,59 @@
+"""Requests that are being answered over HTTP: by which tasks, and for whom."""
+
+import asyncio
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+from aiohttp import web
+
+from trt_mtp.controller.gateway.access.authenticator import Authenticator, Caller
+from trt_mtp.controller.gateway.call import FORWARDED_METADATA
+from trt_mtp.controller.gateway.http.generate_json import MAX_SHORT_BODY
+from trt_mtp.controller.gateway.servers.upstream import Metadata
+
+T = TypeVar("T")
+
+
+class Answering:
+    """Ends the answers to callers whose token was taken back."""
+
+    def __init__(self) -> None:
+        self._callers: dict[asyncio.Task[Any], Caller] = {}
+
+    @contextmanager
+    def noted(self, caller: Caller) -> Iterator[None]:
+        """While this task answers a request of `caller`."""
+        task = asyncio.current_task()
+        assert task is not None
+        self._callers[task] = caller
+        try:
+            yield
+        finally:
+            del self._callers[task]
+
+    def look(self) -> None:
+        """End the answers to callers that are no longer known; call it now and then."""
+        for task, caller in self._callers.items():
+            if not caller.is_known:
+                task.cancel()
+
+
+def caller_of(authenticator: Authenticator, request: web.Request) -> Caller:
+    """Who makes a request; raises UnauthenticatedError."""
+    authorization = request.headers.getall("Authorization", ())
+    return authenticator.caller(authorization, request.remote or "")
+
+
+async def read_apart(body: bytes, read: Callable[[bytes], T]) -> T:
+    """`read` of a body: a long one in a thread, so that it holds up nobody else."""
+    if len(body) <= MAX_SHORT_BODY:
+        return read(body)
+    return await asyncio.to_thread(read, body)
+
+
+def forwarded_headers(request: web.Request) -> Metadata:
+    """The headers that go on to Triton."""
+    return tuple(
+        (name, request.headers[name]) for name in FORWARDED_METADATA if name in request.headers
+    )

@@ -1,0 +1,200 @@
+"""A tool call in the form of Qwen3-Coder and Qwen3.5: tags, values without quotes.
+
+<tool_call>
+<function=weather>
+<parameter=city>
+Paris
+</parameter>
+</function>
+</tool_call>
+
+A value is what the tool's schema says it is; one that doesn't fit is a text.
+"""
+
+import json
+import math
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from trt_mtp.controller.gateway.openai.deltas import Delta, Read, ToolSchemas, open_end
+
+END = "</tool_call>"
+FUNCTION_END = "</function>"
+VALUE_END = "</parameter>"
+_FUNCTION = re.compile(r"\s*<function=([^>\n]*)>")
+_NEXT = re.compile(r"<parameter=([^>\n]*)>|</function>|</tool_call>")
+_TEXT_END = "\n" + VALUE_END  # the line break belongs to the form
+
+
+class XmlCall:
+    """Reads one call; values that are texts are sent as they come, others whole."""
+
+    def __init__(self, schemas: ToolSchemas, *, is_bare: bool = False) -> None:
+        """`is_bare` for a call without <tool_call> around it, which models forget at times."""
+        self._schemas = schemas
+        self._end = FUNCTION_END if is_bare else END
+        self._begin = "" if is_bare else "<tool_call>"
+        self._held = ""
+        self._schema: Mapping[str, Any] | None = None  # of the parameters; None before the name
+        self._num_values = 0
+        self._kinds: frozenset[str] | None = None  # of the value that is being read
+        self._is_first = False  # the line break before it was not seen yet
+        self._is_closed = False  # the arguments are complete
+
+    def push(self, text: str) -> Read:
+        """The deltas of `text`, and what follows the call once that is over."""
+        self._held += text
+        deltas: list[Delta] = []
+        if self._schema is None:
+            found = _FUNCTION.match(self._held)
+            end = self._held.find(END)
+            if end >= 0 and (found is None or end + len(END) <= found.end()):
+                content = f"{self._begin}{self._held[:end]}{END}"
+                return Read([Delta("content", content)], self._held[end + len(END) :])
+            if found is None:
+                return Read([], None)
+            name = found[1].strip()
+            self._schema = self._schemas.get(name, {})
+            deltas.append(Delta("call", name))
+            self._held = self._held[found.end() :]
+        while not self._is_closed and self._step(deltas):
+            pass
+        end = self._held.find(self._end) if self._is_closed else -1
+        return Read(deltas, None if end < 0 else self._held[end + len(self._end) :])
+
+    def end(self) -> list[Delta]:
+        """What was held back when the answer ends inside the call."""
+        if self._schema is None:
+            return [Delta("content", self._begin + self._held)]
+        return []
+
+    def _step(self, deltas: list[Delta]) -> bool:
+        """Read one tag, or of a value what is there; false where more text is needed."""
+        if self._kinds is not None:
+            return self._value(deltas, self._kinds)
+        found = _NEXT.search(self._held)
+        if found is None:
+            return False
+        if found[1] is None:
+            self._is_closed = True  # and the tag stays, it may end the call
+            self._held = self._held[found.start() :]
+            deltas.append(Delta("arguments", "}" if self._num_values else "{}"))
+            return False
+        key = found[1].strip()
+        self._held = self._held[found.end() :]
+        assert self._schema is not None
+        self._kinds, self._is_first = kinds_of(self._schema.get(key)), True
+        opening = ", " if self._num_values else "{"
+        self._num_values += 1
+        deltas.append(Delta("arguments", f"{opening}{json.dumps(key, ensure_ascii=False)}: "))
+        if self._kinds == {"string"}:
+            deltas.append(Delta("arguments", '"'))
+        return True
+
+    def _value(self, deltas: list[Delta], kinds: frozenset[str]) -> bool:
+        if self._is_first:
+            if not self._held:
+                return False
+            self._held = self._held.removeprefix("\n")
+            self._is_first = False
+        is_text = kinds == {"string"}
+        end = self._held.find(VALUE_END)
+        if end < 0:
+            if is_text:
+                keep = open_end(self._held, (_TEXT_END, VALUE_END))
+                self._send(deltas, len(self._held) - keep)
+            return False
+        value = self._held[:end].removesuffix("\n")
+        if is_text:
+            self._send(deltas, len(value))
+            deltas.append(Delta("arguments", '"'))
+        else:
+            text = json.dumps(typed(value, kinds), ensure_ascii=False)
+            deltas.append(Delta("arguments", text))
+        self._held = self._held[self._held.find(VALUE_END) + len(VALUE_END) :]
+        self._kinds = None
+        return True
+
+    def _send(self, deltas: list[Delta], size: int) -> None:
+        """Send `size` characters of a text, escaped as inside quotes."""
+        if size:
+            text = json.dumps(self._held[:size], ensure_ascii=False)[1:-1]
+            deltas.append(Delta("arguments", text))
+            self._held = self._held[size:]
+
+
+def kinds_of(schema: Any) -> frozenset[str]:
+    """The JSON types that a parameter's schema allows; a text where it says nothing."""
+    if not isinstance(schema, Mapping):
+        return frozenset({"string"})
+    kinds: set[str] = set()
+    stated = schema.get("type")
+    kinds.update([stated] if isinstance(stated, str) else _texts(stated))
+    for alternatives in (schema.get("anyOf"), schema.get("oneOf")):
+        for each in alternatives if isinstance(alternatives, list) else ():
+            kinds |= kinds_of(each)
+    return frozenset(kinds or {"string"})
+
+
+def _texts(value: Any) -> list[str]:
+    return [each for each in value if isinstance(each, str)] if isinstance(value, list) else []
+
+
+def typed(value: str, kinds: frozenset[str]) -> Any:
+    """`value` as the first of `kinds` that it can be, else as the text that it is.
+
+    >>> typed("3", frozenset({"integer", "null"})), typed("three", frozenset({"integer"}))
+    (3, 'three')
+    """
+    for kind, read in _READERS.items():
+        if kind in kinds:
+            try:
+                return read(value.strip())
+            except (ValueError, KeyError, RecursionError):
+                continue
+    return value
+
+
+def _null(text: str) -> None:
+    if text.lower() not in ("null", "none"):
+        raise ValueError(text)
+
+
+def _boolean(text: str) -> bool:
+    return {"true": True, "false": False}[text.lower()]
+
+
+def _number(text: str) -> int | float:
+    number: Any = json.loads(text)
+    is_number = isinstance(number, int | float) and not isinstance(number, bool)
+    if not is_number or not math.isfinite(number):
+        raise ValueError(text)
+    return number  # type: ignore[no-any-return]
+
+
+def _integer(text: str) -> int:
+    number = _number(text)
+    if not isinstance(number, int):
+        raise ValueError(text)
+    return number
+
+
+def _json(kind: type) -> Callable[[str], Any]:
+    def read(text: str) -> Any:
+        value = json.loads(text)
+        if not isinstance(value, kind):
+            raise ValueError(text)
+        return value
+
+    return read
+
+
+_READERS: Mapping[str, Callable[[str], Any]] = {
+    "null": _null,
+    "boolean": _boolean,
+    "integer": _integer,
+    "number": _number,
+    "array": _json(list),
+    "object": _json(dict),
+}

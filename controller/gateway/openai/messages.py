@@ -1,0 +1,80 @@
+"""Messages and tools of a chat request, checked so that what is wrong has a name.
+
+What a chat template makes of them is the variant's business (serve/engine/messages.py).
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from trt_mtp.controller.gateway.openai.deltas import ToolSchemas
+from trt_mtp.controller.gateway.openai.errors import ParameterError
+from trt_mtp.controller.request import MAX_NAME_CHARS
+
+ROLES = ("system", "developer", "user", "assistant", "tool")
+
+
+def check_messages(messages: Sequence[Mapping[str, Any]]) -> None:
+    """Raise ParameterError for a message that no variant could take."""
+    for number, message in enumerate(messages):
+        place = f"messages[{number}]"
+        role, content = message.get("role"), message.get("content")
+        if role not in ROLES:
+            shown = str(role)[:MAX_NAME_CHARS]
+            raise ParameterError(
+                f"{place}.role is {shown!r}: expected one of {', '.join(ROLES)}", f"{place}.role"
+            )
+        if isinstance(content, list):
+            _check_parts(content, f"{place}.content")
+        elif content is None:
+            if role != "assistant":
+                raise ParameterError(f"{place}.content is missing", f"{place}.content")
+        elif not isinstance(content, str):
+            raise ParameterError(
+                f"{place}.content has to be a text or a list of parts", f"{place}.content"
+            )
+
+
+def _check_parts(parts: Sequence[Any], place: str) -> None:
+    for number, part in enumerate(parts):
+        kind = part.get("type") if isinstance(part, Mapping) else None
+        if kind != "text":
+            shown = str(kind)[:MAX_NAME_CHARS]
+            raise ParameterError(
+                f"{place}[{number}] has the type {shown!r}: only parts of type text are taken",
+                f"{place}[{number}]",
+                "unsupported_parameter",
+            )
+        if not isinstance(part.get("text"), str):
+            raise ParameterError(f"{place}[{number}].text has to be a text", f"{place}[{number}]")
+
+
+def check_tools(tools: Sequence[Mapping[str, Any]]) -> None:
+    """Raise ParameterError for a tool that is not a function with a name."""
+    for number, tool in enumerate(tools):
+        place = f"tools[{number}]"
+        function = tool.get("function")
+        if tool.get("type", "function") != "function" or not isinstance(function, Mapping):
+            raise ParameterError(f"{place}: only tools of type function are taken", place)
+        if not isinstance(function.get("name"), str) or not function["name"]:
+            raise ParameterError(f"{place}.function.name has to be a text", place)
+
+
+def schemas_of(tools: Sequence[Mapping[str, Any]]) -> ToolSchemas:
+    """The schemas of the tools' parameters, as far as there are any."""
+    schemas: dict[str, Mapping[str, Any]] = {}
+    for tool in tools:
+        parameters = tool["function"].get("parameters")
+        properties = parameters.get("properties") if isinstance(parameters, Mapping) else None
+        schemas[tool["function"]["name"]] = properties if isinstance(properties, Mapping) else {}
+    return schemas
+
+
+def json_text(value: Any, name: str) -> str:
+    """`value` as JSON that can be sent; raises ParameterError for half a surrogate pair in it."""
+    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ParameterError(f"{name} has half a surrogate pair in it", name) from None
+    return text

@@ -1,0 +1,73 @@
+"""Parameters of OpenAI's and vLLM's that would change the answer and can't: refused by name."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from trt_mtp.controller.gateway.openai.errors import ParameterError
+
+TEXT_FORMATS: tuple[Any, ...] = ({}, {"type": "text"})
+# name -> the values that change nothing, beside null
+_NEUTRAL: dict[str, tuple[Any, ...]] = {
+    "frequency_penalty": (0,),
+    "presence_penalty": (0,),
+    "repetition_penalty": (1,),
+    "length_penalty": (1,),
+    "logit_bias": ({},),
+    "logprobs": (False,),
+    "top_logprobs": (0,),
+    "prompt_logprobs": (),
+    "min_p": (0,),
+    "use_beam_search": (False,),
+    "stop_token_ids": ([],),
+    "bad_words": ([],),
+    "include_stop_str_in_output": (False,),
+    "skip_special_tokens": (True,),
+    "spaces_between_special_tokens": (True,),
+    "truncate_prompt_tokens": (),
+    "add_generation_prompt": (True,),
+    "continue_final_message": (False,),
+    "chat_template": (),
+    "documents": ([],),
+    "response_format": TEXT_FORMATS,
+    "structured_outputs": (),
+    "guided_json": (),
+    "guided_regex": (),
+    "guided_choice": (),
+    "guided_grammar": (),
+    "modalities": (["text"],),
+    "audio": (),
+    "functions": ([],),
+    "function_call": ("none", "auto"),
+    "web_search_options": (),
+    "verbosity": ("medium",),
+    "suffix": ("",),
+}
+_COMPLETION_ONLY = {"messages", "tools", "tool_choice"}  # are a chat's
+
+
+def check_refused(values: Mapping[str, Any]) -> None:
+    """Raise ParameterError for the first value that the answer could not follow."""
+    for name, neutral in _NEUTRAL.items():
+        value = values.get(name)
+        if value is None or any(_is_same(value, each) for each in neutral):
+            continue
+        expected = " or ".join(["no such parameter", *(_shown(each) for each in neutral)])
+        raise ParameterError(
+            f"{name} is not supported here: expected {expected}", name, "unsupported_parameter"
+        )
+
+
+def check_completion(values: Mapping[str, Any]) -> None:
+    """Raise ParameterError for what a chat has and a completion has not."""
+    for name in sorted(_COMPLETION_ONLY):
+        if values.get(name) is not None:
+            raise ParameterError(f"{name} goes to /v1/chat/completions", name)
+
+
+def _is_same(value: Any, neutral: Any) -> bool:
+    """Equal, and both truth values or neither; to Python, 0 is false."""
+    return bool(value == neutral) and isinstance(value, bool) == isinstance(neutral, bool)
+
+
+def _shown(value: Any) -> str:
+    return {True: "true", False: "false"}[value] if isinstance(value, bool) else repr(value)

@@ -1,0 +1,82 @@
+"""One answer's text, read as the client wants it: as it is, or for reasoning and tool calls."""
+
+import secrets
+from typing import Any
+
+from trt_mtp.controller.gateway.openai.answer_parser import AnswerParser
+from trt_mtp.controller.gateway.openai.asked import Asked
+from trt_mtp.controller.gateway.openai.deltas import Delta
+from trt_mtp.serve.chat_format import ChatFormat
+
+
+class Reply:
+    """Deltas of one choice, as OpenAI has them."""
+
+    def __init__(self, asked: Asked, chat_format: ChatFormat) -> None:
+        """`chat_format` is that of the variant which begins the answer."""
+        self.num_calls = 0
+        self._parser: AnswerParser | None = None
+        if asked.is_chat and (asked.schemas is not None or chat_format.can_think):
+            self._parser = AnswerParser(
+                chat_format.tool_calls,
+                asked.schemas,
+                can_think=chat_format.can_think,
+                is_thinking=chat_format.is_open(asked.enable_thinking),
+            )
+
+    @property
+    def is_plain(self) -> bool:
+        """Is all of it content, as it comes?"""
+        return self._parser is None
+
+    def push(self, text: str) -> list[Delta]:
+        """What `text` makes final."""
+        if self._parser is None:
+            return [Delta("content", text)] if text else []
+        return self._parser.push(text)
+
+    def end(self) -> list[Delta]:
+        """What was held back, when the answer is over."""
+        return [] if self._parser is None else self._parser.end()
+
+    def delta(self, delta: Delta) -> dict[str, Any]:
+        """A delta as OpenAI has it; id and name of a call come once."""
+        if delta.kind == "content":
+            return {"content": delta.text}
+        if delta.kind == "reasoning":  # of vLLM, by its older name and by its newer one
+            return {"reasoning_content": delta.text, "reasoning": delta.text}
+        function = {"arguments": delta.text}
+        if delta.kind == "call":
+            self.num_calls += 1
+            function = {"name": delta.text, "arguments": ""}
+        call: dict[str, Any] = {"index": self.num_calls - 1, "function": function}
+        if delta.kind == "call":
+            call |= {"id": f"call_{secrets.token_hex(12)}", "type": "function"}
+        return {"tool_calls": [call]}
+
+    def finish_reason(self, reason: str) -> str:
+        """Why the answer is over; one that was cut says so, even if it has calls."""
+        return "tool_calls" if self.num_calls and reason == "stop" else reason
+
+
+def whole_message(reply: Reply, text: str) -> dict[str, Any]:
+    """The message that has all of a text."""
+    content = reasoning = ""
+    calls: list[dict[str, Any]] = []
+    for delta in (*reply.push(text), *reply.end()):
+        if delta.kind == "content":
+            content += delta.text
+        elif delta.kind == "reasoning":
+            reasoning += delta.text
+        else:
+            [call] = reply.delta(delta)["tool_calls"]
+            if delta.kind == "call":
+                calls.append({key: call[key] for key in ("id", "type", "function")})
+            else:
+                calls[-1]["function"]["arguments"] += delta.text
+    message: dict[str, Any] = {"role": "assistant", "content": content or None, "refusal": None}
+    if not (calls or reasoning):
+        message["content"] = content
+    if reasoning:
+        message |= {"reasoning_content": reasoning, "reasoning": reasoning}
+    return message | ({"tool_calls": calls} if calls else {})

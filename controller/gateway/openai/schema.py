@@ -1,0 +1,139 @@
+"""The bodies of requests in OpenAI's form: kinds and ranges of what is read of them.
+
+https://github.com/openai/openai-openapi (openapi.yaml, CreateChatCompletionRequest and
+CreateCompletionRequest). Keys that are not here are left to refused.py, or change nothing.
+"""
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from trt_mtp.controller.gateway.openai.errors import ParameterError
+from trt_mtp.controller.request import MAX_NAME_CHARS
+
+MAX_CHOICES = 128  # of one request, as OpenAI's `n`
+INT64 = 2**63
+
+Name = Annotated[str, Field(max_length=MAX_NAME_CHARS)]
+Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh"]
+TokenId = Annotated[int, Field(ge=0, lt=2**31)]
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(strict=True, extra="ignore", allow_inf_nan=False)
+
+
+class StreamOptions(_Model):
+    """What a stream has beside its pieces."""
+
+    include_usage: bool | None = None
+    continuous_usage_stats: bool | None = None
+
+
+class VendorOptions(_Model):
+    """`trt_mtp`: the gateway's request parameters. Given at all, the answer has it, too."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    task: Name | None = None
+    draft_length: int | Name | None = None
+    session_id: Name | None = None
+    tenant: Name | None = None
+    latency_class: Name | None = None
+
+
+class Prediction(_Model):
+    """A text that the answer is expected to repeat for the most part; it changes only the way."""
+
+    type: Literal["content"]
+    content: str | list[dict[str, Any]]
+
+
+class CommonRequest(_Model):
+    """What chats and completions have in common."""
+
+    model: str
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    n: int | None = Field(None, ge=1, le=MAX_CHOICES)
+    max_tokens: int | None = Field(None, ge=1, lt=2**31)
+    temperature: float | None = Field(None, ge=0, le=2)
+    top_p: float | None = Field(None, gt=0, le=1)
+    top_k: int | None = Field(None, ge=-1, lt=2**31)
+    seed: int | None = Field(None, ge=-INT64, lt=2 * INT64)
+    stop: str | list[str] | None = None
+    ignore_eos: bool | None = None  # vLLM's, as is min_tokens
+    min_tokens: int | None = Field(None, ge=0, lt=2**31)
+    service_tier: str | None = None
+    priority: int | None = Field(None, ge=-INT64, lt=INT64)
+    prompt_cache_key: str | None = None
+    trt_mtp: VendorOptions | None = None
+
+
+class TemplateOptions(_Model):
+    """`chat_template_kwargs`, as vLLM has it: the template's variables."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    enable_thinking: bool | None = None
+
+
+class ChatRequest(CommonRequest):
+    """A body of POST /v1/chat/completions."""
+
+    messages: list[dict[str, Any]] = Field(min_length=1)
+    max_completion_tokens: int | None = Field(None, ge=1, lt=2**31)
+    tools: list[dict[str, Any]] | None = None
+    tool_choice: str | dict[str, Any] | None = None
+    parallel_tool_calls: bool | None = None
+    prediction: Prediction | None = None
+    enable_thinking: bool | None = None  # Qwen's own API has it here
+    chat_template_kwargs: TemplateOptions | None = None
+    reasoning_effort: Effort | None = None
+
+    @property
+    def thinking(self) -> bool | None:
+        """Whether the answer is to begin with thinking; None leaves it to the template."""
+        options = self.chat_template_kwargs
+        given = None if options is None else options.enable_thinking
+        if given is None:
+            given = self.enable_thinking
+        if given is None and self.reasoning_effort is not None:
+            return self.reasoning_effort != "none"  # Qwen's templates know no degrees
+        return given
+
+
+class CompletionRequest(CommonRequest):
+    """A body of POST /v1/completions."""
+
+    prompt: str | list[str] | list[TokenId] | list[list[TokenId]]
+    echo: bool | None = None
+    best_of: int | None = None
+
+
+R = TypeVar("R", ChatRequest, CompletionRequest)
+
+
+def read_as(kind: type[R], values: Mapping[str, Any]) -> R:
+    """`values` as a request; raises ParameterError, which names the first that is wrong."""
+    try:
+        request = kind.model_validate(values)
+    except ValidationError as error:
+        raise _parameter_error(error) from None
+    if request.stream_options is not None and not request.stream:
+        raise ParameterError("stream_options goes with stream: true", "stream_options")
+    return request
+
+
+def _parameter_error(error: ValidationError) -> ParameterError:
+    found = error.errors(include_url=False, include_context=False, include_input=False)[0]
+    place = found["loc"]
+    name = str(place[0]) if place else "body"
+    if name in ("trt_mtp", "stream_options", "chat_template_kwargs") and len(place) > 1:
+        name = f"{name}.{str(place[1])[:MAX_NAME_CHARS]}"
+    elif name in ("messages", "tools") and len(place) > 1:
+        name = f"{name}[{place[1]}]"
+    if found["type"] == "missing":
+        return ParameterError(f"{name} is missing", name, "missing_required_parameter")
+    return ParameterError(f"{name}: {found['msg']}", name, "invalid_value")

@@ -1,0 +1,390 @@
+"""One Triton server behind the gateway: its variants, whether they are ready, and calls to it."""
+
+import asyncio
+import json
+import logging
+import random
+import re
+import time
+from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import grpc
+from tritonclient.grpc import service_pb2 as pb
+
+from trt_mtp.controller.batch_schedule import BatchSchedule
+from trt_mtp.controller.decision import VariantState
+from trt_mtp.controller.gateway.servers.health import Health
+from trt_mtp.controller.gateway.servers.load import OtherLoad
+from trt_mtp.controller.gateway.servers.triton_channel import TritonChannel
+from trt_mtp.controller.gateway.servers.upstream import Metadata, Upstream
+from trt_mtp.controller.gateway.servers.winding_down import Rest, read_out, wind_down
+from trt_mtp.serve.chat_format import CHAT_FORMAT, ChatFormat
+from trt_mtp.serve.contract import CANCEL, MIN_TOKENS
+from trt_mtp.serve.repository import MEASURED_ON, NO_MIN_TOKENS, SCHEDULE
+from trt_mtp.serve.tls_files import TlsFiles
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+POLL_S = 1.0
+DISCOVERY_S = 10.0
+PROBES_PER_S = 50.0  # of all servers together: a gateway with a thousand asks each less often
+JITTER = 0.25  # of the time between probes, both ways: gateways don't ask in step
+MAX_DRAFT_LENGTH = 16
+CALL_TIMEOUT_S = 5.0
+DEFAULT_MAX_BATCH_SIZE = 8  # of a variant whose configuration doesn't say
+DEFAULT_MAX_SEQ_LEN = 2_048
+CLOSE_S = 5.0
+SILENT = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)  # no answer of its own
+MAX_IDLE_STREAMS = 256  # kept open, so that a request needs no new one
+
+
+@dataclass(slots=True, eq=False)
+class Replica:
+    """A variant model on a Triton server, and what it is doing now."""
+
+    backend: "Backend"
+    key: str  # k3, or k3@HOST:PORT where there is more than one server
+    name: str  # k3
+    model_name: str  # qwen_mtp_k3
+    draft_length: int
+    max_batch_size: int
+    max_seq_len: int
+    fingerprint: str
+    measured_on: dict[str, str]  # the parts behind the fingerprint
+    inputs: frozenset[str]
+    outputs: frozenset[str]
+    takes_min_tokens: bool = True
+    schedule: BatchSchedule | None = None  # of draft lengths by batch
+    chat_format: ChatFormat = field(default_factory=ChatFormat)  # how its answers are read
+    health: Health = field(default_factory=Health)
+    num_running: int = 0
+    num_elsewhere: int = 0  # the same through other workers of this gateway
+    others: OtherLoad = field(default_factory=OtherLoad)
+    prefill_s_per_token: float | None = None  # until the first token, as it was seen
+
+    @property
+    def is_ready(self) -> bool:
+        """What its server last said, unless a connection failed since then."""
+        return self.health.is_ready
+
+    @property
+    def can_continue(self) -> bool:
+        """True for one that goes on with an answer which another began."""
+        return "emitted_ids" in self.inputs and "output_ids" in self.outputs
+
+    @property
+    def can_cancel(self) -> bool:
+        """True for one that ends a request when another one asks it to."""
+        return CANCEL in self.inputs
+
+    def heard(self, now_s: float) -> None:
+        """A message of its came at the monotonic time `now_s`."""
+        self.health.heard_at = self.backend.heard_at = now_s
+
+    def note_load(self, num_in_flight: int, now_s: float, num_left: int) -> None:
+        """A response says how many requests it has; `num_left` of this gateway's aren't among them.
+
+        Those of the gateway's workers are counted apart.
+        """
+        num_own = self.num_running + self.num_elsewhere - num_left
+        self.others.note(num_in_flight, num_own, now_s)
+
+    def load(self, now_s: float) -> int:
+        """Requests that are believed to be in flight on it, whoever sent them."""
+        return self.num_running + self.num_elsewhere + self.others.num(now_s)
+
+    def state(self, is_healthy: bool, now_s: float) -> VariantState:
+        """What a policy sees of it."""
+        num_running = self.load(now_s)
+        return VariantState(
+            name=self.key,
+            draft_length=self.draft_length,
+            is_healthy=is_healthy,
+            num_running=num_running,
+            max_batch_size=self.max_batch_size,
+            max_seq_len=self.max_seq_len,
+            device=self.backend.target,
+            num_on_device=self.backend.load(now_s),
+            is_full=num_running >= self.max_batch_size,
+            takes_min_tokens=self.takes_min_tokens,
+            schedule=self.schedule,
+        )
+
+
+class Backend:
+    """A Triton server. Make it inside the event loop that uses it."""
+
+    def __init__(
+        self, target: str, public_name: str, tls: TlsFiles | None = None, key_suffix: str = ""
+    ) -> None:
+        """Connects when it is first asked; `key_suffix` tells its variants from other servers'."""
+        self.target = target  # HOST:PORT
+        self.public_name = public_name
+        self.zone = ""  # where it runs, if that is known
+        self.on_change: Callable[[], None] = lambda: None  # told when its variants are others
+        self.num_probed: Callable[[], int] = lambda: 1  # variants of all servers together
+        self._variants: dict[str, Replica] = {}
+        self.named: Sequence[str] = ()  # variants to look for beside k0, k1, …
+        self.is_live = False
+        self.heard_at = 0.0  # monotonic time at which it last said that it is alive
+        self._key_suffix = key_suffix
+        self._channel = TritonChannel(target, tls)
+        self._idle: list[Upstream] = []
+        self._background: set[asyncio.Task[Any]] = set()  # each ends by itself
+        self._generation = 0  # of the streams that are kept
+        self._suspected = asyncio.Event()
+
+    @property
+    def variants(self) -> dict[str, Replica]:
+        """Its variants by name, in order of draft length; replaced, never changed."""
+        return self._variants
+
+    @variants.setter
+    def variants(self, variants: dict[str, Replica]) -> None:
+        self._variants = variants
+        self.on_change()
+
+    async def call(
+        self, method: str, request: bytes, timeout_s: float | None, metadata: Metadata = ()
+    ) -> bytes:
+        """One unary RPC, bytes in and out; raises grpc.aio.AioRpcError."""
+        return bytes(
+            await self._channel.unary[method](request, timeout=timeout_s, metadata=metadata)
+        )
+
+    def take_stream(self, metadata: Metadata = ()) -> Upstream:
+        """A stream for one request: an idle one, or a fresh one where there is metadata to send."""
+        while self._idle and not metadata:
+            upstream = self._idle.pop()
+            if upstream.is_open:
+                return upstream
+        call = self._channel.stream(metadata=metadata)
+        return Upstream(call, is_shared=not metadata, generation=self._generation)
+
+    def open_stream(self, metadata: Metadata) -> Upstream:
+        """A stream for one request to another model."""
+        return Upstream(self._channel.stream(metadata=metadata), is_shared=False)
+
+    def abandon(
+        self, upstream: Upstream, variant: Replica, request_id: str
+    ) -> "asyncio.Task[Rest]":
+        """Nobody wants the rest of an answer: the task ends when nothing of it is in flight."""
+        return self._in_background(wind_down(self, upstream, variant, request_id))
+
+    def read_out(self, upstream: Upstream) -> None:
+        """Read a stream of `open_stream` to its end, whoever still wants it."""
+        self._in_background(read_out(self, upstream))
+
+    def drop(self, upstream: Upstream) -> None:
+        """Give up a stream that stays silent; the server is not trusted before it answers again."""
+        log.warning("a stream to Triton at %s is silent and given up", self.target)
+        self._channel.drop(upstream.call)
+        self._generation += 1  # what is idle on that connection isn't used again
+        self._close_idle()
+        self.suspect()
+
+    def give_back(self, upstream: Upstream) -> None:
+        """Take back a stream on which nothing is in flight."""
+        is_current = upstream.generation == self._generation
+        if (
+            upstream.is_shared
+            and is_current
+            and len(self._idle) < MAX_IDLE_STREAMS
+            and self.is_live
+        ):
+            self._idle.append(upstream)
+        else:
+            self._end(upstream)
+
+    def renew_streams(self) -> None:
+        """End every stream that is open now, as soon as nothing is in flight on it.
+
+        Triton 2.51 keeps a model that it unloads until all streams have ended on which the model
+        ever answered.
+        """
+        self._generation += 1
+        self._close_idle()
+
+    def suspect(self) -> None:
+        """A call failed on the way: send nothing until the variants are known to be ready."""
+        for variant in self.variants.values():
+            variant.health.suspect()
+        self.look_soon()
+
+    def look_soon(self) -> None:
+        """Something may be wrong: ask the server about its variants now."""
+        self._suspected.set()
+
+    def _close_idle(self) -> None:
+        while self._idle:
+            self._end(self._idle.pop())
+
+    def _end(self, upstream: Upstream) -> None:
+        self._in_background(upstream.end())
+
+    def _in_background(self, work: Coroutine[Any, Any, T]) -> "asyncio.Task[T]":
+        task = asyncio.create_task(work)
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
+        return task
+
+    def load(self, now_s: float) -> int:
+        """Requests that are believed to be in flight on all its variants."""
+        return sum([variant.load(now_s) for variant in self.variants.values()])
+
+    async def refresh(self, silent_since: float | None = None) -> None:
+        """Ask Triton whether it is alive and which of its variants are ready.
+
+        With `silent_since`, a monotonic time, only variants that are not ready or that sent
+        nothing since then are asked for: what answers requests is ready.
+        """
+        if self._channel.renew():
+            self._close_idle()
+        asked = [
+            variant
+            for variant in self.variants.values()
+            if silent_since is None
+            or not variant.is_ready
+            or variant.health.heard_at < silent_since
+        ]
+        if not asked and self.variants:
+            return
+        answers = await asyncio.gather(*(self._is_ready(variant) for variant in asked))
+        is_heard = any(answer is not None for answer in answers)
+        self.is_live = is_heard or await self._is_alive()
+        for variant, answer in zip(asked, answers, strict=True):
+            is_ready = bool(answer)
+            if is_ready != variant.is_ready:
+                log.info("%s is %s", variant.model_name, "ready" if is_ready else "not ready")
+            variant.health.poll(is_ready, time.monotonic())
+        if not any(variant.is_ready for variant in self.variants.values()):
+            self._close_idle()  # Triton waits for streams before it ends
+
+    async def discover(self) -> None:
+        """Find variants that are new.
+
+        Each possible name is asked for: the index of models is a management call, which Triton
+        may keep from us.
+        """
+        known = {variant.model_name for variant in self.variants.values()}
+        variants = [*(f"k{length}" for length in range(MAX_DRAFT_LENGTH + 1)), *self.named]
+        names = dict.fromkeys(f"{self.public_name}_{variant}" for variant in variants)
+        found = await asyncio.gather(
+            *(self._read_variant(name) for name in names if name not in known)
+        )
+        fresh = [variant for variant in found if variant and variant.name not in self.variants]
+        hosted = [*self.variants.values(), *fresh]
+        hosted.sort(key=lambda variant: (variant.draft_length, variant.name))
+        if fresh:
+            self.variants = {variant.name: variant for variant in hosted}
+
+    async def watch(self) -> None:
+        """Keep what is known of the variants fresh, for ever; looks at once after a failed call."""
+        next_discovery = 0.0
+        silent_since: float | None = None
+        while True:
+            await self.refresh(silent_since)
+            if self.is_live and (not self.variants or time.monotonic() >= next_discovery):
+                await self.discover()
+                next_discovery = time.monotonic() + DISCOVERY_S * self._probe_s()
+            self._suspected.clear()
+            await asyncio.sleep(0.1)  # a storm of failures is one look, not one for each
+            silent_since = time.monotonic()
+            try:
+                async with asyncio.timeout(self._probe_s() * _jittered()):
+                    await self._suspected.wait()
+                silent_since = None
+            except TimeoutError:
+                pass
+
+    def _probe_s(self) -> float:
+        """Seconds between probes of a variant that sends nothing, by how many there are."""
+        return max(POLL_S, self.num_probed() / PROBES_PER_S)
+
+    async def close(self) -> None:
+        """Close the connection, after CLOSE_S at most for streams that come to their end."""
+        self._close_idle()
+        if self._background:
+            await asyncio.wait(self._background, timeout=CLOSE_S)
+        for task in self._background:
+            task.cancel()
+        await self._channel.close()
+
+    async def _is_alive(self) -> bool:
+        try:
+            raw = await self.call("ServerLive", b"", CALL_TIMEOUT_S)
+        except grpc.aio.AioRpcError:
+            return False
+        self.heard_at = time.monotonic()
+        return bool(pb.ServerLiveResponse.FromString(raw).live)
+
+    async def _is_ready(self, variant: Replica) -> bool | None:
+        """What the server says; None if it says nothing."""
+        request = pb.ModelReadyRequest(name=variant.model_name).SerializeToString()
+        try:
+            raw = await self.call("ModelReady", request, CALL_TIMEOUT_S)
+        except grpc.aio.AioRpcError as error:
+            return None if error.code() in SILENT else False
+        self.heard_at = time.monotonic()
+        return bool(pb.ModelReadyResponse.FromString(raw).ready)
+
+    async def _read_variant(self, model_name: str) -> Replica | None:
+        request = pb.ModelConfigRequest(name=model_name).SerializeToString()
+        try:
+            raw = await self.call("ModelConfig", request, CALL_TIMEOUT_S)
+        except grpc.aio.AioRpcError:
+            return None  # not there, or not yet
+        config = pb.ModelConfigResponse.FromString(raw).config
+        return _hosted(config, self, self._key_suffix)
+
+
+def _jittered() -> float:
+    return 1 + JITTER * (2 * random.random() - 1)
+
+
+def _length_in(name: str) -> int:
+    """The draft length that a variant's name begins with, as in `k3`; 0 where it has none."""
+    found = re.match(r"k(\d{1,3})", name)
+    return int(found[1]) if found else 0
+
+
+def _hosted(config: Any, backend: Backend, key_suffix: str) -> Replica:
+    """A variant from its pb.ModelConfig; a parameter that is missing or no number has a default."""
+    texts = {key: value.string_value for key, value in config.parameters.items()}
+    suffix = config.name.removeprefix(f"{backend.public_name}_")
+    name = texts.get("variant") or suffix
+
+    def number(key: str, default: int) -> int:
+        text = texts.get(key, "")
+        return int(text) if re.fullmatch(r"\d{1,9}", text) else default
+
+    return Replica(
+        backend=backend,
+        key=name + key_suffix,
+        name=name,
+        model_name=config.name,
+        draft_length=number("draft_length", _length_in(suffix)),
+        max_batch_size=number("max_batch_size", DEFAULT_MAX_BATCH_SIZE),
+        max_seq_len=number("max_seq_len", DEFAULT_MAX_SEQ_LEN),
+        fingerprint=texts.get("fingerprint", ""),
+        measured_on=_measured_on(texts.get(MEASURED_ON, "")),
+        inputs=frozenset(tensor.name for tensor in config.input),
+        outputs=frozenset(tensor.name for tensor in config.output),
+        takes_min_tokens=NO_MIN_TOKENS not in texts
+        and any(tensor.name == MIN_TOKENS for tensor in config.input),
+        schedule=BatchSchedule.from_json(texts.get(SCHEDULE, "")),
+        chat_format=ChatFormat.from_json(texts.get(CHAT_FORMAT, "")),
+    )
+
+
+def _measured_on(text: str) -> dict[str, str]:
+    """The parts in a model's parameter; none where it isn't a JSON object."""
+    try:
+        value = json.loads(text)
+    except ValueError:
+        return {}
+    return {str(key): str(part) for key, part in value.items()} if isinstance(value, dict) else {}

@@ -1,0 +1,122 @@
+"""Trials and successes of each draft position, with exponential forgetting."""
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+MAX_POSITIONS = 8
+MEMORY_STEPS = 4000.0  # effective steps until older ones fade: some hundred requests
+KEPT_AFTER_ALARM = 0.1  # of what was counted before
+MAX_EPOCH = 1_000_000_000
+
+
+def _zeros() -> list[float]:
+    return [0.0] * MAX_POSITIONS
+
+
+def trials(num_steps: float, accepted: Sequence[float], cut_after: int = -1) -> list[float]:
+    """How many steps showed the outcome of each draft: those that reached it and were not cut.
+
+    >>> trials(5, (3, 1), cut_after=1)
+    [5.0, 2.0]
+    """
+    reached = [float(num_steps), *map(float, accepted[:-1])]
+    return [count - (j == cut_after) for j, count in enumerate(reached[: len(accepted)])]
+
+
+@dataclass(slots=True)
+class PositionCounts:
+    """Effective trials and successes of each draft position, among the steps that reached it.
+
+    `epoch` is the number of drift alarms before them: beside counts of a later epoch they count
+    a tenth per alarm. Whoever counts on after an alarm elsewhere first goes to its epoch.
+    """
+
+    trials: list[float] = field(default_factory=_zeros)
+    successes: list[float] = field(default_factory=_zeros)
+    epoch: int = 0
+
+    def add(
+        self, num_steps: float, accepted: Sequence[float], weight: float, cut_after: int = -1
+    ) -> None:
+        """Add one answer's steps; `accepted[j]` had their first j + 1 drafts accepted.
+
+        A last step that the answer's end cut after `cut_after` accepted drafts tried no further one
+        that anybody saw.
+        """
+        self.add_expected(num_steps, accepted, accepted, weight, cut_after)
+
+    def add_expected(
+        self,
+        num_steps: float,
+        accepted: Sequence[float],
+        expected: Sequence[float],
+        weight: float,
+        cut_after: int = -1,
+    ) -> None:
+        """As `add`, with `expected` successes in place of those seen among the same trials."""
+        tried = trials(num_steps, accepted[:MAX_POSITIONS], cut_after)
+        for j, (count, successes) in enumerate(zip(tried, expected, strict=False)):
+            keep = max(0.0, 1 - weight * count / MEMORY_STEPS)
+            self.trials[j] = keep * self.trials[j] + weight * count
+            self.successes[j] = keep * self.successes[j] + weight * successes
+
+    def scale(self, factor: float) -> None:
+        """Forget all but `factor` of what was seen."""
+        self.trials = [factor * value for value in self.trials]
+        self.successes = [factor * value for value in self.successes]
+
+    def advance(self, epoch: int) -> None:
+        """Go to a later `epoch`, forgetting what its alarms say."""
+        self.scale(KEPT_AFTER_ALARM ** (epoch - self.epoch))
+        self.epoch = epoch
+
+    def faded(self, newer: "PositionCounts") -> "PositionCounts":
+        """These counts as if the `newer` ones had been added to them.
+
+        Forgetting leaves exp(-n / M) of old counts after n newer steps, M being MEMORY_STEPS, and
+        of the newer ones M (1 - exp(-n / M)). So what stays of the old is 1 - newer / M.
+        """
+        keep = [max(0.0, 1 - tried / MEMORY_STEPS) for tried in newer.trials]
+        return PositionCounts(
+            [share * value for share, value in zip(keep, self.trials, strict=True)],
+            [share * value for share, value in zip(keep, self.successes, strict=True)],
+            self.epoch,
+        )
+
+    @classmethod
+    def total(cls, counts: Iterable["PositionCounts"]) -> "PositionCounts":
+        """The sum of several gateways' counts at the latest of their epochs, in any order."""
+        rows = list(counts)
+        latest = max([c.epoch for c in rows], default=0)
+        shares = [KEPT_AFTER_ALARM ** (latest - c.epoch) for c in rows]
+        pairs = list(zip(shares, rows, strict=True))
+        return cls(
+            [math.fsum([share * c.trials[j] for share, c in pairs]) for j in range(MAX_POSITIONS)],
+            [math.fsum([s * c.successes[j] for s, c in pairs]) for j in range(MAX_POSITIONS)],
+            latest,
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """The counts of the positions that were tried, with their epoch if it isn't the first."""
+        used = sum(value > 0 for value in self.trials)
+        counts = {"trials": self.trials[:used], "successes": self.successes[:used]}
+        return counts | ({"epoch": self.epoch} if self.epoch else {})
+
+    @classmethod
+    def from_json(cls, value: Any) -> "PositionCounts":
+        """The counts that `to_json` wrote; raises ValueError for impossible ones."""
+        trials, successes = value["trials"], value["successes"]
+        padding = [0.0] * (MAX_POSITIONS - len(trials))
+        if len(trials) != len(successes) or len(trials) > MAX_POSITIONS:
+            raise ValueError("trials and successes differ in length")
+        for tried, succeeded in zip(trials, successes, strict=True):
+            if not 0 <= succeeded <= tried * (1 + 1e-9) or not math.isfinite(tried):
+                raise ValueError(f"{succeeded} successes of {tried} trials")
+        epoch = value.get("epoch", 0)
+        if not isinstance(epoch, int) or not 0 <= epoch <= MAX_EPOCH:
+            raise ValueError(f"epoch {epoch!r:.20} is not the number of an epoch")
+        return cls(
+            [float(t) for t in trials] + padding, [float(s) for s in successes] + padding, epoch
+        )

@@ -1,0 +1,100 @@
+"""What a request may be before anything is done for it; beyond it no variant is asked."""
+
+from collections.abc import Iterator
+
+from trt_mtp.controller.request import MAX_NAME_CHARS, PUBLIC_VERSION, input_tensor, num_ids
+from trt_mtp.errors import InputError
+from trt_mtp.serve.contract import (
+    CANCEL,
+    EMITTED,
+    MAX_EMITTED_IDS,
+    MAX_STOP_BYTES,
+    MAX_STOP_TEXTS,
+    RETURN_MARGIN,
+    STOP,
+)
+from trt_mtp.serve.kserve import InferRequest
+
+MAX_PARTS = 64  # inputs, or outputs, of one request
+MAX_REQUEST_ID_CHARS = 1_024  # of a request's id
+
+
+def check_request(request: InferRequest) -> None:
+    """Raise InputError for what no variant could answer, or would have to be blamed for.
+
+    That is another version than the public model's only one, inputs that are not in the request
+    itself, and more of them than make sense.
+    """
+    version = request.message.model_version
+    if version not in ("", PUBLIC_VERSION):
+        raise InputError(
+            f"the model has no version {version[:MAX_NAME_CHARS]!r}: leave the version out, or "
+            f"ask for {PUBLIC_VERSION}"
+        )
+    num_chars = len(request.message.id)  # which each message of the answer has
+    if num_chars > MAX_REQUEST_ID_CHARS:
+        raise InputError(
+            f"the request's id has {num_chars} characters: at most {MAX_REQUEST_ID_CHARS} are taken"
+        )
+    for what, parts in (("inputs", request.message.inputs), ("outputs", request.message.outputs)):
+        if len(parts) > MAX_PARTS:
+            raise InputError(f"the request has {len(parts)} {what}: at most {MAX_PARTS} are taken")
+    for tensor in request.message.inputs:
+        name = tensor.name
+        _check_input_name(name)
+        if "shared_memory_region" in tensor.parameters:
+            raise InputError(
+                f"input {name!r} lies in shared memory: send its contents in the request"
+            )
+        if name == STOP:
+            _check_stop_texts(request)
+        elif name == EMITTED:
+            _check_emitted(request)
+
+
+def _check_input_name(name: str) -> None:
+    if len(name) > MAX_NAME_CHARS:
+        raise InputError(
+            f"the name of an input has {len(name)} characters: at most {MAX_NAME_CHARS} are taken"
+        )
+    if name == RETURN_MARGIN:
+        raise InputError(
+            f"{RETURN_MARGIN} is for variants, and this model is all of them: ask a variant "
+            f"by its own name for its margin"
+        )
+    if name == CANCEL:
+        raise InputError(
+            f"{CANCEL} is for variants, and this model is all of them: end the call to cancel "
+            f"what was asked on it"
+        )
+
+
+def _check_stop_texts(request: InferRequest) -> None:
+    """Raise InputError for more or longer stop texts than an engine looks for."""
+    for number, size in enumerate(_text_sizes(request, STOP), start=1):
+        if number > MAX_STOP_TEXTS:
+            raise InputError(f"the request has more than {MAX_STOP_TEXTS} stop texts")
+        if size > MAX_STOP_BYTES:
+            raise InputError(
+                f"a stop text has {size} bytes: each may have at most {MAX_STOP_BYTES}"
+            )
+
+
+def _check_emitted(request: InferRequest) -> None:
+    """Raise InputError for more emitted_ids than an answer has tokens."""
+    number = num_ids(request, EMITTED) or 0
+    if number > MAX_EMITTED_IDS:
+        raise InputError(f"emitted_ids has {number} tokens: at most {MAX_EMITTED_IDS} are taken")
+
+
+def _text_sizes(request: InferRequest, name: str) -> Iterator[int]:
+    """The bytes of each element of a BYTES input, in its raw or its typed form."""
+    data = request.tensor(name)
+    at = 0
+    while data is not None and at + 4 <= len(data):
+        size = int.from_bytes(data[at : at + 4], "little")
+        yield size
+        at += 4 + size
+    tensor = input_tensor(request, name) if data is None else None
+    if tensor is not None:
+        yield from map(len, tensor.contents.bytes_contents)

@@ -1,0 +1,39 @@
+"""How a checkpoint's answers have to be read: its form of tool calls, and where reasoning begins.
+
+A variant's Triton model has it among its parameters, for a gateway that never sees the checkpoint.
+"""
+
+import json
+from dataclasses import dataclass
+from typing import Any, Literal
+
+CHAT_FORMAT = "chat_format"  # the model parameter; absent without a chat template
+
+
+@dataclass(frozen=True, slots=True)
+class ChatFormat:
+    """What a chat template says of the answers to it."""
+
+    tool_calls: Literal["json", "xml"] = "json"  # Qwen3's form, or that of Qwen3-Coder and 3.5
+    can_think: bool = False
+    # whether the prompt ends inside the reasoning: without enable_thinking, with it true and false
+    opens: tuple[bool, bool, bool] = (False, False, False)
+
+    def is_open(self, enable_thinking: bool | None) -> bool:
+        """Whether an answer begins inside the reasoning."""
+        return self.opens[{None: 0, True: 1, False: 2}[enable_thinking]]
+
+    @classmethod
+    def from_json(cls, text: str) -> "ChatFormat":
+        """What a model's parameter says; the default where that is nothing, or not understood."""
+        try:
+            value: Any = json.loads(text)
+            opens = tuple(value["opens"])
+            is_xml = value["tool_calls"] == "xml"
+            can_think = value["can_think"] is True
+        except (ValueError, KeyError, TypeError):
+            return cls()
+        if len(opens) != 3:
+            return cls()
+        default, on, off = (each is True for each in opens)
+        return cls("xml" if is_xml else "json", can_think, (default, on, off))

@@ -1,0 +1,94 @@
+"""Requests with long prompts: read one after the other in a thread of their own.
+
+The thread in which Triton hands requests over goes on meanwhile, and so does the engine: short
+requests never wait until a long text is tokenized.
+"""
+
+import threading
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from numpy.typing import NDArray
+
+LONG_BYTES = 16_384  # of all inputs; a tokenizer reads some megabytes per second
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ReceivedRequest:
+    """All that Triton hands over of a request."""
+
+    request_id: str  # empty if the client gave none
+    inputs: Mapping[str, NDArray[Any]]
+    parameters: str  # a JSON object, or empty
+    outputs: frozenset[str]
+    sender: Any  # Triton's, for its responses
+
+    @property
+    def is_long(self) -> bool:
+        """True for one whose prompt may take a while to read."""
+        sizes = (
+            sum(map(len, array.ravel().tolist())) if array.dtype == object else array.nbytes
+            for array in self.inputs.values()
+        )
+        return sum(sizes) > LONG_BYTES
+
+
+class LongPrompts:
+    """The requests that wait to be read, and the thread that does it."""
+
+    def __init__(self, submit: Callable[[ReceivedRequest], None]) -> None:
+        """`submit` reads a request and hands it to the engine; it raises nothing."""
+        self._submit = submit
+        self._waiting: deque[ReceivedRequest] = deque()
+        self._current: ReceivedRequest | None = None
+        self._deferred: list[Callable[[], None]] = []
+        self._is_closed = False
+        self._wake = threading.Condition()
+        self._thread = threading.Thread(target=self._run, name="long-prompts", daemon=True)
+        self._thread.start()
+
+    def put(self, request: ReceivedRequest) -> None:
+        """Have `request` read and submitted after those that came before; returns at once."""
+        with self._wake:
+            self._waiting.append(request)
+            self._wake.notify()
+
+    def take(self, request_id: str) -> ReceivedRequest | None:
+        """Take a request out that nobody has begun to read; None if there is none of that id."""
+        with self._wake:
+            for request in self._waiting:
+                if request.request_id == request_id:
+                    self._waiting.remove(request)
+                    return request
+        return None
+
+    def defer(self, request_id: str, action: Callable[[], None]) -> bool:
+        """Have `action` called when the request is submitted; false if it isn't being read."""
+        with self._wake:
+            if self._current is None or self._current.request_id != request_id:
+                return False
+            self._deferred.append(action)
+            return True
+
+    def close(self) -> None:
+        """Let the thread end; no request may be waiting."""
+        with self._wake:
+            self._is_closed = True
+            self._wake.notify()
+
+    def _run(self) -> None:
+        while True:
+            with self._wake:
+                while not (self._waiting or self._is_closed):
+                    self._wake.wait()  # for ever, where no long prompt comes
+                if self._is_closed:
+                    return
+                self._current = request = self._waiting.popleft()
+            self._submit(request)
+            with self._wake:
+                self._current = None
+                deferred, self._deferred = self._deferred, []
+            for action in deferred:
+                action()

@@ -1,0 +1,200 @@
+"""Tokenizer, end tokens and chat template are tried at build, as transformers resolves them."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import AutoTokenizer
+
+from tests.conftest import CliResult
+from tests.tiny_model import CHAT_TEMPLATE, make_checkpoint, write_json
+from trt_mtp.build.text_check import check_text
+from trt_mtp.errors import InputError
+from trt_mtp.serve.engine.text import TextCodec
+
+Cli = Callable[..., CliResult]
+
+TOOLS: Any = [{"type": "function", "function": {"name": "f"}}]
+USER: dict[str, Any] = {"role": "user", "content": "Hello"}
+GENERATION = (
+    "{% for m in messages %}{{ m.role }}: {% generation %}{% set x = m.content %}{{ x }}"
+    "{% endgeneration %}{{ eos_token }}{% endfor %}{{ bos_token }}|{{ x }}"
+)
+NAMED = [
+    {"name": "default", "template": "plain {{ messages[-1].content }}"},
+    {"name": "tool_use", "template": "tools {{ tools | length }}"},
+]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A checkpoint of one test's own."""
+    return make_checkpoint(tmp_path / "c")
+
+
+def put_template(folder: Path, place: str, template: Any) -> None:
+    """The only chat template of `folder`."""
+    (folder / "chat_template.jinja").unlink(missing_ok=True)
+    file = folder / place
+    if place.endswith(".jinja"):
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(template)
+        return
+    stated = json.loads(file.read_text()) if file.is_file() else {}
+    write_json(file, stated | {"chat_template": template})
+
+
+@pytest.mark.parametrize("tools", [None, TOOLS], ids=["plain", "tools"])
+@pytest.mark.parametrize(
+    ("place", "template"),
+    [
+        ("chat_template.jinja", GENERATION),
+        ("tokenizer_config.json", GENERATION),
+        ("tokenizer_config.json", NAMED),
+        ("tokenizer_config.json", CHAT_TEMPLATE),
+    ],
+    ids=["a file", "a key", "named ones", "the usual one"],
+)
+def test_templates_are_resolved_as_transformers_does(
+    folder: Path, place: str, template: Any, tools: Any
+) -> None:
+    """Wherever the template lies, the ids are those of apply_chat_template."""
+    put_template(folder, place, template)
+    check_text(folder, 320)
+    expected = AutoTokenizer.from_pretrained(folder).apply_chat_template(
+        [USER], tools=tools, add_generation_prompt=True, return_dict=False
+    )
+    assert TextCodec(folder).encode_chat([USER], tools) == tuple(expected)
+
+
+def test_named_files_count_as_transformers_has_them(folder: Path) -> None:
+    """additional_chat_templates/tool_use.jinja is the one for requests with tools."""
+    (folder / "additional_chat_templates").mkdir()
+    (folder / "additional_chat_templates" / "tool_use.jinja").write_text("t {{ tools | length }}")
+    expected = AutoTokenizer.from_pretrained(folder).apply_chat_template(
+        [USER], tools=TOOLS, return_dict=False
+    )
+    assert TextCodec(folder).encode_chat([USER], TOOLS) == tuple(expected)
+    assert TextCodec(folder).chat_text([USER]).startswith("<|im_start|>user")
+
+
+def test_chat_template_json_is_read_where_the_tokenizer_has_none(folder: Path) -> None:
+    """Models that take images keep theirs in chat_template.json."""
+    put_template(folder, "chat_template.json", "json {{ messages[0].content }}")
+    assert TextCodec(folder).chat_text([USER]) == "json Hello"
+
+
+BROKEN = {
+    "{% for m in messages %}{{ m.content }}": "line 1: Unexpected end of template",
+    "{{ messages[0].content": "line 1:",
+    "{% unknown %}": "unknown tag 'unknown'",
+    "{{ messages[0].content | nofilter }}": "No filter named 'nofilter'",
+    "{{ undefined_thing.x }}": "can't render a question (UndefinedError",
+    "{{ raise_exception('not today') }}": "can't render a question (not today)",
+    "{% if enable_thinking is defined and not enable_thinking %}{{ x.y }}{% endif %}{{ messages }}":
+    "can't render a question with enable_thinking False",
+    "{% if tools %}{{ tools[0].nothing.name }}{% endif %}{{ messages[0].content }}":
+    "can't render tools (UndefinedError",
+    "{{ messages[0].content }}{{ messages[0]['__class__'].mro() }}": "can't render a question (",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("source", BROKEN)
+def test_a_broken_template_is_refused_at_build(
+    cli: Cli, folder: Path, tmp_path: Path, source: str
+) -> None:
+    """One sentence with the file, what was tried and the reason; nothing is built."""
+    put_template(folder, "chat_template.jinja", source)
+    result = cli("build", folder, "--engine", "cpu", "-o", tmp_path / "engines")
+    assert result.code == 2
+    assert f"{folder / 'chat_template.jinja'}: its chat template can't" in result.err
+    assert BROKEN[source] in result.err
+    assert result.err.count("\n") == 1
+    assert not (tmp_path / "engines" / "k0").exists()
+
+
+def test_a_template_may_refuse_tools_and_system_messages(folder: Path) -> None:
+    """What a template refuses with a sentence of its own is not an error of the template."""
+    put_template(
+        folder,
+        "chat_template.jinja",
+        "{% if tools or messages[0].role == 'system' %}{{ raise_exception('users only') }}"
+        "{% endif %}{{ messages[0].content }}",
+    )
+    check_text(folder, 320)
+
+
+@pytest.mark.parametrize(
+    ("stated", "message"),
+    [
+        (3, "chat_template is 3, expected a text or a list"),
+        ([{"name": "a"}], "expected objects with name and template"),
+        ([{"name": "rag", "template": "x"}], "has the chat templates rag, but none named default"),
+    ],
+)
+def test_malformed_named_templates_are_refused(folder: Path, stated: Any, message: str) -> None:
+    """A list without names, sources or a default is refused with the file."""
+    put_template(folder, "tokenizer_config.json", stated)
+    with pytest.raises(InputError, match=message):
+        check_text(folder, 320)
+
+
+@pytest.mark.parametrize(
+    ("generation", "config", "tokenizer", "expected"),
+    [
+        ({"eos_token_id": 0}, 0, "<|im_end|>", {0, 2}),  # the turn's end is the tokenizer's
+        (None, 0, "<|im_end|>", {0, 2}),
+        (None, None, "<|im_end|>", {2}),
+        (None, None, {"content": "<|im_end|>", "special": True}, {2}),
+        ({"eos_token_id": [2, 0]}, 1, None, {0, 2}),
+        ({}, 1, None, {1}),
+    ],
+)
+def test_an_answer_ends_where_the_turn_does(
+    folder: Path, generation: Any, config: Any, tokenizer: Any, expected: set[int]
+) -> None:
+    """The ids of generate, and the tokenizer's eos_token, which chat models end turns with."""
+    (folder / "generation_config.json").unlink()
+    if generation is not None:
+        write_json(folder / "generation_config.json", generation)
+    stated = json.loads((folder / "config.json").read_text())
+    write_json(folder / "config.json", stated | {"eos_token_id": config})
+    write_json(folder / "tokenizer_config.json", {"eos_token": tokenizer})
+    check_text(folder, 320)
+    assert TextCodec(folder, 320).eos_ids == expected
+
+
+@pytest.mark.parametrize("value", ["2", 320, -1, [2, None], True, {"id": 2}])
+def test_an_end_token_has_to_be_an_id(folder: Path, value: Any) -> None:
+    """What is no id below the vocabulary's size is refused with file, key and value."""
+    write_json(folder / "generation_config.json", {"eos_token_id": value})
+    with pytest.raises(InputError, match=r"generation_config\.json: eos_token_id has .*0 to 319"):
+        check_text(folder, 320)
+
+
+def test_a_model_whose_answers_never_end_is_refused(folder: Path) -> None:
+    """No end token in any file would mean answers up to max_tokens, always."""
+    (folder / "generation_config.json").unlink()
+    stated = json.loads((folder / "config.json").read_text())
+    write_json(folder / "config.json", stated | {"eos_token_id": None})
+    write_json(folder / "tokenizer_config.json", {})
+    with pytest.raises(InputError, match="names no token that ends an answer"):
+        check_text(folder, 320)
+
+
+def test_a_tokenizer_of_another_vocabulary_is_refused(folder: Path) -> None:
+    """Ids that the embedding doesn't have would be refused one request at a time."""
+    with pytest.raises(InputError, match=r"token id 319, but config\.json's vocab_size is 300"):
+        check_text(folder, 300)
+
+
+def test_a_length_in_the_tokenizer_cuts_no_prompt(folder: Path) -> None:
+    """tokenizer.json of a fine-tune may say to cut texts; prompts are refused or read whole."""
+    stated = json.loads((folder / "tokenizer.json").read_text())
+    stated["truncation"] = {
+        "direction": "Right", "max_length": 4, "strategy": "LongestFirst", "stride": 0
+    }  # fmt: skip
+    write_json(folder / "tokenizer.json", stated)
+    assert len(TextCodec(folder).encode("a b c d e f g h")) > 4

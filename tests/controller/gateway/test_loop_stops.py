@@ -1,0 +1,188 @@
+"""The largest requests that are admitted, of every kind, hold up nobody else's answers.
+
+What the event loop does without a pause is counted in processor time, which doesn't grow with what
+else the machine has to do as the time of day does.
+"""
+
+import asyncio
+import contextlib
+import json
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from tritonclient.grpc import service_pb2 as pb
+
+from tests.gateway_fixtures import GatewayThread, raw_stream, running_gateway, script_request
+from tests.http_client import ask
+from trt_mtp.controller.gateway.http.generate_json import MAX_JSON_BYTES, MAX_WEIGHT, json_object
+from trt_mtp.controller.request_limits import MAX_PARTS, MAX_REQUEST_ID_CHARS
+from trt_mtp.errors import InputError
+from trt_mtp.serve.contract import MAX_EMITTED_IDS, MAX_STOP_BYTES, MAX_STOP_TEXTS
+from trt_mtp.serve.kserve import MAX_PARSED_BYTES
+from trt_mtp.serve.triton import TritonServer
+
+LONGEST_STOP_S = 0.05  # of processor time
+NUM_TRIES = 3  # the best one counts
+MAX_MESSAGE = 16 * 1024 * 1024
+URL = "/v2/models/qwen_mtp/generate"
+
+
+@pytest.fixture(scope="module")
+def gateway(doubles: TritonServer) -> Iterator[GatewayThread]:
+    """One gateway for all."""
+    with running_gateway(doubles.grpc_url, http_port=0) as thread:
+        yield thread
+
+
+def longest_stop(gateway: GatewayThread, work: Callable[[], None]) -> float:
+    """Processor seconds of the longest turn of the gateway's event loop during `work`."""
+    longest, is_over = 0.0, False
+
+    async def tick() -> None:
+        nonlocal longest
+        while not is_over:
+            before = time.thread_time()
+            await asyncio.sleep(0)
+            longest = max(longest, time.thread_time() - before)
+
+    ticking = gateway.run(tick())
+    try:
+        work()
+    finally:
+        is_over = True
+        ticking.result(60)
+    return longest
+
+
+def with_input(name: str, datatype: str, size: int, content: bytes) -> Any:
+    """A request to a double with one more input."""
+    request = script_request(tokens=1)
+    request.inputs.add(name=name, datatype=datatype, shape=[size])
+    request.raw_input_contents.append(content)
+    return request
+
+
+def stop_texts() -> Any:
+    """As many and as long as may be."""
+    text = MAX_STOP_BYTES.to_bytes(4, "little") + b"x" * MAX_STOP_BYTES
+    return with_input("sampling_param_stop", "BYTES", MAX_STOP_TEXTS, text * MAX_STOP_TEXTS)
+
+
+def emitted() -> Any:
+    """Tokens that the client has already."""
+    content = b"\1\0\0\0" * MAX_EMITTED_IDS
+    return with_input("emitted_ids", "INT32", MAX_EMITTED_IDS, content)
+
+
+def typed_emitted() -> Any:
+    """The same, not as raw contents."""
+    request = pb.ModelInferRequest(model_name="qwen_mtp")
+    request.inputs.add(name="emitted_ids", datatype="INT32", shape=[MAX_EMITTED_IDS])
+    request.inputs[0].contents.int_contents.extend([1] * MAX_EMITTED_IDS)
+    return request
+
+
+def typed_ids() -> Any:
+    """A prompt that is parsed, and is as long as it may be then."""
+    request = pb.ModelInferRequest(model_name="qwen_mtp")
+    request.inputs.add(name="input_ids", datatype="INT32", shape=[1])
+    request.inputs[0].contents.int_contents.extend([1] * (MAX_PARSED_BYTES - 100))
+    return request
+
+
+def many_parts() -> Any:
+    """Inputs and outputs, each with parameters."""
+    request = script_request(request_id="i" * MAX_REQUEST_ID_CHARS)
+    for number in range(MAX_PARTS - len(request.inputs)):
+        tensor = request.inputs.add(name=f"none{number}", datatype="BYTES", shape=[1])
+        for key in range(900):
+            tensor.parameters[f"{key}"].bool_param = True
+    request.outputs.extend(
+        pb.ModelInferRequest.InferRequestedOutputTensor(name="text_output")
+        for _ in range(MAX_PARTS)
+    )
+    return request
+
+
+def long_text() -> Any:
+    """A prompt of the longest message."""
+    return script_request(tokens=1, padding="x" * (MAX_MESSAGE - 1000))
+
+
+def unknown_parameter() -> Any:
+    """A name that is far from all that are known."""
+    return script_request(parameters={"draft_length" * (MAX_PARSED_BYTES // 13): True})
+
+
+MESSAGES = [
+    stop_texts,
+    emitted,
+    typed_emitted,
+    typed_ids,
+    many_parts,
+    long_text,
+    unknown_parameter,
+]
+
+
+@pytest.mark.parametrize("make", MESSAGES)
+def test_the_largest_messages_stop_nobody(gateway: GatewayThread, make: Callable[[], Any]) -> None:
+    """Answered or refused, over gRPC."""
+    request = make()
+
+    def ask_once() -> None:
+        with raw_stream(gateway.gateway.address) as stream:
+            stream.send(request)
+            stream.receive()
+
+    stops = [longest_stop(gateway, ask_once) for _ in range(NUM_TRIES)]
+    assert min(stops) < LONGEST_STOP_S, stops
+
+
+BODIES = {
+    "ids": lambda: b'{"input_ids":[' + b"1," * (MAX_WEIGHT - 1_000) + b"1]}",
+    "keys": lambda: json.dumps({f"{n}": n for n in range(MAX_WEIGHT // 9 - 100)}).encode(),
+    "objects": lambda: b'{"text_input":[' + b"{}," * (MAX_WEIGHT // 3 - 100) + b"{}]}",
+    "deep": lambda: b'{"text_input":' + b"[" * (MAX_WEIGHT - 100),
+    "text": lambda: json.dumps(
+        {"text_input": "é" * (MAX_JSON_BYTES // 2 - 100)}, ensure_ascii=False
+    ).encode(),
+    "escapes": lambda: b'{"text_input":"' + b"\\n" * (MAX_JSON_BYTES // 2 - 100) + b'"}',
+    "one key": lambda: json.dumps({"draft_length" * (MAX_JSON_BYTES // 13): 1}).encode(),
+}
+
+
+@pytest.mark.parametrize("kind", BODIES)
+def test_the_largest_bodies_stop_nobody(gateway: GatewayThread, kind: str) -> None:
+    """Answered or refused, over HTTP. What a thread does that can't be interrupted counts, too."""
+    body = BODIES[kind]()
+
+    def ask_once() -> None:
+        assert ask(gateway.gateway.http_address, "POST", URL, body).status in (200, 400, 503)
+
+    stops = [longest_stop(gateway, ask_once) for _ in range(NUM_TRIES)]
+    assert min(stops) < LONGEST_STOP_S, stops
+    parsing = [_parsing_s(body) for _ in range(NUM_TRIES)]
+    assert min(parsing) < LONGEST_STOP_S, parsing
+
+
+def _parsing_s(body: bytes) -> float:
+    before = time.thread_time()
+    with contextlib.suppress(InputError):
+        json_object(body)
+    return time.thread_time() - before
+
+
+@pytest.mark.parametrize("mark", [b"1,", b"[],", b"{},", b'"a":0,'])
+def test_json_of_too_many_values_is_not_parsed(mark: bytes) -> None:
+    """It is refused by its marks."""
+    with pytest.raises(InputError, match="too many values"):
+        json_object(b"[" + mark * MAX_WEIGHT)
+
+
+def test_json_that_is_too_long_is_not_parsed() -> None:
+    """It is refused by its length."""
+    with pytest.raises(InputError, match="at most 4194304 are taken"):
+        json_object(b" " * (MAX_JSON_BYTES + 1))

@@ -1,0 +1,138 @@
+"""Requests that make variants fail, by accident or on purpose, cost nobody else anything."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import grpc
+import numpy as np
+import pytest
+import tritonclient.grpc
+import tritonclient.http
+from tritonclient.utils import InferenceServerException
+
+from tests.gateway_fixtures import (
+    GatewayThread,
+    parameter,
+    raw_stream,
+    running_gateway,
+    script_request,
+    text_of,
+)
+from tests.triton_client import tensor
+from trt_mtp.controller.gateway.call import MAX_HUNG
+from trt_mtp.controller.gateway.hang_detector import StallLimits
+from trt_mtp.controller.gateway.servers.health import FAILURES_TO_EJECT
+from trt_mtp.serve.triton import TritonServer
+
+NUM_REQUESTS = 4 * FAILURES_TO_EJECT
+
+
+@pytest.fixture
+def gateway(doubles: TritonServer) -> Iterator[GatewayThread]:
+    """A gateway whose variants nobody has blamed yet."""
+    with running_gateway(doubles.grpc_url, http_port=0) as thread:
+        yield thread
+
+
+def ejected(gateway: GatewayThread) -> set[str]:
+    """The variants that are left alone."""
+    variants = gateway.gateway.statistics()["variants"]
+    return {key for key, variant in variants.items() if variant["is_ejected"]}
+
+
+def test_an_error_that_every_variant_gives_ejects_none(gateway: GatewayThread) -> None:
+    """It is the request's; one that others don't give is the variant's own."""
+    with raw_stream(gateway.gateway.address) as stream:
+        for _ in range(NUM_REQUESTS):
+            stream.send(script_request(error_at=0))
+            assert stream.receive().error_message == "internal error: the engine broke"
+        assert ejected(gateway) == set()
+        for _ in range(FAILURES_TO_EJECT):
+            stream.send(script_request(tokens=1, error_at={"3": 0}))
+            assert parameter(stream.receive(), "failed_over") == "k3"
+        assert ejected(gateway) == {"k3"}
+
+
+def test_a_request_that_hangs_variants_takes_none_away(doubles: TritonServer) -> None:
+    """It goes to two, which nobody leaves alone for it; one that only one has says it is."""
+    quick = StallLimits(factor=1.0, min_s=1.5)
+    with (
+        running_gateway(doubles.grpc_url, stall=quick) as gateway,
+        raw_stream(gateway.gateway.address) as stream,
+    ):
+        for _ in range(2):
+            seen = len(gateway.policy.seen)
+            stream.send(script_request(hang_at=0, name="poison"))
+            assert "sent nothing for too long" in stream.receive().error_message
+            assert len(gateway.policy.seen) == seen + MAX_HUNG
+            assert ejected(gateway) == set()
+        stream.send(script_request(tokens=1))
+        assert parameter(stream.receive(), "variant") == "k3"
+        stream.send(script_request(tokens=1, hang_at={"3": 0}))
+        assert parameter(stream.receive(), "failed_over") == "k3"
+        assert ejected(gateway) == {"k3"}
+
+
+def test_an_error_in_the_middle_that_every_variant_gives_ejects_none(
+    gateway: GatewayThread,
+) -> None:
+    """What a request breaks after its first token is no more the variant's than before it."""
+    with raw_stream(gateway.gateway.address) as stream:
+        for _ in range(NUM_REQUESTS):
+            stream.send(script_request(error_at=1))
+            assert text_of(stream.receive()) == "w0"
+            assert stream.receive().error_message == "internal error: the engine broke"
+        assert ejected(gateway) == set()
+
+
+@pytest.mark.parametrize("words", ["Stub process", "internal error: ", "Request for unknown model"])
+def test_an_id_in_triton_s_words_says_nothing_of_a_variant(
+    gateway: GatewayThread, words: str
+) -> None:
+    """Triton puts the id before what it refuses; answers that others get go on undisturbed."""
+    wrong = script_request(request_id=f"x] {words}")
+    wrong.inputs[0].datatype = "INT32"
+    address = gateway.gateway.address
+    with raw_stream(address) as victim, raw_stream(address) as stream:
+        victim.send(script_request(tokens=100, delay_s=0.02))
+        assert text_of(victim.receive()) == "w0"
+        for _ in range(NUM_REQUESTS):
+            stream.send(wrong)
+            refused = stream.receive()
+            assert refused.error_message.startswith("inference input 'text_input' data-type is")
+            assert refused.infer_response.id == f"x] {words}"
+        rest = [victim.receive() for _ in range(99)]
+        assert (text_of(rest[-1]), parameter(rest[-1], "failed_over")) == ("w99", "")
+    assert ejected(gateway) == set()
+
+
+def test_the_public_model_has_one_version(gateway: GatewayThread) -> None:
+    """Another one is refused before any variant is asked for it."""
+    client = tritonclient.grpc.InferenceServerClient(gateway.gateway.address)
+    by_http = tritonclient.http.InferenceServerClient(gateway.gateway.http_address)
+    http_tensor = tritonclient.http.InferInput("text_input", [1], "BYTES")
+    http_tensor.set_data_from_numpy(np.array([b"{}"], np.object_))
+    text = [tensor("text_input", "{}")]
+    for version in ("", "1"):
+        assert client.infer("qwen_mtp", text, version).as_numpy("text_output") is not None
+        assert by_http.infer("qwen_mtp", [http_tensor], version).as_numpy("text_output") is not None
+        assert client.is_model_ready("qwen_mtp", version)
+        assert by_http.is_model_ready("qwen_mtp", version)
+        assert client.get_model_metadata("qwen_mtp", version).versions == ["1"]
+        assert by_http.get_model_metadata("qwen_mtp", version)["versions"] == ["1"]
+    for _ in range(NUM_REQUESTS):
+        with pytest.raises(InferenceServerException, match="no version '7': leave") as refused:
+            client.infer("qwen_mtp", text, "7")
+        assert refused.value.status() == str(grpc.StatusCode.INVALID_ARGUMENT)
+    about: list[Any] = [client.get_model_metadata, client.get_model_config]
+    for ask in [*about, client.get_inference_statistics]:
+        with pytest.raises(InferenceServerException, match="no version '7', only 1") as refused:
+            ask("qwen_mtp", "7")
+        assert refused.value.status() == str(grpc.StatusCode.NOT_FOUND)
+    assert not client.is_model_ready("qwen_mtp", "7")
+    assert not by_http.is_model_ready("qwen_mtp", "7")
+    with pytest.raises(InferenceServerException, match="versions/7/infer"):
+        by_http.infer("qwen_mtp", [http_tensor], "7")
+    client.close()
+    by_http.close()
+    assert ejected(gateway) == set()

@@ -1,0 +1,179 @@
+"""What is kept across restarts, and what happens to a file that can't be used."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from tests.policy_fixtures import outcome, request, variants
+from trt_mtp.controller.policy import Policy
+from trt_mtp.controller.profile import Profile
+from trt_mtp.controller.state import (
+    PeerStates,
+    default_replica,
+    load_state,
+    save_state,
+    state_to_json,
+)
+
+
+def taught(fingerprint: str = "a", replica: str = "local", acceptance: float = 0.5) -> Policy:
+    policy = Policy(Profile(fingerprint=fingerprint), replica=replica)
+    for _ in range(20):
+        decision = policy.choose(request(hint_task="coding"), variants(3), now_s=0.0)
+        policy.update(decision, outcome(3, acceptance))
+    return policy
+
+
+def test_round_trip(tmp_path: Path) -> None:
+    """A restarted gateway knows what it knew."""
+    save_state(tmp_path / "s.json", taught())
+    assert (tmp_path / "s.json").stat().st_mode & 0o777 == 0o600
+    policy = Policy(Profile(fingerprint="a"))
+    assert "20 answers learned" in load_state(tmp_path / "s.json", policy)
+    assert state_to_json(policy) == state_to_json(taught())
+    assert policy.cost.step_s(3, 1) == taught().cost.step_s(3, 1)
+
+
+def test_no_file_is_a_start_from_the_profile(tmp_path: Path) -> None:
+    """The first start is nothing unusual."""
+    assert "does not exist yet" in load_state(tmp_path / "s.json", Policy())
+
+
+GOOD = json.dumps(state_to_json(taught()))
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"\xff\xfe",
+        b"{}",
+        b"[]",
+        GOOD[: len(GOOD) // 2].encode(),
+        GOOD.replace('"schema_version": 1', '"schema_version": 9').encode(),
+        GOOD.replace('"fingerprint": "a"', '"fingerprint": "b"').encode(),
+        re.sub(r'("covariance": \[)[^,]+', r"\1NaN", GOOD).encode(),
+        re.sub(r'("covariance": \[)[^,]+', r"\1-5.0", GOOD).encode(),
+        re.sub(r'("means": \[)[^,]+,', r"\1", GOOD).encode(),
+        GOOD.replace('"trials": [', '"trials": [-1e9, ').encode(),
+        GOOD.replace('"replicas": {', '"replicas": [{').encode(),
+    ],
+)
+def test_a_file_that_cannot_be_used_is_set_aside(tmp_path: Path, content: bytes) -> None:
+    """Corrupt, foreign and newer files are renamed unread, and the policy starts from its prior."""
+    path = tmp_path / "s.json"
+    for number in (1, 2):
+        path.write_bytes(content)
+        policy = Policy(Profile(fingerprint="a"))
+        said = load_state(path, policy)
+        assert f"moved to {path}.aside-{number}" in said
+        assert not path.exists()
+        assert (tmp_path / f"s.json.aside-{number}").read_bytes() == content
+        assert policy.acceptance.version == policy.cost.num_observed == 0
+
+
+def test_what_was_learned_on_other_variants_is_set_aside(tmp_path: Path) -> None:
+    """Without a profile the variants' own fingerprints tell; one in common is enough."""
+    path, old = tmp_path / "s.json", frozenset({"old"})
+    for hosted, is_kept in ((old, True), ({"old", "new"}, True), (set(), True), ({"new"}, False)):
+        save_state(path, taught(), old)
+        policy = Policy(Profile(fingerprint="a"))
+        said = load_state(path, policy, frozenset(hosted))
+        assert (policy.acceptance.version > 0) is is_kept
+        assert ("was learned on variants old, and hosted are new; moved to" in said) is not is_kept
+
+
+def test_two_gateways_share_one_truth(tmp_path: Path) -> None:
+    """Each takes over the other's counts once, however often it reads them."""
+    one, two = taught(replica="one"), Policy(Profile(fingerprint="a"), replica="two")
+    for _ in range(3):
+        two.acceptance.merge(one.acceptance.to_json())
+    key = next(iter(one.acceptance.own))
+    assert key
+    assert expected_length(one) == pytest.approx(expected_length(two))
+
+
+def expected_length(policy: Policy) -> float:
+    decision = policy.choose(request(hint_task="coding"), variants(3), now_s=0.0)
+    return decision.chosen.acceptance_length
+
+
+def test_peers_agree_whichever_reads_first(tmp_path: Path) -> None:
+    """Two gateways that write and read each other's file expect the same, in either order."""
+    files = {name: tmp_path / name for name in ("one", "two")}
+    learned = {"one": taught(replica="one", acceptance=0.9), "two": taught(replica="two")}
+    for name, policy in learned.items():
+        save_state(files[name], policy)
+    told: list[Policy] = []
+    for order in (["one", "two"], ["two", "one"]):
+        told.append(Policy(Profile(fingerprint="a"), replica="three"))
+        assert not list(PeerStates([files[name] for name in order]).merge_into(told[-1]))
+    assert told[0].acceptance.to_json() == told[1].acceptance.to_json()
+    for name, other in (("one", "two"), ("two", "one")):
+        assert not list(PeerStates([files[other]]).merge_into(learned[name]))
+    lengths = [expected_length(policy) for policy in (*told, *learned.values())]
+    assert lengths == pytest.approx([lengths[0]] * 4)
+
+
+def test_a_restart_keeps_what_peers_taught(tmp_path: Path) -> None:
+    """A gateway's own file holds its peers' counts, and its own come back under its name."""
+    save_state(tmp_path / "peer", taught(replica="two"))
+    policy = taught(replica="one")
+    assert not list(PeerStates([tmp_path / "peer"]).merge_into(policy))
+    save_state(tmp_path / "own", policy)
+    again = Policy(Profile(fingerprint="a"), replica="one")
+    assert "40 answers learned" in load_state(tmp_path / "own", again)
+    assert again.acceptance.own
+    assert set(again.acceptance.peers) == {"two"}
+    renamed = Policy(Profile(fingerprint="a"), replica="three")
+    load_state(tmp_path / "own", renamed)
+    assert set(renamed.acceptance.peers) == {"one", "two"}
+
+
+def test_step_times_are_not_taken_from_peers(tmp_path: Path) -> None:
+    """A peer may run on another machine: its acceptance counts, its clock doesn't."""
+    save_state(tmp_path / "peer", taught(replica="two"))
+    policy = Policy(Profile(fingerprint="a"), replica="one")
+    assert not list(PeerStates([tmp_path / "peer"]).merge_into(policy))
+    assert policy.cost.num_observed == 0
+
+
+@pytest.mark.parametrize(
+    "content", [None, b"{", GOOD.replace('"fingerprint": "a"', '"fingerprint": "b"').encode()]
+)
+def test_a_peer_that_cannot_be_read_is_named_once_per_change(
+    tmp_path: Path, content: bytes | None
+) -> None:
+    """A missing, broken or foreign peer costs a sentence, is left where it is, and may recover."""
+    path = tmp_path / "peer"
+    if content is not None:
+        path.write_bytes(content)
+    policy, peers = Policy(Profile(fingerprint="a"), replica="one"), PeerStates([path])
+    [said] = peers.merge_into(policy)
+    assert str(path) in said
+    assert not list(peers.merge_into(policy))
+    assert [file.name for file in tmp_path.iterdir()] == ([] if content is None else ["peer"])
+    save_state(path, taught(replica="two"))
+    assert not list(peers.merge_into(policy))
+    assert set(policy.acceptance.peers) == {"two"}
+
+
+def test_a_peer_that_comes_later_is_waited_for_in_silence(tmp_path: Path) -> None:
+    """As other workers write theirs a minute after the start; a broken one is named as any is."""
+    policy, path = Policy(Profile(fingerprint="a"), replica="one"), tmp_path / "peer"
+    peers = PeerStates([], later=[path])
+    assert not list(peers.merge_into(policy))
+    path.write_text("{")
+    assert len(list(peers.merge_into(policy))) == 1
+    save_state(path, taught(replica="two"))
+    assert not list(peers.merge_into(policy))
+    assert set(policy.acceptance.peers) == {"two"}
+
+
+def test_gateways_have_names_of_their_own(tmp_path: Path) -> None:
+    """Unless it is named, a gateway is its machine and its file: not another's, and not `local`."""
+    names = {default_replica(path) for path in (tmp_path / "a", tmp_path / "b", None)}
+    assert len(names | {"local"}) == 4
+    assert default_replica(tmp_path / "a") in names

@@ -1,0 +1,44 @@
+"""Programs that tests start: what waits for them ends, on a loaded machine too."""
+
+import subprocess
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+TIMEOUT_S = 240.0  # less than a test's deadline in pyproject.toml, so that the wait itself is told
+
+
+@contextmanager
+def within(process: "subprocess.Popen[Any]", timeout_s: float = TIMEOUT_S) -> Iterator[None]:
+    """What is done with a process ends: it is killed after `timeout_s`, and when a test fails."""
+    is_late = threading.Event()
+
+    def kill() -> None:
+        is_late.set()
+        process.kill()
+
+    timer = threading.Timer(timeout_s, kill)
+    timer.start()
+    try:
+        yield
+    except BaseException:
+        process.kill()
+        raise
+    finally:
+        timer.cancel()
+        timer.join(timeout_s)
+    assert not is_late.is_set(), f"{process.args!r} took longer than {timeout_s:.0f} s"
+
+
+def read_line(process: "subprocess.Popen[Any]") -> Any:
+    """The next line of a process's stdout, empty when it ended."""
+    assert process.stdout is not None
+    with within(process):
+        return process.stdout.readline()
+
+
+def join(thread: threading.Thread, timeout_s: float = TIMEOUT_S) -> None:
+    """Wait for the end of a thread."""
+    thread.join(timeout_s)
+    assert not thread.is_alive(), f"{thread.name} did not end within {timeout_s:.0f} s"

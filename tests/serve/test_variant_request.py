@@ -1,0 +1,222 @@
+"""Triton requests as engine requests: what is accepted, and the sentence for what is not."""
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from trt_mtp.errors import InputError
+from trt_mtp.serve.contract import NEUTRAL
+from trt_mtp.serve.engine.base import (
+    Chunk,
+    EngineStatistics,
+    Generation,
+    Request,
+    SamplingParams,
+)
+from trt_mtp.serve.variant_request import VariantRequest, read_request
+
+
+class BytesEngineDouble:
+    """An engine double whose tokens are bytes; it is asked to encode only."""
+
+    max_seq_len = 1_000
+
+    def encode(self, text: str) -> tuple[int, ...]:
+        """The UTF-8 bytes."""
+        return tuple(text.encode())
+
+    def encode_chat(
+        self,
+        messages: list[dict[str, object]],
+        tools: list[dict[str, object]] | None = None,
+        enable_thinking: bool | None = None,
+    ) -> tuple[int, ...]:
+        """The bytes of the contents, of the tools' JSON, and of what is said of thinking."""
+        text = "|".join(str(message.get("content")) for message in messages)
+        text += "" if enable_thinking is None else f"<{enable_thinking}>"
+        return self.encode(text + (json.dumps(tools) if tools else ""))
+
+    def submit(self, request: Request, on_chunk: Callable[[Chunk], None]) -> Generation:
+        """Not asked for."""
+        raise NotImplementedError
+
+    failure = ""
+
+    def statistics(self) -> EngineStatistics:
+        """Not asked for."""
+        raise NotImplementedError
+
+    def close(self) -> None:
+        """Nothing to close."""
+
+
+def request_of(
+    found: VariantRequest, ids: tuple[int, ...], emitted_ids: tuple[int, ...] = ()
+) -> Request:
+    """The request that `found` should hold, with the seed that was drawn for it."""
+    return Request(ids, SamplingParams(seed=found.request.sampling.seed), emitted_ids)
+
+
+def read(parameters: str = "", **inputs: Any) -> VariantRequest:
+    """Read a request with `inputs`, texts and lists made tensors as Triton hands them over."""
+    tensors = {}
+    for name, value in inputs.items():
+        values = value if isinstance(value, list) else [value]
+        values = [text.encode() if isinstance(text, str) else text for text in values]
+        is_text = any(isinstance(text, bytes) for text in values)
+        tensors[name] = np.array(values, np.object_ if is_text else None)
+    return read_request(tensors, parameters, BytesEngineDouble())
+
+
+def test_a_request_with_a_text_only_has_the_defaults() -> None:
+    """Nothing but the prompt has to be given."""
+    found = read(text_input="ab")
+    assert found == VariantRequest(request_of(found, (97, 98)), False, "", frozenset())
+
+
+def test_a_seed_is_drawn_where_none_is_given() -> None:
+    """Two equal requests have different seeds of 64 bits; a given one stays, 0 as well."""
+    seeds = {read(text_input="ab").request.sampling.seed for _ in range(20)}
+    assert len(seeds) == 20
+    assert max(seeds) >= 2**56
+    assert read(text_input="ab", sampling_param_seed=np.uint64(0)).request.sampling.seed == 0
+
+
+@pytest.mark.parametrize("name", NEUTRAL)
+def test_inputs_of_the_llmapi_model(name: str) -> None:
+    """What changes nothing is taken; what would change the answer is refused by name."""
+    neutral: Any = NEUTRAL[name]
+    read(text_input="ab", **{name: neutral})
+    other: Any = b"x" if isinstance(neutral, bytes) else True if neutral is False else neutral + 2
+    with pytest.raises(InputError, match=f"^{name} is not supported here; expected "):
+        read(text_input="ab", **{name: other})
+
+
+def test_every_sampling_input_arrives() -> None:
+    """Each sampling_param_ input becomes the field of its name."""
+    found = read(
+        input_ids=[5, 6],
+        streaming=True,
+        sampling_param_max_tokens=9,
+        sampling_param_min_tokens=4,
+        sampling_param_ignore_eos=True,
+        sampling_param_temperature=0.5,
+        sampling_param_top_k=3,
+        sampling_param_top_p=0.25,
+        sampling_param_seed=np.uint64(2**64 - 1),
+        sampling_param_stop=["a", "é"],
+    )
+    sampling = SamplingParams(
+        max_tokens=9, min_tokens=4, ignore_eos=True, temperature=0.5, top_k=3, top_p=0.25,
+        seed=2**64 - 1, stop=("a", "é"),
+    )  # fmt: skip
+    assert found.request == Request((5, 6), sampling)
+    assert found.is_streaming
+
+
+def test_messages_go_through_the_chat_template() -> None:
+    """messages and tools are JSON lists for the chat template."""
+    messages = json.dumps([{"role": "user", "content": "a"}, {"role": "user", "content": "b"}])
+    assert read(messages=messages).request.prompt_ids == tuple(b"a|b")
+    assert read(messages=messages, tools="[{}]").request.prompt_ids == tuple(b"a|b[{}]")
+    for thinking in (True, False):
+        found = read(messages=messages, enable_thinking=thinking)
+        assert found.request.prompt_ids == tuple(f"a|b<{thinking}>".encode())
+    with pytest.raises(InputError, match="enable_thinking goes with messages; this request has te"):
+        read(text_input="ab", enable_thinking=True)
+
+
+def test_the_prompt_is_echoed_on_demand_only() -> None:
+    """The answer begins with the prompt where a client says so, and had sent text."""
+    assert read(text_input="ab", sampling_param_exclude_input_from_output=False).echo == "ab"
+    assert read(text_input="ab", sampling_param_exclude_input_from_output=True).echo == ""
+    assert read(input_ids=[1], sampling_param_exclude_input_from_output=False).echo == ""
+
+
+def test_an_answer_that_goes_on_has_no_echo() -> None:
+    """Tokens that the client has arrive beside the prompt, which isn't echoed again."""
+    begun: dict[str, Any] = {"text_input": "ab", "sampling_param_exclude_input_from_output": False}
+    found = read(**begun, emitted_ids=[7, 8])
+    assert found.request == request_of(found, (97, 98), emitted_ids=(7, 8))
+    assert found.echo == ""
+    seed = np.uint64(1)
+    assert read(**begun, sampling_param_seed=seed, emitted_ids=[]) == read(
+        **begun, sampling_param_seed=seed
+    )
+
+
+def test_flags_leave_outputs_out() -> None:
+    """A return flag that is false takes its outputs out of the answer; a true one does nothing."""
+    assert read(text_input="a", return_finish_reason=False).omitted == {"finish_reason"}
+    assert read(text_input="a", return_finish_reason=True).omitted == frozenset()
+    assert "num_steps" in read(text_input="a", sampling_param_return_perf_metrics=False).omitted
+
+
+def test_the_gateways_parameters_pass() -> None:
+    """Request parameters that are meant for the gateway are no error at a variant."""
+    read('{"task": "coding", "draft_length": "auto", "session_id": "s"}', text_input="a")
+
+
+@pytest.mark.parametrize(
+    ("inputs", "sentence"),
+    [
+        ({}, "exactly one of the inputs text_input, messages, input_ids; this request has none"),
+        ({"text_input": "a", "input_ids": [1]}, "this request has text_input and input_ids"),
+        ({"text_input": b"a\xff"}, r"text_input is not UTF-8 \(byte 1: invalid start byte\)"),
+        ({"text_input": "a", "sampling_param_stop": [b"\xff"]}, "sampling_param_stop is not UTF-8"),
+        ({"text_input": "a", "tools": "[{}]"}, "tools goes with messages"),
+        ({"messages": "[{"}, r"messages is not JSON \(column 3: "),
+        ({"messages": "[" * 100_000}, "messages is nested too deeply"),
+        (
+            {"messages": '[{"a": ' + "9" * 5000 + "}]"},
+            "messages has a number of thousands of digits",
+        ),
+        ({"messages": "[]"}, "messages must be a JSON list of at least one object"),
+        ({"messages": '["hi"]'}, "messages must be a JSON list"),
+        ({"messages": '[{"role": "user"}]', "tools": "{}"}, "tools must be a JSON list"),
+    ],
+)
+def test_what_cannot_be_read_is_one_sentence(inputs: dict[str, Any], sentence: str) -> None:
+    """Wrong inputs are refused with a sentence that names them."""
+    with pytest.raises(InputError, match=sentence):
+        read(**inputs)
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("max_tokens", "sampling_param_max_tokens"),
+        ("draft_lenght", "draft_length"),
+        ("text_inputs", "text_input"),
+        ("top_p", "sampling_param_top_p"),
+        ("stop_words", "sampling_param_stop"),  # of NVIDIA's ensemble, as is stream
+        ("stream", "streaming"),
+    ],
+)
+def test_an_unknown_parameter_names_the_nearest(name: str, meant: str) -> None:
+    """A parameter that nothing reads is refused, and the nearest known name is given."""
+    sentence = f"unknown request parameter '{name}'; did you mean {meant}"
+    with pytest.raises(InputError, match=sentence):
+        read(json.dumps({name: 1}), text_input="a")
+
+
+def test_what_has_no_like_is_not_guessed_at() -> None:
+    """end_id looks like session_id, and is nothing of the kind."""
+    with pytest.raises(InputError, match=r"^unknown request parameter 'end_id'$"):
+        read(json.dumps({"end_id": 1}), text_input="a")
+
+
+@given(st.binary())
+def test_any_bytes_are_a_prompt_or_a_sentence(text: bytes) -> None:
+    """No text, well-formed or not, ends in anything but a request or an InputError."""
+    for name in ("text_input", "messages"):
+        try:
+            found = read("", **{name: text})
+        except InputError:
+            continue
+        assert found.request.prompt_ids == tuple(text) or name == "messages"
