@@ -4,6 +4,7 @@ import subprocess
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 TIMEOUT_S = 240.0  # less than a test's deadline in pyproject.toml, so that the wait itself is told
@@ -42,3 +43,11 @@ def join(thread: threading.Thread, timeout_s: float = TIMEOUT_S) -> None:
     """Wait for the end of a thread."""
     thread.join(timeout_s)
     assert not thread.is_alive(), f"{thread.name} did not end within {timeout_s:.0f} s"
+
+
+def command_line(pid: int) -> bytes:
+    """The arguments of a process, each with a zero after it; empty for one that has ended."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return b""

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from tests.chaos.clock import Clock
+from tests.programs import command_line
 from trt_mtp.serve.processes import children, die_with_parent, free_ports
 
 T = TypeVar("T")
@@ -129,7 +130,4 @@ def _wait(process: "subprocess.Popen[bytes]") -> None:
 
 
 def _is_worker(pid: int) -> bool:
-    try:
-        return b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()
-    except OSError:  # it ended
-        return False
+    return b"spawn_main" in command_line(pid)

@@ -82,7 +82,10 @@ def answers(server: TritonServer) -> bool:
     """Ask a double for three tokens."""
     with raw_stream(server.grpc_url) as stream:
         stream.send(script_request(MODEL))
-        return [stream.receive().error_message for _ in range(3)] == [""] * 3
+        stream.half_close()
+        errors = [stream.receive().error_message for _ in range(3)]
+        stream.receive_to_end()  # Triton 2.51 may abort where one with answers on it is cancelled
+        return errors == [""] * 3
 
 
 def checked_until(server: TritonServer, said: list[str], text: str) -> None:
@@ -182,10 +185,10 @@ def test_a_busy_server_is_let_be(tmp_path: Path) -> None:
                 stream.receive()
                 server.check(said.append)
             assert any(load.is_alive() for load in loads)
+            assert answers(server)
+            assert said == []
+            assert server.pid == pid
             (tmp_path / "notes" / "held").unlink()
-        assert said == []
-        assert server.pid == pid
-        assert answers(server)
 
 
 @contextmanager

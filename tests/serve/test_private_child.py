@@ -7,13 +7,13 @@ import stat
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
 
 from tests.gateway_fixtures import raw_stream, script_request, write_doubles
-from tests.programs import within
+from tests.programs import command_line, within
 from trt_mtp.errors import TrtMtpError
 from trt_mtp.serve import private_files
 from trt_mtp.serve.private_child import start_private
@@ -45,13 +45,9 @@ def looking(look: Callable[[], None]) -> Iterator[None]:
 
 def command_lines(pid: int) -> list[bytes]:
     """Those of the children of `pid` and theirs, as everybody may read them."""
-    found = []
+    found: list[bytes] = []
     for child in children(pid):
-        try:
-            found.append(Path(f"/proc/{child}/cmdline").read_bytes())
-        except OSError:
-            continue  # it ended
-        found += command_lines(child)
+        found += [command_line(child), *command_lines(child)]
     return found
 
 
@@ -141,7 +137,10 @@ def test_nothing_of_a_triton_is_readable_by_others(tmp_path: Path) -> None:
 
 def listening_ports(pid: int) -> set[int]:
     """The TCP ports that a process listens on."""
-    links = [os.readlink(link) for link in Path(f"/proc/{pid}/fd").iterdir()]
+    links: list[str] = []
+    for link in Path(f"/proc/{pid}/fd").iterdir():
+        with suppress(FileNotFoundError):  # closed since the folder was read
+            links.append(os.readlink(link))
     inodes = {found[1] for link in links if (found := re.match(r"socket:\[(\d+)\]", link))}
     tables = [Path(f"/proc/net/{name}").read_text().splitlines() for name in ("tcp", "tcp6")]
     rows = [line.split() for table in tables for line in table[1:]]

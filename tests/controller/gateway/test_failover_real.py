@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from tests.gateway_fixtures import GatewayThread, running_gateway
+from tests.programs import command_line
 from tests.triton_client import Response, Stream, streaming, text_of
 from tests.variants import build_engines
 from trt_mtp.controller.gateway.hang_detector import StallLimits
@@ -89,7 +90,7 @@ def summary(responses: list[Response]) -> dict[str, Any]:
 def stub_of(server: TritonServer, model: str) -> int:
     """The process of a model."""
     for pid in server.stub_pids:
-        if f"/{model}/".encode() in Path(f"/proc/{pid}/cmdline").read_bytes():
+        if f"/{model}/".encode() in command_line(pid):
             return pid
     raise AssertionError(f"{model} has no process")
 

@@ -11,7 +11,7 @@ import pytest
 from benchmarks.rollout_crash import call
 from tests.conftest import CliResult
 from tests.gateway_fixtures import wait_until
-from tests.programs import join
+from tests.programs import command_line, join
 from tests.rollout_fixtures import FAST_GATES, Place, live_requests, make_double, place
 from tests.triton_client import streaming
 from trt_mtp.controller.gateway.canary.traffic import read_traffic
@@ -50,7 +50,7 @@ def disturbed(here: Place, file: Path, act: Callable[[], None]) -> int:
 def stub_of(here: Place, variant: str) -> int:
     """The process of a variant's model."""
     for pid in children(here.triton.pid):
-        if f"/qwen_mtp_{variant}/" in Path(f"/proc/{pid}/cmdline").read_text():
+        if f"/qwen_mtp_{variant}/".encode() in command_line(pid):
             return pid
     raise AssertionError(f"{variant} is not loaded")
 
