@@ -29,17 +29,44 @@ from trt_mtp.build.vllm_cli import run_vllm, vllm_python_option
 from trt_mtp.errors import TrtMtpError
 from trt_mtp.extras import is_installed, require_engine
 from trt_mtp.files import to_json
-from trt_mtp.options import engine_option, json_option
+from trt_mtp.options import SectionedCommand, engine_option, json_option
 from trt_mtp.progress import shown
 
 CPU_BATCH_SIZE = 8
+SECTIONS = {
+    "Variants": (
+        "--draft-lengths",
+        "--engine",
+        "--output",
+        "--max-batch-size",
+        "--max-seq-len",
+        "--verify",
+    ),
+    "TensorRT-LLM": (
+        "--trtllm-version",
+        "--gpu",
+        "--tp",
+        "--ep",
+        "--devices",
+        "--kv-cache-dtype",
+        "--state-dtype",
+        "--quantize",
+        "--modelopt",
+        "--flashinfer-prefill",
+        "--share-weights",
+        "--set",
+        "--dry-run",
+    ),
+    "Draft length by load": ("--draft-len-schedule", "--profile", "--mix"),
+    "vLLM": ("--vllm-python",),
+}
 
 
 @click.command()
 @click.argument("checkpoint")
 @json_option
 def inspect(checkpoint: str, as_json: bool) -> None:
-    """Show what a checkpoint is.
+    """Show a checkpoint's model family, size, quantization and MTP head.
 
     CHECKPOINT is a folder or the id of a model in the Hugging Face cache. Only config files and
     safetensors headers are read.
@@ -52,25 +79,40 @@ def inspect(checkpoint: str, as_json: bool) -> None:
     click.echo(to_json(describe(found)) if as_json else render(found), nl=not as_json)
 
 
-@click.command()
+@click.command(cls=SectionedCommand, sections=SECTIONS)
 @click.argument("checkpoint")
-@click.option("--draft-lengths", default=DEFAULT, show_default=True, help="One variant for each.")
+@click.option(
+    "--draft-lengths",
+    default=DEFAULT,
+    show_default=True,
+    help="Draft lengths (K) to build, comma-separated; 0 is no speculation.",
+)
 @engine_option
 @click.option(
-    "-o", "--output", type=click.Path(path_type=Path), default="engines", show_default=True
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    default="engines",
+    show_default=True,
+    help="Directory of the variants.",
 )
 @click.option(
     "--max-batch-size",
     type=click.IntRange(1, 4096),
-    help="Requests that run together.  [default: 8; tensorrt-llm: 32]",
+    help="Maximum batch size.  [default: 8; tensorrt-llm: 32]",
 )
 @click.option(
     "--max-seq-len",
     type=click.IntRange(16),
-    help="Prompt and answer together, in tokens.  [default: the checkpoint's, at most 4096; "
-    "tensorrt-llm: at most 8192]",
+    help="Maximum prompt plus output length, in tokens.  [default: the checkpoint's, at most "
+    "4096; tensorrt-llm: at most 8192]",
 )
-@click.option("--verify/--no-verify", default=True, show_default=True, help="Compare answers.")
+@click.option(
+    "--verify/--no-verify",
+    default=True,
+    show_default=True,
+    help="Check that every variant generates the same tokens as no speculation.",
+)
 @vllm_python_option
 @json_option
 @trtllm_options
@@ -89,14 +131,14 @@ def build(
     as_json: bool,
     **trtllm: Any,
 ) -> None:
-    """Build engine variants from a checkpoint.
+    """Build one engine variant per draft length from a checkpoint.
 
     CHECKPOINT is a folder or the id of a model in the Hugging Face cache. Each draft length
-    becomes a folder in the output folder, with a record of what it was built from. Building again
-    does nothing where nothing changed.
+    becomes a folder in the output folder, with a record of what it was built from. Running it again
+    changes nothing if nothing changed.
 
-    The options from --trtllm-version on are for NVIDIA servers and choose tensorrt-llm.
-    --draft-len-schedule is also for vllm, whose variants run with the Python of --vllm-python.
+    An option for TensorRT-LLM implies --engine tensorrt-llm. --draft-len-schedule is also for vllm,
+    whose variants run with the Python of --vllm-python.
 
     Example: trt-mtp build assets/qwen-mtp-tiny --draft-lengths 0,1,3
 

@@ -15,7 +15,7 @@ from trt_mtp.options import json_option
 @click.argument("target", required=False, type=click.Path(path_type=Path))
 @json_option
 def doctor(target: Path | None, as_json: bool) -> None:
-    """Find what is wrong with variants and this machine.
+    """Check variants and this machine for known problems.
 
     TARGET is a variant, a folder of variants, or a rendered model repository; without it only the
     machine is looked at. Exit code 1 when something would not work.

@@ -31,54 +31,82 @@ UNSET: dict[str, Any] = {
 }  # fmt: skip
 
 trtllm_options = together(
-    click.option("--trtllm-version", metavar="VERSION", help="[default: the installed one]"),
-    click.option("--gpu", metavar="TYPE", help="As h100-80gb.  [default: the one that is here]"),
-    click.option("--tp", type=click.IntRange(1, 64), help="GPUs that share a layer."),
+    click.option(
+        "--trtllm-version",
+        metavar="VERSION",
+        help="TensorRT-LLM version to build for.  [default: the installed one]",
+    ),
+    click.option(
+        "--gpu", metavar="TYPE", help="GPU to plan for, such as h100-80gb.  [default: detected]"
+    ),
+    click.option("--tp", type=click.IntRange(1, 64), help="Tensor-parallel size."),
     click.option(
         "--ep",
         type=click.IntRange(1, 64),
-        help="Of them, groups of whole experts.  [default: 1; Flash-Next: --tp]",
+        help="Expert-parallel size.  [default: 1; Flash-Next: --tp]",
     ),
-    click.option("--kv-cache-dtype", type=click.Choice(["auto", "fp8", "nvfp4"])),
+    click.option(
+        "--kv-cache-dtype",
+        type=click.Choice(["auto", "fp8", "nvfp4"]),
+        help="Data type of the KV cache; auto keeps the checkpoint's.",
+    ),
     click.option(
         "--state-dtype",
         type=click.Choice(["auto", "bfloat16", "float32"]),
-        help="Of the Gated-DeltaNet states; auto is the checkpoint's.",
+        help="Data type of the Gated DeltaNet states; auto keeps the checkpoint's.",
     ),
     click.option(
         "--draft-len-schedule",
         metavar="N:K,…",
-        help="Draft K tokens up to N running requests, as 4:3,16:2.",
+        help="Draft length by batch size: 4:3,16:2 drafts 3 tokens up to batch 4, and 2 up to 16.",
     ),
     click.option(
         "--profile",
         type=click.Path(exists=True, dir_okay=False, path_type=Path),
-        help="Take --draft-len-schedule from what `trt-mtp calibrate` measured.",
+        help="Derive --draft-len-schedule from this profile.",
     ),
     click.option(
         "--mix",
         metavar="TASK=SHARE,…",
-        help="For --profile: the traffic, as coding=3,qa=1.  [default: all tasks alike]",
+        help="With --profile: traffic mix, such as coding=3,qa=1.  [default: equal shares]",
     ),
-    click.option("--quantize", type=click.Choice(["fp8", "nvfp4"]), help="By ModelOpt, first."),
+    click.option(
+        "--quantize",
+        type=click.Choice(["fp8", "nvfp4"]),
+        help="Quantize the checkpoint with ModelOpt before building.",
+    ),
     click.option(
         "--modelopt",
         type=click.Path(exists=True, file_okay=False, path_type=Path),
-        help="A checkout of NVIDIA/Model-Optimizer, for --quantize.",
+        help="Checkout of NVIDIA/Model-Optimizer, required by --quantize.",
     ),
     click.option(
-        "--devices", metavar="N,N,…", help="GPUs for all variants, --tp for each in turn."
+        "--devices",
+        metavar="N,N,…",
+        help="GPU indices, assigned to the variants in order, --tp each.",
     ),
     click.option(
         "--flashinfer-prefill",
         is_flag=True,
-        help="Leave FlashInfer's Gated-DeltaNet prefill to TensorRT-LLM while drafting, too.",
+        help="Let TensorRT-LLM choose FlashInfer's Gated DeltaNet prefill while drafting, too.",
     ),
-    click.option("--share-weights", type=click.Choice(["gms"]), help="Experimental."),
     click.option(
-        "--set", "settings", multiple=True, metavar="KEY=VALUE", help="Any LLM-API key, as a.b=c."
+        "--share-weights",
+        type=click.Choice(["gms"]),
+        help="Share weights between variants through GPU Memory Service (experimental).",
     ),
-    click.option("--dry-run", is_flag=True, help="Print what would be written, and findings."),
+    click.option(
+        "--set",
+        "settings",
+        multiple=True,
+        metavar="KEY=VALUE",
+        help="Set an LLM API option, such as kv_cache_config.enable_block_reuse=true; repeatable.",
+    ),
+    click.option(
+        "--dry-run",
+        is_flag=True,
+        help="Print the plan, the memory estimate and findings; write nothing.",
+    ),
 )
 
 

@@ -21,7 +21,7 @@ vllm_python_option = click.option(
     type=click.Path(path_type=Path),
     envvar="TRT_MTP_VLLM_PYTHON",
     show_envvar=True,
-    help="The python of the environment that has vLLM.  [default: this one]",
+    help="Python of the environment that has vLLM.  [default: this one]",
 )
 
 

@@ -25,25 +25,27 @@ def _lengths(option: str, text: str) -> list[int]:
 
 @click.command()
 @click.argument("prompt", required=False)
-@click.option("--request", type=click.File("rb"), help="A request as a JSON object; - is stdin.")
-@click.option("--jsonl", type=click.File("rb"), help="One request per line; - is stdin.")
-@click.option("--log", type=FILE, help="A decision log, with --decision.")
-@click.option("--decision", metavar="ID", help="Show this logged decision.")
+@click.option(
+    "--request", type=click.File("rb"), help="File with one request as a JSON object; - for stdin."
+)
+@click.option("--jsonl", type=click.File("rb"), help="File with one request per line; - for stdin.")
+@click.option("--log", type=FILE, help="Decision log that --decision refers to.")
+@click.option("--decision", metavar="ID", help="Id of a logged decision to show.")
 @profile_option
-@click.option("--state", type=FILE, help="What a gateway has learned.")
+@click.option("--state", type=FILE, help="State file of a gateway, with what it has learned.")
 @click.option(
     "--draft-lengths",
     callback=parsed(_lengths),
     default="0,1,3,5",
     show_default=True,
-    help="The hosted draft lengths.",
+    help="Hosted draft lengths, comma-separated.",
 )
 @click.option(
     "--load",
     type=click.IntRange(0, 100_000),
     default=0,
     show_default=True,
-    help="Requests in flight on each variant.",
+    help="Requests in flight per variant.",
 )
 @seed_option
 @json_option
@@ -132,13 +134,13 @@ def _policy(profile: Path | None, state: Path | None, seed: int) -> Any:
     "--policy",
     default="logged",
     show_default=True,
-    help="logged (what was done), learned or heuristics.",
+    help="Policy to replay: logged (what was done), learned or heuristics.",
 )
 @profile_option
 @seed_option
 @json_option
 def replay(log: Path, policy: str, profile: Path | None, seed: int, as_json: bool) -> None:
-    """Compare a decision log with the oracle, the best static length per load, and none.
+    """Replay a decision log against the best possible, the best fixed and no draft length.
 
     Ratios are throughput over the other's, with 95 % bootstrap intervals over requests.
 

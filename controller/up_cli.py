@@ -17,7 +17,10 @@ WATCH_INTERVAL_S = 0.25
 stack_options = together(
     click.argument("checkpoint", required=False),
     click.option(
-        "--draft-lengths", default="0,1,2,3,5", show_default=True, help="Variants to host."
+        "--draft-lengths",
+        default="0,1,2,3,5",
+        show_default=True,
+        help="Draft lengths (K) to host, comma-separated; 0 is no speculation.",
     ),
     click.option(
         "-o",
@@ -25,7 +28,7 @@ stack_options = together(
         type=click.Path(path_type=Path),
         default="engines",
         show_default=True,
-        help="Where the variants are built, or already are.",
+        help="Directory of the variants; missing ones are built there.",
     ),
 )
 
@@ -38,13 +41,12 @@ stack_options = together(
     "--gateway-port",
     type=PORT,
     default=0,
-    help="0, the default, takes a free port.",
+    help="gRPC port; 0 picks a free one.",
 )
 @click.option(
     "--http-port",
     type=PORT,
-    help="Serve HTTP there as well, OpenAI's API included; 0 takes a free port.  "
-    "[default: no HTTP]",
+    help="Also serve HTTP with OpenAI's API on this port; 0 picks a free one.  [default: no HTTP]",
 )
 @ready_json_option
 def up(
@@ -57,7 +59,7 @@ def up(
     http_port: int | None,
     as_json: bool,
 ) -> None:
-    """Build what is missing, serve it and route to it, until Ctrl-C or SIGTERM.
+    """Build, serve and route in one foreground process, for local use.
 
     CHECKPOINT is a folder or the id of a model in the Hugging Face cache; the default is
     assets/qwen-mtp-tiny of the checkout. One line on stdout says when clients can come and where

@@ -24,32 +24,38 @@ def say(text: str) -> None:
 @click.option(
     "--repository",
     type=FOLDER,
-    help="Where to write the Triton model repository.  [default: a temporary folder]",
+    help="Directory for the Triton model repository.  [default: a temporary one]",
 )
-@click.option("--grpc-port", type=PORT, default=0, help="0, the default, takes a free port.")
+@click.option("--grpc-port", type=PORT, default=0, help="gRPC port; 0 picks a free one.")
+@click.option("--http-port", type=PORT, help="HTTP port; 0 picks a free one.  [default: no HTTP]")
 @click.option(
-    "--http-port", type=PORT, help="Listen there for HTTP, 0 for any.  [default: no HTTP]"
+    "--metrics-port", type=PORT, default=0, help="Prometheus metrics port; 0 picks a free one."
 )
-@click.option("--metrics-port", type=PORT, default=0, help="The same for the metrics.")
-@click.option("--grpc-host", default="127.0.0.1", show_default=True, help="Listen there for gRPC.")
+@click.option(
+    "--grpc-host",
+    default="127.0.0.1",
+    show_default=True,
+    help="Address that the gRPC port binds to.",
+)
 @tls_options
 @click.option(
     "--admin-key-file",
     type=FILE,
-    help="The key of the management calls, for rollouts; made when it is not there.",
+    help="File with the key for Triton's load and unload calls, which rollouts use; created if "
+    "missing.",
 )
 @click.option(
     "--answer-timeout-s",
     type=click.FloatRange(1),
     default=30.0,
     show_default=True,
-    help="Start Triton again when it lives and gives no answer for so long.",
+    help="Restart Triton if it runs and does not answer for this many seconds.",
 )
 @click.option(
     "--load-timeout-s",
     type=click.FloatRange(1),
-    help="Start Triton again when models are not loaded after so long.  "
-    "[default: 300; tensorrt-llm: 3600; vllm: 900]",
+    help="Restart Triton if models are not loaded after this many seconds.  [default: 300; "
+    "tensorrt-llm: 3600; vllm: 900]",
 )
 @ready_json_option
 def serve(
@@ -67,7 +73,7 @@ def serve(
     load_timeout_s: float | None,
     as_json: bool,
 ) -> None:
-    """Serve variants with Triton until Ctrl-C or SIGTERM.
+    """Serve variants with Triton Inference Server.
 
     ENGINES are variants, or folders of variants; where a rollout changed what the repository loads,
     that is served. Triton listens on 127.0.0.1, is started again when it dies or hangs, and leaves
@@ -152,6 +158,7 @@ def repo() -> None:
     type=FOLDER,
     default="model_repository",
     show_default=True,
+    help="Directory of the model repository.",
 )
 @json_option
 def render(engines: tuple[Path, ...], output: Path, as_json: bool) -> None:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 @click.argument("variants", nargs=-1, required=True, type=FOLDER)
 @json_option
 def verify(variants: tuple[Path, ...], as_json: bool) -> None:
-    """Run variants, compare their answers with no speculation, measure them, and record it.
+    """Check that each variant answers as no speculation does; record it and its speed.
 
     VARIANTS are variants, or folders of variants; draft length 0 must be among them. Each is
     started in a process of its own. On TensorRT-LLM and vLLM greedy answers may drift late and

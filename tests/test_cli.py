@@ -1,10 +1,11 @@
 """The command line as a whole: help, exit codes, and how failures are shown."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import click
@@ -15,6 +16,7 @@ from tests.programs import TIMEOUT_S, read_line, within
 from tests.tiny_model import make_checkpoint
 from trt_mtp.cli import COMMANDS, LazyGroup
 from trt_mtp.cli import cli as root
+from trt_mtp.options import SectionedCommand
 
 Cli = Callable[..., CliResult]
 
@@ -47,6 +49,37 @@ def test_the_table_says_what_the_command_says(name: str) -> None:
     assert command.help is not None
     assert command.help.partition("\n")[0] == COMMANDS[name][1]
     assert "Example: trt-mtp" in command.help or isinstance(command, click.Group)
+
+
+def leaves(
+    group: click.Group, context: click.Context, path: str
+) -> Iterator[tuple[str, click.Command]]:
+    """Every command below `group`, by how it is called."""
+    for name in group.list_commands(context):
+        command = group.get_command(context, name)
+        assert command is not None
+        if isinstance(command, click.Group):
+            yield from leaves(command, context, f"{path} {name}")
+        else:
+            yield f"{path} {name}", command
+
+
+def test_every_option_is_explained_within_80_columns() -> None:
+    """Each option is in its command's help, with words of its own."""
+    assert isinstance(root, click.Group)
+    for path, command in leaves(root, click.Context(root), "trt-mtp"):
+        context = click.Context(command, info_name=path, terminal_width=80)
+        text = command.get_help(context)
+        assert max(map(len, text.splitlines())) <= 80, path
+        options = [p for p in command.get_params(context) if isinstance(p, click.Option)]
+        for option in options:
+            assert option.help, (path, option.opts)
+            names = re.escape(", ".join(sorted(option.opts, key=len)))
+            assert re.search(rf"(?m)^  {names}(?![\w-])", text), (path, option)
+        if isinstance(command, SectionedCommand):
+            named = [name for names in command.sections.values() for name in names]
+            assert len(set(named)) == len(named)
+            assert set(named) <= {option.opts[-1] for option in options}, path
 
 
 def test_an_unknown_command_names_the_nearest(cli: Cli) -> None:

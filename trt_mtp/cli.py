@@ -19,30 +19,36 @@ from trt_mtp.interrupts import EXIT_CODE, ending_in_time, is_interrupted
 COMMANDS: dict[str, tuple[str, str]] = {
     "demo": (
         "trt_mtp.controller.demo.cli:demo",
-        "Build, serve and route on this machine, and print what it gains per task.",
+        "Run the whole stack on this machine and print the speedup per task.",
     ),
     "up": (
         "trt_mtp.controller.up_cli:up",
-        "Build what is missing, serve it and route to it, until Ctrl-C or SIGTERM.",
+        "Build, serve and route in one foreground process, for local use.",
     ),
-    "inspect": ("trt_mtp.build.cli:inspect", "Show what a checkpoint is."),
-    "build": ("trt_mtp.build.cli:build", "Build engine variants from a checkpoint."),
-    "serve": ("trt_mtp.serve.cli:serve", "Serve variants with Triton until Ctrl-C or SIGTERM."),
+    "inspect": (
+        "trt_mtp.build.cli:inspect",
+        "Show a checkpoint's model family, size, quantization and MTP head.",
+    ),
+    "build": (
+        "trt_mtp.build.cli:build",
+        "Build one engine variant per draft length from a checkpoint.",
+    ),
+    "serve": ("trt_mtp.serve.cli:serve", "Serve variants with Triton Inference Server."),
     "verify": (
         "trt_mtp.serve.verify_cli:verify",
-        "Run variants, compare their answers with no speculation, measure them, and record it.",
+        "Check that each variant answers as no speculation does; record it and its speed.",
     ),
     "doctor": (
         "trt_mtp.build.doctor_cli:doctor",
-        "Find what is wrong with variants and this machine.",
+        "Check variants and this machine for known problems.",
     ),
     "accept": (
         "trt_mtp.controller.accept.cli:accept",
-        "Try the whole chain on this machine and write one record of how it went.",
+        "Try the whole stack on this machine and write one record of the result.",
     ),
     "gateway": (
         "trt_mtp.controller.gateway.cli:gateway",
-        "Route a public model to the variants that Triton hosts, until Ctrl-C or SIGTERM.",
+        "Send each request to the variant expected to finish it first.",
     ),
     "explain": (
         "trt_mtp.controller.policy_cli:explain",
@@ -50,27 +56,27 @@ COMMANDS: dict[str, tuple[str, str]] = {
     ),
     "calibrate": (
         "trt_mtp.controller.calibrate.calibrate_cli:calibrate",
-        "Measure variants per task and load, and write the profile that the gateway starts from.",
+        "Measure variants per task and load, and write a profile for the gateway.",
     ),
     "bench": (
         "trt_mtp.controller.calibrate.bench_cli:bench",
-        "Run one prompt set against one model and print what each task got.",
+        "Benchmark one model, a variant or the gateway, per task.",
     ),
     "profile": (
         "trt_mtp.controller.calibrate.profile_cli:profile",
-        "Show, compare, merge, check and estimate policy files.",
+        "Show, compare, merge, check and estimate profiles.",
     ),
     "replay": (
         "trt_mtp.controller.policy_cli:replay",
-        "Compare a decision log with the oracle, the best static length per load, and none.",
+        "Replay a decision log against the best possible, the best fixed and no draft length.",
     ),
     "report": (
         "trt_mtp.controller.report.cli:report",
-        "Show what a calibration or a replay says, as a page to read or as data.",
+        "Render a profile or a replay as HTML, Markdown, CSV, JSON or PNG.",
     ),
     "simulate": (
         "trt_mtp.controller.simulate.cli:simulate",
-        "Simulate a fleet of replicas at different draft lengths under several policies.",
+        "Simulate a fleet under different routing policies.",
     ),
     "plan": (
         "trt_mtp.controller.plan.cli:plan",
@@ -78,14 +84,22 @@ COMMANDS: dict[str, tuple[str, str]] = {
     ),
     "rollout": (
         "trt_mtp.controller.rollout.cli:rollout",
-        "Put a variant, draft length or profile into production in steps, and take it back.",
+        "Roll out a variant, draft length or profile in steps, with automatic rollback.",
     ),
     "repo": ("trt_mtp.serve.cli:repo", "Work with Triton model repositories."),
 }
 
+GROUPS = {
+    "Try": ("demo", "up", "accept"),
+    "Build and serve": ("inspect", "build", "verify", "doctor", "serve", "repo"),
+    "Measure": ("bench", "calibrate", "profile", "report"),
+    "Route and operate": ("gateway", "rollout", "explain", "replay"),
+    "Plan": ("simulate", "plan"),
+}
+
 EPILOG = (
-    "Exit codes: 0 done, 1 the work failed, 2 wrong usage or bad input, 130 interrupted. "
-    "Results go to stdout, everything else to stderr."
+    "Exit codes: 0 success, 1 failure, 2 usage error or invalid input, 130 interrupted; "
+    "`rollout` also uses 3 to 5. Results go to stdout; logs and progress go to stderr."
 )
 
 
@@ -93,8 +107,8 @@ class LazyGroup(click.Group):
     """A click group whose commands are imported only when they run."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """The names in the order of the table, which is the order of use."""
-        return list(COMMANDS)
+        """The names in the order of the help."""
+        return [name for names in GROUPS.values() for name in names]
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """The command called `cmd_name`, imported now."""
@@ -115,8 +129,10 @@ class LazyGroup(click.Group):
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """The table's own lines, without importing any command."""
-        with formatter.section("Commands"):
-            formatter.write_dl([(name, summary) for name, (_, summary) in COMMANDS.items()])
+        width = max(map(len, COMMANDS))
+        for title, names in GROUPS.items():
+            with formatter.section(title):
+                formatter.write_dl([(name.ljust(width), COMMANDS[name][1]) for name in names])
 
 
 @click.group(cls=LazyGroup, epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"]})

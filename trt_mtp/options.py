@@ -1,6 +1,6 @@
 """Options that several commands have, so that they are called and explained alike."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,31 @@ def together(*options: Option) -> Option:
     return add
 
 
+class SectionedCommand(click.Command):
+    """A command whose help lists its options under headings.
+
+    `sections` maps a heading to options such as --port; what it doesn't name is under Options.
+    """
+
+    def __init__(self, *args: Any, sections: Mapping[str, Sequence[str]], **more: Any) -> None:
+        super().__init__(*args, **more)
+        self.sections = sections
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Every option once, under its heading."""
+        headings = {name: title for title, names in self.sections.items() for name in names}
+        lines: dict[str, list[tuple[str, str]]] = {title: [] for title in self.sections}
+        lines["Options"] = []
+        for parameter in self.get_params(ctx):
+            line = parameter.get_help_record(ctx)
+            if isinstance(parameter, click.Option) and line is not None:
+                lines[headings.get(parameter.opts[-1], "Options")].append(line)
+        for title, rows in lines.items():
+            if rows:
+                with formatter.section(title):
+                    formatter.write_dl(rows)
+
+
 def parsed(parse: Callable[[str, str], Any]) -> Callable[..., Any]:
     """A click callback: the result of `parse(option, text)`; None for an option not given."""
 
@@ -42,20 +67,26 @@ engine_option = click.option(
     type=click.Choice(["auto", "cpu", "tensorrt-llm", "vllm"]),
     default="auto",
     show_default=True,
-    help="auto: tensorrt-llm where it is installed beside a GPU, else cpu.",
+    help="auto: tensorrt-llm if it is installed and a GPU is present, else cpu.",
 )
 seed_option = click.option(
-    "--seed", type=click.IntRange(0), default=0, show_default=True, help="Of every random choice."
+    "--seed", type=click.IntRange(0), default=0, show_default=True, help="Random seed."
 )
 model_option = click.option(
-    "--model", default="qwen_mtp", show_default=True, help="The public model's name."
+    "--model", default="qwen_mtp", show_default=True, help="Model name that clients use."
 )
 profile_option = click.option(
-    "--profile", type=FILE, help="Calibrated policy file.  [default: published values]"
+    "--profile",
+    type=FILE,
+    help="Profile from `trt-mtp calibrate`.  [default: values from published measurements]",
 )
 # what `read_server_files` of trt_mtp.serve.tls_files takes
 tls_options = together(
-    click.option("--tls-cert", type=FILE, help="Speak TLS with this certificate chain (PEM)."),
-    click.option("--tls-key", type=FILE, help="Its key."),
-    click.option("--tls-client-ca", type=FILE, help="Ask clients for certificates that it signed."),
+    click.option("--tls-cert", type=FILE, help="Serve TLS with this certificate chain (PEM)."),
+    click.option("--tls-key", type=FILE, help="Private key of the certificate above (PEM)."),
+    click.option(
+        "--tls-client-ca",
+        type=FILE,
+        help="Require client certificates signed by this CA (mutual TLS).",
+    ),
 )

@@ -27,14 +27,14 @@ LARGEST_DRAFT_LENGTH = 16
     "--draft-lengths",
     default="0,1,3",
     show_default=True,
-    help="Variants to build: no speculation, and one or more others.",
+    help="Draft lengths (K) to build: 0 and at least one other.",
 )
 @click.option(
     "--engine",
     type=click.Choice(["auto", "cpu", "tensorrt-llm"]),
     default="auto",
     show_default=True,
-    help="auto: tensorrt-llm where it is installed beside a GPU, else cpu.",
+    help="auto: tensorrt-llm if it is installed and a GPU is present, else cpu.",
 )
 @click.option(
     "-o",
@@ -53,9 +53,11 @@ LARGEST_DRAFT_LENGTH = 16
     "budgets",
     multiple=True,
     metavar="STEP=TIME",
-    help="Most time for a step, such as verify=20m; repeatable.",
+    help="Maximum time for a step, such as verify=20m; repeatable.",
 )
-@click.option("--show", type=FILE, metavar="RECORD", help="Print a record; run nothing.")
+@click.option(
+    "--show", type=FILE, metavar="RECORD", help="Print an existing record and run nothing."
+)
 @json_option
 def accept(
     checkpoint: str | None,
@@ -68,7 +70,7 @@ def accept(
     show: Path | None,
     as_json: bool,
 ) -> None:
-    """Try the whole chain on this machine and write one record of how it went.
+    """Try the whole stack on this machine and write one record of the result.
 
     CHECKPOINT is a folder or the id of a model in the Hugging Face cache; the default is
     assets/qwen-mtp-tiny of the checkout. The steps are doctor, build, verify, serve, smoke

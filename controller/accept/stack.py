@@ -3,22 +3,20 @@
 import subprocess
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
 from trt_mtp.build.variant import EngineVariant
 from trt_mtp.controller.accept.step import Budget
+from trt_mtp.controller.calibrate.beside import beside
 from trt_mtp.controller.up import child, read_ready_line
 from trt_mtp.errors import TrtMtpError
-from trt_mtp.interrupts import time_left
 from trt_mtp.serve.serving import limits_for, serving
 from trt_mtp.serve.triton import Progress, TritonServer
 
-LOOK_S = 0.25
-LEAVE_S = 3.0  # for work that is no longer wanted
 # A killed variant takes its Triton with it, and `serve` starts both again: answers wait for that.
 FAILOVER_WAIT_S = 3600.0
 
@@ -64,29 +62,17 @@ def running(
             yield Stack(server, gateway, ready["gateway"], port, tuple(variants), on_progress)
 
 
-def beside(
+def ask_beside(
     work: Callable[[threading.Event], Work], check: Callable[[], None], budget: Budget
 ) -> Work:
     """The result of `work`, which runs in a thread and ends soon when its event is set.
 
-    `check` is called again and again from this thread, which must live on: the kernel ends a server
-    with the thread that started it. Raises OverBudgetError, and what `work` and `check` raise.
+    Raises OverBudgetError, and what `work` and `check` raise.
     """
-    over, outcome = threading.Event(), Future[Work]()
+    over = threading.Event()
 
-    def run() -> None:
-        try:
-            outcome.set_result(work(over))
-        except BaseException as error:
-            outcome.set_exception(error)
+    def look() -> None:
+        budget.require()
+        check()
 
-    thread = threading.Thread(target=run, name="asking", daemon=True)
-    thread.start()
-    try:
-        while not wait([outcome], timeout=LOOK_S).done:
-            budget.require()
-            check()
-        return outcome.result()
-    finally:
-        over.set()
-        thread.join(time_left(LEAVE_S))
+    return beside(partial(work, over), look, over.set)

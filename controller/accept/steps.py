@@ -9,7 +9,7 @@ from trt_mtp.controller.accept.command import run_command, tail
 from trt_mtp.controller.accept.faults import CHECKS
 from trt_mtp.controller.accept.plan import device_of, hosted
 from trt_mtp.controller.accept.smoke import Smoke, prompts_for, run_checks, smoke_prompts
-from trt_mtp.controller.accept.stack import Stack, beside, running
+from trt_mtp.controller.accept.stack import Stack, ask_beside, running
 from trt_mtp.controller.accept.step import Acceptance, Budget, Facts, Result, Step
 from trt_mtp.controller.accept.tasks import measured_tasks, shortest_set
 from trt_mtp.controller.calibrate.prompt_sets import read_prompt_set
@@ -157,7 +157,7 @@ def smoke(run: Acceptance, budget: Budget) -> Result:
     from trt_mtp.controller.accept.asking import Asker
 
     stack, prompts = require_stack(run), smoke_prompts(prompts_for(Path(run.options.checkpoint)))
-    verdicts = beside(
+    verdicts = ask_beside(
         lambda over: run_checks(
             Smoke(stack, Asker(stack.address, over), over, run.options.is_exact, prompts), CHECKS
         ),

@@ -25,27 +25,56 @@ NOTE = (
 
 
 @click.command()
-@click.option("--url", required=True, metavar="HOST:PORT", help="gRPC of Triton or the gateway.")
-@click.option("--model", required=True, help="As qwen_mtp (the gateway) or qwen_mtp_k3.")
+@click.option(
+    "--url",
+    required=True,
+    metavar="HOST:PORT",
+    help="gRPC address of a Triton server or a gateway.",
+)
+@click.option(
+    "--model",
+    required=True,
+    help="Model to benchmark, such as qwen_mtp (the gateway) or qwen_mtp_k3 (a variant).",
+)
 @click.option(
     "--prompts",
     default="shipped",
     show_default=True,
     metavar="FILE",
-    help="JSON lines, Spec-Bench's or SPEED-Bench's, or `shipped`.",
+    help="Prompt set: JSON lines, a Spec-Bench or SPEED-Bench file, or `shipped`.",
 )
 @tasks_option
-@click.option("--concurrency", type=click.IntRange(1, 4096), default=1, show_default=True)
 @click.option(
-    "--max-tokens", type=click.IntRange(2), help="Of each answer.  [default: its prompt's]"
+    "--concurrency",
+    type=click.IntRange(1, 4096),
+    default=1,
+    show_default=True,
+    help="Requests in flight at a time.",
 )
-@click.option("--temperature", type=click.FloatRange(0, 2), default=0.0, show_default=True)
-@click.option("--seed", type=click.IntRange(0, 2**31), default=0, show_default=True)
-@click.option("--csv", "csv_file", type=FILE, help="Write a table too.")
+@click.option(
+    "--max-tokens",
+    type=click.IntRange(2),
+    help="Maximum output tokens per answer.  [default: the prompt's]",
+)
+@click.option(
+    "--temperature",
+    type=click.FloatRange(0, 2),
+    default=0.0,
+    show_default=True,
+    help="Sampling temperature; 0 is greedy.",
+)
+@click.option(
+    "--seed",
+    type=click.IntRange(0, 2**31),
+    default=0,
+    show_default=True,
+    help="Random seed, also of sampling.",
+)
+@click.option("--csv", "csv_file", type=FILE, help="Also write the table to this CSV file.")
 @click.option(
     "--records",
     type=FILE,
-    help="Write a JSON line for each request too, as AIPerf's profile_export.jsonl has them.",
+    help="Also write one JSON line per request, in the format of AIPerf's profile_export.jsonl.",
 )
 @json_option
 def bench(
@@ -58,7 +87,7 @@ def bench(
     as_json: bool,
     **prompts: Any,
 ) -> None:
-    """Run one prompt set against one model and print what each task got.
+    """Benchmark one model, a variant or the gateway, per task.
 
     Names in JSON and CSV are those of AIPerf and of ModelOpt's specdec_bench. Exit code 1 when the
     server is lost, or a request failed.

@@ -44,48 +44,56 @@ def seconds(option: str, text: str) -> float:
 
 
 tasks_option = click.option(
-    "--tasks", metavar="TASK,…", callback=parsed(words), help="[default: all of the prompt set]"
+    "--tasks",
+    metavar="TASK,…",
+    callback=parsed(words),
+    help="Tasks to run, comma-separated.  [default: all of the prompt set]",
 )
 
 
 @click.command()
 @click.argument("checkpoint", required=False)
-@click.option("--url", metavar="HOST:PORT", help="Triton's gRPC address.")
-@click.option("--embedded", is_flag=True, help="Build and serve CHECKPOINT here, then stop.")
+@click.option("--url", metavar="HOST:PORT", help="gRPC address of the Triton server to measure.")
+@click.option(
+    "--embedded",
+    is_flag=True,
+    help="Build, serve and measure CHECKPOINT on this machine instead of a server.",
+)
 @model_option
 @click.option(
     "--variants",
     metavar="K0,K1,…",
     callback=parsed(words),
-    help="Their names.  [default: all that are hosted]",
+    help="Names of the variants to measure.  [default: all hosted]",
 )
 @click.option(
     "--concurrency",
     "concurrencies",
     metavar="N,N,…",
     callback=parsed(numbers),
-    help="Requests at a time.  [default: 1,2,4,8,16 if they fit]",
+    help="Concurrencies to measure.  [default: 1,2,4,8,16 if they fit]",
 )
 @tasks_option
 @click.option(
     "--prompts",
     metavar="FILE",
-    help="JSON lines, Spec-Bench's or SPEED-Bench's, or `shipped`.  "
-    "[default: shipped; --embedded: CHECKPOINT/prompts.jsonl]",
+    help="Prompt set: JSON lines, a Spec-Bench or SPEED-Bench file, or `shipped`.  [default: "
+    "shipped; --embedded: CHECKPOINT/prompts.jsonl]",
 )
 @click.option(
     "--out",
     type=FILE,
     default="profile.json",
     show_default=True,
-    help="The profile. Beside it the journal, by which a run goes on after an interruption.",
+    help="Profile to write. Its .journal lets an interrupted run resume.",
 )
 @click.option(
     "--budget",
     "budget_s",
     metavar="TIME",
     callback=parsed(seconds),
-    help=f"Most time to measure, as 90s, 10m or 2h.  [default: 10m; --embedded: {EMBEDDED_BUDGET}]",
+    help="Maximum measuring time, such as 90s, 10m or 2h.  "
+    f"[default: 10m; --embedded: {EMBEDDED_BUDGET}]",
 )
 @click.option(
     "--wait",
@@ -94,24 +102,45 @@ tasks_option = click.option(
     callback=parsed(seconds),
     default="5m",
     show_default=True,
-    help="For a server that is lost to come back.",
+    help="Maximum time for a lost server to return.",
 )
-@click.option("--seed", type=click.IntRange(0, 2**31), default=0, show_default=True)
 @click.option(
-    "--max-tokens", type=click.IntRange(2), help="Of each answer, whatever its prompt says."
+    "--seed",
+    type=click.IntRange(0, 2**31),
+    default=0,
+    show_default=True,
+    help="Random seed, also of sampling.",
 )
-@click.option("--temperature", type=click.FloatRange(0, 2), default=0.0, show_default=True)
-@click.option("--all-cells", is_flag=True, help="Measure every cell, to check the plan by.")
+@click.option(
+    "--max-tokens",
+    type=click.IntRange(2),
+    help="Maximum output tokens per answer; overrides the prompt set.",
+)
+@click.option(
+    "--temperature",
+    type=click.FloatRange(0, 2),
+    default=0.0,
+    show_default=True,
+    help="Sampling temperature; 0 is greedy.",
+)
+@click.option(
+    "--all-cells",
+    is_flag=True,
+    help="Measure every task, draft length and load instead of a planned subset.",
+)
 @click.option(
     "-o",
     "--output",
     type=click.Path(path_type=Path),
     default="engines",
     show_default=True,
-    help="For --embedded: where the variants are built, or already are.",
+    help="With --embedded: directory of the variants; missing ones are built there.",
 )
 @click.option(
-    "--draft-lengths", default="0,1,2,3,5", show_default=True, help="For --embedded: what to build."
+    "--draft-lengths",
+    default="0,1,2,3,5",
+    show_default=True,
+    help="With --embedded: draft lengths to build, comma-separated.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the profile as JSON.")
 def calibrate(
@@ -124,7 +153,7 @@ def calibrate(
     as_json: bool,
     **values: Any,
 ) -> None:
-    """Measure variants per task and load, and write the profile that the gateway starts from.
+    """Measure variants per task and load, and write a profile for the gateway.
 
     Every draft length is compared with no speculation on the same prompts, interleaved. Run the
     same command again to go on after an interruption, or with a larger --budget. A batch in which

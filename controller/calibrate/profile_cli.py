@@ -13,14 +13,14 @@ READY_TIMEOUT_S = 5.0
 
 @click.group()
 def profile() -> None:
-    """Show, compare, merge, check and estimate policy files."""
+    """Show, compare, merge, check and estimate profiles."""
 
 
 @profile.command()
 @click.argument("file", type=FILE)
 @click.option("--json", "as_json", is_flag=True, help="Print the profile as JSON.")
 def show(file: Path, as_json: bool) -> None:
-    """Show what a profile says: which draft length for which task, and from which load on none.
+    """Show the recommended draft length per task and load.
 
     Example: trt-mtp profile show profile.json
     """
@@ -53,9 +53,9 @@ def diff(before: Path, after: Path, as_json: bool) -> None:
 
 @profile.command()
 @click.argument("files", type=FILE, nargs=-1, required=True)
-@click.option("--out", type=FILE, required=True, help="Where the merged profile goes.")
+@click.option("--out", type=FILE, required=True, help="Merged profile to write.")
 def merge(files: tuple[Path, ...], out: Path) -> None:
-    """Join profiles of one deployment: counts are pooled, cells put together.
+    """Merge profiles of the same deployment.
 
     Where several measured a cell, the latest run's counts. R, the crossovers and the recommendation
     follow from the cells of all.
@@ -71,7 +71,7 @@ def merge(files: tuple[Path, ...], out: Path) -> None:
 
 @profile.command()
 @click.argument("model")
-@click.option("--gpu", required=True, metavar="TYPE", help="A GPU type such as h100-80gb.")
+@click.option("--gpu", required=True, metavar="TYPE", help="GPU type, such as h100-80gb.")
 @click.option(
     "--tensor-parallel",
     type=click.IntRange(1, 64),
@@ -79,8 +79,13 @@ def merge(files: tuple[Path, ...], out: Path) -> None:
     show_default=True,
     help="GPUs per replica.",
 )
-@click.option("--draft-lengths", default="0,1,2,3,5", show_default=True, help="As in build.")
-@click.option("--out", type=FILE, required=True, help="Where the profile goes.")
+@click.option(
+    "--draft-lengths",
+    default="0,1,2,3,5",
+    show_default=True,
+    help="Draft lengths (K), comma-separated.",
+)
+@click.option("--out", type=FILE, required=True, help="Profile to write.")
 def prior(model: str, gpu: str, tensor_parallel: int, draft_lengths: str, out: Path) -> None:
     """Estimate the profile of a released MODEL on a GPU by name, without a measurement.
 
@@ -105,16 +110,16 @@ def prior(model: str, gpu: str, tensor_parallel: int, draft_lengths: str, out: P
 
 @profile.command()
 @click.argument("file", type=FILE)
-@click.option("--url", metavar="HOST:PORT", help="Compare with what this Triton hosts.")
+@click.option("--url", metavar="HOST:PORT", help="gRPC address of a Triton server to compare with.")
 @model_option
 @click.option(
     "--engines",
     type=FOLDER,
-    help="Compare with the variants in this folder.",
+    help="Directory of variants to compare with.",
 )
 @json_option
 def check(file: Path, url: str | None, model: str, engines: Path | None, as_json: bool) -> None:
-    """Check a profile: its form, whether it contradicts itself, and what it was measured on.
+    """Check a profile's form and consistency, and whether it matches a deployment.
 
     Exit code 1 when it contradicts itself, 2 when it has the wrong form or is of another
     deployment.

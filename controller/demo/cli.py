@@ -16,12 +16,14 @@ TABLE_WIDTH = 200  # at most; it takes what it needs
 
 @click.command()
 @stack_options
-@click.option("--short", is_flag=True, help="4 prompts per task instead of 20, timed once.")
+@click.option(
+    "--short", is_flag=True, help="Send 4 prompts per task instead of 20, and time each once."
+)
 @json_option
 def demo(
     checkpoint: str | None, draft_lengths: str, output: Path, short: bool, as_json: bool
 ) -> None:
-    """Build, serve and route on this machine, and print what it gains per task.
+    """Run the whole stack on this machine and print the speedup per task.
 
     CHECKPOINT is a folder with a prompts.jsonl of held-out prompts; the default is
     assets/qwen-mtp-tiny of the checkout. Every prompt goes to each variant and to the gateway,

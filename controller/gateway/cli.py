@@ -9,22 +9,77 @@ import click
 
 from trt_mtp.controller.gateway.access.cli import access_options, read_access
 from trt_mtp.errors import InputError
-from trt_mtp.options import FILE, PORT, model_option, profile_option, ready_json_option
+from trt_mtp.options import (
+    FILE,
+    PORT,
+    SectionedCommand,
+    model_option,
+    profile_option,
+    ready_json_option,
+)
 from trt_mtp.serve.hosts import bare_host
 
 if TYPE_CHECKING:
     from trt_mtp.controller.gateway.process import ProcessConfig
 
+SECTIONS = {
+    "Servers and model": (
+        "--triton",
+        "--profile",
+        "--model",
+        "--model-alias",
+        "--zone",
+        "--subset-size",
+        "--ready-timeout-s",
+    ),
+    "Ports and processes": (
+        "--host",
+        "--port",
+        "--http-port",
+        "--cors-origin",
+        "--sse-keep-alive-s",
+        "--admin-port",
+        "--workers",
+        "--reuse-port",
+    ),
+    "Learning, logs and rollouts": (
+        "--state",
+        "--replica",
+        "--peer-state",
+        "--decision-log",
+        "--log-prompts",
+        "--traffic",
+    ),
+    "TLS and tokens": (
+        "--tls-cert",
+        "--tls-key",
+        "--tls-client-ca",
+        "--triton-ca",
+        "--triton-cert",
+        "--triton-key",
+        "--tokens",
+    ),
+    "Limits": (
+        "--max-message-mb",
+        "--max-prompt-tokens",
+        "--max-connections",
+        "--max-streams",
+        "--idle-timeout-s",
+        "--max-waiting",
+    ),
+    "Failover": ("--stall-factor", "--stall-min-s", "--failover-wait-s"),
+}
 
-@click.command()
+
+@click.command(cls=SectionedCommand, sections=SECTIONS)
 @click.option(
     "--triton",
     required=True,
     multiple=True,
     metavar="HOST:PORT",
-    help="Triton's gRPC address; repeat it for several servers, or give one dns:NAME:PORT, "
-    "which is every address that the name has, or kubernetes:NAMESPACE/SERVICE, which is every "
-    "ready endpoint of a Service.",
+    help="gRPC address of a Triton server. Repeat for several, or use dns:NAME:PORT for every "
+    "address of a DNS name, or kubernetes:NAMESPACE/SERVICE for every ready endpoint of a "
+    "Service.",
 )
 @profile_option
 @model_option
@@ -33,33 +88,34 @@ if TYPE_CHECKING:
     default="127.0.0.1",
     show_default=True,
     callback=lambda context, option, host: bare_host(host),
+    help="Address that the gRPC and HTTP ports bind to.",
 )
 @click.option(
     "--port",
     type=PORT,
     default=8001,
     show_default=True,
-    help="0 takes a free port.",
+    help="gRPC port for clients; 0 picks a free one.",
 )
 @click.option(
     "--http-port",
     type=PORT,
-    help="Serve HTTP there as well, with /metrics; 0 takes a free port.  [default: no HTTP]",
+    help="Also serve HTTP (OpenAI's API, generate, health, /metrics) on this port; 0 picks a "
+    "free one.  [default: no HTTP]",
 )
 @click.option(
     "--model-alias",
     "model_aliases",
     multiple=True,
     metavar="NAME",
-    help="Another name of the public model for OpenAI's clients; repeatable.",
+    help="Additional model name for OpenAI clients; repeatable.",
 )
 @click.option(
     "--cors-origin",
     "origins",
     multiple=True,
     metavar="ORIGIN",
-    help="A web page's origin that may use OpenAI's API, or * for any; repeatable.  "
-    "[default: none]",
+    help="Web origin allowed to use OpenAI's API, or * for any; repeatable.  [default: none]",
 )
 @click.option(
     "--sse-keep-alive-s",
@@ -67,67 +123,69 @@ if TYPE_CHECKING:
     type=click.FloatRange(0.1),
     default=10,
     show_default=True,
-    help="Send an empty chunk on OpenAI's streams when nothing was sent for so long.",
+    help="Send an empty chunk on an idle OpenAI stream after this many seconds.",
 )
 @click.option(
     "--admin-port",
     type=PORT,
-    help="Serve statistics and draining on 127.0.0.1; with workers, one port for each from here.",
+    help="Admin HTTP port on 127.0.0.1 (statistics, drain). With --workers N, ports PORT to "
+    "PORT+N-1.",
 )
 @click.option(
     "--workers",
     type=click.IntRange(1, 64),
     default=1,
     show_default=True,
-    help="Processes that share the port and the load.",
+    help="Number of gateway processes that share the port.",
 )
 @click.option(
     "--reuse-port",
     "is_port_shared",
     is_flag=True,
-    help="Share the port with a gateway that is to be replaced.",
+    help="Bind with SO_REUSEPORT, so that a new gateway can take over without downtime.",
 )
 @click.option(
     "--state",
     type=FILE,
-    help="Keep what is learned in this file.",
+    help="File that keeps what the gateway learns across restarts.",
 )
 @click.option(
     "--replica",
     metavar="NAME",
-    help="This gateway's name in states.  [default: the machine's name and the path of --state]",
+    help="Name of this gateway in state files.  [default: the machine's name and the path of "
+    "--state]",
 )
 @click.option(
     "--peer-state",
     "peer_states",
     type=FILE,
     multiple=True,
-    help="Another gateway's --state, to learn from every minute; repeatable.",
+    help="State file of another gateway, merged every minute; repeatable.",
 )
 @click.option(
     "--decision-log",
     type=FILE,
-    help="Log every decision and its outcome, for replay and explain.",
+    help="Append every routing decision and its outcome (JSON lines), for `replay` and `explain`.",
 )
 @click.option(
     "--traffic",
     type=FILE,
-    help="Obey this file, which rollouts write: who goes to which variants.",
+    help="Traffic split written by `trt-mtp rollout`; read again when it changes.",
 )
-@click.option("--log-prompts", is_flag=True, help="Keep prompts in the decision log, both ends.")
+@click.option("--log-prompts", is_flag=True, help="Also log the start and end of each prompt.")
 @click.option(
     "--max-message-mb",
     type=click.IntRange(1, 2047),
     default=16,
     show_default=True,
-    help="Longest request taken.",
+    help="Reject larger requests, in MB.",
 )
 @click.option(
     "--ready-timeout-s",
     type=click.FloatRange(0),
     default=60,
     show_default=True,
-    help="How long to wait for a ready variant.",
+    help="Give up if no variant is ready after this many seconds.",
 )
 @access_options
 @click.option(
@@ -135,44 +193,44 @@ if TYPE_CHECKING:
     type=click.IntRange(0),
     default=1024,
     show_default=True,
-    help="Requests that may wait while all variants are busy.",
+    help="Maximum queue length while all variants are busy; further requests are refused.",
 )
 @click.option(
     "--stall-factor",
     type=click.FloatRange(1),
     default=20,
     show_default=True,
-    help="A variant hangs when a token takes this many times what is expected,",
+    help="Treat a variant as stalled if a token takes this many times longer than expected.",
 )
 @click.option(
     "--stall-min-s",
     type=click.FloatRange(0.1),
     default=5,
     show_default=True,
-    help="and at least this long; the answer then goes on elsewhere.",
+    help="Minimum stall time in seconds; the answer then continues on another variant.",
 )
 @click.option(
     "--failover-wait-s",
     type=click.FloatRange(0),
     default=30,
     show_default=True,
-    help="How long requests wait for a ready variant while there is none.",
+    help="How long requests wait for a variant if none is ready, in seconds.",
 )
 @click.option(
     "--zone",
     default="",
     metavar="NAME",
-    help="The zone that this gateway is in: servers there are used first (Kubernetes says theirs).",
+    help="Zone of this gateway; servers in the same zone are preferred.",
 )
 @click.option(
     "--subset-size",
     type=click.IntRange(1),
-    help="Servers of each variant that this gateway uses while they have room, where there are "
-    "many gateways; they differ by the machine's name.  [default: all]",
+    help="Number of servers per variant that this gateway prefers, for fleets of many gateways. "
+    " [default: all]",
 )
 @ready_json_option
 def gateway(workers: int, as_json: bool, **options: Any) -> None:
-    """Route a public model to the variants that Triton hosts, until Ctrl-C or SIGTERM.
+    """Send each request to the variant expected to finish it first.
 
     Clients use the model `qwen_mtp`; each request goes to one of the variants `qwen_mtp_k<draft
     length>`, on any of the servers. When a variant fails in the middle of an answer, another one

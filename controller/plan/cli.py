@@ -65,9 +65,15 @@ class Given:
     required=True,
     help="Rates and lengths by task (JSON), a trace (JSON lines), or a decision log.",
 )
-@click.option("--gpu", help="GPU type such as h100-80gb.  [default: the profile's]")
-@click.option("--gpus", type=int, required=True, help="How many there are.")
-@click.option("--gpu-cost", type=float, default=1.0, show_default=True, help="Cost of one.")
+@click.option("--gpu", help="GPU type, such as h100-80gb.  [default: the profile's]")
+@click.option("--gpus", type=int, required=True, help="Number of GPUs available.")
+@click.option(
+    "--gpu-cost",
+    type=float,
+    default=1.0,
+    show_default=True,
+    help="Cost per GPU and hour, in any currency.",
+)
 @click.option("--tp", type=click.IntRange(1), help="GPUs per replica.  [default: as few as fit]")
 @click.option(
     "--draft-lengths",
@@ -76,33 +82,39 @@ class Given:
     show_default=True,
     help="Draft lengths to choose among; a profile has its own.",
 )
-@click.option("--tpot-p99-ms", type=float, help="Time per token that 99 of 100 requests get.")
-@click.option("--ttft-p99-ms", type=float, help="Time to first token that 99 of 100 requests get.")
+@click.option(
+    "--tpot-p99-ms", type=float, help="Target for the 99th percentile of the time per output token."
+)
+@click.option(
+    "--ttft-p99-ms", type=float, help="Target for the 99th percentile of the time to first token."
+)
 @click.option(
     "--spare",
     type=click.IntRange(0, 1000),
     default=0,
     show_default=True,
-    help="Replicas of each length that may be lost while the targets hold (1 is N+1).",
+    help="Replicas per draft length that may fail while the targets still hold (1 is N+1).",
 )
-@click.option("--fleet", callback=parsed(_fleet), help="Present replicas by length, as 0=2,3=4.")
+@click.option(
+    "--fleet", callback=parsed(_fleet), help="Present replicas by draft length, such as 0=2,3=4."
+)
 @click.option(
     "--format", "form", type=click.Choice(FORMATS), default="table", show_default=True,
-    help="How to write the plan; html needs the report extra.",
+    help="Output format; html needs the report extra.",
 )  # fmt: skip
-@click.option("-o", "--output", type=FILE, help="Where to write it.  [default: stdout]")
+@click.option("-o", "--output", type=FILE, help="Output file.  [default: stdout]")
 @click.option(
     "--watch",
     "is_watching",
     is_flag=True,
-    help="Plan from a gateway's decision log again and again; say when --fleet should change.",
+    help="Plan repeatedly from a gateway's decision log; report when --fleet should change.",
 )
 @click.option(
     "--every-s",
     type=click.FloatRange(1, 86_400 * 31),
     default=3600.0,
     show_default=True,
-    help="Seconds between two plans of --watch, and of the log that each looks at.",
+    help="With --watch: seconds between plans, and length of the log that each reads.",
 )
 @seed_option
 @json_option

@@ -17,16 +17,16 @@ FORMATS = ("html", "md", "csv", "json", "png")
     "-o",
     "--output",
     type=FILE,
-    help="Where to write it.  [default: stdout]",
+    help="Output file.  [default: stdout]",
 )
 @click.option(
     "--format",
     "form",
     type=click.Choice(FORMATS),
-    help="[default: by the ending of --output, else html]",
+    help="Output format.  [default: from the extension of --output, else html]",
 )
 def report(source: Path, output: Path | None, form: str | None) -> None:
-    """Show what a calibration or a replay says, as a page to read or as data.
+    """Render a profile or a replay as HTML, Markdown, CSV, JSON or PNG.
 
     SOURCE is what `trt-mtp calibrate` wrote, what `trt-mtp replay --json` printed, or a folder
     with any number of both; several profiles are compared. The page needs no network. csv has a

@@ -17,13 +17,13 @@ if TYPE_CHECKING:
 
 WATCH_S = 1.0
 SPEC = click.argument("file", type=FILE)
-WHY = click.option("--why", default="", help="For the history.")
+WHY = click.option("--why", default="", help="Reason, recorded in the history.")
 Command = Callable[..., None]
 
 
 @click.group()
 def rollout() -> None:
-    """Put a variant, draft length or profile into production in steps, and take it back.
+    """Roll out a variant, draft length or profile in steps, with automatic rollback.
 
     A rollout is one YAML FILE; its state lies where the file says, so every command can be killed
     and called again. Exit codes: 0 done, 1 failed, 2 bad input, 3 in progress, 4 aborted by a gate
@@ -37,7 +37,7 @@ def rollout() -> None:
 @SPEC
 @json_option
 def validate(file: Path, as_json: bool) -> None:
-    """Check a rollout's file, and nothing else.
+    """Validate the rollout file without contacting any server.
 
     Example: trt-mtp rollout validate k5.yaml
     """
@@ -61,11 +61,13 @@ def plan(file: Path, as_json: bool) -> None:
 
 @rollout.command()
 @SPEC
-@click.option("--dry-run", is_flag=True, help="Show the plan and do nothing.")
-@click.option("--again", is_flag=True, help="Begin anew what was aborted or failed.")
+@click.option("--dry-run", is_flag=True, help="Print the plan and change nothing.")
+@click.option(
+    "--again", is_flag=True, help="Restart an aborted or failed rollout from the first step."
+)
 @json_option
 def start(file: Path, dry_run: bool, again: bool, as_json: bool) -> None:
-    """Do a rollout, or continue with one that was killed; until it is done or waits for you.
+    """Start a rollout, or resume an interrupted one, until it finishes or pauses.
 
     Example: trt-mtp rollout start k5.yaml --json
     """
@@ -80,10 +82,10 @@ def start(file: Path, dry_run: bool, again: bool, as_json: bool) -> None:
 
 @rollout.command()
 @SPEC
-@click.option("--watch", is_flag=True, help="Until it is completed or waits for you.")
+@click.option("--watch", is_flag=True, help="Keep printing until the rollout finishes or pauses.")
 @json_option
 def status(file: Path, watch: bool, as_json: bool) -> None:
-    """Show where a rollout stands; the exit code tells it too.
+    """Show a rollout's status, also as the exit code.
 
     Example: trt-mtp rollout status k5.yaml --watch
     """
@@ -103,7 +105,7 @@ def status(file: Path, watch: bool, as_json: bool) -> None:
 @SPEC
 @json_option
 def explain(file: Path, as_json: bool) -> None:
-    """Show what the gates have seen, and what decides next.
+    """Show what the gates have measured and what they still need.
 
     Example: trt-mtp rollout explain k5.yaml
     """
@@ -126,7 +128,7 @@ def explain(file: Path, as_json: bool) -> None:
 @SPEC
 @json_option
 def resume(file: Path, as_json: bool) -> None:
-    """Go on with a rollout that is paused or inconclusive.
+    """Resume a paused or inconclusive rollout.
 
     Example: trt-mtp rollout resume k5.yaml
     """
@@ -141,7 +143,7 @@ def resume(file: Path, as_json: bool) -> None:
 @WHY
 @json_option
 def pause(file: Path, why: str, as_json: bool) -> None:
-    """Stop where it is; traffic stays as it is.
+    """Pause at the current traffic split.
 
     Example: trt-mtp rollout pause k5.yaml --why "a look at the logs"
     """
@@ -150,11 +152,11 @@ def pause(file: Path, why: str, as_json: bool) -> None:
 
 @rollout.command()
 @SPEC
-@click.option("--full", is_flag=True, help="Leave out all steps that are left.")
+@click.option("--full", is_flag=True, help="Skip all remaining steps and gates.")
 @WHY
 @json_option
 def promote(file: Path, full: bool, why: str, as_json: bool) -> None:
-    """Leave a pause, or leave out the step that is at work.
+    """Continue past a pause, or skip the current step.
 
     Example: trt-mtp rollout promote k5.yaml --full
     """
@@ -166,7 +168,7 @@ def promote(file: Path, full: bool, why: str, as_json: bool) -> None:
 @WHY
 @json_option
 def abort(file: Path, why: str, as_json: bool) -> None:
-    """Take all traffic back at once and restore what was before.
+    """Send all traffic back to the stable side at once and roll back.
 
     Exit code 0 if that is done.
 
@@ -181,7 +183,7 @@ def abort(file: Path, why: str, as_json: bool) -> None:
 @SPEC
 @json_option
 def unlock(file: Path, as_json: bool) -> None:
-    """Break the lock of a process that is gone, on a machine that can't be seen from here.
+    """Break the lock of a process that ended on another machine.
 
     A process that lives all the same stops at its next change. On this machine a lock goes with its
     process, and that of a living one is not broken.

@@ -138,7 +138,7 @@ def simulate(
     as_json: bool,
     **values: Any,
 ) -> None:
-    """Simulate a fleet of replicas at different draft lengths under several policies.
+    """Simulate a fleet under different routing policies.
 
     `static` runs the fleet once at each of its lengths. `schedule` gives every replica an engine
     whose draft length follows its own batch size, as TensorRT-LLM's draft_len_schedule does. With
@@ -203,9 +203,15 @@ def _trace(arrivals: str | None, path: Path | None, rate: float | None) -> "Trac
     type=click.IntRange(600, 1_000_000),
     default=2000,
     show_default=True,
-    help="Per mix and load; the first 500 are not scored.",
+    help="Requests per mix and load; the first 500 are not scored.",
 )
-@click.option("--seeds", type=click.IntRange(1, 100), default=1, show_default=True)
+@click.option(
+    "--seeds",
+    type=click.IntRange(1, 100),
+    default=1,
+    show_default=True,
+    help="Runs per mix and load, each with another seed.",
+)
 @json_option
 def regret(requests: int, seeds: int, as_json: bool) -> None:
     """Compare the learning policy with the oracle on published mixes at given loads.

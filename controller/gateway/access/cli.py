@@ -13,35 +13,38 @@ if TYPE_CHECKING:
 access_options = together(
     tls_options,
     click.option(
-        "--triton-ca", type=FILE, help="Speak TLS to Triton, whose certificate it signed."
+        "--triton-ca", type=FILE, help="Connect to Triton over TLS and verify it with this CA."
     ),
-    click.option("--triton-cert", type=FILE, help="Show Triton this certificate chain."),
-    click.option("--triton-key", type=FILE, help="Its key."),
-    click.option("--tokens", type=FILE, help="Ask for bearer tokens; tenants and their limits."),
+    click.option("--triton-cert", type=FILE, help="Client certificate chain presented to Triton."),
+    click.option("--triton-key", type=FILE, help="Private key of the certificate above (PEM)."),
+    click.option(
+        "--tokens", type=FILE, help="Require bearer tokens: YAML file of tenants and their limits."
+    ),
     click.option(
         "--max-prompt-tokens",
         type=click.IntRange(1),
-        help="Refuse longer prompts; estimated for text.  [default: the variants' limit]",
+        help="Reject longer prompts (token counts of text are estimated).  [default: the "
+        "variants' limit]",
     ),
     click.option(
         "--max-connections",
         type=click.IntRange(1),
-        help="Client connections of each port; more are closed at once.  "
-        "[default: half of what `ulimit -Hn` leaves]",
+        help="Maximum client connections per port; more are closed at once.  [default: half of "
+        "what `ulimit -Hn` leaves]",
     ),
     click.option(
         "--max-streams",
         type=click.IntRange(1),
         default=4096,
         show_default=True,
-        help="Calls at once on one gRPC connection; clients wait for their turn beyond it.",
+        help="Maximum concurrent calls per gRPC connection; further ones wait.",
     ),
     click.option(
         "--idle-timeout-s",
         type=click.FloatRange(1),
         default=300,
         show_default=True,
-        help="Close a connection that has had no request for this long.",
+        help="Close a connection without a request after this many seconds.",
     ),
 )
 
