@@ -5,7 +5,7 @@ import json
 import queue
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Self
@@ -51,6 +51,7 @@ class TimedAnswer:
     variant: str  # "" without a gateway
     task: str  # the gateway's guess
     decision_id: str = ""
+    reasons: str = ""  # of the decision, where the request's parameter `explain` asked for them
     num_first_tokens: int = 1  # of the first message
     itl_s: tuple[float, ...] = ()  # between two messages
     margin: float | None = None  # of the two best logits of the first token, if wanted and known
@@ -129,11 +130,21 @@ class StreamClient:
         late.cancel()
         self._client.close()
 
-    def ask(self, model: str, prompt: Prompt) -> TimedAnswer:
+    def is_reachable(self) -> bool:
+        """Whether a server answers at the address within LIVE_S."""
+        try:
+            self._client.is_server_live(client_timeout=LIVE_S)
+        except InferenceServerException as error:
+            return str(error.status()) not in UNREACHABLE
+        return True
+
+    def ask(
+        self, model: str, prompt: Prompt, on_text: Callable[[str], None] | None = None
+    ) -> TimedAnswer:
         """The answer of `model`; raises TrtMtpError if it refuses, fails or is silent.
 
         It notices a server that stopped answering in seconds, a silent model after the longest
-        pause of an answer.
+        pause of an answer. `on_text` gets each piece of the text when it comes.
         """
         sent_at = time.perf_counter()
         try:
@@ -142,7 +153,12 @@ class StreamClient:
             )
         except InferenceServerException:  # tritonclient says no more than that
             raise TrtMtpError(f"{model}: the stream has ended, the server may be gone") from None
-        return _timed_answer(sent_at, list(self._messages(model)))
+        messages: list[tuple[float, Any]] = []
+        for came_at, result in self._messages(model):
+            messages.append((came_at, result))
+            if on_text is not None:
+                on_text(_text(result))
+        return _timed_answer(sent_at, messages)
 
     def _messages(self, model: str) -> Iterator[tuple[float, Any]]:
         """The messages of one answer, each with the time when it came."""
@@ -184,13 +200,17 @@ class StreamClient:
             raise TrtMtpError(f"{model}: the server at {self._url} stopped answering ({reason})")
 
 
+def _text(result: Any) -> str:
+    return str(result.as_numpy("text_output")[0].decode())
+
+
 def _timed_answer(sent_at: float, messages: Sequence[tuple[float, Any]]) -> TimedAnswer:
     times, results = zip(*messages, strict=True)
     ids = [result.as_numpy("output_ids").tolist() for result in results]
     last = results[-1]
     parameters, margin = last.get_response().parameters, last.as_numpy("margin")
     return TimedAnswer(
-        text="".join(result.as_numpy("text_output")[0].decode() for result in results),
+        text="".join(map(_text, results)),
         token_ids=tuple(itertools.chain.from_iterable(ids)),
         ttft_s=times[0] - sent_at,
         duration_s=times[-1] - sent_at,
@@ -198,7 +218,7 @@ def _timed_answer(sent_at: float, messages: Sequence[tuple[float, Any]]) -> Time
         accepted_per_position=tuple(last.as_numpy("accepted_per_position").tolist()),
         **{
             name: parameters[name].string_param if name in parameters else ""
-            for name in ("variant", "task", "decision_id")
+            for name in ("variant", "task", "decision_id", "reasons")
         },
         num_first_tokens=len(next(filter(None, ids), ())),
         itl_s=tuple(after - before for before, after in itertools.pairwise(times)),

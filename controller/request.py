@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from trt_mtp.errors import InputError
 from trt_mtp.files import nearest
 from trt_mtp.serve.contract import (
+    EXPLAIN,
     IGNORE_EOS,
     MIN_TOKENS,
     PARAMETERS,
@@ -83,6 +84,7 @@ class Hints(NamedTuple):
     session_id: str | None
     tenant: str | None
     latency_class: str | None
+    wants_reasons: bool
 
 
 class _Prompt(NamedTuple):
@@ -114,6 +116,7 @@ def read_hints(
         session_id=_name(values, "session_id"),
         tenant=_name(values, "tenant"),
         latency_class=_name(values, "latency_class"),
+        wants_reasons=_flag(values, EXPLAIN),
     )
 
 
@@ -151,6 +154,16 @@ def _name(values: Mapping[str, object], key: str) -> str | None:
             f"request parameter {key} has to be a text of at most {MAX_NAME_CHARS} characters"
         )
     return str(value)
+
+
+def _flag(values: Mapping[str, object], key: str) -> bool:
+    value = values.get(key, False)
+    if value in (True, "true"):
+        return True
+    if value in (False, "false"):
+        return False
+    shown = str(value)[:MAX_NAME_CHARS]
+    raise InputError(f"request parameter {key} is {shown!r}: expected true or false")
 
 
 def read_features(request: InferRequest, hints: Hints) -> RequestFeatures:

@@ -153,7 +153,9 @@ INTERNAL_ERROR = "internal error: "
 CANCELLED = "the request was cancelled"  # for its client nobody cares; else the engine was closed
 
 # Request parameters are the gateway's; a variant lets them pass and knows no others.
-PARAMETERS = ("task", "draft_length", "session_id", "tenant", "latency_class")
+EXPLAIN = "explain"  # true: the gateway's responses have the decision's REASONS
+REASONS = "reasons"
+PARAMETERS = ("task", "draft_length", "session_id", "tenant", "latency_class", EXPLAIN)
 
 # What a request may hold beyond its prompt: work that no answer needs is refused.
 MAX_STOP_TEXTS = 64

@@ -25,6 +25,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "trt_mtp.controller.up_cli:up",
         "Build, serve and route in one foreground process, for local use.",
     ),
+    "ask": (
+        "trt_mtp.controller.ask_cli:ask",
+        "Ask a running gateway one question and show the answer as it comes.",
+    ),
     "inspect": (
         "trt_mtp.build.cli:inspect",
         "Show a checkpoint's model family, size, quantization and MTP head.",
@@ -90,7 +94,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
 }
 
 GROUPS = {
-    "Try": ("demo", "up", "accept"),
+    "Try": ("demo", "up", "ask", "accept"),
     "Build and serve": ("inspect", "build", "verify", "doctor", "serve", "repo"),
     "Measure": ("bench", "calibrate", "profile", "report"),
     "Route and operate": ("gateway", "rollout", "explain", "replay"),

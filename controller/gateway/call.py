@@ -59,6 +59,7 @@ class InferenceCall:
     caller: Caller
     metadata: Metadata = ()  # that goes on to Triton
     deadline_at: float | None = None  # monotonic time until which it may wait for a variant
+    wants_reasons: bool = False  # of the decision, in the responses
     started_at: float = field(default_factory=time.monotonic)
     first_at: float | None = None  # monotonic time of the first message to the client
     replica: Replica | None = None  # that has the request, or had it last

@@ -23,7 +23,7 @@ from trt_mtp.controller.gateway.servers.upstream import Upstream, UpstreamLost
 from trt_mtp.controller.gateway.servers.winding_down import Rest
 from trt_mtp.controller.outcome import REFUSED, Outcome
 from trt_mtp.errors import InputError
-from trt_mtp.serve.contract import CANCELLED, INTERNAL_ERROR
+from trt_mtp.serve.contract import CANCELLED, INTERNAL_ERROR, REASONS
 from trt_mtp.serve.kserve import (
     final_response,
     int_outputs,
@@ -82,6 +82,8 @@ class Lease:
             "task": decision.task,
             "decision_id": decision.decision_id,
         }
+        if call.wants_reasons:
+            call.parameters[REASONS] = "; ".join(decision.reasons)
         self.last_message: bytes | None = None
         self.outcome: Outcome | None = None
         # who knows it can cancel the request, so that it is not to be guessed

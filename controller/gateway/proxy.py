@@ -74,7 +74,7 @@ class Proxy:
         except TrtMtpError:
             self.metrics.refused()
             raise
-        return InferenceCall(request, features, caller, metadata, deadline_at)
+        return InferenceCall(request, features, caller, metadata, deadline_at, hints.wants_reasons)
 
     async def handle(self, call: InferenceCall, send: Send) -> None:
         """Carry the answer to the client through `send`.

@@ -9,6 +9,7 @@ from trt_mtp.controller.gateway.openai.answer_reader import Closing
 from trt_mtp.controller.gateway.openai.asked import Asked
 from trt_mtp.controller.gateway.openai.reply import Reply, whole_message
 from trt_mtp.controller.gateway.openai.vendor import PREFIX
+from trt_mtp.serve.contract import REASONS
 
 
 class Answered(NamedTuple):
@@ -114,4 +115,8 @@ def decision_headers(asked: Asked, call: InferenceCall) -> Mapping[str, str]:
     """Variant, task and decision of a request with one answer, as headers."""
     if len(asked.choices) > 1:
         return {}
-    return {PREFIX + name.replace("_", "-"): value for name, value in call.parameters.items()}
+    return {
+        PREFIX + name.replace("_", "-"): value
+        for name, value in call.parameters.items()
+        if name != REASONS  # a sentence, for the body
+    }

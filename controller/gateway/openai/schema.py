@@ -41,6 +41,7 @@ class VendorOptions(_Model):
     session_id: Name | None = None
     tenant: Name | None = None
     latency_class: Name | None = None
+    explain: bool | None = None
 
 
 class Prediction(_Model):
