@@ -30,8 +30,9 @@ T = TypeVar("T")
 ADMIN_HEADER = "triton-grpc-protocol-admin-key"
 LOAD_TIMEOUT_S = 60.0
 WATCH_S = 0.1
-WHOLE_S = 120.0  # for a server to be whole again
-LIMITS = Limits(answer_s=15.0, load_s=20.0)  # doubles and small variants load in a few
+WHOLE_S = 300.0  # for a server to be whole again, which may take two starts of a loaded machine
+DOUBLES = Limits(answer_s=15.0, load_s=20.0)
+VARIANTS = Limits(answer_s=15.0, load_s=120.0)  # they load one after the other
 IN_FLIGHT = re.compile(r"^trt_mtp_requests_(?:running|waiting){.*} (\S+)$", re.MULTILINE)
 
 
@@ -65,7 +66,12 @@ class Server:
         # a campaign asks for more restarts than a server should survive
         with patch.object(triton, "RESTART_WINDOW_S", 0.0):
             self.triton = TritonServer(
-                find_triton(), repository, models, folder, self._ports, limits=LIMITS
+                find_triton(),
+                repository,
+                models,
+                folder,
+                self._ports,
+                limits=DOUBLES if notes else VARIANTS,
             )
         self.wire = lay(ord(name))
         listener = self.wire.listen() if self.wire else socket.create_server(("127.0.0.1", 0))
