@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from trt_mtp.build.vllm_cli import vllm_python_option
+from trt_mtp.controller.ask_cli import GATEWAY
 from trt_mtp.options import PORT, engine_option, ready_json_option, together
 
 WATCH_INTERVAL_S = 0.25
@@ -106,5 +107,11 @@ def up(
 def ready_text(ready: dict[str, Any]) -> str:
     """The ready line for people."""
     names = ", ".join(variant["name"] for variant in ready["variants"])
-    http = f", http://{ready['http']}/v1 for OpenAI's clients" if ready["http"] else ""
-    return f"gateway at {ready['gateway']}{http} routes qwen_mtp to {names}; Ctrl-C stops"
+    http = f", OpenAI's API at http://{ready['http']}/v1" if ready["http"] else ""
+    url = "" if ready["gateway"] == GATEWAY else f" --url {ready['gateway']}"
+    return (
+        f"gateway at {ready['gateway']}{http}, Triton at {ready['triton']['grpc']}; "
+        f"qwen_mtp is {names}\n"
+        f'Try: trt-mtp ask{url} "Return JSON with the keys name, city: Ada lives in Paris."\n'
+        "Ctrl-C stops"
+    )

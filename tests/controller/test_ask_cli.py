@@ -8,6 +8,7 @@ import pytest
 from tests.conftest import CliResult
 from tests.gateway_fixtures import running_gateway
 from trt_mtp.controller.policy import Policy
+from trt_mtp.controller.up_cli import ready_text
 from trt_mtp.serve.processes import free_ports
 from trt_mtp.serve.triton import TritonServer
 
@@ -59,3 +60,22 @@ def test_no_gateway_is_one_sentence(cli: Cli) -> None:
     assert refused.code == 1
     assert refused.err.count("\n") == 1
     assert f"no gateway answers at 127.0.0.1:{port}" in refused.err
+
+
+@pytest.mark.parametrize(
+    ("address", "option"), [("127.0.0.1:8001", ""), ("127.0.0.1:5", " --url 127.0.0.1:5")]
+)
+def test_up_says_how_to_ask(address: str, option: str) -> None:
+    """Its line for people has every address, and a command that works as it is."""
+    ready = {
+        "gateway": address,
+        "http": "127.0.0.1:8000",
+        "variants": [{"name": "k0"}, {"name": "k3"}],
+        "triton": {"grpc": "127.0.0.1:8101"},
+    }
+    lines = ready_text(ready).splitlines()
+    assert lines[0] == (
+        f"gateway at {address}, OpenAI's API at http://127.0.0.1:8000/v1, Triton at 127.0.0.1:8101; "
+        "qwen_mtp is k0, k3"
+    )
+    assert lines[1].startswith(f'Try: trt-mtp ask{option} "')
