@@ -75,7 +75,7 @@ def test_up_says_how_to_ask(address: str, option: str) -> None:
     }
     lines = ready_text(ready).splitlines()
     assert lines[0] == (
-        f"gateway at {address}, OpenAI's API at http://127.0.0.1:8000/v1, Triton at 127.0.0.1:8101; "
-        "qwen_mtp is k0, k3"
+        f"gateway at {address}, OpenAI's API at http://127.0.0.1:8000/v1, "
+        "Triton at 127.0.0.1:8101; qwen_mtp is k0, k3"
     )
     assert lines[1].startswith(f'Try: trt-mtp ask{option} "')
