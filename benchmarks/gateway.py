@@ -228,9 +228,9 @@ def started_gateway(
 
 
 @contextmanager
-def gateway_process(triton: str) -> Iterator[tuple[str, int]]:
+def gateway_process(triton: str, *options: str) -> Iterator[tuple[str, int]]:
     """The same: its gRPC address and process id."""
-    with started_gateway(triton) as (ready, pid):
+    with started_gateway(triton, *options) as (ready, pid):
         yield ready["gateway"], pid
 
 

@@ -175,7 +175,10 @@ def main() -> None:
     with (
         tempfile.TemporaryDirectory() as folder,
         triton_of_doubles(Path(folder) / "triton", max_batch_size=size.num_streams) as triton,
-        gateway_process(triton.grpc_url) as (address, pid),
+        gateway_process(triton.grpc_url, "--max-caller-streams", str(size.num_streams)) as (
+            address,
+            pid,
+        ),
     ):
         repeated = asyncio.run(repeat(address, pid, size))
         held = asyncio.run(hold(address, pid, size))

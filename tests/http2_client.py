@@ -34,11 +34,12 @@ def header_block(pairs: Sequence[tuple[str, str]]) -> bytes:
     return block
 
 
-def call(stream: int, method: str = "ModelStreamInfer") -> bytes:
-    """The beginning of a call."""
+def call(stream: int, method: str = "ModelStreamInfer", *more: tuple[str, str]) -> bytes:
+    """The beginning of a call, with `more` metadata."""
     pairs = [
         *((":method", "POST"), (":scheme", "http"), (":path", SERVICE_PATH + method)),
         *((":authority", "a"), ("te", "trailers"), ("content-type", "application/grpc")),
+        *more,
     ]
     return frame(HEADERS, END_HEADERS, stream, header_block(pairs))
 
@@ -73,11 +74,14 @@ def ended_streams(connection: socket.socket) -> Iterator[int]:
 
 @contextlib.contextmanager
 def stream_without_window(
-    address: str, messages: Sequence[bytes], method: str = "ModelStreamInfer"
+    address: str,
+    messages: Sequence[bytes],
+    method: str = "ModelStreamInfer",
+    metadata: Sequence[tuple[str, str]] = (),
 ) -> Iterator[socket.socket]:
     """A call with these messages, whose client lets the server send no data."""
     with connected(address) as connection:
-        connection.sendall(opening((INITIAL_WINDOW_SIZE, 0)) + call(1, method))
+        connection.sendall(opening((INITIAL_WINDOW_SIZE, 0)) + call(1, method, *metadata))
         for raw in messages:
             connection.sendall(message(1, raw))
         yield connection

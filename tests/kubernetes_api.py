@@ -22,6 +22,7 @@ from trt_mtp.controller.gateway.servers import kubernetes
 
 NAMESPACE, SERVICE = "models", "triton"
 PATH = f"/apis/discovery.k8s.io/v1/namespaces/{NAMESPACE}/endpointslices"
+REDIRECT = b"elsewhere"  # a lie
 SELECTOR = f"kubernetes.io/service-name={SERVICE}"
 
 
@@ -31,6 +32,7 @@ class KubernetesApi:
     def __init__(self, token_file: Path) -> None:
         self.token_file = token_file
         self.asked: list[dict[str, str]] = []  # the queries that came, in order
+        self.lie: bytes | None = None  # in place of every list
         self._slices: dict[str, Any] = {}
         self._history: list[tuple[int, dict[str, Any]]] = []
         self._version = 100
@@ -123,6 +125,9 @@ class KubernetesApi:
         assert request.query["labelSelector"] == SELECTOR
         if request.query.get("watch") == "true":
             return await self._watch(request)
+        if self.lie is not None:
+            headers = {"Location": "https://127.0.0.1:1/"} if self.lie == REDIRECT else {}
+            return web.Response(status=302 if headers else 200, body=self.lie, headers=headers)
         metadata = {"resourceVersion": str(self._version)}
         return web.json_response({"metadata": metadata, "items": list(self._slices.values())})
 

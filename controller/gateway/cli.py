@@ -64,6 +64,7 @@ SECTIONS = {
         "--max-prompt-tokens",
         "--max-connections",
         "--max-streams",
+        "--max-caller-streams",
         "--idle-timeout-s",
         "--max-waiting",
     ),
@@ -176,7 +177,7 @@ SECTIONS = {
 @click.option(
     "--max-message-mb",
     type=click.IntRange(1, 2047),
-    default=16,
+    default=4,
     show_default=True,
     help="Reject larger requests, in MB.",
 )

@@ -48,7 +48,7 @@ class GatewayConfig:
     seat: Seat | None = None  # for one of several workers
     ready_timeout_s: float = 60.0
     grace_s: float = 30.0  # for answers in flight when the gateway stops
-    max_message_bytes: int = 16 * 1024 * 1024
+    max_message_bytes: int = 4 * 1024 * 1024  # a million token ids
     access: AccessConfig = OPEN
     max_waiting: int = 1024  # requests for which every variant is too busy
     stall: StallLimits = field(default_factory=StallLimits)

@@ -15,8 +15,8 @@ Continuation = Callable[[grpc.HandlerCallDetails], Awaitable[Any]]
 class Gatekeeper(grpc.aio.ServerInterceptor):  # type: ignore[misc]
     """Lets calls in that name a token; calls of `open_methods` are answered to everybody.
 
-    Handlers of streams read themselves. For others gRPC reads the message first, up to the longest
-    that is taken: memory for somebody who isn't known.
+    All handlers are streams', which read themselves. For others gRPC reads the message first, up to
+    the longest that is taken: memory for somebody who isn't known.
     """
 
     def __init__(self, authenticator: Authenticator, open_methods: Collection[str]) -> None:
@@ -33,25 +33,9 @@ class Gatekeeper(grpc.aio.ServerInterceptor):  # type: ignore[misc]
         try:
             self._authenticator.caller(authorization_of(details.invocation_metadata), "")
         except TrtMtpError as error:
-            is_open = details.method.rpartition("/")[2] in self._open_methods
-            if is_open and handler.request_streaming:
-                return handler
-            handle = _unread(handler) if is_open else _refusing(error)
-            return grpc.stream_stream_rpc_method_handler(handle)
+            if details.method.rpartition("/")[2] not in self._open_methods:
+                return grpc.stream_stream_rpc_method_handler(_refusing(error))
         return handler
-
-
-def _unread(handler: Any) -> Any:
-    """`handler` for a request without contents, whatever was sent."""
-
-    async def handle(_: object, context: Any) -> None:
-        if handler.response_streaming:
-            async for response in handler.unary_stream(b"", context):
-                await context.write(response)
-        else:
-            await context.write(await handler.unary_unary(b"", context))
-
-    return handle
 
 
 def _refusing(error: TrtMtpError) -> Any:

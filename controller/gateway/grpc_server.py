@@ -15,9 +15,10 @@ from trt_mtp.controller.gateway.access.authenticator import (
 )
 from trt_mtp.controller.gateway.access.client_address import grpc_host
 from trt_mtp.controller.gateway.access.config import AccessConfig
+from trt_mtp.controller.gateway.access.stream_counts import StreamCounts
 from trt_mtp.controller.gateway.access.tls import server_credentials
 from trt_mtp.controller.gateway.call import check_may_pass, deadline_at, forwarded_metadata
-from trt_mtp.controller.gateway.failure import RpcError, end_call, status_of
+from trt_mtp.controller.gateway.failure import LimitError, RpcError, end_call, status_of
 from trt_mtp.controller.gateway.grpc_interceptor import Gatekeeper
 from trt_mtp.controller.gateway.grpc_stream import GrpcStream
 from trt_mtp.controller.gateway.grpc_unary import Unary, for_callers, for_everybody
@@ -64,7 +65,8 @@ class GrpcServer:
         self._proxy, self._authenticator, self._access = proxy, authenticator, access
         self._streams: set[GrpcStream] = set()
         self._is_draining = False
-        limits = access.connections
+        self._limits = limits = access.connections
+        self._counts = StreamCounts(limits.max_caller_streams)
         logging.getLogger("grpc._cython.cygrpc").addFilter(_is_own)
         self._server = grpc.aio.server(
             interceptors=(Gatekeeper(authenticator, HEALTH),) if access.tokens else (),
@@ -84,7 +86,7 @@ class GrpcServer:
             ],
         )
         handler = grpc.method_handlers_generic_handler(SERVICE.full_name, self._handlers())
-        self._health = HealthService(proxy.pool)
+        self._health = HealthService(proxy.pool, self._known, self._counts)
         self._server.add_generic_rpc_handlers((handler, self._health.handler()))
 
     def bind(self, host: str, port: int) -> int:
@@ -116,9 +118,13 @@ class GrpcServer:
         await self._server.stop(grace_s)
 
     def look(self) -> None:
-        """End the calls of clients that are stuck or no longer known; call it now and then."""
+        """End the calls of clients that are stuck or no longer known; call it now and then.
+
+        Who watches the health is told of a change.
+        """
         for stream in self._streams:
             stream.look()
+        self._health.look()
 
     def _handlers(self) -> dict[str, Any]:
         """One handler for each RPC of the service, bytes in and bytes out.
@@ -146,16 +152,27 @@ class GrpcServer:
 
     async def _stream(self, _: object, context: Any) -> None:
         try:
-            stream = GrpcStream(self._proxy, self._caller(context), context)
-            self._streams.add(stream)
-            if self._is_draining:
-                stream.drain()
-            try:
-                await stream.run()
-            finally:
-                self._streams.discard(stream)
+            caller = self._caller(context)
+            with self._counts.one(caller.owner):
+                stream = GrpcStream(self._proxy, caller, context, self._limits.idle_s)
+                self._streams.add(stream)
+                if self._is_draining:
+                    stream.drain()
+                try:
+                    await stream.run()
+                finally:
+                    self._streams.discard(stream)
+        except LimitError as error:
+            await end_call(context, status_of(error))
         except RpcError as error:
             await end_call(context, error)
+
+    def _known(self, context: Any) -> Caller | None:
+        """Who makes a call, or None for somebody who isn't known."""
+        try:
+            return self._caller(context)
+        except RpcError:
+            return None
 
     def _caller(self, context: Any) -> Caller:
         """Who makes a call; raises RpcError when its token is wrong."""

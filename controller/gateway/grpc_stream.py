@@ -42,7 +42,9 @@ class GrpcStream:
     stream on which another one's answer is under way.
     """
 
-    def __init__(self, proxy: Proxy, caller: Caller, context: Any) -> None:
+    def __init__(self, proxy: Proxy, caller: Caller, context: Any, idle_s: float) -> None:
+        """`idle_s` is how long it stays open while nothing is asked and nothing answered."""
+        self._idle_s, self._idle_since = idle_s, time.monotonic()
         self._proxy = proxy
         self._caller = caller
         self._pool = proxy.pool
@@ -122,6 +124,7 @@ class GrpcStream:
         task.add_done_callback(partial(self._has_room, len(raw)))
 
     def _has_room(self, size: int, task: "asyncio.Task[None]") -> None:
+        self._idle_since = time.monotonic()
         self._answering.discard(task)
         self._room.release()
         for room in self._rooms:
@@ -146,13 +149,20 @@ class GrpcStream:
             return
         try:
             self._caller.check_known()
-            if time.monotonic() - self._outbox.writing_since > CLIENT_STALL_S:
-                raise ClientStalledError(
-                    f"the client took nothing of what was sent for {CLIENT_STALL_S:.0f} s"
-                )
+            self._check_moves(time.monotonic())
         except TrtMtpError as error:
             self._is_failing = True
             self._tasks.create_task(_fail(status_of(error)))
+
+    def _check_moves(self, now: float) -> None:
+        if now - self._outbox.writing_since > CLIENT_STALL_S:
+            raise ClientStalledError(
+                f"the client took nothing of what was sent for {CLIENT_STALL_S:.0f} s"
+            )
+        if self._is_reading and not self._answering and now - self._idle_since > self._idle_s:
+            raise ClientStalledError(
+                f"no whole request came on this stream for {self._idle_s:g} s: open another one"
+            )
 
     async def _pass_on(self, raw: bytes) -> None:
         """Forward a request to another model, and what comes back, on a stream of its own."""

@@ -6,12 +6,14 @@ room, and within a time.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from typing import Any
 
 import grpc
 
 from trt_mtp.controller.gateway.access.authenticator import Caller
+from trt_mtp.controller.gateway.byte_room import ByteRoom
 from trt_mtp.controller.gateway.failure import ClientStalledError, RpcError, end_call, status_of
 from trt_mtp.controller.gateway.grpc_stream import CLIENT_STALL_S
 from trt_mtp.errors import InputError, TrtMtpError
@@ -28,23 +30,30 @@ def for_callers(unary: Unary, caller_of: Callable[[Any], Caller]) -> Stream:
 
     async def handle(_: object, context: Any) -> None:
         room = caller_of(context).room
-        async with room.hold(READ_BYTES) as hold:
-            raw = await _read(context)
-            hold.resize(len(raw))
+        async with only_message(context, room) as raw:
             answer = await unary(raw, context)
         with room.hold_now(len(answer)):
-            await _write(context, answer)
+            await write(context, answer)
 
-    return _with_status(handle)
+    return with_status(handle)
 
 
 def for_everybody(unary: Unary) -> Stream:
     """The same for a request without contents; whatever was sent is not read."""
 
     async def handle(_: object, context: Any) -> None:
-        await _write(context, await unary(b"", context))
+        await write(context, await unary(b"", context))
 
-    return _with_status(handle)
+    return with_status(handle)
+
+
+@asynccontextmanager
+async def only_message(context: Any, room: ByteRoom) -> AsyncIterator[bytes]:
+    """The one message of a call, in its caller's room until it is dealt with."""
+    async with room.hold(READ_BYTES) as hold:
+        raw = await _read(context)
+        hold.resize(len(raw))
+        yield raw
 
 
 async def _read(context: Any) -> bytes:
@@ -58,7 +67,8 @@ async def _read(context: Any) -> bytes:
     return bytes(raw)
 
 
-async def _write(context: Any, answer: bytes) -> None:
+async def write(context: Any, answer: bytes) -> None:
+    """Send an answer; raises when the client doesn't take it."""
     try:
         async with asyncio.timeout(CLIENT_STALL_S):
             await context.write(answer)
@@ -68,7 +78,7 @@ async def _write(context: Any, answer: bytes) -> None:
         raise RpcError(grpc.StatusCode.CANCELLED, "the client is gone") from None
 
 
-def _with_status(handler: Stream) -> Stream:
+def with_status(handler: Stream) -> Stream:
     """`handler`, with its failures and Triton's as the call's status."""
 
     async def handle(messages: object, context: Any) -> None:

@@ -5,12 +5,16 @@ are read and written here, so that the gateway needs no further package.
 """
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import grpc
 
+from trt_mtp.controller.gateway.access.authenticator import Caller
+from trt_mtp.controller.gateway.access.client_address import client_network, grpc_host
+from trt_mtp.controller.gateway.access.stream_counts import StreamCounts
 from trt_mtp.controller.gateway.failure import RpcError
+from trt_mtp.controller.gateway.grpc_unary import only_message, with_status, write
 from trt_mtp.controller.gateway.servers.pool import Pool
 from trt_mtp.controller.request import MAX_NAME_CHARS
 from trt_mtp.errors import InputError
@@ -19,66 +23,91 @@ from trt_mtp.serve.kserve import SERVICE, fields
 HEALTH_SERVICE = "grpc.health.v1.Health"
 CHECK, WATCH = "Check", "Watch"
 SERVING, NOT_SERVING, SERVICE_UNKNOWN = b"\x08\x01", b"\x08\x02", b"\x08\x03"  # status = 1
-LOOK_S = 0.25  # how soon who watches is told of a change
 _SERVICE_NAME = 0x0A  # tag of HealthCheckRequest.service
 
 
 class HealthService:
     """Says whether the gateway, the public model or one of its variants can take requests."""
 
-    def __init__(self, pool: Pool) -> None:
-        self._pool = pool
-        self._draining = asyncio.Event()
+    def __init__(
+        self, pool: Pool, known: Callable[[Any], Caller | None], counts: StreamCounts
+    ) -> None:
+        """`known` is who makes a call; the messages of others are not read."""
+        self._pool, self._known, self._counts = pool, known, counts
+        self._is_draining = False
+        self._seen: object = None  # at the last look
+        self._changed = asyncio.Event()  # one for each change
 
     def handler(self) -> Any:
-        """The service, for a gRPC server."""
-        handlers = {
-            CHECK: grpc.unary_unary_rpc_method_handler(self.check),
-            WATCH: grpc.unary_stream_rpc_method_handler(self.watch),
-        }
-        return grpc.method_handlers_generic_handler(HEALTH_SERVICE, handlers)
+        """The service, for a gRPC server; streams, as gRPC reads others' messages by itself."""
+        handlers = {CHECK: self._answer, WATCH: self._tell}
+        return grpc.method_handlers_generic_handler(
+            HEALTH_SERVICE,
+            {
+                name: grpc.stream_stream_rpc_method_handler(with_status(handle))
+                for name, handle in handlers.items()
+            },
+        )
+
+    def look(self) -> None:
+        """Tell who watches of a change; call it now and then."""
+        variants = self._pool.variants.values()
+        seen = self._pool.is_ready, [(each.model_name, each.is_ready) for each in variants]
+        if seen != self._seen:
+            self._seen = seen
+            self._wake()
 
     def drain(self) -> None:
         """Not serving from now on; who watches is told so, and their calls end."""
-        self._draining.set()
+        self._is_draining = True
+        self._wake()
 
-    async def check(self, raw: bytes, context: Any) -> bytes:
-        """The status now; NOT_FOUND for a name that is none."""
-        try:
-            name = service_name(raw)
-            status = self._status(name)
-            if status == SERVICE_UNKNOWN:
-                raise RpcError(
-                    grpc.StatusCode.NOT_FOUND,
-                    f"{name[:MAX_NAME_CHARS]!r} is neither a model here nor {SERVICE.full_name}",
-                )
-        except InputError as error:
-            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
-        except RpcError as error:
-            await context.abort(error.code, error.details)
+    def check(self, name: str) -> bytes:
+        """The status now; raises RpcError for a name that is none."""
+        status = self._status(name)
+        if status == SERVICE_UNKNOWN:
+            raise RpcError(
+                grpc.StatusCode.NOT_FOUND,
+                f"{name[:MAX_NAME_CHARS]!r} is neither a model here nor {SERVICE.full_name}",
+            )
         return status
 
-    async def watch(self, raw: bytes, context: Any) -> AsyncIterator[bytes]:
+    async def watch(self, name: str) -> AsyncIterator[bytes]:
         """The status now, and again whenever it changes, until the gateway stops."""
-        try:
-            name = service_name(raw)
-        except InputError as error:
-            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
         told = b""
-        while not self._draining.is_set():
-            status = self._status(name)
+        while not self._is_draining:
+            changed, status = self._changed, self._status(name)
             if status != told:
                 yield status
                 told = status
-            try:
-                await asyncio.wait_for(self._draining.wait(), LOOK_S)
-            except TimeoutError:
-                continue
+            await changed.wait()
         yield NOT_SERVING
+
+    async def _answer(self, _: object, context: Any) -> None:
+        await write(context, self.check(await self._name(context)))
+
+    async def _tell(self, _: object, context: Any) -> None:
+        caller = self._known(context)
+        stranger = (False, client_network(grpc_host(context.peer())))
+        with self._counts.one(caller.owner if caller else stranger):
+            async for status in self.watch(await self._name(context)):
+                await write(context, status)
+
+    async def _name(self, context: Any) -> str:
+        """Whose status is asked for; who isn't known asks for the gateway's."""
+        caller = self._known(context)
+        if caller is None:
+            return ""
+        async with only_message(context, caller.room) as raw:
+            return service_name(raw)
+
+    def _wake(self) -> None:
+        self._changed.set()
+        self._changed = asyncio.Event()
 
     def _status(self, name: str) -> bytes:
         """The status of a model by its name on Triton, or of all for no name or KServe's own."""
-        if self._draining.is_set():
+        if self._is_draining:
             return NOT_SERVING
         if name in ("", SERVICE.full_name, HEALTH_SERVICE, self._pool.public_name):
             return SERVING if self._pool.is_ready else NOT_SERVING

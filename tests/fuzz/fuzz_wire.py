@@ -23,7 +23,8 @@ from tests.http_client import ask
 
 CORPUS = Path(__file__).parent / "corpus"
 NUM_AT_ONCE = 64
-QUIET_S = 0.02  # after what came, or after nothing: then no more is waited for
+FIRST_S = 0.5  # for the first bytes of an answer
+QUIET_S = 0.1  # after what came: then no more is waited for
 MAX_ANSWER = 4096
 MAX_GROWTH_MIB = 128
 MAX_STEPS = 6  # of mutation
@@ -66,7 +67,7 @@ async def answer(port: int, data: bytes) -> bytes:
     try:
         writer.write(data)
         while len(came) < MAX_ANSWER:
-            async with asyncio.timeout(QUIET_S):
+            async with asyncio.timeout(QUIET_S if came else FIRST_S):
                 piece = await reader.read(MAX_ANSWER)
             if not piece:
                 return came + b"closed"

@@ -147,9 +147,11 @@ SEEDS = {"http": HTTP_SEEDS, "grpc": GRPC_SEEDS}
 TOKENS = HTTP_TOKENS + GRPC_TOKENS
 
 
-def write_tokens(path: Path) -> Path:
-    """A tenants' file with TOKEN."""
-    digest = hashlib.sha256(TOKEN.encode()).hexdigest()
-    tenant = {"name": "fuzz", "token_sha256": [digest]}
-    path.write_text(json.dumps({"schema_version": 1, "tenants": [tenant]}))
+def write_tokens(path: Path, *more: str) -> Path:
+    """A tenants' file with TOKEN, and `more` tokens of tenants of their own."""
+    tenants = [
+        {"name": token, "token_sha256": [hashlib.sha256(token.encode()).hexdigest()]}
+        for token in (TOKEN, *more)
+    ]
+    path.write_text(json.dumps({"schema_version": 1, "tenants": tenants}))
     return path

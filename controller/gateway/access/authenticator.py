@@ -21,6 +21,7 @@ from trt_mtp.controller.request import RequestFeatures
 from trt_mtp.errors import InputError
 
 MAX_METADATA_BYTES = 16 * 1024  # of a gRPC call, which gRPC itself holds to
+Owner = tuple[bool, str]  # has it a tenant, and its name or where it is
 
 
 class Caller:
@@ -57,7 +58,7 @@ class Caller:
             raise UnauthenticatedError("the bearer token is no longer known here")
 
     @property
-    def owner(self) -> tuple[bool, str]:
+    def owner(self) -> Owner:
         """Whom to tell it apart by: its tenant, or where it is."""
         return (True, self._tenant.name) if self._tenant else (False, self._network)
 

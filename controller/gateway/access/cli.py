@@ -40,11 +40,18 @@ access_options = together(
         help="Maximum concurrent calls per gRPC connection; further ones wait.",
     ),
     click.option(
+        "--max-caller-streams",
+        type=click.IntRange(1),
+        default=1024,
+        show_default=True,
+        help="Maximum open streams per tenant, or per client address without tokens.",
+    ),
+    click.option(
         "--idle-timeout-s",
         type=click.FloatRange(1),
         default=300,
         show_default=True,
-        help="Close a connection without a request after this many seconds.",
+        help="Close a connection, or a stream, without a request after this many seconds.",
     ),
 )
 
@@ -73,6 +80,7 @@ def read_access(options: dict[str, Any]) -> "AccessConfig":
         connections=ConnectionLimits(
             max_connections=take("max_connections") or affordable_connections(),
             max_streams=take("max_streams"),
+            max_caller_streams=take("max_caller_streams"),
             idle_s=take("idle_timeout_s"),
         ),
     )

@@ -30,7 +30,8 @@ class ConnectionLimits:
 
     max_connections: int = field(default_factory=affordable_connections)  # of each port
     max_streams: int = 4_096  # calls at once on one gRPC connection
-    idle_s: float = 300.0  # without a request; then the connection is closed
+    max_caller_streams: int = 1_024  # open ModelStreamInfer calls of one caller
+    idle_s: float = 300.0  # without a request; then the connection, or the stream, is closed
     handshake_s: float = 20.0  # for a connection's first bytes, and for a request's headers
 
 

@@ -1,6 +1,7 @@
 """Connections to an HTTP port: how many, and how long without a request."""
 
 import asyncio
+import math
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -8,6 +9,8 @@ from typing import Any
 from aiohttp import web
 
 from trt_mtp.controller.gateway.access.config import ConnectionLimits
+
+LOOK_S = 0.5  # between looks, which take a time that grows with the number of connections
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -24,6 +27,7 @@ class Connections:
         self._busy: dict[object, int] = {}  # requests by connection
         self._idle_since: dict[object, float] = {}  # monotonic; of those without a request
         self._served = set[object]()  # that had a request before
+        self._looked_at = -math.inf  # monotonic
 
     def accept(self, server: web.Server) -> Callable[[], asyncio.BaseProtocol]:
         """What makes the protocol of each new connection."""
@@ -56,9 +60,10 @@ class Connections:
 
     def look(self) -> None:
         """Close what has been without a request for too long; call it now and then."""
-        if self._server is None:
-            return
         now, idle_since = time.monotonic(), self._idle_since
+        if self._server is None or now - self._looked_at < LOOK_S:
+            return
+        self._looked_at = now
         idle = [each for each in self._server.connections if each not in self._busy]
         self._idle_since = {each: idle_since.get(each, now) for each in idle}
         self._served &= set(self._server.connections)

@@ -6,13 +6,16 @@ rules of watching that are followed here: a version to go on from, bookmarks, 41
 """
 
 import asyncio
+import ipaddress
 import logging
+import math
 import os
 import random
 import ssl
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import aiohttp
 from pydantic import BaseModel, Field, ValidationError
@@ -20,6 +23,7 @@ from pydantic import BaseModel, Field, ValidationError
 from trt_mtp.controller.gateway.servers.sources import Report, Server
 from trt_mtp.controller.validation import first_problem
 from trt_mtp.errors import InputError
+from trt_mtp.files import SMALL, read_text
 from trt_mtp.serve.hosts import host_and_port
 
 log = logging.getLogger(__name__)
@@ -30,8 +34,12 @@ WATCH_S = 60.0  # of one request; a connection that died without a word is notic
 ANSWER_S = 10.0  # for a list, and for the end of a watch
 RETRY_S = 1.0  # after a failure, twice as long after each further one
 MAX_RETRY_S = 15.0
+PACE_S = 0.5  # from the beginning of one watch to that of the next, at least
 JITTER = 0.25  # of a duration, both ways: gateways don't ask in step
 LINE_BYTES = 4 * 1024 * 1024  # an event of a slice with a thousand endpoints fits in
+LIST_BYTES = 64 * 1024 * 1024
+VERSIONS = {"IPv4": ipaddress.IPv4Address, "IPv6": ipaddress.IPv6Address}
+MAX_SERVERS = 4_096  # each has a connection
 
 
 class _GoneError(Exception):
@@ -48,7 +56,7 @@ class _Conditions(BaseModel):
 
 
 class _Endpoint(BaseModel):
-    addresses: list[str]
+    addresses: Annotated[list[str], Field(min_length=1, max_length=100)]
     conditions: _Conditions = Field(default_factory=_Conditions)
     zone: str | None = None
 
@@ -63,7 +71,7 @@ class _Endpoint(BaseModel):
 
 class _Port(BaseModel):
     name: str | None = None
-    port: int | None = None
+    port: Annotated[int, Field(ge=0, le=65_535)] | None = None
 
 
 class _Metadata(BaseModel):
@@ -103,6 +111,7 @@ class EndpointSlices:
         self._slices: dict[str, _Slice] = {}
         self._version = ""  # to go on from; empty: list first
         self._num_failures = 0  # since the last answer
+        self._asked_at = -math.inf  # monotonic; the last watch
 
     async def watch(self, report: Report) -> None:
         """List, then watch; what fails is tried again, and changes nothing."""
@@ -114,17 +123,19 @@ class EndpointSlices:
                     await self._watch(session, report)
                 except _GoneError:
                     self._version = ""
-                except (_UnavailableError, aiohttp.ClientError, OSError, ValueError) as error:
+                except (
+                    _UnavailableError, aiohttp.ClientError, OSError, ValueError, InputError
+                ) as error:  # fmt: skip
                     await self._wait(error)
+                await self._pace()
 
     async def _list(self, session: aiohttp.ClientSession, report: Report) -> None:
         timeout = aiohttp.ClientTimeout(total=ANSWER_S)
         async with session.get(self._url, params=self._query, **self._access(timeout)) as response:
             await _check(response)
-            found = _SliceList.model_validate_json(await response.read())
-        self._slices = {each.metadata.name: each for each in found.items or ()}
+            found = _SliceList.model_validate_json(await _body(response))
+        self._take({each.metadata.name: each for each in found.items or ()}, report)
         self._version = found.metadata.resourceVersion
-        self._report(report)
 
     async def _watch(self, session: aiohttp.ClientSession, report: Report) -> None:
         """Follow the changes until the API ends the answer, as it is asked to after a while."""
@@ -141,39 +152,48 @@ class EndpointSlices:
             self._answered()
             try:
                 async for line in response.content:
-                    if self._apply(_Event.model_validate_json(line)):
-                        self._report(report)
+                    self._apply(_Event.model_validate_json(line), report)
             except asyncio.CancelledError:
                 _abort(response)
                 raise
 
-    def _apply(self, event: _Event) -> bool:
-        """Take an event in; true if the slices changed."""
+    def _apply(self, event: _Event, report: Report) -> None:
+        """Take an event in."""
         if event.type == "ERROR":
             if event.object.get("code") == 410:
                 raise _GoneError
-            raise _UnavailableError(str(event.object.get("message", "an error"))[:200])
+            raise _UnavailableError(repr(event.object.get("message", "an error"))[:200])
         changed = _Slice.model_validate(event.object)
+        if event.type != "BOOKMARK":
+            slices = {k: v for k, v in self._slices.items() if k != changed.metadata.name}
+            if event.type != "DELETED":
+                slices[changed.metadata.name] = changed
+            self._take(slices, report)
         self._version = changed.metadata.resourceVersion
-        if event.type == "BOOKMARK":
-            return False
-        if event.type == "DELETED":
-            self._slices.pop(changed.metadata.name, None)
-        else:
-            self._slices[changed.metadata.name] = changed
-        return True
 
-    def _report(self, report: Report) -> None:
+    def _take(self, slices: dict[str, _Slice], report: Report) -> None:
+        """Report the servers in `slices`; raises ValueError where there can't be such."""
+        servers = servers_in(slices)
+        if len(servers) > MAX_SERVERS:
+            raise ValueError(f"it names {len(servers):,} servers, more than {MAX_SERVERS:,}")
+        self._slices, self.servers = slices, servers
         self._answered()
-        self.servers = servers_in(self._slices)
-        report(self.servers)
+        report(servers)
 
     def _access(self, timeout: aiohttp.ClientTimeout) -> dict[str, Any]:
         """With the account's files as they are now: tokens are renewed every hour."""
-        token = (ACCOUNT / "token").read_text().strip()
+        token = read_text(ACCOUNT / "token", SMALL).strip()
         context = ssl.create_default_context(cafile=str(ACCOUNT / "ca.crt"))
         headers = {"Authorization": f"Bearer {token}", "Accept": "application/json"}
-        return {"headers": headers, "ssl": context, "timeout": timeout}
+        # not to wherever an answer points, with the account's token
+        return {"headers": headers, "ssl": context, "timeout": timeout, "allow_redirects": False}
+
+    async def _pace(self) -> None:
+        """Leave time between two watches, also where each ends as soon as it begins."""
+        early_s = self._asked_at + PACE_S - time.monotonic()
+        if early_s > 0:
+            await asyncio.sleep(_jittered(early_s))
+        self._asked_at = time.monotonic()
 
     async def _wait(self, error: Exception) -> None:
         why = first_problem(error, ()) if isinstance(error, ValidationError) else str(error)
@@ -199,16 +219,17 @@ def servers_in(slices: Mapping[str, _Slice]) -> Sequence[Server]:
 
     While slices change, an endpoint may be in two of them, and the news in one only: whatever says
     that it ends is right. The IPv6 addresses count where there are no others, as in a dual-stack
-    Service each server has both.
+    Service each server has both. Raises ValueError for an address that is none.
     """
-    ready: dict[str, dict[str, Server]] = {"IPv4": {}, "IPv6": {}}
+    ready: dict[str, dict[str, Server]] = {version: {} for version in VERSIONS}
     ending = set[str]()
     for each in slices.values():
         port = _port(each)
         if port is None or each.addressType not in ready:
             continue
         for endpoint in each.endpoints or ():
-            target = host_and_port(endpoint.addresses[0], port)  # the others mean the same pod
+            address = VERSIONS[each.addressType](endpoint.addresses[0])  # the others mean the same
+            target = host_and_port(str(address), port)
             if endpoint.is_terminating:
                 ending.add(target)
             elif endpoint.is_ready:
@@ -235,6 +256,16 @@ def _api_url(name: str) -> str:
             f"HOST:PORT or dns:NAME:PORT"
         )
     return f"https://{host_and_port(host, int(port))}/apis/discovery.k8s.io/v1"
+
+
+async def _body(response: aiohttp.ClientResponse) -> bytes:
+    """An answer, unpacked; raises ValueError for one that is too long."""
+    body = bytearray()
+    async for chunk in response.content.iter_any():
+        body += chunk
+        if len(body) > LIST_BYTES:
+            raise ValueError(f"its answer has more than {LIST_BYTES:,} bytes")
+    return bytes(body)
 
 
 async def _check(response: aiohttp.ClientResponse) -> None:

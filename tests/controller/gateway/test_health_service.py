@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from tests.gateway_fixtures import GatewayThread, running_gateway
 from trt_mtp.controller.gateway.access.config import AccessConfig
+from trt_mtp.controller.gateway.access.stream_counts import StreamCounts
 from trt_mtp.controller.gateway.health_service import (
     NOT_SERVING,
     SERVICE_UNKNOWN,
@@ -89,19 +90,22 @@ def test_who_watches_is_told_of_changes() -> None:
     async def scenario() -> None:
         variant = SimpleNamespace(model_name="m_k3", is_ready=False)
         pool: Any = SimpleNamespace(public_name="m", is_ready=True, variants={"k3": variant})
-        service = HealthService(pool)
-        unknown = service.watch(request_of("m_k5"), None)
+        service = HealthService(pool, lambda _: None, StreamCounts(1))
+        service.look()
+        unknown = service.watch("m_k5")
         assert await anext(unknown) == SERVICE_UNKNOWN  # and it may come
-        told = service.watch(request_of("m_k3"), None)
+        told = service.watch("m_k3")
         assert await anext(told) == NOT_SERVING
         variant.is_ready = True
+        service.look()
         assert await anext(told) == SERVING
         pool.variants["k5"] = SimpleNamespace(model_name="m_k5", is_ready=True)
+        service.look()
         assert await anext(unknown) == SERVING
         service.drain()
         for watched in (told, unknown):
             assert [status async for status in watched] == [NOT_SERVING]
-        assert await service.check(b"", None) == NOT_SERVING
+        assert service.check("") == NOT_SERVING
 
     asyncio.run(asyncio.wait_for(scenario(), TIMEOUT_S))
 

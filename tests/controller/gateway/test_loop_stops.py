@@ -25,7 +25,7 @@ from trt_mtp.serve.triton import TritonServer
 
 LONGEST_STOP_S = 0.05  # of processor time
 NUM_TRIES = 3  # the best one counts
-MAX_MESSAGE = 16 * 1024 * 1024
+MAX_MESSAGE = 4 * 1024 * 1024
 URL = "/v2/models/qwen_mtp/generate"
 
 

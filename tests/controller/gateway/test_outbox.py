@@ -64,7 +64,7 @@ def test_an_answer_to_a_client_that_is_gone_ends() -> None:
     proxy, client = EndlessAnswer(), GoneClient()
 
     async def scenario() -> None:
-        stream = GrpcStream(proxy, Caller(None, None), client)  # type: ignore[arg-type]
+        stream = GrpcStream(proxy, Caller(None, None), client, 300.0)  # type: ignore[arg-type]
         async with asyncio.timeout(60):
             await stream.run()
 
