@@ -124,6 +124,11 @@ class Recommendation(_Record):
     hold_one: bool  # true if routing gains less than its uncertainty: host one variant
     best: tuple[BestLength, ...]
 
+    @property
+    def num_open(self) -> int:
+        """Choices that may lose more than ALLOWED_LOSS of the speed."""
+        return sum(not one.is_settled for one in self.best)
+
 
 class Calibration(_Record):
     """The results of a calibration run."""

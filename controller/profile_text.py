@@ -13,16 +13,36 @@ from trt_mtp.controller.profile import Profile
 
 def summary(profile: Profile) -> str:
     """A profile for people."""
-    lines = list(_head(profile))
     calibration = profile.calibration
     if calibration is None:
-        lines.append("no calibration: its numbers are published or typed in")
-        return "\n".join(lines)
+        return "\n".join(["no calibration: its numbers are published or typed in", *_head(profile)])
+    lines = [verdict(calibration.recommendation), "", *_head(profile)]
     if calibration.recommendation is not None:
         lines += ["", *_advice(calibration.recommendation), ""]
         lines += _table(calibration, calibration.recommendation)
     lines += ["", *_quality(calibration)]
     return "\n".join(lines)
+
+
+def verdict(advice: Recommendation | None) -> str:
+    """What a calibration decides, as one sentence; it recommends nothing that it doesn't know."""
+    if advice is None:
+        return "UNDECIDED: nothing to compare with; draft length 0 was not measured"
+    if advice.num_open:
+        losses = [best.may_lose for best in advice.best if best.may_lose is not None]
+        return (
+            f"UNDECIDED: {advice.num_open} of {len(advice.best)} choices may lose more than "
+            f"{ALLOWED_LOSS:.0%} against the best length, up to {max(losses):.1%}; run the same "
+            "command again with a larger --budget"
+        )
+    if not any(best.draft_length for best in advice.best):
+        return "DECIDED: don't speculate; no draft length is faster than K=0 for any task and load"
+    if advice.hold_one:
+        return f"DECIDED: host one variant, K={advice.draft_length}; routing gains nothing sure"
+    return (
+        f"DECIDED: route by task and load, {show(advice.routed_speedup)} times as fast as the best "
+        f"single length, K={advice.draft_length}"
+    )
 
 
 def _head(profile: Profile) -> Iterator[str]:
@@ -40,7 +60,7 @@ def _advice(advice: Recommendation) -> Iterator[str]:
     else:
         yield "best single choice: no speculation (K=0)"
     yield f"routing by task and load: {show(advice.routed_speedup)} times as fast as that alone"
-    if advice.hold_one:
+    if advice.hold_one and not advice.num_open:
         yield "that is less than its uncertainty: host one variant"
 
 
@@ -95,7 +115,7 @@ def _certainty(advice: Recommendation) -> Iterator[str]:
             f"best length (95 %)"
         )
         if num_settled < len(losses):
-            yield f"the least certain may lose {max(losses):.1%}: more time or prompts would tell"
+            yield f"the least certain may lose {max(losses):.1%}"
 
 
 def show(value: Interval) -> str:

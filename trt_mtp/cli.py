@@ -103,7 +103,8 @@ GROUPS = {
 
 EPILOG = (
     "Exit codes: 0 success, 1 failure, 2 usage error or invalid input, 130 interrupted; "
-    "`rollout` also uses 3 to 5. Results go to stdout; logs and progress go to stderr."
+    "`calibrate` also uses 3, `rollout` 3 to 5. Results go to stdout; logs and progress go to "
+    "stderr."
 )
 
 

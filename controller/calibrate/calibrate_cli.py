@@ -12,6 +12,7 @@ from trt_mtp.errors import InputError
 from trt_mtp.options import FILE, model_option, parsed
 
 UNITS = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0}
+UNDECIDED = 3  # exit code: the profile is written, a choice is open
 EMBEDDED_BUDGET = "3m"
 
 
@@ -152,13 +153,15 @@ def calibrate(
     draft_lengths: str,
     as_json: bool,
     **values: Any,
-) -> None:
+) -> int:
     """Measure variants per task and load, and write a profile for the gateway.
 
     Every draft length is compared with no speculation on the same prompts, interleaved. Run the
     same command again to go on after an interruption, or with a larger --budget. A batch in which
-    the server is lost is measured again when it is back. Exit code 1 when it doesn't come back or
-    nothing could be measured.
+    the server is lost is measured again when it is back.
+
+    Exit code 0 if every choice is decided; 1 if the server doesn't come back or nothing could be
+    measured; 3 if the profile was written and a choice is undecided.
 
     Example: trt-mtp calibrate --url 127.0.0.1:8101 --budget 10m --out profile.json
 
@@ -194,3 +197,5 @@ def calibrate(
     else:
         click.echo(summary(profile))
         click.echo(f"written to {options.out}", err=True)
+    advice = profile.calibration.recommendation if profile.calibration else None
+    return 0 if advice is not None and not advice.num_open else UNDECIDED

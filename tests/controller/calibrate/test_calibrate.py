@@ -118,13 +118,15 @@ def test_killed_it_goes_on_without_repeating(tmp_path: Path, url: str) -> None:
         run.kill()
     first = arms_so_far(journal)
     assert not out.exists() or len(first) == 12
-    done = subprocess.run(
-        [*command, "--json"], capture_output=True, text=True, check=True, timeout=TIMEOUT_S
-    )
+    done = subprocess.run([*command, "--json"], capture_output=True, text=True, timeout=TIMEOUT_S)
     after = arms(journal)
     assert after[: len(first)] == first
     assert len(after) == len(set(after))
-    assert json.loads(done.stdout)["calibration"]["cells"]["columns"][0] == "task"
+    profile = read_profile(out)
+    assert done.stdout == out.read_text()
+    assert profile.calibration is not None
+    assert profile.calibration.recommendation is not None
+    assert done.returncode == (3 if profile.calibration.recommendation.num_open else 0)
     assert "going on with" in done.stderr
 
 

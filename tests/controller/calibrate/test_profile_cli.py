@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,6 +15,7 @@ from trt_mtp.controller.calibrate.conclusions import RunInfo, profile_of
 from trt_mtp.controller.calibrate.profile_merge import merged
 from trt_mtp.controller.position_counts import PositionCounts
 from trt_mtp.controller.profile import Profile, profile_json, read_profile, write_profile
+from trt_mtp.controller.profile_text import verdict
 from trt_mtp.serve.triton import TritonServer
 
 Cli = Callable[..., CliResult]
@@ -53,6 +55,7 @@ def test_show_says_what_to_do(cli: Cli, tmp_path: Path, early: Profile) -> None:
     """The text names the best length and each task; as JSON it is the file again."""
     write_profile(tmp_path / "p.json", early)
     text = cli("profile", "show", tmp_path / "p.json").out
+    assert text.startswith("UNDECIDED: 1 of 4 choices may lose more than 5% ")
     assert "best single draft length: K=" in text
     assert all(task in text for task in WORLD)
     assert "AL / R predicts each of" in text
@@ -206,3 +209,30 @@ def test_a_prior_is_a_profile_that_says_so(cli: Cli, tmp_path: Path) -> None:
         done = cli("profile", "prior", wrong[0], "--gpu", wrong[1], "--out", str(out))
         assert done.code == 2
         assert "known" in done.err
+
+
+def test_the_verdict_is_the_first_line(early: Profile) -> None:
+    """Decided, undecided or "don't speculate"; a choice that is open recommends nothing."""
+    assert early.calibration is not None
+    measured_advice = early.calibration.recommendation
+    assert measured_advice is not None
+    settled = tuple(replaced(best, may_lose=0.01) for best in measured_advice.best)
+    advice = replaced(measured_advice, best=settled)
+    assert verdict(advice).startswith("DECIDED: route by task and load, ")
+    one = replaced(advice, hold_one=True)
+    assert verdict(one) == (
+        f"DECIDED: host one variant, K={advice.draft_length}; routing gains nothing sure"
+    )
+    opened = (replaced(advice.best[0], may_lose=0.21), *advice.best[1:])
+    assert verdict(replaced(one, best=opened)).startswith(
+        f"UNDECIDED: 1 of {len(opened)} choices may lose more than 5% against the best length, up "
+        "to 21.0%; "
+    )
+    none = tuple(replaced(best, draft_length=0) for best in advice.best)
+    assert verdict(replaced(advice, best=none)).startswith("DECIDED: don't speculate; ")
+    assert verdict(None).startswith("UNDECIDED: ")
+
+
+def replaced(record: Any, **changes: Any) -> Any:
+    """A record with other values."""
+    return record.model_copy(update=changes)
