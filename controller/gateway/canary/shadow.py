@@ -8,7 +8,6 @@ ran at another load.
 import asyncio
 import json
 import logging
-import random
 import time
 from array import array
 from dataclasses import asdict, replace
@@ -18,6 +17,7 @@ from trt_mtp.controller.decision import Decision
 from trt_mtp.controller.filters import can_take
 from trt_mtp.controller.gateway.call import InferenceCall
 from trt_mtp.controller.gateway.canary.traffic import CANARY, TrafficFile, shadow_log
+from trt_mtp.controller.gateway.draws import DRAWS
 from trt_mtp.controller.gateway.failure import VariantFailedError
 from trt_mtp.controller.gateway.lease import Lease
 from trt_mtp.controller.gateway.router import Router
@@ -46,7 +46,7 @@ class Shadow:
         traffic = self._file.traffic
         if traffic is None or traffic.canary is None or not traffic.shadow_percent:
             return
-        if random.random() * 100 >= traffic.shadow_percent or len(self._tasks) >= MAX_AT_ONCE:
+        if DRAWS.random() * 100 >= traffic.shadow_percent or len(self._tasks) >= MAX_AT_ONCE:
             return
         if not live.is_answered:
             return

@@ -8,13 +8,13 @@ import hashlib
 import json
 import logging
 import os
-import random
 import time
 from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from trt_mtp.controller.gateway.draws import DRAWS
 from trt_mtp.controller.validation import first_problem
 from trt_mtp.errors import InputError, TrtMtpError
 from trt_mtp.files import SMALL, FileWatch, read_json, to_json, write_atomic
@@ -55,7 +55,7 @@ class Traffic(BaseModel):
         """
         if self.canary is None or self.canary_percent <= 0:
             return STABLE
-        at = random.random() if conversation is None else _point(self.rollout, conversation)
+        at = DRAWS.random() if conversation is None else _point(self.rollout, conversation)
         return CANARY if at < self.canary_percent / 100 else STABLE
 
 

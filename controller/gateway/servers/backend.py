@@ -3,7 +3,6 @@
 import asyncio
 import json
 import logging
-import random
 import re
 import time
 from collections.abc import Callable, Coroutine, Sequence
@@ -15,6 +14,7 @@ from tritonclient.grpc import service_pb2 as pb
 
 from trt_mtp.controller.batch_schedule import BatchSchedule
 from trt_mtp.controller.decision import VariantState
+from trt_mtp.controller.gateway.draws import DRAWS
 from trt_mtp.controller.gateway.servers.health import Health
 from trt_mtp.controller.gateway.servers.load import OtherLoad
 from trt_mtp.controller.gateway.servers.triton_channel import TritonChannel
@@ -343,7 +343,7 @@ class Backend:
 
 
 def _jittered() -> float:
-    return 1 + JITTER * (2 * random.random() - 1)
+    return 1 + JITTER * (2 * DRAWS.random() - 1)
 
 
 def _length_in(name: str) -> int:

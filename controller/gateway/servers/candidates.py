@@ -7,10 +7,10 @@ more than its subset, so that it hears often from those that it uses.
 """
 
 import hashlib
-import random
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from trt_mtp.controller.gateway.draws import DRAWS
 from trt_mtp.controller.gateway.servers.backend import Backend, Replica
 
 NUM_TRIED = 3  # servers looked at for each variant
@@ -97,7 +97,7 @@ def _best(group: Group, now_s: float) -> Replica:
 def _tried(tier: Sequence[Replica]) -> Sequence[Sequence[Replica]]:
     if len(tier) <= NUM_TRIED:
         return (tier,)
-    few = [tier[int(random.random() * len(tier))] for _ in range(NUM_TRIED)]
+    few = [tier[int(DRAWS.random() * len(tier))] for _ in range(NUM_TRIED)]
     return (few, tier)
 
 
@@ -115,13 +115,13 @@ def _least_loaded(replicas: Sequence[Replica], now_s: float) -> tuple[Replica | 
 def _ready(group: Group) -> Replica:
     """One that says that it is ready, if any does."""
     ready = [replica for replica in group.everywhere if replica.is_ready]
-    return random.choice(ready or group.everywhere)
+    return DRAWS.choice(ready or group.everywhere)
 
 
 def _others(group: Group, failed: Collection[Backend], now_s: float) -> Sequence[Replica]:
     def order(replica: Replica) -> tuple[bool, bool, float]:
         can_take = replica.health.can_take(now_s)
-        return replica.backend in failed, not can_take, random.random()
+        return replica.backend in failed, not can_take, DRAWS.random()
 
     if len(group.everywhere) <= NUM_TRIED:
         return group.everywhere

@@ -10,7 +10,6 @@ import ipaddress
 import logging
 import math
 import os
-import random
 import ssl
 import time
 from collections.abc import Mapping, Sequence
@@ -20,6 +19,7 @@ from typing import Annotated, Any
 import aiohttp
 from pydantic import BaseModel, Field, ValidationError
 
+from trt_mtp.controller.gateway.draws import DRAWS
 from trt_mtp.controller.gateway.servers.sources import Report, Server
 from trt_mtp.controller.validation import first_problem
 from trt_mtp.errors import InputError
@@ -286,4 +286,4 @@ def _abort(response: aiohttp.ClientResponse) -> None:
 
 
 def _jittered(seconds: float) -> float:
-    return seconds * (1 + JITTER * (2 * random.random() - 1))
+    return seconds * (1 + JITTER * (2 * DRAWS.random() - 1))
