@@ -103,6 +103,17 @@ async def _end_tasks() -> None:
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
+    await connections_closed()
+
+
+async def connections_closed() -> None:
+    """Wait until no connection of this event loop is open: TLS takes its leave after the close."""
+    transports = asyncio.get_running_loop()._transports  # type: ignore[attr-defined]
+    async with asyncio.timeout(60):
+        while any(
+            each.get_extra_info("socket").fileno() >= 0 for each in list(transports.values())
+        ):
+            await asyncio.sleep(0.01)
 
 
 async def _start(gateway: Gateway) -> None:

@@ -41,7 +41,7 @@ MAX_SHORT_BODY = 64 * 1024  # bytes of JSON that are read at once, whatever is i
 MAX_JSON_BYTES = 4 * 1024 * 1024
 MAX_WEIGHT = 2**18  # of longer JSON, by its marks
 MAX_TEXTS = 2**16  # of JSON that is long, if marks inside them are not to count
-_MARKS = ((b",", 1), (b"[", 1), (b"{", 2), (b":", 8))
+_MARKS = ((b",", 1), (b"[", 1), (b"{", 3), (b":", 12))
 
 
 def read_generate(body: bytes, model_name: str) -> Any:
@@ -120,7 +120,7 @@ def _check_weight(body: bytes) -> None:
 
 
 def _weight(body: bytes) -> int:
-    return sum(body.count(mark) * cost for mark, cost in _MARKS) + body.count(b"\\") // 8
+    return sum(body.count(mark) * cost for mark, cost in _MARKS) + body.count(b"\\") // 6
 
 
 def _without_texts(body: bytes) -> bytes:

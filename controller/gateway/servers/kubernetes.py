@@ -12,7 +12,8 @@ import math
 import os
 import ssl
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -131,8 +132,7 @@ class EndpointSlices:
 
     async def _list(self, session: aiohttp.ClientSession, report: Report) -> None:
         timeout = aiohttp.ClientTimeout(total=ANSWER_S)
-        async with session.get(self._url, params=self._query, **self._access(timeout)) as response:
-            await _check(response)
+        async with self._asked(session, self._query, timeout) as response:
             found = _SliceList.model_validate_json(await _body(response))
         self._take({each.metadata.name: each for each in found.items or ()}, report)
         self._version = found.metadata.resourceVersion
@@ -147,13 +147,24 @@ class EndpointSlices:
             "timeoutSeconds": str(max(int(seconds), 1)),
         }
         timeout = aiohttp.ClientTimeout(total=seconds + ANSWER_S, sock_connect=ANSWER_S)
-        async with session.get(self._url, params=query, **self._access(timeout)) as response:
-            await _check(response)
+        async with self._asked(session, query, timeout) as response:
             self._answered()
+            async for line in response.content:
+                self._apply(_Event.model_validate_json(line), report)
+
+    @asynccontextmanager
+    async def _asked(
+        self,
+        session: aiohttp.ClientSession,
+        query: Mapping[str, str],
+        timeout: aiohttp.ClientTimeout,
+    ) -> AsyncIterator[aiohttp.ClientResponse]:
+        """An answer that is what was asked for; what isn't read to its end is closed at once."""
+        async with session.get(self._url, params=query, **self._access(timeout)) as response:
             try:
-                async for line in response.content:
-                    self._apply(_Event.model_validate_json(line), report)
-            except asyncio.CancelledError:
+                await _check(response)
+                yield response
+            except BaseException:
                 _abort(response)
                 raise
 
@@ -280,7 +291,7 @@ async def _check(response: aiohttp.ClientResponse) -> None:
 
 
 def _abort(response: aiohttp.ClientResponse) -> None:
-    """Close its connection at once: when a process ends, nobody waits for TLS to take its leave."""
+    """Close its connection without TLS' leave-taking, for which a process that ends can't wait."""
     if response.connection is not None and response.connection.transport is not None:
         response.connection.transport.abort()
 

@@ -1,7 +1,7 @@
 """The largest requests that are admitted, of every kind, hold up nobody else's answers.
 
-What the event loop does without a pause is counted in processor time, which doesn't grow with what
-else the machine has to do as the time of day does.
+What the event loop does without a pause is counted in processor time, and compared with what Python
+needs on the same machine to read a long list: about 50 ms where that list takes 17.
 """
 
 import asyncio
@@ -23,7 +23,8 @@ from trt_mtp.serve.contract import MAX_EMITTED_IDS, MAX_STOP_BYTES, MAX_STOP_TEX
 from trt_mtp.serve.kserve import MAX_PARSED_BYTES
 from trt_mtp.serve.triton import TritonServer
 
-LONGEST_STOP_S = 0.05  # of processor time
+MAX_STOP = 3.0  # of the time that YARDSTICK takes
+YARDSTICK = b"[" + b"1," * 2**18 + b"1]"
 NUM_TRIES = 3  # the best one counts
 MAX_MESSAGE = 4 * 1024 * 1024
 URL = "/v2/models/qwen_mtp/generate"
@@ -34,6 +35,19 @@ def gateway(doubles: TritonServer) -> Iterator[GatewayThread]:
     """One gateway for all."""
     with running_gateway(doubles.grpc_url, http_port=0) as thread:
         yield thread
+
+
+@pytest.fixture(scope="module")
+def limit_s() -> float:
+    """Processor seconds that are as long as a stop may be on this machine."""
+    return MAX_STOP * min(_thread_s(lambda: json.loads(YARDSTICK)) for _ in range(10))
+
+
+def _thread_s(work: Callable[[], Any]) -> float:
+    before = time.thread_time()
+    with contextlib.suppress(InputError):
+        work()
+    return time.thread_time() - before
 
 
 def longest_stop(gateway: GatewayThread, work: Callable[[], None]) -> float:
@@ -128,7 +142,9 @@ MESSAGES = [
 
 
 @pytest.mark.parametrize("make", MESSAGES)
-def test_the_largest_messages_stop_nobody(gateway: GatewayThread, make: Callable[[], Any]) -> None:
+def test_the_largest_messages_stop_nobody(
+    gateway: GatewayThread, limit_s: float, make: Callable[[], Any]
+) -> None:
     """Answered or refused, over gRPC."""
     request = make()
 
@@ -138,24 +154,24 @@ def test_the_largest_messages_stop_nobody(gateway: GatewayThread, make: Callable
             stream.receive()
 
     stops = [longest_stop(gateway, ask_once) for _ in range(NUM_TRIES)]
-    assert min(stops) < LONGEST_STOP_S, stops
+    assert min(stops) < limit_s, stops
 
 
 BODIES = {
     "ids": lambda: b'{"input_ids":[' + b"1," * (MAX_WEIGHT - 1_000) + b"1]}",
-    "keys": lambda: json.dumps({f"{n}": n for n in range(MAX_WEIGHT // 9 - 100)}).encode(),
-    "objects": lambda: b'{"text_input":[' + b"{}," * (MAX_WEIGHT // 3 - 100) + b"{}]}",
+    "keys": lambda: json.dumps({f"{n}": n for n in range(MAX_WEIGHT // 13 - 100)}).encode(),
+    "objects": lambda: b'{"text_input":[' + b"{}," * (MAX_WEIGHT // 4 - 100) + b"{}]}",
     "deep": lambda: b'{"text_input":' + b"[" * (MAX_WEIGHT - 100),
     "text": lambda: json.dumps(
         {"text_input": "é" * (MAX_JSON_BYTES // 2 - 100)}, ensure_ascii=False
     ).encode(),
-    "escapes": lambda: b'{"text_input":"' + b"\\n" * (MAX_JSON_BYTES // 2 - 100) + b'"}',
+    "escapes": lambda: b'{"text_input":"' + b"\\n" * (6 * MAX_WEIGHT - 100) + b'"}',
     "one key": lambda: json.dumps({"draft_length" * (MAX_JSON_BYTES // 13): 1}).encode(),
 }
 
 
 @pytest.mark.parametrize("kind", BODIES)
-def test_the_largest_bodies_stop_nobody(gateway: GatewayThread, kind: str) -> None:
+def test_the_largest_bodies_stop_nobody(gateway: GatewayThread, limit_s: float, kind: str) -> None:
     """Answered or refused, over HTTP. What a thread does that can't be interrupted counts, too."""
     body = BODIES[kind]()
 
@@ -163,16 +179,9 @@ def test_the_largest_bodies_stop_nobody(gateway: GatewayThread, kind: str) -> No
         assert ask(gateway.gateway.http_address, "POST", URL, body).status in (200, 400, 503)
 
     stops = [longest_stop(gateway, ask_once) for _ in range(NUM_TRIES)]
-    assert min(stops) < LONGEST_STOP_S, stops
-    parsing = [_parsing_s(body) for _ in range(NUM_TRIES)]
-    assert min(parsing) < LONGEST_STOP_S, parsing
-
-
-def _parsing_s(body: bytes) -> float:
-    before = time.thread_time()
-    with contextlib.suppress(InputError):
-        json_object(body)
-    return time.thread_time() - before
+    assert min(stops) < limit_s, stops
+    parsing = [_thread_s(lambda: json_object(body)) for _ in range(NUM_TRIES)]
+    assert min(parsing) < limit_s, parsing
 
 
 @pytest.mark.parametrize("mark", [b"1,", b"[],", b"{},", b'"a":0,'])

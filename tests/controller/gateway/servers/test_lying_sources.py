@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from tests.gateway_fixtures import connections_closed
 from tests.kubernetes_api import (
     NAMESPACE,
     REDIRECT,
@@ -38,6 +39,13 @@ async def until(is_true: Callable[[], Any]) -> None:
     async with asyncio.timeout(60):
         while not is_true():
             await asyncio.sleep(0.01)
+
+
+async def ended(watching: "asyncio.Task[None]") -> None:
+    """Cancel it, and wait for what it leaves behind."""
+    watching.cancel()
+    await asyncio.gather(watching, return_exceptions=True)
+    await connections_closed()
 
 
 def listed(**changes: Any) -> bytes:
@@ -89,7 +97,7 @@ def test_a_lie_changes_nothing(api: KubernetesApi, name: str) -> None:
             await until(lambda: len(source.servers) == 2)
             assert source.problem == ""
         finally:
-            watching.cancel()
+            await ended(watching)
 
     asyncio.run(scenario())
 
@@ -110,6 +118,6 @@ def test_an_api_that_forgets_at_once_is_not_asked_without_pause(
             await asyncio.sleep(0.5)  # for more, if there were
             assert ["watch" in query for query in api.asked] == [False, True, False, True]
         finally:
-            watching.cancel()
+            await ended(watching)
 
     asyncio.run(scenario())

@@ -149,7 +149,7 @@ def test_a_server_that_stops_reading_is_left(
     with triton_of_doubles(tmp_path) as stopped:
         servers = f"{doubles.grpc_url},{stopped.grpc_url}"
         with (
-            running_gateway(servers, stall=stall) as thread,
+            running_gateway(servers, stall=stall, max_message_bytes=16_000_000) as thread,
             raw_stream(thread.gateway.address) as stream,
         ):
             os.kill(stopped.pid, signal.SIGSTOP)
