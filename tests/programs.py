@@ -1,5 +1,6 @@
 """Programs that tests start: what waits for them ends, on a loaded machine too."""
 
+import shutil
 import subprocess
 import threading
 from collections.abc import Iterator
@@ -51,3 +52,10 @@ def command_line(pid: int) -> bytes:
         return Path(f"/proc/{pid}/cmdline").read_bytes()
     except OSError:
         return b""
+
+
+def program(name: str) -> str:
+    """A program of Debian's package prometheus; fails with what to install."""
+    found = shutil.which(name)
+    assert found, f"{name} is missing: apt-get install --no-install-recommends prometheus"
+    return found

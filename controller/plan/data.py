@@ -4,6 +4,7 @@ from typing import Any
 
 import yaml
 
+from trt_mtp.build.gpus import gpu_by_product_name, gpu_types
 from trt_mtp.controller.plan.check import Spread
 from trt_mtp.controller.plan.erlang import MAX_LOAD
 from trt_mtp.controller.plan.plan import Alternative, Plan
@@ -11,6 +12,7 @@ from trt_mtp.controller.plan.sizing import Group
 from trt_mtp.controller.plan.text import reason, variant_name
 
 SLOW_DOWN_S = 600  # before replicas are taken away: SuperSONIC's, whose fleets are Triton's, too
+GPU = "nvidia.com/gpu"
 PROMETHEUS = "http://prometheus-operated.monitoring.svc:9090"  # where kube-prometheus puts it
 
 
@@ -69,7 +71,7 @@ def _spread(value: Spread) -> dict[str, float]:
 
 
 def helm_values(plan: Plan) -> str:
-    """The variants as values of a Helm chart, a Deployment of Triton for each."""
+    """The variants as values of the chart (charts/trt-mtp), a Deployment of Triton for each."""
     variants = [_variant(plan, group) for group in plan.fleet.groups]
     return _commented(plan) + yaml.safe_dump({"variants": variants}, sort_keys=False)
 
@@ -83,20 +85,29 @@ def _name(plan: Plan, group: Group) -> str:
 
 
 def _variant(plan: Plan, group: Group) -> dict[str, Any]:
-    schedule = group.mode.schedule
+    schedule, gpus = group.mode.schedule, _num_gpus(plan)
+    lengths = ",".join(f"{bound}:{length}" for bound, length in schedule or ())
     return {
         "name": _name(plan, group),
         "draftLength": group.mode.draft_length,
-        "draftLenSchedule": None if schedule is None else dict(schedule),
+        **({"draftLenSchedule": lengths} if lengths else {}),
         "maxBatchSize": group.mode.batch,
-        "gpus": plan.deployment.gpus_per_replica,
+        **({"tensorParallel": gpus} if gpus > 1 else {}),
         "replicas": group.count,
-        "autoscaling": {
+        "keda": {
+            "inFlightPerReplica": in_flight(group),
             "minReplicas": _fewest(plan, group),
             "maxReplicas": _most(plan, group),
-            "requestsInFlight": in_flight(group),
         },
+        **({"resources": {"requests": {GPU: gpus}, "limits": {GPU: gpus}}} if gpus else {}),
     }
+
+
+def _num_gpus(plan: Plan) -> int:
+    """GPUs of one replica; 0 for a profile of a machine without one."""
+    machine = plan.deployment.machine
+    known = machine in gpu_types() or gpu_by_product_name(machine) is not None
+    return plan.deployment.gpus_per_replica if known else 0
 
 
 def in_flight(group: Group) -> int:

@@ -1,8 +1,10 @@
 """The Helm chart, rendered by Helm itself with a dozen sets of values; no cluster."""
 
+import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import click
@@ -10,6 +12,7 @@ import kubernetes_validate
 import pytest
 import yaml
 
+from tests.conftest import CliResult
 from tools.chart import CHART, helm, manifests, render
 from trt_mtp.cli import cli
 
@@ -39,6 +42,20 @@ SETS: dict[str, dict[str, Any]] = {
         "variants": [
             {"name": "k3", "draftLength": 3, "replicas": 5, "drainSeconds": 120, "maxSurge": 0}
         ]
+    },
+    "a plan": {
+        "variants": [
+            {
+                "name": "k3",
+                "draftLength": 3,
+                "draftLenSchedule": "4:3,16:1",
+                "maxBatchSize": 16,
+                "tensorParallel": 2,
+                "keda": {"inFlightPerReplica": 14, "minReplicas": 1, "maxReplicas": 8},
+                "resources": {"limits": {"nvidia.com/gpu": 2}},
+            }
+        ],
+        "keda": {"enabled": True},
     },
     "tls": {"gateway": {"tlsSecret": "tls"}},
     "tokens": {"gateway": {"tokensSecret": "tenants", "profileConfigMap": "profile"}},
@@ -186,10 +203,51 @@ def test_keda_alone_says_how_many_there_are() -> None:
     for each in of_kind("keda", "Deployment"):
         assert ("replicas" in each["spec"]) is (each["metadata"]["name"] not in scaled)
     for each in of_kind("keda", "ScaledObject"):
-        assert each["spec"]["minReplicaCount"] == 2
+        assert (each["spec"]["minReplicaCount"], each["spec"]["maxReplicaCount"]) == (2, 9)
         (trigger,) = each["spec"]["triggers"]
         variant = each["metadata"]["name"].removeprefix("demo-")
         assert f'variant="{variant}",namespace="models"' in trigger["metadata"]["query"]
+
+
+def test_a_variant_has_its_own_size() -> None:
+    """Its batch, schedule and GPUs reach `trt-mtp build`; the rest is that of all variants."""
+    (_, deployment) = of_kind("a plan", "Deployment")
+    (build,) = deployment["spec"]["template"]["spec"]["initContainers"]
+    assert {"--max-batch-size=16", "--draft-len-schedule=4:3,16:1", "--tp=2"} <= set(build["args"])
+    assert build["resources"]["limits"] == {"memory": "4Gi", "nvidia.com/gpu": 2}
+    (scaled,) = of_kind("a plan", "ScaledObject")
+    assert scaled["spec"]["maxReplicaCount"] == 8
+    assert scaled["spec"]["triggers"][0]["metadata"]["threshold"] == "14"
+
+
+PLANS = {
+    "one length": ("--gpus", "8"),
+    "a mix": ("--gpus", "64", "--tpot-p99-ms", "12"),
+    "two GPUs each": ("--gpus", "16", "--tp", "2"),
+}
+
+
+@pytest.mark.parametrize("name", PLANS)
+def test_a_plan_is_values(cli: Callable[..., CliResult], tmp_path: Path, name: str) -> None:
+    """What `trt-mtp plan --format helm` prints is taken on top of the H100 fleet's values."""
+    traffic = tmp_path / "traffic.json"
+    rate = {"requests_per_s": 6, "prompt_tokens": 1500, "output_tokens": 400}
+    traffic.write_text(json.dumps({"tasks": {"coding": rate, "writing": rate}}))
+    call = ("plan", "qwen3.8-27b-fp8", "--traffic", traffic, "--gpu", "h100-80gb", *PLANS[name])
+    planned = yaml.safe_load(cli(*call, "--format", "helm").out)
+    rendered = manifests(render(file("values-h100.yaml") | planned, name="trt-mtp"))
+    ours = {
+        each["metadata"]["name"]: each["spec"]
+        for each in yaml.safe_load_all(rendered)
+        if each and each["kind"] == "ScaledObject"
+    }
+    for each in yaml.safe_load_all(cli(*call, "--format", "keda").out):
+        rule, expected = ours[each["metadata"]["name"]], each["spec"]
+        assert rule["minReplicaCount"] == expected["minReplicaCount"]
+        assert rule["maxReplicaCount"] == expected["maxReplicaCount"]
+        ((trigger,), (wanted,)) = (rule["triggers"], expected["triggers"])
+        assert trigger["metadata"]["threshold"] == wanted["metadata"]["threshold"]
+    assert len(ours) == len(planned["variants"])
 
 
 def test_alerts_are_those_of_the_examples() -> None:
@@ -208,6 +266,7 @@ def test_alerts_are_those_of_the_examples() -> None:
         ({"variants": [{"name": "K3", "draftLength": 3}]}, "name"),
         ({"variants": [{"name": "k3"}]}, "draftLength"),
         ({"variantDefaults": {"shmSize": "lots"}}, "shmSize"),
+        ({"variantDefaults": {"draftLenSchedule": "4=3"}}, "draftLenSchedule"),
         ({"keda": {"prometheus": "prometheus:9090"}}, "prometheus"),
     ],
 )

@@ -3,7 +3,6 @@
 import http.client
 import json
 import re
-import shutil
 import subprocess
 import urllib.parse
 from collections.abc import Iterator
@@ -20,7 +19,7 @@ from tests.gateway_fixtures import (
     script_request,
     wait_until,
 )
-from tests.programs import TIMEOUT_S
+from tests.programs import TIMEOUT_S, program
 from trt_mtp.controller.policy import Policy
 from trt_mtp.serve.processes import free_ports
 from trt_mtp.serve.triton import TritonServer
@@ -29,13 +28,6 @@ EXAMPLES = Path(__file__).resolve().parents[3] / "examples" / "monitoring"
 PREFIX = "trt_mtp_gateway_"
 # what Grafana puts into an expression
 VARIABLES = {"$instance": ".*", "$task": ".*", "[$__rate_interval]": "[1m]"}
-
-
-def program(name: str) -> str:
-    """A program of Debian's package prometheus; fails with what to install."""
-    found = shutil.which(name)
-    assert found, f"{name} is missing: apt-get install --no-install-recommends prometheus"
-    return found
 
 
 def promtool(*arguments: str) -> str:

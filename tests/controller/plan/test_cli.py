@@ -85,9 +85,10 @@ def test_manifests_are_yaml(cli: Cli, rates: Path) -> None:
     assert scaled["apiVersion"] == "keda.sh/v1alpha1"
     assert scaled["spec"]["scaleTargetRef"]["name"] == f"trt-mtp-{variant['name']}"
     trigger = scaled["spec"]["triggers"][0]["metadata"]
-    assert int(trigger["threshold"]) == variant["autoscaling"]["requestsInFlight"]
+    assert int(trigger["threshold"]) == variant["keda"]["inFlightPerReplica"]
     assert f'variant="k{variant["draftLength"]}"' in trigger["query"]
-    assert variant["autoscaling"]["maxReplicas"] == 8
+    assert variant["keda"]["maxReplicas"] == 8
+    assert variant["resources"]["limits"] == {"nvidia.com/gpu": 1}
     assert 1 <= scaled["spec"]["minReplicaCount"] <= variant["replicas"]
 
 
