@@ -31,6 +31,20 @@ GATEWAY_START_S = 120.0  # its own wait for the variants ends before
 
 
 @dataclass(frozen=True, slots=True)
+class GatewayPorts:
+    """Where the gateway listens on 127.0.0.1; 0 takes a free port, None leaves it off."""
+
+    grpc: int = 0
+    http: int | None = None
+    admin: int | None = None
+
+    def taken(self) -> dict[str, int]:
+        """Those that are wanted, as the options of `trt-mtp up` name them."""
+        named = {"gateway": self.grpc, "http": self.http, "admin": self.admin}
+        return {name: port for name, port in named.items() if port is not None}
+
+
+@dataclass(frozen=True, slots=True)
 class Stack:
     """The running stack."""
 
@@ -60,26 +74,23 @@ def running(
     checkpoint: str,
     draft_lengths: str,
     engines: Path,
-    gateway_port: int,
-    http_port: int | None,
+    ports: GatewayPorts,
     on_progress: Progress,
     engine: str = "auto",
     vllm_python: Path | None = None,
 ) -> Iterator[Stack]:
     """A running stack for clients, stopped at the end of the context; call its `check` often.
 
-    The gateway has no HTTP where `http_port` is None.
-
     Raises InputError for wrong input, TrtMtpError if a step failed.
     """
     require_builder(engine)
-    ports = {"gateway": gateway_port} | ({} if http_port is None else {"http": http_port})
-    free_ports(ports)
+    free_ports(ports.taken())
     variants = resolve_variants(build(checkpoint, draft_lengths, engines, engine, vllm_python))
     with serving(variants, on_progress=on_progress) as server:
-        command = ["gateway", "--triton", server.grpc_url, "--port", str(gateway_port), "--json"]
-        if http_port is not None:
-            command += ["--http-port", str(http_port)]
+        command = ["gateway", "--triton", server.grpc_url, "--json"]
+        command += [
+            f"--{name}-port={port}".replace("gateway-", "") for name, port in ports.taken().items()
+        ]
         if variants[0].engine != "cpu":  # answers wait for a server that starts again for minutes
             command += ["--failover-wait-s", str(limits_for(variants).load_s)]
         with child(*command) as gateway:
@@ -93,6 +104,7 @@ def running(
                     "schema_version": 1,
                     "gateway": ready["gateway"],
                     "http": ready["http"],
+                    "admin": ready["admin"],
                     "variants": triton.pop("variants"),
                     "triton": triton,
                 },

@@ -49,6 +49,11 @@ stack_options = together(
     type=PORT,
     help="Also serve HTTP with OpenAI's API on this port; 0 picks a free one.  [default: no HTTP]",
 )
+@click.option(
+    "--admin-port",
+    type=PORT,
+    help="Also serve the gateway's statistics on this port, for `trt-mtp top`.  [default: none]",
+)
 @ready_json_option
 def up(
     checkpoint: str | None,
@@ -58,6 +63,7 @@ def up(
     vllm_python: Path | None,
     gateway_port: int,
     http_port: int | None,
+    admin_port: int | None,
     as_json: bool,
 ) -> None:
     """Build, serve and route in one foreground process, for local use.
@@ -70,7 +76,7 @@ def up(
 
     Example: trt-mtp up --draft-lengths 0,1,3 --json
     """
-    from trt_mtp.controller.up import default_checkpoint, running
+    from trt_mtp.controller.up import GatewayPorts, default_checkpoint, running
     from trt_mtp.serve.cli import require_whole_answers
     from trt_mtp.serve.processes import terminate_as_interrupt
 
@@ -85,8 +91,7 @@ def up(
                 checkpoint or default_checkpoint(),
                 draft_lengths,
                 output,
-                gateway_port,
-                http_port,
+                GatewayPorts(gateway_port, http_port, admin_port),
                 say,
                 engine,
                 vllm_python,
@@ -109,9 +114,11 @@ def ready_text(ready: dict[str, Any]) -> str:
     names = ", ".join(variant["name"] for variant in ready["variants"])
     http = f", OpenAI's API at http://{ready['http']}/v1" if ready["http"] else ""
     url = "" if ready["gateway"] == GATEWAY else f" --url {ready['gateway']}"
+    watch = f"Watch: trt-mtp top --admin {ready['admin']}\n" if ready["admin"] else ""
     return (
         f"gateway at {ready['gateway']}{http}, Triton at {ready['triton']['grpc']}; "
         f"qwen_mtp is {names}\n"
         f'Try: trt-mtp ask{url} "Return JSON with the keys name, city: Ada lives in Paris."\n'
+        f"{watch}"
         "Ctrl-C stops"
     )

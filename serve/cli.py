@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from trt_mtp.config_file import config_option
 from trt_mtp.errors import TrtMtpError
 from trt_mtp.files import to_json
 from trt_mtp.options import FILE, FOLDER, PORT, json_option, ready_json_option, tls_options
@@ -26,10 +27,20 @@ def say(text: str) -> None:
     type=FOLDER,
     help="Directory for the Triton model repository.  [default: a temporary one]",
 )
-@click.option("--grpc-port", type=PORT, default=0, help="gRPC port; 0 picks a free one.")
+@click.option(
+    "--grpc-port",
+    type=PORT,
+    default=8101,
+    show_default=True,
+    help="gRPC port; 0 picks a free one.",
+)
 @click.option("--http-port", type=PORT, help="HTTP port; 0 picks a free one.  [default: no HTTP]")
 @click.option(
-    "--metrics-port", type=PORT, default=0, help="Prometheus metrics port; 0 picks a free one."
+    "--metrics-port",
+    type=PORT,
+    default=8102,
+    show_default=True,
+    help="Prometheus metrics port; 0 picks a free one.",
 )
 @click.option(
     "--grpc-host",
@@ -57,6 +68,7 @@ def say(text: str) -> None:
     help="Restart Triton if models are not loaded after this many seconds.  [default: 300; "
     "tensorrt-llm: 3600; vllm: 900]",
 )
+@config_option
 @ready_json_option
 def serve(
     engines: tuple[Path, ...],
@@ -83,7 +95,7 @@ def serve(
     use; without it, a local install or the one in nvidia-pytriton is. The exit code is 0 after a
     signal, 1 if answers were cut, 130 when the signal came before the ready line.
 
-    Example: trt-mtp serve engines/ --grpc-port 8001
+    Example: trt-mtp serve engines/ --grpc-port 8101
     """
     from trt_mtp.serve.grpc_access import GrpcAccess
     from trt_mtp.serve.hosts import bare_host

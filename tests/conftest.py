@@ -24,6 +24,10 @@ from trt_mtp.serve.triton import TritonServer
 # Processes are started while this one is a gRPC client; gRPC's fork handlers crash the child.
 os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
 
+# tests run beside each other: a server that is given no port takes a free one
+os.environ.setdefault("TRT_MTP_SERVE_GRPC_PORT", "0")
+os.environ.setdefault("TRT_MTP_SERVE_METRICS_PORT", "0")
+
 # vLLM has an environment of its own, which `make test-vllm` makes and names
 collect_ignore = [] if "TRT_MTP_VLLM_PYTHON" in os.environ else ["vllm"]
 

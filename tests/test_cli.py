@@ -141,3 +141,28 @@ def test_ctrl_c_ends_with_130(tmp_path: Path) -> None:
         held.communicate("", timeout=TIMEOUT_S)
     assert waiting.returncode == 130
     assert "Traceback" not in rest
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_the_shell_completes_commands_and_options(cli: Cli, shell: str) -> None:
+    """The script asks the command itself, which answers with what fits."""
+    script = cli("completion", shell)
+    assert (script.code, script.err) == (0, "")
+    assert "_TRT_MTP_COMPLETE=" in script.out.replace("env ", "")
+    for words, found in {
+        "trt-mtp cal": "calibrate",
+        "trt-mtp gateway --max-w": "--max-waiting",
+    }.items():
+        last = words.split()[-1]
+        place = {
+            "COMP_WORDS": words,
+            "COMP_CWORD": last if shell == "fish" else str(words.count(" ")),
+        }
+        run = subprocess.run(
+            [sys.executable, "-m", "trt_mtp"],
+            capture_output=True,
+            text=True,
+            timeout=TIMEOUT_S,
+            env=os.environ | place | {"_TRT_MTP_COMPLETE": f"{shell}_complete"},
+        )
+        assert found in run.stdout, run.stderr

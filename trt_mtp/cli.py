@@ -14,6 +14,8 @@ from trt_mtp.errors import TrtMtpError
 from trt_mtp.files import nearest
 from trt_mtp.interrupts import EXIT_CODE, ending_in_time, is_interrupted
 
+PROGRAM = "trt-mtp"
+
 # name -> (where it is, its one-line help). The line is repeated here so that
 # `trt-mtp --help` imports nothing; tests/test_cli.py holds the two equal.
 COMMANDS: dict[str, tuple[str, str]] = {
@@ -54,6 +56,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "trt_mtp.controller.gateway.cli:gateway",
         "Send each request to the variant expected to finish it first.",
     ),
+    "top": (
+        "trt_mtp.controller.top_cli:top",
+        "Watch a gateway: variants, load, health, and what is chosen for which task.",
+    ),
     "explain": (
         "trt_mtp.controller.policy_cli:explain",
         "Show which variant a request would go to, and why.",
@@ -91,20 +97,26 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "Roll out a variant, draft length or profile in steps, with automatic rollback.",
     ),
     "repo": ("trt_mtp.serve.cli:repo", "Work with Triton model repositories."),
+    "completion": (
+        "trt_mtp.completion_cli:completion",
+        "Print a completion script for bash, zsh or fish.",
+    ),
 }
 
 GROUPS = {
     "Try": ("demo", "up", "ask", "accept"),
     "Build and serve": ("inspect", "build", "verify", "doctor", "serve", "repo"),
     "Measure": ("bench", "calibrate", "profile", "report"),
-    "Route and operate": ("gateway", "rollout", "explain", "replay"),
+    "Route and operate": ("gateway", "top", "rollout", "explain", "replay"),
     "Plan": ("simulate", "plan"),
+    "Shell": ("completion",),
 }
 
 EPILOG = (
     "Exit codes: 0 success, 1 failure, 2 usage error or invalid input, 130 interrupted; "
     "`calibrate` also uses 3, `rollout` 3 to 5. Results go to stdout; logs and progress go to "
-    "stderr."
+    "stderr. Options can also be environment variables: TRT_MTP_GATEWAY_PORT is --port of "
+    "`trt-mtp gateway`."
 )
 
 
@@ -140,8 +152,14 @@ class LazyGroup(click.Group):
                 formatter.write_dl([(name.ljust(width), COMMANDS[name][1]) for name in names])
 
 
-@click.group(cls=LazyGroup, epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(__version__, prog_name="trt-mtp")
+SETTINGS = {
+    "help_option_names": ["-h", "--help"],
+    "auto_envvar_prefix": "TRT_MTP",  # TRT_MTP_GATEWAY_PORT is --port of `trt-mtp gateway`
+}
+
+
+@click.group(cls=LazyGroup, epilog=EPILOG, context_settings=SETTINGS)
+@click.version_option(__version__, prog_name=PROGRAM)
 @click.pass_context
 def cli(ctx: click.Context) -> None:
     """Build, serve and route Qwen MTP engine variants on TensorRT-LLM and Triton."""
@@ -175,7 +193,7 @@ def main() -> None:
     os.environ["PYTHONSAFEPATH"] = "1"
     try:
         with ending_in_time():
-            code = cli.main(prog_name="trt-mtp", standalone_mode=False)
+            code = cli.main(prog_name=PROGRAM, standalone_mode=False)
         sys.stdout.flush()
     except click.ClickException as error:
         error.show()

@@ -10,7 +10,27 @@ Option = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 FILE = click.Path(path_type=Path, dir_okay=False)
 FOLDER = click.Path(path_type=Path, file_okay=False)
-PORT = click.IntRange(0, 65535)  # 0 takes a free one
+
+
+class Port(click.IntRange):
+    """A TCP port; 0 takes a free one."""
+
+    def __init__(self) -> None:
+        super().__init__(0, 65535)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The number; says where an address comes from that Kubernetes put into a variable."""
+        if isinstance(value, str) and value.startswith("tcp://"):
+            self.fail(
+                f"{value!r} is the address that Kubernetes gives pods of a Service of that name; "
+                "set enableServiceLinks: false in the pod, or give the option",
+                param,
+                ctx,
+            )
+        return super().convert(value, param, ctx)
+
+
+PORT = Port()
 
 
 def together(*options: Option) -> Option:

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from trt_mtp.errors import InputError
-from trt_mtp.options import FILE, model_option, parsed
+from trt_mtp.options import FILE, FOLDER, model_option, parsed
 
 UNITS = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0}
 UNDECIDED = 3  # exit code: the profile is written, a choice is open
@@ -82,7 +82,10 @@ tasks_option = click.option(
     "shipped; --embedded: CHECKPOINT/prompts.jsonl]",
 )
 @click.option(
+    "-o",
     "--out",
+    "--output",
+    "out",
     type=FILE,
     default="profile.json",
     show_default=True,
@@ -130,9 +133,8 @@ tasks_option = click.option(
     help="Measure every task, draft length and load instead of a planned subset.",
 )
 @click.option(
-    "-o",
-    "--output",
-    type=click.Path(path_type=Path),
+    "--engines",
+    type=FOLDER,
     default="engines",
     show_default=True,
     help="With --embedded: directory of the variants; missing ones are built there.",
@@ -149,7 +151,7 @@ def calibrate(
     url: str | None,
     embedded: bool,
     prompts: str | None,
-    output: Path,
+    engines: Path,
     draft_lengths: str,
     as_json: bool,
     **values: Any,
@@ -163,7 +165,7 @@ def calibrate(
     Exit code 0 if every choice is decided; 1 if the server doesn't come back or nothing could be
     measured; 3 if the profile was written and a choice is undecided.
 
-    Example: trt-mtp calibrate --url 127.0.0.1:8101 --budget 10m --out profile.json
+    Example: trt-mtp calibrate --url 127.0.0.1:8101 --budget 10m -o profile.json
 
     Example: trt-mtp calibrate --embedded
     """
@@ -189,7 +191,7 @@ def calibrate(
         options = replace(options, budget_s=seconds("--budget", EMBEDDED_BUDGET))
     with terminate_as_interrupt(), shown("s") as meter:
         if embedded:
-            profile = run_embedded(checkpoint, draft_lengths, output, prompts, options, meter)
+            profile = run_embedded(checkpoint, draft_lengths, engines, prompts, options, meter)
         else:
             profile = run(options, meter)
     if as_json:

@@ -106,7 +106,7 @@ class Journal:
             if recorded.get(key) != expected.get(key):
                 raise InputError(
                     f"{self.path} is of a run with {key} {recorded.get(key)!r:.60}, not "
-                    f"{expected.get(key)!r:.60}; remove it to begin again, or name another --out"
+                    f"{expected.get(key)!r:.60}; remove it to begin again, or name another --output"
                 )
 
     def _take(self, value: Mapping[str, Any]) -> None:

@@ -53,14 +53,22 @@ def diff(before: Path, after: Path, as_json: bool) -> None:
 
 @profile.command()
 @click.argument("files", type=FILE, nargs=-1, required=True)
-@click.option("--out", type=FILE, required=True, help="Merged profile to write.")
+@click.option(
+    "-o",
+    "--out",
+    "--output",
+    "out",
+    type=FILE,
+    required=True,
+    help="Merged profile to write.",
+)
 def merge(files: tuple[Path, ...], out: Path) -> None:
     """Merge profiles of the same deployment.
 
     Where several measured a cell, the latest run's counts. R, the crossovers and the recommendation
     follow from the cells of all.
 
-    Example: trt-mtp profile merge monday.json friday.json --out profile.json
+    Example: trt-mtp profile merge monday.json friday.json -o profile.json
     """
     from trt_mtp.controller.calibrate.profile_merge import merged
     from trt_mtp.controller.profile import read_profile, write_profile
@@ -85,7 +93,7 @@ def merge(files: tuple[Path, ...], out: Path) -> None:
     show_default=True,
     help="Draft lengths (K), comma-separated.",
 )
-@click.option("--out", type=FILE, required=True, help="Profile to write.")
+@click.option("-o", "--out", "--output", "out", type=FILE, required=True, help="Profile to write.")
 def prior(model: str, gpu: str, tensor_parallel: int, draft_lengths: str, out: Path) -> None:
     """Estimate the profile of a released MODEL on a GPU by name, without a measurement.
 
@@ -93,7 +101,7 @@ def prior(model: str, gpu: str, tensor_parallel: int, draft_lengths: str, out: P
     sizes. Acceptance is the published one. A gateway that starts with it corrects both as it
     learns; `trt-mtp calibrate` measures them.
 
-    Example: trt-mtp profile prior qwen3.8-27b-fp8 --gpu h100-80gb --out profile.json
+    Example: trt-mtp profile prior qwen3.8-27b-fp8 --gpu h100-80gb -o profile.json
     """
     from trt_mtp.build.draft_lengths import parse_draft_lengths
     from trt_mtp.build.gpus import find_gpu

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from trt_mtp.config_file import config_option
 from trt_mtp.controller.gateway.access.cli import access_options, read_access
 from trt_mtp.errors import InputError
 from trt_mtp.options import (
@@ -229,6 +230,7 @@ SECTIONS = {
     help="Number of servers per variant that this gateway prefers, for fleets of many gateways. "
     " [default: all]",
 )
+@config_option
 @ready_json_option
 def gateway(workers: int, as_json: bool, **options: Any) -> None:
     """Send each request to the variant expected to finish it first.

@@ -239,6 +239,9 @@ class GatewayMetrics:
                 if name == "requests" and variant in draft_lengths:
                     chosen, length = counters["chosen"], str(draft_lengths[variant])
                     chosen[length] = chosen.get(length, 0) + count
+        for task, counters in tasks.items():
+            [drifts] = self._drifts.labels(task).collect()
+            counters["num_drifts"] = int(drifts.samples[0].value)
         return dict(sorted(tasks.items()))
 
     def num_refused(self) -> int:

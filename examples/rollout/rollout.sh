@@ -12,7 +12,7 @@ checkpoint=$1 draft_length=$2 rollout=$3
 out=${OUT:-out}
 read -ra trt_mtp <<< "${TRT_MTP:-trt-mtp}"
 read -ra build_options <<< "${BUILD_OPTIONS:-}"
-read -ra calibrate <<< "${CALIBRATE:---embedded $checkpoint --output $out/engines --budget 3m}"
+read -ra calibrate <<< "${CALIBRATE:---embedded $checkpoint --engines $out/engines --budget 3m}"
 
 mkdir -p "$out"
 run() { "${trt_mtp[@]}" "$@"; }
@@ -22,7 +22,7 @@ run build "$checkpoint" --draft-lengths "0,$draft_length" --output "$out/engines
     ${build_options[@]+"${build_options[@]}"} --json > "$out/build.json"
 run verify "$out/engines" --json > "$out/verify.json"
 # 3: measured, but nothing is decided; the rollout's gates decide then
-run calibrate "${calibrate[@]}" --draft-lengths "0,$draft_length" --out "$out/profile.json" \
+run calibrate "${calibrate[@]}" --draft-lengths "0,$draft_length" --output "$out/profile.json" \
     || test $? -eq 3
 run report "$out/profile.json" --output "$out/report.html"
 
