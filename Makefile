@@ -12,7 +12,7 @@ TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 CAN_REACH := timeout 10 $(BIN)/python -c \
 	'import sys, urllib.request; urllib.request.urlopen(sys.argv[1], timeout=5)'
 
-.PHONY: demo test test-vllm lint bench chaos rollout-crash audit sbom chart clean lock
+.PHONY: demo test test-vllm lint docs bench chaos rollout-crash audit sbom chart clean lock
 
 demo: $(VENV)/.runtime
 	$(BIN)/trt-mtp demo
@@ -29,6 +29,11 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# the site of docs/ in site/, without a broken link
+docs: $(VENV)/.docs
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --strict
+	@echo "built site/index.html"
 
 bench: $(VENV)/.dev
 	@set -e; for file in benchmarks/[!_]*.py; do \
@@ -78,7 +83,7 @@ chart:
 
 # build/ is source: never remove it here
 clean:
-	rm -rf $(VENV) $(VENV)-vllm dist engines .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage
+	rm -rf $(VENV) $(VENV)-vllm dist site engines .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV)/.runtime: requirements.lock pyproject.toml
@@ -114,6 +119,10 @@ $(VENV)/.dev: requirements-dev.lock requirements-torch.lock $(VENV)/.runtime
 	@$(BIN)/python -m tools.chart --fetch
 	@touch $@
 
+$(VENV)/.docs: requirements-docs.lock $(VENV)/.runtime
+	@$(PIP) -r requirements-docs.lock
+	@touch $@
+
 # The newest versions that pyproject.toml allows, tried together, written as lock files.
 lock:
 	rm -rf $(VENV)-lock && $(PYTHON) -m venv $(VENV)-lock
@@ -133,6 +142,10 @@ lock:
 	@(echo '# torch has no build tag and no hash: the Makefile decides where it comes from'; \
 		echo '# (CONTRIBUTING.md). Made by `make lock`.'; \
 		grep '^torch==' $(VENV)-lock/dev) > requirements-torch.lock
+	$(VENV)-lock/bin/python -m pip freeze > $(VENV)-lock/all
+	@(echo '# Exact versions of what `make docs` needs, with hashes. Made by `make lock`.'; \
+		$(VENV)-lock/bin/uv pip compile --group docs -c $(VENV)-lock/all --generate-hashes \
+		--no-header --no-annotate --quiet) > requirements-docs.lock
 	rm -rf $(VENV)-lock
 # without ourselves, torch's build tag and its CUDA libraries; --all is for setuptools, which torch
 # needs and pip hides

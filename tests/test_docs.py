@@ -3,7 +3,10 @@
 import re
 from pathlib import Path
 
+import pytest
+
 from tests.module_table import HEADING, PAGE, ROOMS, summary, table
+from tools.reference import FOLDER, PAGES
 from trt_mtp.cli import COMMANDS
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -17,6 +20,12 @@ def test_structures_has_the_module_table() -> None:
     )
 
 
+@pytest.mark.parametrize("name", PAGES)
+def test_the_reference_is_that_of_the_code(name: str) -> None:
+    """Pages of docs/reference say what commands and tensors there are."""
+    assert (FOLDER / name).read_text("utf-8") == PAGES[name](), "run `python -m tools.reference`"
+
+
 def test_every_module_is_in_a_room_and_has_a_docstring() -> None:
     """No folder of source is left out of the table."""
     for part in ("trt_mtp", "build", "serve", "controller", "tools"):
@@ -27,13 +36,13 @@ def test_every_module_is_in_a_room_and_has_a_docstring() -> None:
 
 def test_links_lead_somewhere() -> None:
     """Every relative link in the Markdown pages is a file of the repository."""
-    for page in [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")]:
+    for page in [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")]:
         for target in re.findall(r"\]\((?!https?:|#|mailto:)([^)#]+)", page.read_text("utf-8")):
             assert (page.parent / target).exists(), f"{page.name}: {target}"
 
 
 def test_readme_names_only_commands_that_exist() -> None:
     """Each `trt-mtp COMMAND` in the README and the docs is in the command table."""
-    for page in [ROOT / "README.md", *ROOT.glob("docs/*.md")]:
+    for page in [ROOT / "README.md", *ROOT.glob("docs/**/*.md")]:
         for name in re.findall(r"`trt-mtp ([a-z]+)", page.read_text("utf-8")):
             assert name in COMMANDS, f"{page.name}: trt-mtp {name}"
