@@ -5,6 +5,7 @@ import io
 from collections.abc import Iterator
 from typing import Any
 
+from trt_mtp.controller.profile_text import verdict
 from trt_mtp.controller.report import replay as report_replay
 from trt_mtp.controller.report import tables as report_tables
 from trt_mtp.controller.report import text as report_text
@@ -12,6 +13,7 @@ from trt_mtp.controller.report.compare import comparison
 from trt_mtp.controller.report.report import Calibrated, Replay, Report
 from trt_mtp.controller.report.summary import CellRow, TaskRow
 from trt_mtp.controller.report.tables import Table
+from trt_mtp.controller.report.wishes import Wishes, mix_gains, wished
 
 CSV_HEAD = (
     "profile", "fingerprint", "task", "draft_length", "concurrency", "source", "requests",
@@ -30,7 +32,7 @@ def to_json_value(report: Report) -> dict[str, Any]:
     """The report as JSON: the advice, and for each task and cell what the page shows."""
     return {
         "schema_version": 1,
-        "profiles": [_profile_json(one) for one in report.profiles],
+        "profiles": [_profile_json(one, report.wishes) for one in report.profiles],
         "replays": [
             {"name": one.name, "headline": report_replay.headline(one.replay)}
             | one.replay.model_dump(mode="json")
@@ -39,13 +41,17 @@ def to_json_value(report: Report) -> dict[str, Any]:
     }
 
 
-def _profile_json(one: Calibrated) -> dict[str, Any]:
+def _profile_json(one: Calibrated, wishes: Wishes) -> dict[str, Any]:
     calibration = one.calibration.model_dump(mode="json", exclude={"cells", "unmeasured", "tasks"})
     return {
         "name": one.name,
         "fingerprint": one.profile.fingerprint,
         "measured_on": one.profile.measured_on,
+        "verdict": verdict(one.calibration.recommendation),
         "headline": " ".join(report_text.headline(one.summary)),
+        "mix": [gain._asdict() for gain in mix_gains(one.summary, wishes.mix)]
+        if wishes.mix
+        else None,
         "hosting": report_text.hosting(one.summary),
         "tasks": [_task_json(row) for row in one.summary.tasks],
         **calibration,
@@ -131,7 +137,7 @@ def to_markdown(report: Report) -> str:
     if len(report.profiles) > 1:
         parts += ["## Side by side", markdown_table(comparison(report.profiles))]
     for one in report.profiles:
-        parts += _profile_parts(one)
+        parts += _profile_parts(one, report.wishes)
     for replay in report.replays:
         parts += [
             f"## {escaped(replay.name)}: what the router's choices cost",
@@ -141,9 +147,11 @@ def to_markdown(report: Report) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _profile_parts(one: Calibrated) -> Iterator[str]:
+def _profile_parts(one: Calibrated, wishes: Wishes) -> Iterator[str]:
     summary = one.summary
     yield f"## {escaped(one.name)}"
+    yield escaped(report_text.facts(one.profile, summary))
+    yield f"**{escaped(verdict(one.calibration.recommendation))}**"
     yield "**" + escaped(" ".join(report_text.headline(summary))) + "**"
     yield escaped(
         " ".join(
@@ -157,6 +165,10 @@ def _profile_parts(one: Calibrated) -> Iterator[str]:
             )
         )
     )
+    for title, intro, table in wished(summary, wishes):
+        yield f"### {title}"
+        yield escaped(intro)
+        yield markdown_table(table)
     for title, table in (
         ("Draft length (and speedup) by requests at a time", report_tables.choices(summary)),
         ("Each task at the lowest load", report_tables.tasks(summary)),

@@ -5,6 +5,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from trt_mtp.controller.profile_text import verdict
 from trt_mtp.controller.report import plots
 from trt_mtp.controller.report import replay as report_replay
 from trt_mtp.controller.report import tables as report_tables
@@ -14,6 +15,7 @@ from trt_mtp.controller.report.report import Calibrated, Replay, Report
 from trt_mtp.controller.report.summary import Summary
 from trt_mtp.controller.report.svg import Draw, marker_svg, png, svg
 from trt_mtp.controller.report.tables import Table
+from trt_mtp.controller.report.wishes import Wishes, wished
 from trt_mtp.errors import InputError
 
 TEMPLATES = Path(__file__).parents[1] / "data"
@@ -55,8 +57,8 @@ TASK_PLOTS = (
     TaskPlot(
         "load",
         "Speedup by load",
-        "What drafting gains shrinks as the server gets busy. A cross marks where a length stops "
-        "winning: with more requests at a time it loses.",
+        "What each length gains with more requests at a time. A cross marks where it stops "
+        "winning: beyond, it loses.",
         1,
         plots.speedup_by_load,
         report_tables.speedups_by_load,
@@ -91,19 +93,26 @@ def html(report: Report) -> str:
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
     return environment.get_template("report.html.jinja").render(
-        profiles=[_profile(one, f"p{i}") for i, one in enumerate(report.profiles)],
+        profiles=[_profile(one, f"p{i}", report.wishes) for i, one in enumerate(report.profiles)],
         replays=[_replay(one, f"r{i}") for i, one in enumerate(report.replays)],
         comparison=comparison(report.profiles) if len(report.profiles) > 1 else None,
         terms=report_text.TERMS,
     )
 
 
-def _profile(one: Calibrated, name: str) -> dict[str, Any]:
+def _profile(one: Calibrated, name: str, wishes: Wishes) -> dict[str, Any]:
     summary = one.summary
+    advice = one.calibration.recommendation
     looks = plots.styles([row.key.draft_length for row in summary.rows])
     return {
+        "id": name,
         "name": one.name,
+        "facts": report_text.facts(one.profile, summary),
+        "verdict": verdict(advice),
+        "is_open": advice is None or advice.num_open > 0,
+        "next": report_text.next_step(summary, one.name),
         "headline": report_text.headline(summary),
+        "wishes": list(wished(summary, wishes)),
         "hosting": report_text.hosting(summary),
         "coverage": report_text.coverage(summary),
         "certainty": report_text.certainty(summary),

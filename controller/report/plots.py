@@ -10,9 +10,10 @@ from trt_mtp.controller.report.summary import CellRow, Summary, frontier
 INK = "#1b1f24"
 MUTED = "#59636e"
 GRID = "#d1d9e0"
-# of the draft lengths, shallowest first; no speculation is grey. Told apart also without color
-# vision and in grey, by their markers. The page replaces them by its own for light and dark.
-SERIES = (MUTED, "#0072b2", "#c44e00", "#00805a", "#a84480", "#7a6000", "#5b4bb7")
+# of the draft lengths, shallowest first: one ramp, in which deeper is another hue and no better or
+# worse; no speculation is grey. Told apart also without color vision and in grey, by their markers.
+# The page replaces them by its own for light and dark.
+SERIES = (MUTED, "#2a93b8", "#2a6fc4", "#4a4fb8", "#6d2f9e", "#93227f", "#7a1745")
 MARKERS = "os^Dv*PX"
 
 

@@ -9,6 +9,7 @@ from trt_mtp.controller.calibration import Calibration
 from trt_mtp.controller.profile import Profile, parse_profile
 from trt_mtp.controller.report.replay import ReplayReport, is_replay, parse_replay
 from trt_mtp.controller.report.summary import Summary, summarize
+from trt_mtp.controller.report.wishes import Wishes
 from trt_mtp.errors import InputError
 from trt_mtp.extras import require_extras
 from trt_mtp.files import read_json
@@ -43,6 +44,7 @@ class Report(NamedTuple):
 
     profiles: tuple[Calibrated, ...]
     replays: tuple[Replay, ...]
+    wishes: Wishes = Wishes()
 
 
 def read_report(path: Path, say: Say = lambda line: None) -> Report:

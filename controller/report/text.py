@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 
 from trt_mtp.controller.calibration import ALLOWED_LOSS, Interval
+from trt_mtp.controller.profile import Profile
 from trt_mtp.controller.report.summary import Summary, TaskRow
 
 # the tasks of controller/tasks.py in everyday words
@@ -42,6 +43,32 @@ TERMS = {
     "TPOT": "Time per output token after the first.",
     "tok/s": "Output tokens a second of all requests at a time together.",
 }
+
+
+def next_step(summary: Summary, file: str) -> tuple[str, str]:
+    """What to do with a profile: a sentence and a command."""
+    advice = summary.calibration.recommendation
+    if advice is None:
+        return "Measure a variant at draft length 0 as well", "trt-mtp calibrate"
+    if advice.num_open:
+        more = f"trt-mtp calibrate … --budget 30m -o {file}"
+        return "Measure on, with the same command and more time", more
+    if advice.hold_one or not any(best.draft_length for best in advice.best):
+        return "Host that variant alone", f"trt-mtp serve engines/k{advice.draft_length}"
+    return "Route with it", f"trt-mtp gateway --triton HOST:PORT --profile {file}"
+
+
+def facts(profile: Profile, summary: Summary) -> str:
+    """What was measured, on what and when: one line."""
+    known = {**profile.measured_on, **summary.calibration.environment}
+    device, count = known.get("device", ""), known.get("device_count", "1")
+    parts = [
+        known.get("model", "") or f"checkpoint {known.get('checkpoint', '')[:12]}".rstrip(),
+        device + (f" × {count}" if device and count != "1" else ""),
+        " ".join(filter(None, ["engine", known.get("engine", ""), known.get("precision", "")])),
+        summary.calibration.created[:10],
+    ]
+    return " · ".join(part for part in parts if part not in ("", "checkpoint", "engine"))
 
 
 def name(task: str) -> str:
