@@ -105,7 +105,9 @@ class Router:
         """What each variant could do for the call; `excluded` where it is not to have it."""
         for key, replica in replicas.items():
             replica.num_elsewhere = self._running(key).others
-        states = self.pool.states(list(replicas.values()))
+        # an answer that failed somewhere may go on at any length
+        wanted = None if call.failed_variants else call.features.hint_draft_length
+        states = self.pool.states(list(replicas.values()), wanted)
         if not (call.emitted or call.failed_variants):
             return list(states.values())
         excluded = _excluded(call, replicas.values(), states)

@@ -70,6 +70,7 @@ def test_up_says_how_to_ask(address: str, option: str) -> None:
     ready = {
         "gateway": address,
         "http": "127.0.0.1:8000",
+        "admin": "127.0.0.1:9001",
         "variants": [{"name": "k0"}, {"name": "k3"}],
         "triton": {"grpc": "127.0.0.1:8101"},
     }
@@ -79,3 +80,4 @@ def test_up_says_how_to_ask(address: str, option: str) -> None:
         "Triton at 127.0.0.1:8101; qwen_mtp is k0, k3"
     )
     assert lines[1].startswith(f'Try: trt-mtp ask{option} "')
+    assert lines[2] == "Watch: trt-mtp top --admin 127.0.0.1:9001"

@@ -5,9 +5,10 @@ one after the other, or hang, gets nothing for a while; then one request, whose 
 hangs for one caller alone is no evidence: its requests may be what makes variants hang.
 """
 
-import random
 from collections.abc import Callable
 from enum import Enum
+
+from trt_mtp.controller.gateway.draws import DRAWS
 
 FAILURES_TO_EJECT = 3  # one after the other; hangs that two callers meet are enough
 EJECTION_S = 2.0  # the first time, twice as long each further time
@@ -43,7 +44,7 @@ class Health:
         "ready_at",
     )
 
-    def __init__(self, jitter: Callable[[], float] = random.random) -> None:
+    def __init__(self, jitter: Callable[[], float] = DRAWS.random) -> None:
         """`jitter` gives numbers from 0 to 1."""
         self.is_ready = False
         self.ready_at = 0.0  # when it last said so, or answered a request
@@ -88,6 +89,8 @@ class Health:
             return
         if how is CallEnd.SILENT:
             how = self._silent(caller)
+        if how in (CallEnd.FAILED, CallEnd.BLAMED, CallEnd.HUNG):
+            self.heard_at = 0.0  # an error is no sign of life: the server is asked
         if how is CallEnd.ANSWERED:
             self._num_failures, self._ejected_until, self._met_by = 0, None, None
             self.ready_at = now_s
@@ -123,7 +126,7 @@ class Health:
     def _eject(self, now_s: float) -> None:
         if self._ejected_until is None and now_s > self._calm_at:
             self._num_ejections = 0
-        seconds = min(EJECTION_S * 2.0**self._num_ejections, MAX_EJECTION_S)
+        seconds = min(EJECTION_S * 2.0 ** min(self._num_ejections, 16), MAX_EJECTION_S)
         self._ejected_until = now_s + seconds * (1 + JITTER * (2 * self._jitter() - 1))
         self._calm_at = self._ejected_until + MAX_EJECTION_S
         self._num_ejections += 1

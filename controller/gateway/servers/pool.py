@@ -71,15 +71,19 @@ class Pool:
         """True while any variant says that it is ready."""
         return any(variant.is_ready for variant in self.variants.values())
 
-    def states(self, variants: Sequence[Replica]) -> dict[str, VariantState]:
-        """What a policy sees of `variants`, by key.
+    def states(
+        self, variants: Sequence[Replica], draft_length: int | None = None
+    ) -> dict[str, VariantState]:
+        """What a policy sees of `variants`, by key, for a request that wants this draft length.
 
-        When none of those that are ready may be sent a request, all of them count as healthy: a
-        doubtful variant is better than none.
+        When none of those that are ready and could take it may be sent a request, all of them count
+        as healthy: a doubtful variant is better than none.
         """
         now_s = time.monotonic()
         healthy = {v.key for v in variants if v.health.can_take(now_s)}
-        healthy = healthy or {v.key for v in variants if v.is_ready}
+        wanted = [v for v in variants if draft_length in (None, v.draft_length)]
+        if not any(v.key in healthy for v in wanted):
+            healthy |= {v.key for v in wanted if v.is_ready}
         return {v.key: v.state(v.key in healthy, now_s) for v in variants}
 
     def first_live(self) -> Backend:

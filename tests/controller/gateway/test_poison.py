@@ -22,6 +22,7 @@ from tests.triton_client import tensor
 from trt_mtp.controller.gateway.call import MAX_HUNG
 from trt_mtp.controller.gateway.hang_detector import StallLimits
 from trt_mtp.controller.gateway.servers.health import FAILURES_TO_EJECT
+from trt_mtp.controller.policy import Policy
 from trt_mtp.serve.triton import TritonServer
 
 NUM_REQUESTS = 4 * FAILURES_TO_EJECT
@@ -51,6 +52,21 @@ def test_an_error_that_every_variant_gives_ejects_none(gateway: GatewayThread) -
             stream.send(script_request(tokens=1, error_at={"3": 0}))
             assert parameter(stream.receive(), "failed_over") == "k3"
         assert ejected(gateway) == {"k3"}
+
+
+def test_who_asks_for_a_length_that_is_left_alone_gets_it(doubles: TritonServer) -> None:
+    """A doubtful variant is better than a refusal, also while others are ready."""
+    with (
+        running_gateway(doubles.grpc_url, Policy()) as gateway,
+        raw_stream(gateway.gateway.address) as stream,
+    ):
+        asked = {"draft_length": 3}
+        for _ in range(FAILURES_TO_EJECT):
+            stream.send(script_request(tokens=1, error_at={"3": 0}, parameters=asked))
+            assert parameter(stream.receive(), "failed_over") == "k3"
+        assert ejected(gateway) == {"k3"}
+        stream.send(script_request(tokens=1, parameters=asked))
+        assert parameter(stream.receive(), "variant") == "k3"
 
 
 def test_a_request_that_hangs_variants_takes_none_away(doubles: TritonServer) -> None:

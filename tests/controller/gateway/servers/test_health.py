@@ -49,6 +49,25 @@ def test_failures_in_a_row_eject_and_others_do_not() -> None:
     assert not health.can_take(1.0)
 
 
+def test_ejections_without_end_are_not_longer_than_the_longest() -> None:
+    """A variant that fails for days, and is asked because there is no other."""
+    health, now_s = ready(), 0.0
+    for _ in range(5_000):
+        now_s += 2 * MAX_EJECTION_S if health.is_ejected else 0.0
+        call(health, CallEnd.FAILED, now_s)
+    assert health.can_take(now_s + MAX_EJECTION_S)
+
+
+def test_an_error_is_no_sign_of_life() -> None:
+    """A variant that answers with errors alone is asked whether it is ready."""
+    health = ready()
+    health.heard_at = 5.0
+    call(health, CallEnd.ANSWERED, 5.0)
+    assert health.heard_at == 5.0
+    call(health, CallEnd.BLAMED, 5.0)
+    assert health.heard_at == 0.0
+
+
 def test_what_one_caller_meets_alone_ejects_nothing() -> None:
     """A hang that two callers meet, with no answer in between, is the variant's."""
     health = ready()
