@@ -5,6 +5,7 @@ launch command. The PyTorch backend has no compiled form to write (docs/nvidia.m
 """
 
 import hashlib
+import os
 import platform
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -62,7 +63,7 @@ from trt_mtp.build.variant import (
     write_variant,
 )
 from trt_mtp.errors import InputError, TrtMtpError
-from trt_mtp.files import write_atomic
+from trt_mtp.files import open_regular, write_atomic
 
 ENGINE = "tensorrt-llm"
 LLM_ARGS_FILE = "llm_args.yaml"
@@ -379,8 +380,8 @@ def sampled_digest(checkpoint: Checkpoint) -> str:
     """sha256 over names, sizes and both ends of the checkpoint's files."""
     digest = hashlib.sha256()
     for file in checkpoint_files(checkpoint):
-        size = file.stat().st_size
-        with file.open("rb") as stream:
+        with open_regular(file) as stream:
+            size = os.fstat(stream.fileno()).st_size
             head = stream.read(SAMPLE_BYTES)
             stream.seek(max(0, size - SAMPLE_BYTES))
             digest.update(f"{file.name} {size}\n".encode() + head + stream.read())

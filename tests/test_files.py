@@ -4,14 +4,24 @@ import json
 import os
 import string
 import tempfile
+from io import FileIO
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
 from trt_mtp.errors import InputError
-from trt_mtp.files import FileWatch, read_bounded, read_json, read_yaml, write_atomic
+from trt_mtp.files import (
+    FileWatch,
+    open_private,
+    open_shared,
+    read_bounded,
+    read_json,
+    read_yaml,
+    write_atomic,
+)
 
 LAUGHS = "a: &a [x]\n" + "".join(
     f"{new}: &{new} [{', '.join([f'*{old}'] * 9)}]\n"
@@ -42,6 +52,19 @@ def test_what_was_of_no_use_is_looked_at_again(tmp_path: Path) -> None:
     watch.look_again()
     assert watch.has_changed()
     assert not watch.has_changed()
+
+
+@pytest.mark.parametrize("opener", [open_private, open_shared])
+@pytest.mark.parametrize("mode", ["w", "a", "a+", "r+"])
+def test_a_pipe_is_never_written_to(tmp_path: Path, opener: Any, mode: str) -> None:
+    """Whoever put it where a log or a journal is expected holds nobody up, read or not."""
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(OSError):  # noqa: PT011, by the mode it is another one
+        FileIO(tmp_path / "pipe", mode, opener=opener)
+    reader = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
+    with pytest.raises(OSError, match="it is a pipe, expected a file"):
+        FileIO(tmp_path / "pipe", mode, opener=opener)
+    os.close(reader)
 
 
 def test_what_is_no_file_is_never_waited_for(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Files that are never half-written, and readers that say what is wrong with them."""
 
 import difflib
+import errno
 import json
 import os
 import stat
@@ -17,8 +18,21 @@ PRIVATE = 0o600  # the mode of a file for its user alone
 
 
 def open_private(path: str, flags: int) -> int:
-    """The `opener` of a file that others can't read, if it is made now."""
-    return os.open(path, flags, PRIVATE)
+    """The `opener` of a file that others can't read, if it is made now; see `open_shared`."""
+    return _opened(path, flags, PRIVATE)
+
+
+def open_shared(path: str, flags: int) -> int:
+    """The `opener` of a file to write; OSError for a pipe, whose reader may never come."""
+    return _opened(path, flags, 0o666)
+
+
+def _opened(path: str, flags: int, mode: int) -> int:
+    descriptor = os.open(path, flags | os.O_NONBLOCK, mode)
+    if stat.S_ISFIFO(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "it is a pipe, expected a file", path)
+    return descriptor
 
 
 def write_atomic(path: Path, data: bytes | str, mode: int = 0o644) -> None:

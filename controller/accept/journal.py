@@ -5,12 +5,13 @@ import fcntl
 import json
 import os
 from dataclasses import asdict, fields, replace
+from io import FileIO
 from pathlib import Path
 from typing import Any, Self
 
 from trt_mtp.controller.accept.step import Outcome
 from trt_mtp.errors import InputError, TrtMtpError
-from trt_mtp.files import PRIVATE, read_bounded, sync_folder
+from trt_mtp.files import PRIVATE, open_shared, read_bounded, sync_folder
 
 SCHEMA_VERSION = 1
 KIND = "trt-mtp accept"
@@ -31,7 +32,7 @@ class Journal:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             # unbuffered: what could not be written must not come later
-            self._file = path.open("ab", buffering=0)
+            self._file = FileIO(path, "a", opener=open_shared)
         except OSError as error:
             raise TrtMtpError(f"can't write {path}: {error.strerror or error}") from None
         try:

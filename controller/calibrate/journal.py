@@ -5,6 +5,7 @@ import json
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, astuple
+from io import FileIO
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -12,7 +13,7 @@ from typing import Any, Self
 from trt_mtp.controller.calibrate.load_client import Answer
 from trt_mtp.controller.calibrate.results import Arm, Block, Results
 from trt_mtp.errors import InputError, TrtMtpError
-from trt_mtp.files import read_bounded, sync_folder
+from trt_mtp.files import open_shared, read_bounded, sync_folder
 
 SCHEMA_VERSION = 1
 
@@ -33,7 +34,8 @@ class Journal:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             # unbuffered: what could not be written must not come later
-            self._file = path.open("r+b" if path.exists() else "xb", buffering=0)
+            mode = "r+" if path.exists() else "x"
+            self._file = FileIO(path, mode, opener=open_shared)
             self._file.truncate(len(whole))
             self._file.seek(len(whole))
             if not whole:

@@ -120,7 +120,7 @@ class Store:
         self._mutex = threading.RLock()
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            os.close(open_private(str(path), os.O_RDWR | os.O_CREAT | os.O_NONBLOCK))
+            os.close(open_private(str(path), os.O_RDWR | os.O_CREAT))
             self._db = sqlite3.connect(
                 path, timeout=BUSY_S, isolation_level=None, check_same_thread=False
             )
