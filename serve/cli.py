@@ -65,7 +65,7 @@ def say(text: str) -> None:
 @click.option(
     "--load-timeout-s",
     type=click.FloatRange(1),
-    help="Restart Triton if models are not loaded after this many seconds.  [default: 300; "
+    help="Restart Triton if models are not loaded after this many seconds.  [default: 120; "
     "tensorrt-llm: 3600; vllm: 900]",
 )
 @config_option

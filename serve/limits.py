@@ -8,7 +8,7 @@ class Limits:
     """Time limits after which a running server is restarted."""
 
     answer_s: float = 30.0  # without an answer over gRPC or HTTP
-    load_s: float = 300.0  # from a start until all models are ready
+    load_s: float = 120.0  # from a start until all models are ready
 
 
 USUAL = Limits()

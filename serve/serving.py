@@ -23,7 +23,7 @@ from trt_mtp.serve.triton import Progress, TritonServer
 from trt_mtp.serve.triton_install import find_triton
 
 # by engine: the CPU engine may compile first, a GPU's reads all weights
-LOAD_TIMEOUT_S = {"cpu": 300.0, "tensorrt-llm": 3600.0, "vllm": 900.0}
+LOAD_TIMEOUT_S = {"cpu": 120.0, "tensorrt-llm": 3600.0, "vllm": 900.0}
 ANSWER_TIMEOUT_S = Limits().answer_s
 PLAIN_PATH = re.compile(r"[A-Za-z0-9_./+,:@%=-]+")  # no shell takes these for anything else
 PLAIN_TEMPORARY = ("/tmp", "/var/tmp", "/dev/shm")  # where $TMPDIR is no such path
