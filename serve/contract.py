@@ -4,7 +4,8 @@ Inputs that TensorRT-LLM's own `llmapi` Triton model has keep its names and type
 (github.com/NVIDIA/TensorRT-LLM, triton_backend/all_models/llmapi/tensorrt_llm/config.pbtxt
 @0a710573); docs/nvidia.md lists what differs for its clients. `input_ids`, `messages`, `tools`,
 `enable_thinking`, `sampling_param_ignore_eos`, `sampling_param_min_tokens`, `emitted_ids`,
-`return_margin` and `cancel_request_id` are additions.
+`streaming_interval`, `streaming_interval_ms`, `return_margin` and `cancel_request_id` are
+additions.
 
 A request with `cancel_request_id` asks for nothing else: it ends the request of that id on the same
 model, whose last response then has the finish reason "cancelled" (or, if its prompt was not read
@@ -37,6 +38,9 @@ REST_OF_CONTEXT = -1  # sampling_param_max_tokens: as many as the variant's cont
 THINKING = "enable_thinking"  # of the chat template; its own default where it is not given
 IGNORE_EOS = "sampling_param_ignore_eos"
 MIN_TOKENS = "sampling_param_min_tokens"
+INTERVAL = "streaming_interval"  # tokens of a message; the first one comes at once
+INTERVAL_MS = "streaming_interval_ms"  # from one message to the next, about
+MAX_HOLD_S = 1.0  # that tokens wait for others to be sent with
 CANCELLED_FLAG = "cancelled"
 RETURN_MARGIN = "return_margin"
 MARGIN = "margin"
@@ -78,6 +82,8 @@ INPUTS = (
     TensorSpec("input_ids", "TYPE_INT32", (-1,)),
     TensorSpec(EMITTED, "TYPE_INT32", (-1,)),  # of this answer, which the client has already
     TensorSpec("streaming", "TYPE_BOOL"),
+    TensorSpec(INTERVAL, "TYPE_INT32"),
+    TensorSpec(INTERVAL_MS, "TYPE_INT32"),
     TensorSpec("sampling_param_max_tokens", "TYPE_INT32"),
     TensorSpec("sampling_param_temperature", "TYPE_FP32"),
     TensorSpec("sampling_param_top_k", "TYPE_INT32"),

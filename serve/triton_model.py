@@ -62,6 +62,8 @@ class RequestState:
         self.seed = request.request.sampling.seed
         self.generation: Generation | None = None
         self.is_cancelled_in_band = False  # by another request; the client reads to the end
+        self._interval = request.interval
+        self._sent_at: float | None = None  # monotonic; the last response
         self._text = request.echo
         self._token_ids: list[int] = []
         self._last: Chunk | None = None
@@ -88,8 +90,9 @@ class RequestState:
             return error_response(INTERNAL_ERROR + chunk.error, pb_utils.TritonError.INTERNAL)
         if chunk.finish_reason == "cancelled" and not self.is_cancelled_in_band:
             return error_response(CANCELLED, pb_utils.TritonError.CANCELLED)
-        if chunk.finish_reason is None and not (self.is_streaming and self._has_news()):
+        if chunk.finish_reason is None and not (self.is_streaming and self.is_due()):
             return None
+        self._sent_at = time.monotonic()
         values: dict[str, Any] = {"text_output": [self._text.encode()]}
         values["output_ids"] = self._token_ids
         values[IN_FLIGHT] = [num_in_flight]
@@ -104,8 +107,19 @@ class RequestState:
             ]
         )
 
+    def is_due(self) -> bool:
+        """Whether what there is since the last response is to be sent now."""
+        if not self._has_news() or self._sent_at is None:
+            return self._has_news()
+        is_enough = len(self._token_ids) >= self._interval.tokens
+        return is_enough or time.monotonic() - self._sent_at >= self._interval.seconds
+
     def _has_news(self) -> bool:
-        return bool(self._text and "text_output" in self.outputs) or "output_ids" in self.outputs
+        if self._last is None:  # its echo alone is no answer
+            return False
+        has_text, has_ids = bool(self._text), bool(self._token_ids)
+        outputs = self.outputs
+        return (has_text and "text_output" in outputs) or (has_ids and "output_ids" in outputs)
 
     def _closing_values(self, chunk: Chunk) -> dict[str, Any]:
         counters = chunk.counters
@@ -276,9 +290,11 @@ class ResponseSender:
         if time.monotonic() < self._poll_at:
             return
         self._poll_at = time.monotonic() + CANCEL_POLL_S
-        for state in self._running:
+        for state in list(self._running):
             if state.generation is not None and state.sender.is_cancelled():
                 state.generation.cancel()
+            elif state.is_streaming and state.is_due():  # held back, and its time is over
+                self._send(state)
 
     def _report(self) -> None:
         now, is_idle = time.monotonic(), not self._running

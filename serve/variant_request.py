@@ -4,13 +4,16 @@ import json
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from numpy.typing import NDArray
 
 from trt_mtp.errors import InputError
 from trt_mtp.serve.contract import (
     CANCEL,
+    INTERVAL,
+    INTERVAL_MS,
+    MAX_HOLD_S,
     MAX_STOP_TEXTS,
     NEUTRAL,
     OUTPUT_FLAGS,
@@ -31,12 +34,20 @@ FOR_MESSAGES = ("tools", THINKING)
 SEED_BITS = 64
 
 
+class Interval(NamedTuple):
+    """How much of a streamed answer waits for the next message: until either is reached."""
+
+    tokens: int = 1
+    seconds: float = 0.0
+
+
 @dataclass(frozen=True, slots=True)
 class VariantRequest:
     """What to run and how to answer."""
 
     request: Request
     is_streaming: bool
+    interval: Interval
     echo: str  # the prompt, where it is to be part of the answer
     omitted: frozenset[str]  # outputs that flags leave out
 
@@ -48,16 +59,19 @@ def read_request(inputs: Inputs, parameters: str, engine: Engine) -> VariantRequ
     """
     _check_parameters(json.loads(parameters) if parameters else {})
     _check_neutral(inputs)
+    is_streaming = "streaming" in inputs and bool(inputs["streaming"].item())
     flags = {name: bool(inputs[name].item()) for name in OUTPUT_FLAGS if name in inputs}
     prompt_ids = _prompt_ids(inputs, engine)
+    sampling = _sampling(inputs, max(engine.max_seq_len - len(prompt_ids), 1))
     return VariantRequest(
         request=Request(
             prompt_ids,
-            _sampling(inputs, max(engine.max_seq_len - len(prompt_ids), 1)),
+            sampling,
             _emitted_ids(inputs),
             "return_margin" in inputs and bool(inputs["return_margin"].item()),
         ),
-        is_streaming="streaming" in inputs and bool(inputs["streaming"].item()),
+        is_streaming=is_streaming,
+        interval=_interval(inputs, sampling.max_tokens, is_streaming),
         echo=_echo(inputs),
         omitted=frozenset[str]().union(
             *(OUTPUT_FLAGS[name] for name, is_wanted in flags.items() if not is_wanted)
@@ -140,6 +154,21 @@ def _sampling(inputs: Inputs, room: int) -> SamplingParams:
         values["stop"] = tuple(_decode("sampling_param_stop", text) for text in stop)
     # without this, equal prompts would have equal samples
     return SamplingParams(**{"seed": secrets.randbits(SEED_BITS), **values})
+
+
+def _interval(inputs: Inputs, max_tokens: int, is_streaming: bool) -> Interval:
+    limits = {INTERVAL: max_tokens, INTERVAL_MS: round(MAX_HOLD_S * 1000)}
+    given = {name: int(inputs[name].item()) for name in limits if name in inputs}
+    for name, value in given.items():
+        if not is_streaming:
+            raise InputError(f"{name} goes with streaming, which this request doesn't ask for")
+        if not 1 <= value <= limits[name]:
+            what = "sampling_param_max_tokens, " if name == INTERVAL else ""
+            raise InputError(f"{name} is {value}: expected 1 to {what}{limits[name]}")
+    # with milliseconds alone, no number of tokens is enough
+    tokens = given.get(INTERVAL, max_tokens if INTERVAL_MS in given else 1)
+    seconds = given.get(INTERVAL_MS, limits[INTERVAL_MS]) / 1000 if given else 0.0
+    return Interval(tokens, seconds)
 
 
 def _echo(inputs: Inputs) -> str:

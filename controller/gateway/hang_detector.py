@@ -8,6 +8,7 @@ import grpc
 
 from trt_mtp.controller.gateway.servers.backend import Replica
 from trt_mtp.controller.gateway.servers.upstream import UpstreamLost
+from trt_mtp.serve.contract import MAX_HOLD_S
 
 if TYPE_CHECKING:
     from trt_mtp.controller.gateway.lease import Lease
@@ -61,7 +62,7 @@ class HangDetector:
         now = time.monotonic()
         for lease in list(self._watched):
             since = lease.upstream.waiting_since
-            limit_s = max(self._limits.min_s, expected_s(lease) * self._limits.factor)
+            limit_s = max(self._limits.min_s, MAX_HOLD_S + expected_s(lease) * self._limits.factor)
             if not since or now - since <= limit_s / 2:
                 continue
             backend = lease.replica.backend

@@ -18,7 +18,7 @@ from trt_mtp.serve.engine.base import (
     Request,
     SamplingParams,
 )
-from trt_mtp.serve.variant_request import VariantRequest, read_request
+from trt_mtp.serve.variant_request import Interval, VariantRequest, read_request
 
 
 class BytesEngineDouble:
@@ -76,7 +76,7 @@ def read(parameters: str = "", **inputs: Any) -> VariantRequest:
 def test_a_request_with_a_text_only_has_the_defaults() -> None:
     """Nothing but the prompt has to be given."""
     found = read(text_input="ab")
-    assert found == VariantRequest(request_of(found, (97, 98)), False, "", frozenset())
+    assert found == VariantRequest(request_of(found, (97, 98)), False, Interval(), "", frozenset())
 
 
 def test_a_seed_is_drawn_where_none_is_given() -> None:
@@ -117,6 +117,36 @@ def test_every_sampling_input_arrives() -> None:
     )  # fmt: skip
     assert found.request == Request((5, 6), sampling)
     assert found.is_streaming
+
+
+@pytest.mark.parametrize(
+    ("given", "interval"),
+    [
+        ({"streaming_interval": 8}, Interval(8, 1.0)),
+        ({"streaming_interval_ms": 200}, Interval(9, 0.2)),
+        ({"streaming_interval": 3, "streaming_interval_ms": 50}, Interval(3, 0.05)),
+    ],
+)
+def test_an_interval_is_tokens_or_time(given: dict[str, Any], interval: Interval) -> None:
+    """Whichever is reached first; what isn't given is no reason to send."""
+    found = read(text_input="ab", streaming=True, sampling_param_max_tokens=9, **given)
+    assert found.interval == interval
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"streaming_interval": 0}, "streaming_interval is 0: expected 1 to sampling_param_max_"),
+        ({"streaming_interval": 10}, "expected 1 to sampling_param_max_tokens, 9"),
+        ({"streaming_interval_ms": -1}, "streaming_interval_ms is -1: expected 1 to 1000"),
+        ({"streaming_interval_ms": 1001}, "streaming_interval_ms is 1001: expected 1 to 1000"),
+        ({"streaming_interval": 2, "streaming": False}, "streaming_interval goes with streaming"),
+    ],
+)
+def test_intervals_that_are_none_are_refused(given: dict[str, Any], says: str) -> None:
+    """Zero, negative, beyond the answer, or for an answer in one piece."""
+    with pytest.raises(InputError, match=says):
+        read(**{"text_input": "ab", "streaming": True, "sampling_param_max_tokens": 9, **given})
 
 
 def test_messages_go_through_the_chat_template() -> None:
