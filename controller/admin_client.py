@@ -25,11 +25,13 @@ def read_statistics(address: str) -> dict[str, Any]:
         connection.request("GET", "/statistics")
         response = connection.getresponse()
         value = json.loads(response.read(MAX_BYTES))
-    except (OSError, http.client.HTTPException) as error:
+    except OSError as error:
         raise TrtMtpError(
             f"--admin {address} does not answer ({str(error) or type(error).__name__}): start the "
             "gateway with --admin-port, and give that port"
         ) from None
+    except http.client.HTTPException:  # with bytes of another protocol in its text
+        value = None
     except ValueError:
         value = None
     finally:

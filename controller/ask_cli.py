@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from trt_mtp.errors import TrtMtpError
+from trt_mtp.errors import InputError, TrtMtpError
 from trt_mtp.files import to_json
 from trt_mtp.options import json_option, model_option
 
@@ -70,6 +70,8 @@ def ask(
     Example: trt-mtp ask "Return JSON with the keys name, city: Ada lives in Paris."
     """
     os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"
+    if "://" in url:
+        raise InputError(f"--url is {url[:80]!r}: expected HOST:PORT of gRPC, such as {GATEWAY}")
     from trt_mtp.controller.client import Prompt, StreamClient
 
     text = sys.stdin.read() if prompt == "-" else prompt
@@ -102,10 +104,10 @@ def ask(
 
 def summary(answer: "TimedAnswer") -> str:
     """How an answer was given, in one or two lines."""
-    count, after = len(answer.token_ids), answer.duration_s - answer.ttft_s
+    count = len(answer.token_ids)
     parts = [f"{count} tokens", f"first after {answer.ttft_s * 1e3:.0f} ms"]
-    if count > answer.num_first_tokens and after > 0:
-        parts.append(f"then {(count - answer.num_first_tokens) / after:.0f} per second")
+    if count > answer.num_first_tokens:
+        parts.append(f"{count / answer.duration_s:.0f} per second in all")
     if answer.num_steps:
         parts.append(f"{1 + sum(answer.accepted_per_position) / answer.num_steps:.2f} per step")
     way = f"{answer.variant}, task {answer.task}: {answer.reasons}" if answer.variant else ""

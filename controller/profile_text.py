@@ -10,13 +10,16 @@ from trt_mtp.controller.calibration import (
 )
 from trt_mtp.controller.profile import Profile
 
+MANY_DISTURBED = 0.1  # of the answers
+
 
 def summary(profile: Profile) -> str:
     """A profile for people."""
     calibration = profile.calibration
     if calibration is None:
         return "\n".join(["no calibration: its numbers are published or typed in", *_head(profile)])
-    lines = [verdict(calibration.recommendation), "", *_head(profile)]
+    lines = [verdict(calibration.recommendation), *disturbance(calibration), ""]
+    lines += _head(profile)
     if calibration.recommendation is not None:
         lines += ["", *_advice(calibration.recommendation), ""]
         lines += _table(calibration, calibration.recommendation)
@@ -43,6 +46,18 @@ def verdict(advice: Recommendation | None) -> str:
         f"DECIDED: route by task and load, {show(advice.routed_speedup)} times as fast as the best "
         f"single length, K={advice.draft_length}"
     )
+
+
+def disturbance(calibration: Calibration) -> Iterator[str]:
+    """A warning if much of what was measured was disturbed by other work; nothing if not."""
+    text = calibration.environment.get("disturbed_answers", "0")
+    num_disturbed = int(text) if text.isdecimal() else 0
+    num_answers = sum(cell.num_requests for cell in calibration.cells)
+    if num_disturbed > MANY_DISTURBED * num_answers:
+        yield (
+            f"Not to be trusted: {num_disturbed} of {num_answers} answers came much faster or "
+            "slower than their like; measure again while the machine does nothing else"
+        )
 
 
 def _head(profile: Profile) -> Iterator[str]:

@@ -207,8 +207,8 @@ class ResponseSender:
         self._publish = publish
         self._check = check
         self._publish_at = 0.0
-        # all begins with nothing to publish, also because Triton is not to be called from this thread
-        # while the model's `initialize` is about to answer it
+        # so that nothing is published at once: Triton is not to be called from this thread while
+        # the model's `initialize` is about to answer it
         self._was_idle = True
         self._inbox: queue.SimpleQueue[tuple[RequestState, Chunk | None] | Cancellation | None] = (
             queue.SimpleQueue()

@@ -64,11 +64,11 @@ def test_servers_have_the_documented_ports(monkeypatch: pytest.MonkeyPatch) -> N
     [
         ("[gateway]\nmax-waitng = 3", "unknown option 'max-waitng'; did you mean max-waiting?"),
         ("[gateway]\nport = 99999", "port: 99999 is not in the range 0<=x<=65535"),
-        ("[gateway]\nport = 'http'", "port: 'http' is not a valid integer"),
+        ("[gateway]\nport = 'http'", "port: 'http' is not a valid port"),
         ("[gateway]\ntriton = 'h:1'", "triton is 'h:1'; expected a list"),
         ("[gateway]\nport = [1]", "port is [1]; expected one value"),
         ("[gateway]\nlog-prompts = 1", "log-prompts is 1; expected true or false"),
-        ("[gateway]\nport = true", "port is True; expected integer range"),
+        ("[gateway]\nport = true", "port is True; expected port"),
         ("[gateway]\njson = true", "unknown option 'json'"),
         ("[gatway]\nport = 1", "'gatway' is not one of the tables it may have: [gateway], [serve]"),
         ("port = 1", "'port' is not one of the tables it may have"),

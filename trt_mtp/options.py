@@ -15,6 +15,8 @@ FOLDER = click.Path(path_type=Path, file_okay=False)
 class Port(click.IntRange):
     """A TCP port; 0 takes a free one."""
 
+    name = "port"
+
     def __init__(self) -> None:
         super().__init__(0, 65535)
 

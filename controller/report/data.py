@@ -5,7 +5,7 @@ import io
 from collections.abc import Iterator
 from typing import Any
 
-from trt_mtp.controller.profile_text import verdict
+from trt_mtp.controller.profile_text import disturbance, verdict
 from trt_mtp.controller.report import replay as report_replay
 from trt_mtp.controller.report import tables as report_tables
 from trt_mtp.controller.report import text as report_text
@@ -151,7 +151,8 @@ def _profile_parts(one: Calibrated, wishes: Wishes) -> Iterator[str]:
     summary = one.summary
     yield f"## {escaped(one.name)}"
     yield escaped(report_text.facts(one.profile, summary))
-    yield f"**{escaped(verdict(one.calibration.recommendation))}**"
+    said = (verdict(one.calibration.recommendation), *disturbance(one.calibration))
+    yield f"**{escaped('. '.join(said))}**"
     yield "**" + escaped(" ".join(report_text.headline(summary))) + "**"
     yield escaped(
         " ".join(

@@ -5,7 +5,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from trt_mtp.controller.profile_text import verdict
+from trt_mtp.controller.profile_text import disturbance, verdict
 from trt_mtp.controller.report import plots
 from trt_mtp.controller.report import replay as report_replay
 from trt_mtp.controller.report import tables as report_tables
@@ -111,7 +111,7 @@ def _profile(one: Calibrated, name: str, wishes: Wishes) -> dict[str, Any]:
         "verdict": verdict(advice),
         "is_open": advice is None or advice.num_open > 0,
         "next": report_text.next_step(summary, one.name),
-        "headline": report_text.headline(summary),
+        "headline": (*disturbance(one.calibration), *report_text.headline(summary)),
         "wishes": list(wished(summary, wishes)),
         "hosting": report_text.hosting(summary),
         "coverage": report_text.coverage(summary),

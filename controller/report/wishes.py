@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-from trt_mtp.controller.calibration import Cell, CellKey
+from trt_mtp.controller.calibration import BestLength, Cell, CellKey
 from trt_mtp.controller.cells import by_key
 from trt_mtp.controller.decision_log import read_log
 from trt_mtp.controller.report.summary import Summary
@@ -91,11 +91,19 @@ def _mix_gains(summary: Summary, mix: Mapping[str, float]) -> Iterator[MixGain]:
             k: _time(mix, {t: speedups.get(CellKey(t, k, load)) for t in mix}) for k in lengths
         }
         chosen = {task: summary.best(task, load) for task in mix}
-        gains = {task: best.speedup.value if best else None for task, best in chosen.items()}
+        gains = {task: _gain(speedups, best) for task, best in chosen.items()}
         routed = _time(mix, gains)
         single = min((time, k) for k, time in times.items() if time is not None)
         if routed is not None:
             yield MixGain(load, sum(mix.values()) / routed, single[1], single[0] / routed)
+
+
+def _gain(speedups: Mapping[CellKey, float | None], best: BestLength | None) -> float | None:
+    """The speedup of an advised length, from the cell that single lengths are judged by, too."""
+    if best is None:
+        return None
+    key = CellKey(best.task, best.draft_length, best.concurrency)
+    return speedups.get(key) or best.speedup.value
 
 
 def _time(mix: Mapping[str, float], speedups: Mapping[str, float | None]) -> float | None:
@@ -136,7 +144,8 @@ def limits_table(summary: Summary, wishes: Wishes) -> Table:
                 continue
             shown.append(_shown(cell, wishes))
             held += [load] if holds(cell, wishes) else []
-        lines.append((row.task, *shown, str(max(held)) if held else "none"))
+        unknown = NONE in shown and not any(cell.startswith("✗") for cell in shown)
+        lines.append((row.task, *shown, str(max(held)) if held else "?" if unknown else "none"))
     return Table(head, tuple(lines))
 
 

@@ -79,6 +79,7 @@ def start(spec: RolloutSpec, say: Say, again: bool = False) -> Status:
             return _run(spec, store, say) if latest.phase not in WAITING else _status(store, latest)
         is_done = latest is not None and latest.digest == spec.digest
         if latest is not None and is_done and not (again and latest.phase is not Phase.SUCCESSFUL):
+            say(f"{spec.name} is completed already; to do it once more, give it another name")
             return _status(store, latest)
         return _run(spec, store, say, is_new=True)
 
@@ -108,6 +109,8 @@ def steer(spec: RolloutSpec, verb: str, why: str, say: Say) -> Status:
                     else "`start --again` begins anew"
                 )
             )
+        if verb == "pause" and latest.phase in WAITING and not store.holder():
+            return _status(store, latest)  # it waits already, and goes on from there
         if not (verb == "promote" and latest.reason == AT_PAUSE):  # there, it only continues
             store.order(latest, verb, why)
         if store.holder():

@@ -208,8 +208,13 @@ def test_a_pause_waits_for_promote(
         assert cli("rollout", "start", file).code == 3
         assert here.traffic()["canary_percent"] == 50
         assert cli("rollout", "start", file).code == 3  # it still waits
+        assert cli("rollout", "pause", file).code == 3  # no less if it is told to
         result = cli("rollout", "promote", file, "--json", "--why", "looks well")
     assert (result.code, phase(result), seen.errors) == (0, "Successful", [])
+    events = json.loads(cli("rollout", "history", file, "--json").out)["events"]
+    assert any(event["action"] == "2 set_weight 100" for event in events)  # nothing was left out
+    again = cli("rollout", "start", file)
+    assert (again.code, "give it another name" in again.err) == (0, True)
 
 
 def test_too_few_requests_are_inconclusive_and_abort_goes_back(
