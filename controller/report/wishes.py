@@ -8,11 +8,10 @@ from typing import NamedTuple
 from trt_mtp.controller.calibration import BestLength, Cell, CellKey
 from trt_mtp.controller.cells import by_key
 from trt_mtp.controller.decision_log import read_log
+from trt_mtp.controller.mix import parse_mix
 from trt_mtp.controller.report.summary import Summary
 from trt_mtp.controller.report.tables import NONE, Table, number
-from trt_mtp.controller.tasks import TASKS
 from trt_mtp.errors import InputError
-from trt_mtp.files import nearest
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,22 +39,7 @@ class MixGain(NamedTuple):
 
 def read_mix(text: str) -> dict[str, float]:
     """`coding=3,qa=1`, or the tokens by task of a gateway's decision log; raises InputError."""
-    if "=" not in text:
-        return _logged(Path(text))
-    mix: dict[str, float] = {}
-    for part in text.split(","):
-        task, _, share = (piece.strip() for piece in part.partition("="))
-        if task not in TASKS:
-            raise InputError(f"--mix: {task!r} is not a task{nearest(task, TASKS)}")
-        if task in mix:
-            raise InputError(f"--mix: {task} is given twice")
-        try:
-            mix[task] = float(share)
-        except ValueError:
-            raise InputError(f"--mix: {part!r} should be like {task}=0.5") from None
-        if not 0 < mix[task] < float("inf"):
-            raise InputError(f"--mix: the share of {task} must be above 0")
-    return mix
+    return parse_mix(text) if "=" in text else _logged(Path(text))
 
 
 def _logged(path: Path) -> dict[str, float]:

@@ -19,9 +19,10 @@ MAX_LENGTH = 8  # acceptance is modeled up to here
 
 
 def _mix(option: str, text: str) -> dict[str, float]:
-    from trt_mtp.controller.simulate.workload import parse_mix
+    from trt_mtp.controller.mix import parse_mix
+    from trt_mtp.controller.simulate.workload import MIXES
 
-    return parse_mix(text)
+    return parse_mix(text, MIXES)
 
 
 def _policies(option: str, text: str) -> list[str]:

@@ -1,6 +1,5 @@
 """A simulated workload: requests with acceptance drawn from the published spread, on one rig."""
 
-import math
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,8 +12,6 @@ from trt_mtp.controller.outcome import Outcome
 from trt_mtp.controller.profile import PUBLISHED_ACCEPTANCE, Profile
 from trt_mtp.controller.request import RequestFeatures
 from trt_mtp.controller.tasks import TASKS
-from trt_mtp.errors import InputError
-from trt_mtp.files import nearest
 
 # Spread of first-draft acceptance between requests of one task. NInfer published an SD of 0.04
 # (code) to 0.10 (structured) of acceptance at K = 3, which is 1.5 times that of the first draft.
@@ -39,29 +36,6 @@ class SimulatedRequest:
     conditionals: tuple[float, ...]
     lengths: tuple[float, ...]  # AL(K)
     features: RequestFeatures
-
-
-def parse_mix(text: str) -> dict[str, float]:
-    """A named mix, or `coding=0.7,writing=0.3`; raises InputError."""
-    if text in MIXES:
-        return dict(MIXES[text])
-    mix: dict[str, float] = {}
-    for part in text.split(","):
-        task, _, share = part.partition("=")
-        if task not in TASKS:
-            raise InputError(
-                f"--mix: {task!r} is neither a mix ({', '.join(MIXES)}) nor a task"
-                f"{nearest(task, [*MIXES, *TASKS])}"
-            )
-        if task in mix:
-            raise InputError(f"--mix: {task} is given twice")
-        try:
-            mix[task] = float(share)
-        except ValueError:
-            raise InputError(f"--mix: {part!r} should be like {task}=0.5") from None
-        if not 0 < mix[task] < math.inf:
-            raise InputError(f"--mix: the share of {task} has to be more than 0")
-    return mix
 
 
 @dataclass(slots=True)

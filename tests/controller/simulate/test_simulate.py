@@ -16,13 +16,14 @@ from tests.policy_fixtures import outcome, request, variants
 from trt_mtp.controller.batch_schedule import BatchSchedule
 from trt_mtp.controller.cost import StepCost
 from trt_mtp.controller.decision_log import DecisionLog
+from trt_mtp.controller.mix import parse_mix
 from trt_mtp.controller.policy import Policy
 from trt_mtp.controller.simulate import regret
 from trt_mtp.controller.simulate.arrivals import Trace, bursts, poisson
 from trt_mtp.controller.simulate.cli import simulate as command
 from trt_mtp.controller.simulate.fleet import Fleet, InFlight, split
 from trt_mtp.controller.simulate.simulate import Settings, simulate
-from trt_mtp.controller.simulate.workload import MIXES, Workload, parse_mix, published_cost
+from trt_mtp.controller.simulate.workload import MIXES, Workload, published_cost
 from trt_mtp.errors import InputError
 
 COST = StepCost(((1, 0.02), (8, 0.04)), {1: ((1, 1.25),)})
@@ -237,7 +238,7 @@ def test_every_length_gets_a_replica() -> None:
 def test_a_wrong_mix_is_refused(text: str) -> None:
     """A mix is a known name or shares of known tasks."""
     with pytest.raises(InputError, match="mix"):
-        parse_mix(text)
+        parse_mix(text, MIXES)
 
 
 def test_regret_is_small_and_nothing_loses_against_none() -> None:
