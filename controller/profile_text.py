@@ -10,7 +10,7 @@ from trt_mtp.controller.calibration import (
 )
 from trt_mtp.controller.profile import Profile
 
-MANY_DISTURBED = 0.1  # of the answers
+MANY_DISTURBED = 0.03  # of the answers; on a quiet machine it is one in a thousand
 
 
 def summary(profile: Profile) -> str:
@@ -18,13 +18,23 @@ def summary(profile: Profile) -> str:
     calibration = profile.calibration
     if calibration is None:
         return "\n".join(["no calibration: its numbers are published or typed in", *_head(profile)])
-    lines = [verdict(calibration.recommendation), *disturbance(calibration), ""]
-    lines += _head(profile)
+    lines = [conclusion(calibration), "", *_head(profile)]
     if calibration.recommendation is not None:
         lines += ["", *_advice(calibration.recommendation), ""]
         lines += _table(calibration, calibration.recommendation)
     lines += ["", *_quality(calibration)]
     return "\n".join(lines)
+
+
+def conclusion(calibration: Calibration) -> str:
+    """What a calibration decides: its verdict, if what was measured can be trusted."""
+    return disturbance(calibration) or verdict(calibration.recommendation)
+
+
+def is_decided(calibration: Calibration) -> bool:
+    """Whether `conclusion` is one that a script may act on."""
+    advice = calibration.recommendation
+    return advice is not None and not advice.num_open and not disturbance(calibration)
 
 
 def verdict(advice: Recommendation | None) -> str:
@@ -48,16 +58,17 @@ def verdict(advice: Recommendation | None) -> str:
     )
 
 
-def disturbance(calibration: Calibration) -> Iterator[str]:
-    """A warning if much of what was measured was disturbed by other work; nothing if not."""
+def disturbance(calibration: Calibration) -> str:
+    """Why nothing is decided if much of what was measured was disturbed; empty if it was not."""
     text = calibration.environment.get("disturbed_answers", "0")
     num_disturbed = int(text) if text.isdecimal() else 0
     num_answers = sum(cell.num_requests for cell in calibration.cells)
-    if num_disturbed > MANY_DISTURBED * num_answers:
-        yield (
-            f"Not to be trusted: {num_disturbed} of {num_answers} answers came much faster or "
-            "slower than their like; measure again while the machine does nothing else"
-        )
+    if num_disturbed <= MANY_DISTURBED * num_answers:
+        return ""
+    return (
+        f"UNDECIDED: {num_disturbed} of {num_answers} answers were disturbed, much faster or "
+        "slower than their like; measure again while the machine does nothing else"
+    )
 
 
 def _head(profile: Profile) -> Iterator[str]:

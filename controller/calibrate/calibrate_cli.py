@@ -181,7 +181,7 @@ def calibrate(
     from trt_mtp.controller.calibrate.embedded import run_embedded
     from trt_mtp.controller.calibrate.prompt_sets import SHIPPED
     from trt_mtp.controller.profile import profile_json
-    from trt_mtp.controller.profile_text import summary
+    from trt_mtp.controller.profile_text import is_decided, summary
     from trt_mtp.progress import shown
     from trt_mtp.serve.processes import terminate_as_interrupt
 
@@ -199,5 +199,5 @@ def calibrate(
     else:
         click.echo(summary(profile))
         click.echo(f"written to {options.out}", err=True)
-    advice = profile.calibration.recommendation if profile.calibration else None
-    return 0 if advice is not None and not advice.num_open else UNDECIDED
+    assert profile.calibration is not None
+    return 0 if is_decided(profile.calibration) else UNDECIDED

@@ -5,7 +5,7 @@ import io
 from collections.abc import Iterator
 from typing import Any
 
-from trt_mtp.controller.profile_text import disturbance, verdict
+from trt_mtp.controller.profile_text import conclusion
 from trt_mtp.controller.report import replay as report_replay
 from trt_mtp.controller.report import tables as report_tables
 from trt_mtp.controller.report import text as report_text
@@ -47,7 +47,7 @@ def _profile_json(one: Calibrated, wishes: Wishes) -> dict[str, Any]:
         "name": one.name,
         "fingerprint": one.profile.fingerprint,
         "measured_on": one.profile.measured_on,
-        "verdict": verdict(one.calibration.recommendation),
+        "verdict": conclusion(one.calibration),
         "headline": " ".join(report_text.headline(one.summary)),
         "mix": [gain._asdict() for gain in mix_gains(one.summary, wishes.mix)]
         if wishes.mix
@@ -151,8 +151,7 @@ def _profile_parts(one: Calibrated, wishes: Wishes) -> Iterator[str]:
     summary = one.summary
     yield f"## {escaped(one.name)}"
     yield escaped(report_text.facts(one.profile, summary))
-    said = (verdict(one.calibration.recommendation), *disturbance(one.calibration))
-    yield f"**{escaped('. '.join(said))}**"
+    yield f"**{escaped(conclusion(one.calibration))}**"
     yield "**" + escaped(" ".join(report_text.headline(summary))) + "**"
     yield escaped(
         " ".join(

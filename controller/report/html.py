@@ -5,7 +5,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from trt_mtp.controller.profile_text import disturbance, verdict
+from trt_mtp.controller.profile_text import conclusion, is_decided
 from trt_mtp.controller.report import plots
 from trt_mtp.controller.report import replay as report_replay
 from trt_mtp.controller.report import tables as report_tables
@@ -102,16 +102,15 @@ def html(report: Report) -> str:
 
 def _profile(one: Calibrated, name: str, wishes: Wishes) -> dict[str, Any]:
     summary = one.summary
-    advice = one.calibration.recommendation
     looks = plots.styles([row.key.draft_length for row in summary.rows])
     return {
         "id": name,
         "name": one.name,
         "facts": report_text.facts(one.profile, summary),
-        "verdict": verdict(advice),
-        "is_open": advice is None or advice.num_open > 0,
+        "verdict": conclusion(one.calibration),
+        "is_open": not is_decided(one.calibration),
         "next": report_text.next_step(summary, one.name),
-        "headline": (*disturbance(one.calibration), *report_text.headline(summary)),
+        "headline": report_text.headline(summary),
         "wishes": list(wished(summary, wishes)),
         "hosting": report_text.hosting(summary),
         "coverage": report_text.coverage(summary),

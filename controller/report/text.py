@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from trt_mtp.controller.calibration import ALLOWED_LOSS, Interval
 from trt_mtp.controller.profile import Profile
+from trt_mtp.controller.profile_text import is_decided
 from trt_mtp.controller.report.summary import Summary, TaskRow
 
 # the tasks of controller/tasks.py in everyday words
@@ -50,7 +51,7 @@ def next_step(summary: Summary, file: str) -> tuple[str, str]:
     advice = summary.calibration.recommendation
     if advice is None:
         return "Measure a variant at draft length 0 as well", "trt-mtp calibrate"
-    if advice.num_open:
+    if not is_decided(summary.calibration):
         more = f"trt-mtp calibrate … --budget 30m -o {file}"
         return "Measure on, with the same command and more time", more
     if advice.hold_one or not any(best.draft_length for best in advice.best):

@@ -15,7 +15,7 @@ from trt_mtp.controller.calibrate.conclusions import RunInfo, profile_of
 from trt_mtp.controller.calibrate.profile_merge import merged
 from trt_mtp.controller.position_counts import PositionCounts
 from trt_mtp.controller.profile import Profile, profile_json, read_profile, write_profile
-from trt_mtp.controller.profile_text import verdict
+from trt_mtp.controller.profile_text import conclusion, is_decided, verdict
 from trt_mtp.serve.triton import TritonServer
 
 Cli = Callable[..., CliResult]
@@ -56,7 +56,7 @@ def test_show_says_what_to_do(cli: Cli, tmp_path: Path, early: Profile) -> None:
     write_profile(tmp_path / "p.json", early)
     text = cli("profile", "show", tmp_path / "p.json").out
     assert early.calibration is not None
-    assert text.startswith(verdict(early.calibration.recommendation))
+    assert text.startswith(conclusion(early.calibration))
     assert "best single draft length: K=" in text
     assert all(task in text for task in WORLD)
     assert "AL / R predicts each of" in text
@@ -210,6 +210,18 @@ def test_a_prior_is_a_profile_that_says_so(cli: Cli, tmp_path: Path) -> None:
         done = cli("profile", "prior", wrong[0], "--gpu", wrong[1], "--out", str(out))
         assert done.code == 2
         assert "known" in done.err
+
+
+def test_a_disturbed_measurement_decides_nothing(early: Profile) -> None:
+    """However clear its numbers are."""
+    calibration = early.calibration
+    assert calibration is not None
+    num_answers = sum(cell.num_requests for cell in calibration.cells)
+    for num, is_said in ((num_answers // 50, False), (num_answers // 20, True)):
+        environment = {**calibration.environment, "disturbed_answers": str(num)}
+        changed = calibration.model_copy(update={"environment": environment})
+        assert conclusion(changed).startswith(f"UNDECIDED: {num} of {num_answers} ") is is_said
+        assert not (is_said and is_decided(changed))
 
 
 def test_the_verdict_is_the_first_line(early: Profile) -> None:
