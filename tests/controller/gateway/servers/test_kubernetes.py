@@ -86,7 +86,7 @@ def test_servers_come_and_go_without_a_failed_request(
     """A server that ends gets nothing new and finishes what it has; a deleted one is gone."""
     api.put("a", doubles.grpc_url)
     with (
-        running_gateway(TRITON, Policy(Profile(), seed=1)) as thread,
+        running_gateway(TRITON, Policy(Profile(), seed=1), failover_wait_s=30.0) as thread,
         traffic(thread) as answers,
         raw_stream(thread.gateway.address) as stream,
     ):
