@@ -147,7 +147,7 @@ def test_an_outage_of_the_api_changes_nothing(
 ) -> None:
     """The last set stays and serves; the token is read again, as it is renewed meanwhile."""
     api.put("a", doubles.grpc_url)
-    with running_gateway(TRITON) as thread, traffic(thread) as answers:
+    with running_gateway(TRITON, failover_wait_s=30.0) as thread, traffic(thread) as answers:
         wait_until(lambda: "watch" in api.asked[-1])
         with api.outage():
             num_asked, num_answers = len(api.asked), len(answers)
