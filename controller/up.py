@@ -88,9 +88,8 @@ def running(
     variants = resolve_variants(build(checkpoint, draft_lengths, engines, engine, vllm_python))
     with serving(variants, on_progress=on_progress) as server:
         command = ["gateway", "--triton", server.grpc_url, "--json"]
-        command += [
-            f"--{name}-port={port}".replace("gateway-", "") for name, port in ports.taken().items()
-        ]
+        for name, port in ports.taken().items():
+            command.append(f"--port={port}" if name == "gateway" else f"--{name}-port={port}")
         if variants[0].engine != "cpu":  # answers wait for a server that starts again for minutes
             command += ["--failover-wait-s", str(limits_for(variants).load_s)]
         with child(*command) as gateway:

@@ -26,6 +26,7 @@ from trt_mtp.serve.engine import open_engine
 from trt_mtp.serve.engine.base import Chunk, Engine, Generation, Request, SamplingParams
 from trt_mtp.serve.long_prompts import LongPrompts, ReceivedRequest
 from trt_mtp.serve.openable import openable
+from trt_mtp.serve.pending_message import PendingMessage
 from trt_mtp.serve.variant_metrics import VariantMetrics
 from trt_mtp.serve.variant_request import VariantRequest, read_cancel, read_request
 
@@ -62,16 +63,12 @@ class RequestState:
         self.seed = request.request.sampling.seed
         self.generation: Generation | None = None
         self.is_cancelled_in_band = False  # by another request; the client reads to the end
-        self._interval = request.interval
-        self._sent_at: float | None = None  # monotonic; the last response
-        self._text = request.echo
-        self._token_ids: list[int] = []
+        self._pending = PendingMessage(request.echo, self.outputs, request.interval)
         self._last: Chunk | None = None
 
     def add(self, chunk: Chunk) -> None:
         """Add a chunk to the next response."""
-        self._text += chunk.text
-        self._token_ids += chunk.token_ids
+        self._pending.add(chunk)
         self._last = chunk
 
     @property
@@ -92,13 +89,12 @@ class RequestState:
             return error_response(CANCELLED, pb_utils.TritonError.CANCELLED)
         if chunk.finish_reason is None and not (self.is_streaming and self.is_due()):
             return None
-        self._sent_at = time.monotonic()
-        values: dict[str, Any] = {"text_output": [self._text.encode()]}
-        values["output_ids"] = self._token_ids
+        values: dict[str, Any] = {"text_output": [self._pending.text.encode()]}
+        values["output_ids"] = self._pending.token_ids
         values[IN_FLIGHT] = [num_in_flight]
         if chunk.finish_reason is not None:
             values |= self._closing_values(chunk)
-        self._text, self._token_ids = "", []
+        self._pending.sent()
         return pb_utils.InferenceResponse(
             [
                 pb_utils.Tensor(name, np.array(value, DTYPES[name]))
@@ -109,17 +105,7 @@ class RequestState:
 
     def is_due(self) -> bool:
         """Whether what there is since the last response is to be sent now."""
-        if not self._has_news() or self._sent_at is None:
-            return self._has_news()
-        is_enough = len(self._token_ids) >= self._interval.tokens
-        return is_enough or time.monotonic() - self._sent_at >= self._interval.seconds
-
-    def _has_news(self) -> bool:
-        if self._last is None:  # its echo alone is no answer
-            return False
-        has_text, has_ids = bool(self._text), bool(self._token_ids)
-        outputs = self.outputs
-        return (has_text and "text_output" in outputs) or (has_ids and "output_ids" in outputs)
+        return self._pending.is_due()
 
     def _closing_values(self, chunk: Chunk) -> dict[str, Any]:
         counters = chunk.counters

@@ -102,6 +102,13 @@ profile_option = click.option(
     type=FILE,
     help="Profile from `trt-mtp calibrate`.  [default: values from published measurements]",
 )
+
+
+def profile_out(help_text: str, **more: Any) -> Option:
+    """The option -o of a command whose result is a profile; `more` is for click.option."""
+    return click.option("-o", "--out", "--output", "out", type=FILE, help=help_text, **more)
+
+
 # what `read_server_files` of trt_mtp.serve.tls_files takes
 tls_options = together(
     click.option("--tls-cert", type=FILE, help="Serve TLS with this certificate chain (PEM)."),

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from trt_mtp.errors import InputError
-from trt_mtp.options import FILE, FOLDER, model_option, parsed
+from trt_mtp.options import FOLDER, model_option, parsed, profile_out
 
 UNITS = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0}
 UNDECIDED = 3  # exit code: the profile is written, a choice is open
@@ -81,15 +81,10 @@ tasks_option = click.option(
     help="Prompt set: JSON lines, a Spec-Bench or SPEED-Bench file, or `shipped`.  [default: "
     "shipped; --embedded: CHECKPOINT/prompts.jsonl]",
 )
-@click.option(
-    "-o",
-    "--out",
-    "--output",
-    "out",
-    type=FILE,
+@profile_out(
+    "Profile to write. Its .journal lets an interrupted run resume.",
     default="profile.json",
     show_default=True,
-    help="Profile to write. Its .journal lets an interrupted run resume.",
 )
 @click.option(
     "--budget",

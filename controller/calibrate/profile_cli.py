@@ -6,7 +6,7 @@ import click
 
 from trt_mtp.errors import TrtMtpError
 from trt_mtp.files import to_json
-from trt_mtp.options import FILE, FOLDER, json_option, model_option
+from trt_mtp.options import FILE, FOLDER, json_option, model_option, profile_out
 
 READY_TIMEOUT_S = 5.0
 
@@ -93,7 +93,7 @@ def merge(files: tuple[Path, ...], out: Path) -> None:
     show_default=True,
     help="Draft lengths (K), comma-separated.",
 )
-@click.option("-o", "--out", "--output", "out", type=FILE, required=True, help="Profile to write.")
+@profile_out("Profile to write.", required=True)
 def prior(model: str, gpu: str, tensor_parallel: int, draft_lengths: str, out: Path) -> None:
     """Estimate the profile of a released MODEL on a GPU by name, without a measurement.
 

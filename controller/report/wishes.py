@@ -77,7 +77,9 @@ def _mix_gains(summary: Summary, mix: Mapping[str, float]) -> Iterator[MixGain]:
         chosen = {task: summary.best(task, load) for task in mix}
         gains = {task: _gain(speedups, best) for task, best in chosen.items()}
         routed = _time(mix, gains)
-        single = min((time, k) for k, time in times.items() if time is not None)
+        # none is 1 by definition, also where it was not measured
+        known = [(time, k) for k, time in times.items() if time is not None]
+        single = min(known, default=(sum(mix.values()), 0))
         if routed is not None:
             yield MixGain(load, sum(mix.values()) / routed, single[1], single[0] / routed)
 

@@ -40,6 +40,12 @@ def test_a_mix_gains_what_its_tasks_do(summary: Summary, mix: dict[str, float]) 
         assert again.over_none == pytest.approx(gain.over_none)
 
 
+def test_lengths_that_nobody_measured_gain_nothing() -> None:
+    """A task of which no single length is known can't be compared; it is no error."""
+    profile = simulated_profile(["qa", "coding"], [1, 3], [1])  # no draft length 0
+    assert mix_gains(calibrated(profile, "p.json").summary, {"qa": 1.0}) == []
+
+
 def test_limits_hold_up_to_a_load(summary: Summary) -> None:
     """Everything is within a limit that is large enough, and nothing within one of nothing."""
     top = str(summary.concurrencies[-1])
