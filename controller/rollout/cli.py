@@ -40,13 +40,19 @@ def rollout() -> None:
 @SPEC
 @json_option
 def validate(file: Path, as_json: bool) -> None:
-    """Validate the rollout file without contacting any server.
+    """Validate the rollout file, and the variant or profile it names, without any server.
 
     Example: trt-mtp rollout validate k5.yaml
     """
+    from trt_mtp.build.variant import read_variant
+    from trt_mtp.controller.profile import read_profile
     from trt_mtp.controller.rollout.spec import read_spec
 
     spec = read_spec(file)
+    if spec.what.variant is not None:
+        read_variant(spec.what.variant)
+    elif spec.what.profile is not None:
+        read_profile(spec.what.profile)
     result = {"schema_version": 1, "name": spec.name, "digest": spec.digest, "valid": True}
     click.echo(to_json(result) if as_json else f"{file}: {spec.name} is valid", nl=not as_json)
 
