@@ -16,6 +16,7 @@ import pytest
 
 from tests.conftest import CliResult
 from tests.gateway_fixtures import running_gateway, wait_until
+from tests.json_outputs import check_output
 from tests.programs import TIMEOUT_S, within
 from tests.variants import build_engines
 from trt_mtp.controller.acceptance import AcceptanceKey
@@ -125,6 +126,7 @@ def test_killed_it_goes_on_without_repeating(tmp_path: Path, url: str) -> None:
     assert len(after) == len(set(after))
     profile = read_profile(out)
     assert done.stdout == out.read_text()
+    check_output("calibrate", done.stdout)
     assert profile.calibration is not None
     assert profile.calibration.recommendation is not None
     assert done.returncode == (0 if is_decided(profile.calibration) else 3)
