@@ -57,7 +57,7 @@ class RequestFeatures:
     has_prediction: bool = False  # of a text that the answer is to repeat for the most part
     temperature: float
     max_tokens: int
-    thinking: bool = False
+    thinking: bool | None = False  # None: the chat template's default
     num_prompt_tokens: int | None = None  # None for text
     hint_task: str | None = None  # request parameter `task`
     hint_draft_length: int | None = None  # request parameter `draft_length`; None is auto
@@ -94,7 +94,7 @@ class _Prompt(NamedTuple):
     system: str = ""
     has_tools: bool = False
     has_response_format: bool = False
-    thinking: bool = False
+    thinking: bool | None = False
 
 
 def read_hints(
@@ -181,7 +181,7 @@ def read_features(request: InferRequest, hints: Hints) -> RequestFeatures:
         or bool(_element(request, "response_format")),
         temperature=temperature if math.isfinite(temperature) else _DEFAULTS.temperature,
         max_tokens=_max_tokens(request),
-        thinking=bool(_number(request, THINKING, "<?", prompt.thinking)),
+        thinking=_thinking(request, prompt.thinking),
         num_prompt_tokens=num_ids(request, "input_ids"),
         hint_task=hints.task,
         hint_draft_length=hints.draft_length,
@@ -191,6 +191,11 @@ def read_features(request: InferRequest, hints: Hints) -> RequestFeatures:
         num_tool_chars=len(tools) if tools else 0,
         min_tokens=_min_tokens(request),
     )
+
+
+def _thinking(request: InferRequest, default: bool | None) -> bool | None:
+    said = _number(request, THINKING, "<?", math.nan)
+    return default if math.isnan(said) else bool(said)
 
 
 def _max_tokens(request: InferRequest) -> int:
@@ -321,7 +326,7 @@ def _chat_prompt(data: bytes) -> _Prompt:
         system=content_text(system)[:WINDOW_CHARS],
         has_tools=bool(options.get("tools")) or any(m.get("role") == "tool" for m in turns),
         has_response_format=is_format(options.get("response_format")),
-        thinking=options.get("enable_thinking") is True,
+        thinking=said if isinstance(said := options.get("enable_thinking"), bool) else None,
     )
 
 
@@ -356,6 +361,7 @@ def _long_chat_prompt(data: memoryview) -> _Prompt:
         if message.get("role") == "system":
             system, head = content_text(message), head[end:]
     outside = head + tail  # keys inside a content have their quotes escaped
+    said = re.search(r'(?<!\\)"enable_thinking"\s*:\s*(true|false)', outside)
     return _Prompt(
         head=_unescaped(head)[:WINDOW_CHARS],
         tail=_unescaped(tail)[-WINDOW_CHARS:],
@@ -363,7 +369,7 @@ def _long_chat_prompt(data: memoryview) -> _Prompt:
         system=system[:WINDOW_CHARS],
         has_tools=re.search(r'(?<!\\)"tools"\s*:\s*\[\s*\{', outside) is not None,
         has_response_format=re.search(r'(?<!\\)"response_format"\s*:\s*\{', outside) is not None,
-        thinking=re.search(r'(?<!\\)"enable_thinking"\s*:\s*true', outside) is not None,
+        thinking=None if said is None else said[1] == "true",
     )
 
 

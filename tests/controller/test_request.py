@@ -103,9 +103,10 @@ def test_chat_messages() -> None:
 def test_thinking_and_end_tokens_are_inputs() -> None:
     """What a request says of thinking counts; min_tokens only where end tokens end an answer."""
     messages = chat(("user", "x"))
-    assert not features_of(messages=messages).thinking
+    assert features_of(messages=messages).thinking is None  # the chat template's default
+    assert features_of(text_input="hi").thinking is False
     assert features_of(messages=messages, enable_thinking=True).thinking
-    assert not features_of(messages=messages, enable_thinking=False).thinking
+    assert features_of(messages=messages, enable_thinking=False).thinking is False
     held = partial(features_of, messages=messages, sampling_param_min_tokens=7)
     assert held().min_tokens == 7
     assert held(sampling_param_ignore_eos=True).min_tokens == 0

@@ -101,7 +101,7 @@ class BodyReader:
             self._features(request, known, limit),
             num_chars=len(inputs["messages"]),
             num_tool_chars=len(inputs.get("tools", "")),
-            thinking=bool(request.thinking),
+            thinking=request.thinking,
             has_tools=bool(tools) or any(m["role"] == "tool" for m in request.messages),
         )
         common = self._common(request, headers, limit or REST_OF_CONTEXT)

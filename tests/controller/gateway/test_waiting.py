@@ -5,6 +5,7 @@ import hashlib
 import json
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,11 @@ def bearer(name: str) -> tuple[tuple[str, str], ...]:
 def num_waiting(gateway: GatewayThread) -> int:
     """Requests that wait."""
     return int(gateway.gateway.statistics()["num_waiting"])
+
+
+def is_waiting(gateway: GatewayThread, number: int) -> bool:
+    """Do so many wait?"""
+    return num_waiting(gateway) == number
 
 
 @contextlib.contextmanager
@@ -125,7 +131,7 @@ def test_a_tenant_comes_no_sooner_than_it_may(
             for number, (stream, name, priority) in enumerate(sent, 1):
                 parameters = {"draft_length": "0"} | ({"priority": priority} if priority else {})
                 stream.send(script_request(request_id=name, tokens=1, parameters=parameters))
-                wait_until(lambda number=number: num_waiting(thread) == number)
+                wait_until(partial(is_waiting, thread, number))
         for stream in (one, other):
             order_of(stream, 2)
     assert placed[1:] == ["any", "bulk 1", "low", "bulk 200"]
