@@ -8,7 +8,7 @@ from typing import Any
 import click
 from jsonschema import Draft202012Validator
 
-from tools.json_outputs import schema_of
+from tools.json_outputs import SHARED, schema_of
 
 
 def check_output(command: str, text: str) -> None:
@@ -48,7 +48,9 @@ def checking(echo: Callable[..., None]) -> Callable[..., None]:
         context = click.get_current_context(silent=True)
         if context is not None and not options.get("err") and context.params.get("as_json"):
             path = context.command_path.removeprefix("trt-mtp ")
-            check_output(path, str(message))
+            tried = f"{path} --dry-run"
+            is_tried = context.params.get("dry_run") and tried in SHARED
+            check_output(tried if is_tried else path, str(message))
         echo(message, *args, **options)
 
     return checked

@@ -10,6 +10,7 @@ SHARED = {  # command: whose output it prints
     "profile show": "profile",
     "simulate regret": "regret",
     "top": "statistics",
+    "rollout start --dry-run": "rollout-plan",
     **dict.fromkeys(
         (f"rollout {verb}" for verb in ("start", "resume", "pause", "promote", "abort", "explain")),
         "rollout-status",
@@ -18,7 +19,7 @@ SHARED = {  # command: whose output it prints
 
 
 def schema_name(command: str) -> str:
-    """The schema of a command such as `rollout plan`."""
+    """The schema of a command such as `rollout plan`, or `rollout start --dry-run`."""
     return SHARED.get(command, command.replace(" ", "-"))
 
 

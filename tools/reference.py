@@ -11,7 +11,7 @@ from pathlib import Path
 import click
 
 from tools.json_outputs import FOLDER as SCHEMAS
-from tools.json_outputs import profile_schema, schema_name
+from tools.json_outputs import SHARED, profile_schema, schema_name
 from trt_mtp.cli import EPILOG, GROUPS, cli
 from trt_mtp.serve.contract import INPUTS, NEUTRAL, OUTPUTS, VARIANT_ONLY, TensorSpec
 
@@ -50,13 +50,20 @@ def _command(command: click.Command, context: click.Context) -> Iterator[str]:
         yield "| option | |\n| --- | --- |\n"
         yield from (f"| `{_cell(name)}` | {_cell(_escaped(text))} |\n" for name, text in rows)
     if prints_json(command):
-        name = schema_name(context.command_path.removeprefix("trt-mtp "))
-        yield f"\nIts JSON is described by the schema [{name}.json](../schemas/{name}.json).\n"
+        path = context.command_path.removeprefix("trt-mtp ")
+        yield f"\nThe schema of its JSON is {_schema_link(path)}"
+        tried = f"{path} --dry-run"
+        yield f"; with `--dry-run` {_schema_link(tried)}.\n" if tried in SHARED else ".\n"
     if isinstance(command, click.Group):
         for name in command.list_commands(context):
             inner = command.get_command(context, name)
             assert inner is not None
             yield from _command(inner, click.Context(inner, context, info_name=name))
+
+
+def _schema_link(command: str) -> str:
+    name = f"{schema_name(command)}.json"
+    return f"[{name}](../schemas/{name})"
 
 
 def prints_json(command: click.Command) -> bool:
