@@ -4,6 +4,7 @@ A variant's Triton model has it among its parameters, for a gateway that never s
 """
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -37,3 +38,20 @@ class ChatFormat:
             return cls()
         default, on, off = (each is True for each in opens)
         return cls("xml" if is_xml else "json", can_think, (default, on, off))
+
+
+def kinds_of(schema: Any) -> frozenset[str]:
+    """The JSON types that a parameter's schema allows; a text where it says nothing."""
+    if not isinstance(schema, Mapping):
+        return frozenset({"string"})
+    kinds: set[str] = set()
+    stated = schema.get("type")
+    kinds.update([stated] if isinstance(stated, str) else _texts(stated))
+    for alternatives in (schema.get("anyOf"), schema.get("oneOf")):
+        for each in alternatives if isinstance(alternatives, list) else ():
+            kinds |= kinds_of(each)
+    return frozenset(kinds or {"string"})
+
+
+def _texts(value: Any) -> list[str]:
+    return [each for each in value if isinstance(each, str)] if isinstance(value, list) else []
