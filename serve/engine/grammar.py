@@ -18,8 +18,9 @@ from trt_mtp.serve.engine.text import TextCodec
 from trt_mtp.serve.engine.tool_grammar import calls_grammar
 
 THINK, THINK_END, CALL = "<think>", "</think>", "<tool_call>"
-# between the parts of JSON; without a bound, a weak model may write nothing else
-JSON_OPTIONS: Mapping[str, Any] = {"whitespace_pattern": r"[ \n\r\t]{1,64}"}
+# between the parts of JSON: a line break with an indentation, or some blanks; without a bound, a weak
+# model may write nothing else
+JSON_OPTIONS: Mapping[str, Any] = {"whitespace_pattern": r"(?:\r?\n[ \t]{0,32}|[ \t]{1,4})"}
 # of work for the automaton of a grammar's texts: twice what schemas of 50 KB were seen to take, and
 # a fifth of a second at most, for which every other answer waits
 LEXER_FUEL = 200_000
