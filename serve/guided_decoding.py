@@ -24,10 +24,9 @@ def read_guided(
 
     Raises InputError for anything else, with the key that is wrong.
     """
-    if len(text.encode()) > MAX_GUIDED_BYTES:
-        raise InputError(
-            f"{GUIDED} has more than {MAX_GUIDED_BYTES} bytes, which is the most taken"
-        )
+    num_bytes = len(text.encode())
+    if num_bytes > MAX_GUIDED_BYTES:
+        raise InputError(f"{GUIDED} has {num_bytes} bytes; at most {MAX_GUIDED_BYTES} are taken")
     values = _object(text)
     form = _form_of(values)
     if form == "tool_choice":

@@ -18,8 +18,8 @@ from trt_mtp.serve.engine.text import TextCodec
 from trt_mtp.serve.engine.tool_grammar import calls_grammar
 
 THINK, THINK_END, CALL = "<think>", "</think>", "<tool_call>"
-# between the parts of JSON: a line break with an indentation, or some blanks; without a bound, a weak
-# model may write nothing else
+# between the parts of JSON: a line break with an indentation, or some blanks; without a bound, a
+# weak model may write nothing else
 JSON_OPTIONS: Mapping[str, Any] = {"whitespace_pattern": r"(?:\r?\n[ \t]{0,32}|[ \t]{1,4})"}
 # of work for the automaton of a grammar's texts: twice what schemas of 50 KB were seen to take, and
 # a fifth of a second at most, for which every other answer waits
@@ -66,7 +66,7 @@ class Grammars:
     def _tokenizer(self) -> Any:
         from llguidance import LLTokenizer
 
-        ends = sorted(self._codec.eos_ids)
+        ends = sorted(self._codec.eos_ids) or None  # None: what llguidance takes for one
         try:
             return LLTokenizer(
                 self._codec.tokenizer.to_str(), n_vocab=self._vocab_size, eos_token=ends

@@ -123,8 +123,7 @@ class Guide:
 
 def grammar_error(text: str) -> str:
     """A sentence of what llguidance says: its line that begins with `error:`, or its first one."""
-    if text in NOTHING_FITS:
-        text = "no text fits"
     lines = [line.strip() for line in text.splitlines() if line.strip()] or ["unknown error"]
     errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
-    return f"guided_decoding can't be followed: {(errors or lines)[0][:MAX_ERROR_CHARS]}"
+    reason = "no text fits" if lines[0] in NOTHING_FITS else (errors or lines)[0]
+    return f"guided_decoding can't be followed: {reason[:MAX_ERROR_CHARS]}"

@@ -9,7 +9,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from trt_mtp.serve.chat_format import kinds_of
+from trt_mtp.serve.chat_format import kinds_of, resolved
 
 OPEN, CLOSE = "<tool_call>", "</tool_call>"
 NO_PARAMETERS: Mapping[str, Any] = {"type": "object", "properties": {}}
@@ -66,7 +66,7 @@ def _xml_call(
         value = f"{part}_value"
         yield f"{part}: {_text(f'<parameter={key}>{chr(10)}')} {value}"
         definitions = {name: parameters[name] for name in DEFINITIONS if name in parameters}
-        yield from _xml_value(value, schema, definitions, options)
+        yield from _xml_value(value, resolved(schema, parameters), definitions, options)
     yield f"{rule}: {_text(f'<function={name}>{chr(10)}')} {' '.join(parts)} {_text('</function>')}"
 
 
