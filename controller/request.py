@@ -12,6 +12,7 @@ from trt_mtp.errors import InputError
 from trt_mtp.files import nearest
 from trt_mtp.serve.contract import (
     EXPLAIN,
+    GUIDED,
     IGNORE_EOS,
     MIN_TOKENS,
     PARAMETERS,
@@ -66,6 +67,7 @@ class RequestFeatures:
     latency_class: str | None = None
     num_tool_chars: int = 0  # of the tools, which the template puts into the prompt
     min_tokens: int = 0  # before an end token may come; 0 where end tokens are ignored
+    is_guided: bool = False  # its answer is held to a grammar
 
     @property
     def prompt_tokens(self) -> int:
@@ -171,14 +173,14 @@ def read_features(request: InferRequest, hints: Hints) -> RequestFeatures:
     prompt = _read_prompt(request)
     temperature = _number(request, "sampling_param_temperature", "<f", _DEFAULTS.temperature)
     tools = _element(request, "tools")
+    is_guided = input_tensor(request, GUIDED) is not None
     return RequestFeatures(
         head=prompt.head,
         tail=prompt.tail,
         num_chars=prompt.num_chars,
         system=prompt.system,
         has_tools=prompt.has_tools or bool(tools),
-        has_response_format=prompt.has_response_format
-        or bool(_element(request, "response_format")),
+        has_response_format=prompt.has_response_format or is_guided,
         temperature=temperature if math.isfinite(temperature) else _DEFAULTS.temperature,
         max_tokens=_max_tokens(request),
         thinking=_thinking(request, prompt.thinking),
@@ -190,6 +192,7 @@ def read_features(request: InferRequest, hints: Hints) -> RequestFeatures:
         latency_class=hints.latency_class,
         num_tool_chars=len(tools) if tools else 0,
         min_tokens=_min_tokens(request),
+        is_guided=is_guided,
     )
 
 

@@ -3,9 +3,9 @@
 Inputs that TensorRT-LLM's own `llmapi` Triton model has keep its names and types
 (github.com/NVIDIA/TensorRT-LLM, triton_backend/all_models/llmapi/tensorrt_llm/config.pbtxt
 @0a710573); docs/nvidia.md lists what differs for its clients. `input_ids`, `messages`, `tools`,
-`enable_thinking`, `sampling_param_ignore_eos`, `sampling_param_min_tokens`, `emitted_ids`,
-`streaming_interval`, `streaming_interval_ms`, `return_margin` and `cancel_request_id` are
-additions.
+`enable_thinking`, `guided_decoding`, `sampling_param_ignore_eos`, `sampling_param_min_tokens`,
+`emitted_ids`, `streaming_interval`, `streaming_interval_ms`, `return_margin` and
+`cancel_request_id` are additions.
 
 A request with `cancel_request_id` asks for nothing else: it ends the request of that id on the same
 model, whose last response then has the finish reason "cancelled" (or, if its prompt was not read
@@ -35,6 +35,7 @@ EMITTED = "emitted_ids"  # of tokens of this answer that the client already has
 STOP = "sampling_param_stop"
 SEED = "sampling_param_seed"
 REST_OF_CONTEXT = -1  # sampling_param_max_tokens: as many as the variant's context has room for
+GUIDED = "guided_decoding"  # what the answer has to be: serve/guided_decoding.py reads it
 THINKING = "enable_thinking"  # of the chat template; its own default where it is not given
 IGNORE_EOS = "sampling_param_ignore_eos"
 MIN_TOKENS = "sampling_param_min_tokens"
@@ -79,6 +80,7 @@ INPUTS = (
     TensorSpec("messages", "TYPE_STRING"),  # JSON: a list of chat messages
     TensorSpec("tools", "TYPE_STRING"),  # JSON: a list of tools, for the chat template
     TensorSpec(THINKING, "TYPE_BOOL"),
+    TensorSpec(GUIDED, "TYPE_STRING"),  # JSON: an object with one form, a json_schema for example
     TensorSpec("input_ids", "TYPE_INT32", (-1,)),
     TensorSpec(EMITTED, "TYPE_INT32", (-1,)),  # of this answer, which the client has already
     TensorSpec("streaming", "TYPE_BOOL"),
@@ -167,3 +169,5 @@ PARAMETERS = ("task", "draft_length", "session_id", "tenant", "latency_class", E
 MAX_STOP_TEXTS = 64
 MAX_STOP_BYTES = 1_024  # of each
 MAX_EMITTED_IDS = 262_144
+MAX_GUIDED_BYTES = 65_536  # of guided_decoding; with tool_choice, of tools as well
+MAX_CHOICES = 1_024  # texts of which guided_decoding lets the answer be one

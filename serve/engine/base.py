@@ -4,11 +4,12 @@ An engine serves one variant: one checkpoint at one draft length. `serve/engine/
 opens the kind named in the variant's record.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 FinishReason = Literal["stop", "length", "cancelled", "error"]
+GuidedForm = Literal["json_schema", "regex", "choice", "tool_choice"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +29,20 @@ class SamplingParams:
 
 
 @dataclass(frozen=True, slots=True)
+class Guided:
+    """What an answer has to be, once its reasoning is over.
+
+    An end token comes only where the answer may end, and the answer ends where nothing can follow.
+    """
+
+    form: GuidedForm
+    value: Any  # the schema, the pattern, the list of texts, or a tool's name ("" for any)
+    tools: tuple[Mapping[str, Any], ...] = ()  # with tool_choice: those that may be called
+    is_single: bool = False  # with tool_choice: one call, no more
+    may_think: bool = False  # the answer may begin with reasoning, if the model knows how
+
+
+@dataclass(frozen=True, slots=True)
 class Request:
     """One prompt to continue; or an answer, after the tokens that another variant emitted.
 
@@ -40,6 +55,7 @@ class Request:
     sampling: SamplingParams = field(default_factory=SamplingParams)
     emitted_ids: tuple[int, ...] = ()
     wants_margin: bool = False
+    guided: Guided | None = None
 
     @property
     def context_ids(self) -> tuple[int, ...]:

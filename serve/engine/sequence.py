@@ -10,6 +10,7 @@ from trt_mtp.serve.engine.base import (
     SpeculationCounters,
     cut_after,
 )
+from trt_mtp.serve.engine.guide import Guide
 from trt_mtp.serve.engine.text import AnswerText
 
 
@@ -21,6 +22,7 @@ class Sequence:
     on_chunk: Callable[[Chunk], None]
     text: AnswerText
     draft_length: int
+    guide: Guide | None = None
     slot: int = -1  # -1 while waiting
     num_prefilled: int = 0
     num_output_tokens: int = field(init=False)  # emitted ones included
@@ -71,7 +73,8 @@ class Sequence:
                 break
             piece, is_stopped = self.text.push(token)
             text += piece
-            if is_stopped:
+            is_complete = self.guide is not None and self.guide.push(token)
+            if is_stopped or is_complete:
                 self.finish_reason = "stop"
                 break
             if self.num_output_tokens == self.request.sampling.max_tokens:

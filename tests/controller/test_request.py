@@ -112,6 +112,14 @@ def test_thinking_and_end_tokens_are_inputs() -> None:
     assert held(sampling_param_ignore_eos=True).min_tokens == 0
 
 
+def test_a_grammar_is_an_input() -> None:
+    """A guided answer is a structured one, and goes to variants that can."""
+    plain = features_of(messages=chat(("user", "x")))
+    assert (plain.is_guided, plain.has_response_format) == (False, False)
+    guided = features_of(messages=chat(("user", "x")), guided_decoding='{"json_object": true}')
+    assert (guided.is_guided, guided.has_response_format) == (True, True)
+
+
 def test_a_number_that_is_none_is_left_to_the_variant() -> None:
     """NaN in the typed contents of max_tokens stops nobody."""
     request = pb.ModelInferRequest(model_name="qwen_mtp")

@@ -11,6 +11,7 @@ from trt_mtp.controller.gateway.openai.answer_reader import OUTPUTS
 from trt_mtp.controller.gateway.openai.call_json import END
 from trt_mtp.controller.gateway.openai.deltas import ToolSchemas
 from trt_mtp.controller.gateway.openai.errors import ParameterError
+from trt_mtp.controller.gateway.openai.guided import forced_call, format_of, guided_text
 from trt_mtp.controller.gateway.openai.messages import (
     check_messages,
     check_tools,
@@ -29,7 +30,7 @@ from trt_mtp.controller.gateway.openai.schema import (
 from trt_mtp.controller.gateway.openai.vendor import request_parameters
 from trt_mtp.controller.json_request import features_from_json
 from trt_mtp.controller.request import UNBOUNDED_TOKENS, Hints, RequestFeatures
-from trt_mtp.serve.contract import IGNORE_EOS, MIN_TOKENS, REST_OF_CONTEXT, THINKING
+from trt_mtp.serve.contract import GUIDED, IGNORE_EOS, MIN_TOKENS, REST_OF_CONTEXT, THINKING
 from trt_mtp.serve.kserve import InferRequest, made_request
 
 PREFIX = "sampling_param_"
@@ -89,9 +90,18 @@ class BodyReader:
         request = read_as(ChatRequest, values)
         check_messages(request.messages)
         check_tools(request.tools or ())
-        _check_tool_choice(request)
+        form, forced = format_of(request), forced_call(request)
         tools = request.tools if request.tool_choice != "none" else None
-        inputs = _chat_inputs(request, tools)
+        if form and tools and not forced:
+            raise ParameterError(
+                "response_format leaves no room for calls of tools: leave one of them out, or send "
+                "tool_choice none or required",
+                "response_format",
+            )
+        inputs = _chat_inputs(request, tools, is_forced=forced is not None)
+        if forced or form:
+            name = "tool_choice" if forced else "response_format"
+            inputs[GUIDED] = guided_text(forced or form or {}, name)
         limit = request.max_completion_tokens or request.max_tokens
         known = {
             "messages": [_for_policy(message) for message in request.messages],
@@ -103,6 +113,8 @@ class BodyReader:
             num_tool_chars=len(inputs.get("tools", "")),
             thinking=request.thinking,
             has_tools=bool(tools) or any(m["role"] == "tool" for m in request.messages),
+            has_response_format=form is not None,
+            is_guided=GUIDED in inputs,
         )
         common = self._common(request, headers, limit or REST_OF_CONTEXT)
         _check_number(request, 1, len(body))
@@ -121,14 +133,19 @@ class BodyReader:
         if request.best_of not in (None, request.n or 1):
             raise ParameterError("best_of is not supported here: expected it as n", "best_of")
         limit = request.max_tokens or DEFAULT_COMPLETION_TOKENS
-        given, prompts = _prompts(request), []
+        given, prompts, form = _prompts(request), [], format_of(request)
+        guided = {GUIDED: guided_text(form, "response_format")} if form else {}
         _check_number(request, len(given), len(body))
         for prompt in given:
             known: dict[str, Any] = {"prompt": prompt if isinstance(prompt, str) else ""}
             if not isinstance(prompt, str):
                 known["num_prompt_tokens"] = len(prompt)
-            features = self._features(request, known, limit)
-            prompts.append((_prompt_inputs(request, prompt), features))
+            features = replace(
+                self._features(request, known, limit),
+                has_response_format=bool(guided),
+                is_guided=bool(guided),
+            )
+            prompts.append((_prompt_inputs(request, prompt) | guided, features))
         return self._asked(request, prompts, self._common(request, headers, limit))
 
     def _features(
@@ -208,12 +225,14 @@ class BodyReader:
         return Choice(made_request(message), features)
 
 
-def _chat_inputs(request: ChatRequest, tools: list[dict[str, Any]] | None) -> dict[str, Any]:
+def _chat_inputs(
+    request: ChatRequest, tools: list[dict[str, Any]] | None, *, is_forced: bool
+) -> dict[str, Any]:
     inputs: dict[str, Any] = {"messages": json_text(request.messages, "messages")}
     stop = [request.stop] if isinstance(request.stop, str) else request.stop or []
     if tools:
         inputs["tools"] = json_text(tools, "tools")
-        if request.parallel_tool_calls is False:
+        if request.parallel_tool_calls is False and not is_forced:  # which ends by itself
             stop = [*stop, END]  # of the first call
     if request.thinking is not None:
         inputs[THINKING] = request.thinking
@@ -235,16 +254,6 @@ def _check_number(request: CommonRequest, num_prompts: int, num_bytes: int) -> N
             f"n is {number}, and the request has {num_bytes} bytes: together at most "
             f"{MAX_BYTES} are taken",
             "n",
-        )
-
-
-def _check_tool_choice(request: ChatRequest) -> None:
-    """Raise ParameterError where calls are to be forced, which needs a grammar."""
-    if request.tool_choice not in (None, "none", "auto"):
-        raise ParameterError(
-            "tool_choice is not enforced here: expected none or auto",
-            "tool_choice",
-            "unsupported_parameter",
         )
 
 

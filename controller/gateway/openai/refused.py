@@ -5,7 +5,6 @@ from typing import Any
 
 from trt_mtp.controller.gateway.openai.errors import ParameterError
 
-TEXT_FORMATS: tuple[Any, ...] = ({}, {"type": "text"})
 # name -> the values that change nothing, beside null
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "frequency_penalty": (0,),
@@ -28,11 +27,6 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "continue_final_message": (False,),
     "chat_template": (),
     "documents": ([],),
-    "response_format": TEXT_FORMATS,
-    "structured_outputs": (),
-    "guided_json": (),
-    "guided_regex": (),
-    "guided_choice": (),
     "guided_grammar": (),
     "modalities": (["text"],),
     "audio": (),

@@ -70,6 +70,11 @@ class CommonRequest(_Model):
     priority: int | None = Field(None, ge=-INT64, lt=INT64)
     prompt_cache_key: str | None = None
     trt_mtp: VendorOptions | None = None
+    response_format: dict[str, Any] | None = None
+    structured_outputs: dict[str, Any] | None = None  # vLLM's, and by its older names
+    guided_json: str | dict[str, Any] | None = None
+    guided_regex: str | None = None
+    guided_choice: list[str] | None = None
 
 
 class TemplateOptions(_Model):
