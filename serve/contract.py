@@ -4,8 +4,8 @@ Inputs that TensorRT-LLM's own `llmapi` Triton model has keep its names and type
 (github.com/NVIDIA/TensorRT-LLM, triton_backend/all_models/llmapi/tensorrt_llm/config.pbtxt
 @0a710573); docs/nvidia.md lists what differs for its clients. `input_ids`, `messages`, `tools`,
 `enable_thinking`, `guided_decoding`, `sampling_param_ignore_eos`, `sampling_param_min_tokens`,
-`emitted_ids`, `streaming_interval`, `streaming_interval_ms`, `return_margin` and
-`cancel_request_id` are additions.
+`sampling_param_logprobs`, `emitted_ids`, `streaming_interval`, `streaming_interval_ms`,
+`return_margin` and `cancel_request_id` are additions.
 
 A request with `cancel_request_id` asks for nothing else: it ends the request of that id on the same
 model, whose last response then has the finish reason "cancelled" (or, if its prompt was not read
@@ -39,6 +39,8 @@ GUIDED = "guided_decoding"  # what the answer has to be: serve/guided_decoding.p
 THINKING = "enable_thinking"  # of the chat template; its own default where it is not given
 IGNORE_EOS = "sampling_param_ignore_eos"
 MIN_TOKENS = "sampling_param_min_tokens"
+NUM_LOGPROBS = "sampling_param_logprobs"  # of the most likely tokens at each place; 0: of its own
+LOGPROBS = "logprobs"  # JSON: a list with OpenAI's object for each of output_ids
 INTERVAL = "streaming_interval"  # tokens of a message; the first one comes at once
 INTERVAL_MS = "streaming_interval_ms"  # from one message to the next, about
 MAX_HOLD_S = 1.0  # that tokens wait for others to be sent with
@@ -94,6 +96,7 @@ INPUTS = (
     TensorSpec(STOP, "TYPE_STRING", (-1,)),
     TensorSpec(IGNORE_EOS, "TYPE_BOOL"),  # only max_tokens and stop texts end the answer
     TensorSpec(MIN_TOKENS, "TYPE_INT32"),  # that no end token is among; a stop text may be
+    TensorSpec(NUM_LOGPROBS, "TYPE_INT32"),
     TensorSpec("sampling_param_exclude_input_from_output", "TYPE_BOOL"),
     TensorSpec("sampling_param_return_perf_metrics", "TYPE_BOOL"),
     TensorSpec("return_finish_reason", "TYPE_BOOL"),
@@ -114,10 +117,11 @@ INPUTS = (
 )
 
 # The last response brings all that the request asks for (no outputs named: everything);
-# those before it bring text_output, output_ids and requests_in_flight only.
+# those before it bring text_output, output_ids, logprobs and requests_in_flight only.
 OUTPUTS = (
     TensorSpec("text_output", "TYPE_STRING"),
     TensorSpec("output_ids", "TYPE_INT32", (-1,)),
+    TensorSpec(LOGPROBS, "TYPE_STRING"),  # where sampling_param_logprobs asks
     TensorSpec("finish_reason", "TYPE_STRING"),
     TensorSpec("num_input_tokens", "TYPE_INT32"),
     TensorSpec("num_output_tokens", "TYPE_INT32"),
@@ -169,5 +173,6 @@ PARAMETERS = ("task", "draft_length", "session_id", "tenant", "latency_class", E
 MAX_STOP_TEXTS = 64
 MAX_STOP_BYTES = 1_024  # of each
 MAX_EMITTED_IDS = 262_144
+MAX_LOGPROBS = 20  # tokens at each place, as OpenAI has it
 MAX_GUIDED_BYTES = 65_536  # of guided_decoding; with tool_choice, of tools as well
 MAX_CHOICES = 1_024  # texts of which guided_decoding lets the answer be one

@@ -15,8 +15,10 @@ from trt_mtp.serve.contract import (
     INTERVAL,
     INTERVAL_MS,
     MAX_HOLD_S,
+    MAX_LOGPROBS,
     MAX_STOP_TEXTS,
     NEUTRAL,
+    NUM_LOGPROBS,
     OUTPUT_FLAGS,
     PARAMETERS,
     PROMPT_INPUTS,
@@ -72,6 +74,7 @@ def read_request(inputs: Inputs, parameters: str, engine: Engine) -> VariantRequ
             _emitted_ids(inputs),
             "return_margin" in inputs and bool(inputs["return_margin"].item()),
             _guided(inputs),
+            _num_logprobs(inputs),
         ),
         is_streaming=is_streaming,
         interval=_interval(inputs, sampling.max_tokens, is_streaming),
@@ -139,6 +142,15 @@ def _guided(inputs: Inputs) -> Guided | None:
         return None
     tools = _objects(inputs, "tools") if "tools" in inputs else []
     return read_guided(_text(inputs, GUIDED), tools, may_think="messages" in inputs)
+
+
+def _num_logprobs(inputs: Inputs) -> int | None:
+    if NUM_LOGPROBS not in inputs:
+        return None
+    value = int(inputs[NUM_LOGPROBS].item())
+    if not 0 <= value <= MAX_LOGPROBS:
+        raise InputError(f"{NUM_LOGPROBS} is {value}: expected 0 to {MAX_LOGPROBS}")
+    return value
 
 
 def _emitted_ids(inputs: Inputs) -> tuple[int, ...]:

@@ -8,6 +8,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
+from trt_mtp.serve.engine.logprobs import PlaceLogprobs
+
 FinishReason = Literal["stop", "length", "cancelled", "error"]
 GuidedForm = Literal["json_schema", "regex", "choice", "tool_choice"]
 
@@ -56,6 +58,7 @@ class Request:
     emitted_ids: tuple[int, ...] = ()
     wants_margin: bool = False
     guided: Guided | None = None
+    num_logprobs: int | None = None  # most likely tokens to tell of at each place; None: nothing
 
     @property
     def context_ids(self) -> tuple[int, ...]:
@@ -100,6 +103,7 @@ class Chunk:
     finish_reason: FinishReason | None = None  # set on the last chunk only
     error: str = ""  # one sentence, with finish_reason "error"
     margin: float | None = None  # of the two best logits of this engine's first token, if wanted
+    logprobs: tuple[PlaceLogprobs, ...] = ()  # of token_ids, if wanted
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,6 +20,7 @@ from trt_mtp.serve.engine.checks import check_request
 from trt_mtp.serve.engine.grammar import Grammars
 from trt_mtp.serve.engine.guided_cycle import guided_cycle
 from trt_mtp.serve.engine.kernels import Array
+from trt_mtp.serve.engine.logprobs import PlaceLogprobs, place_logprobs
 from trt_mtp.serve.engine.sequence import Sequence
 from trt_mtp.serve.engine.text import TextCodec, begin_answer
 from trt_mtp.serve.engine.weights import (
@@ -262,7 +263,8 @@ class CpuEngine:
         if sequence.is_prefilled:
             if sequence.request.wants_margin:
                 sequence.margin = margin(self._scratch.logits[0])
-            self._deliver(sequence, [int(self._state.tokens[slot, num_context])])
+            token = int(self._state.tokens[slot, num_context])
+            self._deliver(sequence, [token], self._logprobs(sequence, [token], 0))
 
     def _decode(self) -> None:
         """One draft-and-verify cycle for every request that is past its prompt."""
@@ -279,18 +281,37 @@ class CpuEngine:
             guided_cycle(*memory, *rows, guides)
         else:
             cycle.cycle(*memory, *rows)
-        for sequence, count in zip(batch, emitted.tolist(), strict=True):
+        for b, (sequence, count) in enumerate(zip(batch, emitted.tolist(), strict=True)):
             done = int(self._state.done[sequence.slot])
             tokens = self._state.tokens[sequence.slot, done - count + 1 : done + 1].tolist()
-            self._deliver(sequence, tokens, is_step=True)
+            logprobs = self._logprobs(sequence, tokens, b * (self.draft_length + 1))
+            self._deliver(sequence, tokens, logprobs, is_step=True)
 
-    def _deliver(self, sequence: Sequence, tokens: list[int], is_step: bool = False) -> None:
+    def _logprobs(
+        self, sequence: Sequence, tokens: list[int], row: int
+    ) -> tuple[PlaceLogprobs, ...]:
+        """Of tokens whose logits are from `row` on."""
+        num_top = sequence.request.num_logprobs
+        if num_top is None:
+            return ()
+        return tuple(
+            place_logprobs(logits, token, num_top, self.codec.token_bytes)
+            for logits, token in zip(self._scratch.logits[row:], tokens, strict=False)
+        )
+
+    def _deliver(
+        self,
+        sequence: Sequence,
+        tokens: list[int],
+        logprobs: tuple[PlaceLogprobs, ...],
+        is_step: bool = False,
+    ) -> None:
         if sequence.guide is not None and sequence.guide.error:  # the tokens are anyone's
             self._release(sequence)
             sequence.finish("error", sequence.guide.error)
             return
         before = sequence.num_output_tokens
-        sequence.advance(tokens, self.codec.eos_ids, is_step)
+        sequence.advance(tokens, self.codec.eos_ids, is_step, logprobs)
         self._totals["output"] += sequence.num_output_tokens - before
         if is_step:
             self._totals["steps"] += 1

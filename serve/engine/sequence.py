@@ -11,6 +11,7 @@ from trt_mtp.serve.engine.base import (
     cut_after,
 )
 from trt_mtp.serve.engine.guide import Guide
+from trt_mtp.serve.engine.logprobs import PlaceLogprobs
 from trt_mtp.serve.engine.text import AnswerText
 
 
@@ -59,7 +60,13 @@ class Sequence:
             cut_after=self.cut_after,
         )
 
-    def advance(self, tokens: list[int], eos_ids: frozenset[int], is_step: bool) -> None:
+    def advance(
+        self,
+        tokens: list[int],
+        eos_ids: frozenset[int],
+        is_step: bool,
+        logprobs: tuple[PlaceLogprobs, ...] = (),
+    ) -> None:
         """Take the tokens of a verify step (or of the prefill) up to the end of the answer.
 
         All tokens of a step but one were drafted; what was drafted past the end is not counted.
@@ -88,14 +95,20 @@ class Sequence:
                 self.accepted_per_position[j] += 1
             if self.finish_reason is not None:
                 self.cut_after = cut_after(len(kept), self.draft_length)
-        self._deliver(text, tuple(kept))
+        self._deliver(text, tuple(kept), logprobs=logprobs[: len(kept)])
 
     def finish(self, reason: FinishReason, error: str = "") -> None:
         """End the answer without further tokens."""
         self.finish_reason = reason
         self._deliver(self.text.flush(), (), error)
 
-    def _deliver(self, text: str, token_ids: tuple[int, ...], error: str = "") -> None:
+    def _deliver(
+        self,
+        text: str,
+        token_ids: tuple[int, ...],
+        error: str = "",
+        logprobs: tuple[PlaceLogprobs, ...] = (),
+    ) -> None:
         chunk = Chunk(
             text,
             token_ids,
@@ -104,6 +117,7 @@ class Sequence:
             self.finish_reason,
             error,
             self.margin,
+            logprobs,
         )
         try:
             self.on_chunk(chunk)

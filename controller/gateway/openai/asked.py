@@ -12,6 +12,7 @@ from trt_mtp.controller.gateway.openai.call_json import END
 from trt_mtp.controller.gateway.openai.deltas import ToolSchemas
 from trt_mtp.controller.gateway.openai.errors import ParameterError
 from trt_mtp.controller.gateway.openai.guided import forced_call, format_of, guided_text
+from trt_mtp.controller.gateway.openai.logprobs import num_logprobs
 from trt_mtp.controller.gateway.openai.messages import (
     check_messages,
     check_tools,
@@ -30,7 +31,15 @@ from trt_mtp.controller.gateway.openai.schema import (
 from trt_mtp.controller.gateway.openai.vendor import request_parameters
 from trt_mtp.controller.json_request import features_from_json
 from trt_mtp.controller.request import UNBOUNDED_TOKENS, Hints, RequestFeatures
-from trt_mtp.serve.contract import GUIDED, IGNORE_EOS, MIN_TOKENS, REST_OF_CONTEXT, THINKING
+from trt_mtp.serve.contract import (
+    GUIDED,
+    IGNORE_EOS,
+    LOGPROBS,
+    MIN_TOKENS,
+    NUM_LOGPROBS,
+    REST_OF_CONTEXT,
+    THINKING,
+)
 from trt_mtp.serve.kserve import InferRequest, made_request
 
 PREFIX = "sampling_param_"
@@ -71,6 +80,7 @@ class Asked:
     streams: bool
     wants_usage: bool  # at the end of a stream
     wants_decision: bool
+    wants_logprobs: bool
     choices: tuple[Choice, ...]
     schemas: ToolSchemas | None = None  # of the tools that may be called
     enable_thinking: bool | None = None
@@ -181,6 +191,8 @@ class BodyReader:
             values[f"{PREFIX}top_p"] = request.top_p
         if request.top_k is not None:
             values[f"{PREFIX}top_k"] = max(request.top_k, 0)
+        if (number := num_logprobs(request)) is not None:
+            values[NUM_LOGPROBS] = number
         return values
 
     def _asked(
@@ -201,6 +213,7 @@ class BodyReader:
             streams=bool(request.stream),
             wants_usage=bool(options and options.include_usage),
             wants_decision=request.trt_mtp is not None,
+            wants_logprobs=NUM_LOGPROBS in common,
             choices=tuple(self._choices(request, prompts, common)),
         )
 
@@ -220,7 +233,7 @@ class BodyReader:
 
     def _choice(self, values: dict[str, Any], features: RequestFeatures) -> Choice:
         message = generate_request(values, self.model)
-        for name in OUTPUTS:
+        for name in (*OUTPUTS, LOGPROBS) if NUM_LOGPROBS in values else OUTPUTS:
             message.outputs.add(name=name)
         return Choice(made_request(message), features)
 

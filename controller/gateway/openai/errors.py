@@ -41,6 +41,7 @@ _PARAMS = (
     (re.compile(r"^(max_tokens|min_tokens|temperature|top_k|top_p|seed) is "), ""),
     (re.compile(r"^(messages(?:\[\d+\][\w.\[\]]*)?)"), ""),
     (re.compile(r"^(tools)"), ""),
+    (re.compile(r"^sampling_param_logprobs"), "logprobs"),
     (re.compile(r"^guided_decoding\.(tool_choice)"), ""),
     (re.compile(r"^guided_decoding\.(?:regex|choice)"), "structured_outputs"),
     (re.compile(r"^guided_decoding"), "response_format"),

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from trt_mtp.controller.gateway.openai.errors import ParameterError
 from trt_mtp.controller.request import MAX_NAME_CHARS
+from trt_mtp.serve.contract import MAX_LOGPROBS
 
 MAX_CHOICES = 128  # of one request, as OpenAI's `n`
 INT64 = 2**63
@@ -97,6 +98,8 @@ class ChatRequest(CommonRequest):
     enable_thinking: bool | None = None  # Qwen's own API has it here
     chat_template_kwargs: TemplateOptions | None = None
     reasoning_effort: Effort | None = None
+    logprobs: bool | None = None
+    top_logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS)
 
     @property
     def thinking(self) -> bool | None:
@@ -116,6 +119,7 @@ class CompletionRequest(CommonRequest):
     prompt: str | list[str] | list[TokenId] | list[list[TokenId]]
     echo: bool | None = None
     best_of: int | None = None
+    logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS)
 
 
 R = TypeVar("R", ChatRequest, CompletionRequest)

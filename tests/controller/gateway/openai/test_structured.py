@@ -163,3 +163,55 @@ def test_a_schema_that_can_not_be_followed(
             model="qwen_mtp", messages=MESSAGES, response_format=form, stream=streams
         )
     assert error.value.param == "response_format"
+
+
+def test_logprobs_of_a_chat(client: OpenAI) -> None:
+    """The same whole and streamed, at every draft length; tokens are those of the text."""
+    asked: Any = {
+        "messages": MESSAGES,
+        "logprobs": True,
+        "top_logprobs": 3,
+        "temperature": 0.8,
+        "seed": 5,
+        "max_tokens": 12,
+    }
+    seen = []
+    for k in DRAFT_LENGTHS:
+        whole = client.chat.completions.create(model=f"qwen_mtp:k{k}", **asked).choices[0]
+        assert whole.logprobs is not None
+        assert whole.logprobs.content is not None
+        content = whole.logprobs.content
+        chunks = client.chat.completions.create(model=f"qwen_mtp:k{k}", stream=True, **asked)
+        told = [
+            place
+            for chunk in chunks
+            if chunk.choices[0].logprobs
+            for place in chunk.choices[0].logprobs.content or ()
+        ]
+        assert told == content
+        text = b"".join(bytes(place.bytes or ()) for place in content)
+        assert text.decode().removesuffix("<|im_end|>") == whole.message.content
+        assert all(len(place.top_logprobs) == 3 for place in content)
+        seen.append(content)
+    assert seen[0] == seen[1] == seen[2]
+
+
+def test_logprobs_of_a_completion(client: OpenAI) -> None:
+    """In the older form, with where each token begins."""
+    asked: Any = {"prompt": "1, 2, 3,", "logprobs": 2, "max_tokens": 6, "temperature": 0}
+    whole = client.completions.create(model="qwen_mtp", **asked).choices[0]
+    logprobs = whole.logprobs
+    assert logprobs is not None
+    assert logprobs.tokens is not None
+    assert logprobs.text_offset is not None
+    assert "".join(logprobs.tokens).startswith(whole.text)
+    at = zip(logprobs.text_offset, logprobs.tokens, strict=True)
+    assert all(whole.text[offset:].startswith(token) for offset, token in at if token in whole.text)
+    pieces = [
+        chunk.choices[0].logprobs
+        for chunk in client.completions.create(model="qwen_mtp", stream=True, **asked)
+    ]
+    told = [piece for piece in pieces if piece is not None]
+    for name in ("tokens", "token_logprobs", "top_logprobs", "text_offset"):
+        joined = [value for piece in told for value in getattr(piece, name)]
+        assert joined == getattr(logprobs, name)
