@@ -57,8 +57,6 @@ LLMAPI_COUNTERS = frozenset(
 # because the answer would not be the one that they ask for.
 NEUTRAL: dict[str, bytes | float | bool] = {
     "sampling_param_best_of": 1,
-    "sampling_param_frequency_penalty": 0.0,
-    "sampling_param_presence_penalty": 0.0,
     "sampling_param_logits_post_processor_name": b"",
     "image_url": b"",
     "return_stop_reason": False,
@@ -92,6 +90,8 @@ INPUTS = (
     TensorSpec("sampling_param_temperature", "TYPE_FP32"),
     TensorSpec("sampling_param_top_k", "TYPE_INT32"),
     TensorSpec("sampling_param_top_p", "TYPE_FP32"),
+    TensorSpec("sampling_param_frequency_penalty", "TYPE_FP32"),
+    TensorSpec("sampling_param_presence_penalty", "TYPE_FP32"),
     TensorSpec(SEED, "TYPE_UINT64"),
     TensorSpec(STOP, "TYPE_STRING", (-1,)),
     TensorSpec(IGNORE_EOS, "TYPE_BOOL"),  # only max_tokens and stop texts end the answer
@@ -103,8 +103,6 @@ INPUTS = (
     TensorSpec(RETURN_MARGIN, "TYPE_BOOL"),
     TensorSpec(CANCEL, "TYPE_STRING"),
     TensorSpec("sampling_param_best_of", "TYPE_INT32"),
-    TensorSpec("sampling_param_frequency_penalty", "TYPE_FP32"),
-    TensorSpec("sampling_param_presence_penalty", "TYPE_FP32"),
     TensorSpec("sampling_param_logits_post_processor_name", "TYPE_STRING"),
     TensorSpec("image_url", "TYPE_STRING", (-1,)),
     TensorSpec("return_stop_reason", "TYPE_BOOL"),

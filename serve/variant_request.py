@@ -33,6 +33,7 @@ Inputs = Mapping[str, NDArray[Any]]
 
 SAMPLING_FIELDS = (
     "max_tokens", "min_tokens", "ignore_eos", "temperature", "top_k", "top_p", "seed",
+    "frequency_penalty", "presence_penalty",
 )  # fmt: skip
 FOR_MESSAGES = ("tools", THINKING)
 SEED_BITS = 64

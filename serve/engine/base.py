@@ -28,6 +28,8 @@ class SamplingParams:
     # so many tokens of the answer are drawn from all but the end tokens, emitted ones counted; a
     # stop text ends it all the same
     min_tokens: int = 0
+    frequency_penalty: float = 0.0  # taken from a token's logit for each time the answer has it
+    presence_penalty: float = 0.0  # taken once if it has it
 
 
 @dataclass(frozen=True, slots=True)

@@ -72,6 +72,9 @@ def allocate(
         seed=np.zeros(slots, np.uint64),
         end_from=np.zeros(slots, np.int64),
         end_ids=np.array(sorted(end_ids), np.int64),
+        answer_from=np.zeros(slots, np.int64),
+        frequency=zeros(slots),
+        presence=zeros(slots),
     )
     scratch = forward.Scratch(
         x=zeros(num_rows, shape.hidden),
@@ -85,6 +88,7 @@ def allocate(
         channels=zeros(channels),
         delta=zeros(shape.value_dim),
         draft=zeros(slots, shape.hidden),
+        seen=np.zeros(shape.vocab, np.bool_),
     )
     rows = forward.Rows(*(np.zeros(num_rows, np.int64) for _ in range(3)))
     return state, scratch, rows
@@ -222,6 +226,9 @@ class CpuEngine:
         state.top_k[slot] = min(sampling.top_k, self._shape.vocab)
         state.top_p[slot] = sampling.top_p
         state.seed[slot] = sampling.seed
+        state.answer_from[slot] = len(sequence.request.prompt_ids)
+        state.frequency[slot] = sampling.frequency_penalty
+        state.presence[slot] = sampling.presence_penalty
         state.end_from[slot] = 0
         if not (sampling.ignore_eos or sequence.guide):  # a guide holds them back itself
             state.end_from[slot] = len(sequence.request.prompt_ids) + sampling.min_tokens

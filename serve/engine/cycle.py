@@ -39,8 +39,29 @@ def _mask(logits: Array, masks: Masks, b: int, i: int) -> None:
 
 
 @kernel
+def _penalize(state: State, s: Scratch, row: int, slot: int, position: int) -> None:
+    """Take from the logits of row `row` what the answer's tokens before `position` cost.
+
+    logit - frequency * count - presence * (count > 0), as OpenAI has it
+    (developers.openai.com/api/docs/guides/text-generation, frequency and presence penalties).
+    """
+    frequency, presence = state.frequency[slot], state.presence[slot]
+    if frequency == 0 and presence == 0:
+        return
+    answer = state.tokens[slot, state.answer_from[slot] : position]
+    for token in answer:
+        s.logits[row, token] -= frequency
+        if not s.seen[token]:
+            s.seen[token] = True
+            s.logits[row, token] -= presence
+    for token in answer:
+        s.seen[token] = False
+
+
+@kernel
 def _draw(state: State, s: Scratch, row: int, slot: int, position: int) -> int:
     """The token that goes to `position` of `slot`, from logits row `row`."""
+    _penalize(state, s, row, slot, position)
     if position < state.end_from[slot]:
         for end in state.end_ids:
             s.logits[row, end] = -np.inf

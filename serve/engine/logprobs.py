@@ -1,7 +1,8 @@
 """How likely an answer's tokens were: log probabilities from the logits they were drawn from.
 
-They are those at temperature 1 of the tokens that may come at a place: one that a grammar, or
-min_tokens, rules out has none. Logits are the same at every draft length, and so are these.
+They are those at temperature 1, after penalties, of the tokens that may come at a place: one that
+a grammar, or min_tokens, rules out has none. Logits are the same at every draft length, and so are
+these.
 """
 
 from collections.abc import Callable, Sequence

@@ -195,7 +195,12 @@ class StreamedEngine(ABC):
     def _check(self, request: Request) -> None:
         """Raise InputError for a request that can't be run."""
         check_request(request, self._vocab_size, self.max_seq_len)
-        unable = {GUIDED: request.guided, NUM_LOGPROBS: request.num_logprobs}
+        unable = {
+            GUIDED: request.guided,
+            NUM_LOGPROBS: request.num_logprobs,
+            "frequency_penalty": request.sampling.frequency_penalty or None,
+            "presence_penalty": request.sampling.presence_penalty or None,
+        }
         for name, value in unable.items():
             if value is not None:
                 raise InputError(

@@ -187,8 +187,10 @@ class BodyReader:
             values[IGNORE_EOS] = True
         if request.min_tokens:
             values[MIN_TOKENS] = request.min_tokens
-        if request.top_p is not None:
-            values[f"{PREFIX}top_p"] = request.top_p
+        for name in ("top_p", "frequency_penalty", "presence_penalty"):
+            value = getattr(request, name)
+            if value is not None:
+                values[f"{PREFIX}{name}"] = value
         if request.top_k is not None:
             values[f"{PREFIX}top_k"] = max(request.top_k, 0)
         if (number := num_logprobs(request)) is not None:

@@ -38,7 +38,13 @@ _CODES = {
 # what begins or is in a sentence of the gateway or of a variant -> the parameter that it is about
 _PARAMS = (
     (re.compile(r"together they may be at most|with its answer it may|tokens: at most"), "prompt"),
-    (re.compile(r"^(max_tokens|min_tokens|temperature|top_k|top_p|seed) is "), ""),
+    (
+        re.compile(
+            r"^(max_tokens|min_tokens|temperature|top_k|top_p|seed|frequency_penalty"
+            r"|presence_penalty) is "
+        ),
+        "",
+    ),
     (re.compile(r"^(messages(?:\[\d+\][\w.\[\]]*)?)"), ""),
     (re.compile(r"^(tools)"), ""),
     (re.compile(r"^sampling_param_logprobs"), "logprobs"),

@@ -7,8 +7,6 @@ from trt_mtp.controller.gateway.openai.errors import ParameterError
 
 # name -> the values that change nothing, beside null
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
-    "frequency_penalty": (0,),
-    "presence_penalty": (0,),
     "repetition_penalty": (1,),
     "length_penalty": (1,),
     "logit_bias": ({},),

@@ -63,6 +63,8 @@ class CommonRequest(_Model):
     temperature: float | None = Field(None, ge=0, le=2)
     top_p: float | None = Field(None, gt=0, le=1)
     top_k: int | None = Field(None, ge=-1, lt=2**31)
+    frequency_penalty: float | None = Field(None, ge=-2, le=2)
+    presence_penalty: float | None = Field(None, ge=-2, le=2)
     seed: int | None = Field(None, ge=-INT64, lt=2 * INT64)
     stop: str | list[str] | None = None
     ignore_eos: bool | None = None  # vLLM's, as is min_tokens
