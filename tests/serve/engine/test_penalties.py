@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -89,6 +90,7 @@ def test_a_penalty_out_of_range_is_refused(
     engines: dict[int, CpuEngine], name: str, value: float
 ) -> None:
     """One sentence that names it."""
-    request = Request((1, 2), replace(SamplingParams(), **{name: value}))
+    changes: dict[str, Any] = {name: value}
+    request = Request((1, 2), replace(SamplingParams(), **changes))
     with pytest.raises(InputError, match=f"{name} is .*; expected -2 to 2"):
         engines[0].submit(request, lambda chunk: None)
