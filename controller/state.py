@@ -6,9 +6,11 @@ A gateway renames its own file if it cannot use it, and never changes a peer's.
 import os
 import socket
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from trt_mtp.controller.acceptance import Counted, counted_to_json, read_counted
 from trt_mtp.controller.policy import Policy
 from trt_mtp.errors import InputError
 from trt_mtp.files import PRIVATE, FileWatch, read_json, to_json, write_atomic
@@ -94,13 +96,38 @@ class PeerStates:
                 yield f"a peer's state is left out: {error}"
 
 
+def own_counts_to_json(policy: Policy, hosted: frozenset[str] = NONE) -> dict[str, Any]:
+    """What this gateway alone has counted, for a store that gateways share."""
+    learned = policy.acceptance
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "fingerprint": policy.profile.fingerprint,
+        "learned_on": sorted(hosted),
+        "counted": counted_to_json((learned.version, learned.own)),
+    }
+
+
+def read_own_counts(record: Any, policy: Policy, hosted: frozenset[str] = NONE) -> Counted:
+    """What another gateway wrote with `own_counts_to_json`; raises InputError."""
+    with _said():
+        _check_origin(record, policy.profile.fingerprint, hosted)
+        return read_counted(record["counted"])
+
+
 def take_over(
     record: Any, policy: Policy, hosted: frozenset[str] = NONE, *, is_peer: bool = False
 ) -> None:
     """Put a state into `policy`; raises InputError, which leaves the policy as it is."""
-    try:
+    with _said():
         _check_origin(record, policy.profile.fingerprint, hosted)
         _restore(record, policy, is_peer)
+
+
+@contextmanager
+def _said() -> Iterator[None]:
+    """What a state lacks, or has in another form, becomes an InputError."""
+    try:
+        yield
     except KeyError as error:
         raise InputError(f"is no gateway's state: {error} is missing") from None
     except (TypeError, ValueError, AttributeError, OverflowError):

@@ -17,6 +17,9 @@ from trt_mtp.controller.gateway.canary.traffic import TrafficFile
 from trt_mtp.controller.gateway.canary.traffic_policy import TrafficPolicy, follow
 from trt_mtp.controller.gateway.gateway import Gateway, GatewayConfig
 from trt_mtp.controller.gateway.observers import RequestLogger
+from trt_mtp.controller.gateway.shared.config import SharedConfig
+from trt_mtp.controller.gateway.shared.metrics import SharedMetrics
+from trt_mtp.controller.gateway.shared.sharing import Sharing
 from trt_mtp.controller.policy import Policy
 from trt_mtp.controller.profile import Profile, read_profile, require_measured_on
 from trt_mtp.controller.state import PeerStates, default_replica, load_state, save_state
@@ -47,6 +50,7 @@ class ProcessConfig:
     peer_states: Sequence[Path] = ()  # of other gateways: read at the start and every minute
     worker_states: Sequence[Path] = ()  # of the other workers, the same once they are there
     traffic: Path | None = None  # what a rollout says about who goes where
+    shared: SharedConfig | None = None  # through which gateways share what they know
 
 
 def run_gateway(config: ProcessConfig, on_ready: OnReady) -> None:
@@ -65,7 +69,12 @@ async def _run(config: ProcessConfig, on_ready: OnReady) -> None:
     peers = PeerStates(config.peer_states, config.worker_states)
     decisions = DecisionLog(config.decision_log) if config.decision_log else None
     traffic = TrafficFile(config.traffic) if config.traffic else None
-    gateway = Gateway(config.gateway, TrafficPolicy(policy, traffic) if traffic else policy)
+    sharing = Sharing(config.shared, config.gateway.model, policy) if config.shared else None
+    gateway = Gateway(
+        config.gateway,
+        TrafficPolicy(policy, traffic) if traffic else policy,
+        sharing.limits if sharing else None,
+    )
     observers = gateway.router.observers
     if decisions is not None:
         observers.append(RequestLogger(decisions, log_prompts=config.log_prompts))
@@ -78,6 +87,8 @@ async def _run(config: ProcessConfig, on_ready: OnReady) -> None:
         if config.state is not None:
             log.info("%s", load_state(config.state, policy, _hosted(gateway)))
         _merge(peers, policy, gateway)
+        if sharing is not None:
+            await sharing.begin(SharedMetrics(gateway.metrics.registry), lambda: _hosted(gateway))
         await gateway.start()
         ended = _end_of_service()
         gateway.on_drain = ended.set
@@ -93,6 +104,8 @@ async def _run(config: ProcessConfig, on_ready: OnReady) -> None:
             follower.cancel()
             traffic.close()
         is_whole = await _stopped(gateway)
+        if sharing is not None:
+            await sharing.end()
         _ignore_further(signal.SIGTERM, signal.SIGHUP)
     _report(gateway, policy, config.state)
     if decisions is not None:

@@ -1,0 +1,86 @@
+"""What gateways have learned of acceptance, exchanged in the background.
+
+Each gateway writes its own counts only, under a key of its own with a time to live, and reads all
+others'. Who ends is missing in the next look, and what it counted with it.
+"""
+
+import asyncio
+import json
+import logging
+import random
+import zlib
+from collections.abc import Callable
+
+from trt_mtp.controller.acceptance import Counted
+from trt_mtp.controller.gateway.shared.store import RedisStore
+from trt_mtp.controller.policy import Policy
+from trt_mtp.controller.state import own_counts_to_json, read_own_counts
+from trt_mtp.errors import InputError
+
+log = logging.getLogger(__name__)
+
+TTL_S = 180.0
+MIN_PERIOD_S, MAX_PERIOD_S = 5.0, 30.0
+PERIOD_PER_GATEWAY_S = 0.3  # all read all: the load grows with the square of their number
+MAX_BYTES = 1 << 26  # of one gateway's counts
+
+
+class SharedLearning:
+    """One gateway's part in it."""
+
+    def __init__(
+        self,
+        store: RedisStore,
+        policy: Policy,
+        hosted: Callable[[], frozenset[str]],
+        on_count: Callable[[int], None] = lambda count: None,
+    ) -> None:
+        """`hosted` tells the variants' fingerprints, `on_count` is told the number of gateways."""
+        self._store = store
+        self._policy = policy
+        self._hosted = hosted
+        self._on_count = on_count
+        self._read: dict[str, tuple[bytes, Counted | None]] = {}  # as last read, by gateway
+        self.num_gateways = 1
+
+    @property
+    def period_s(self) -> float:
+        """How long to wait between exchanges, a little different each time."""
+        period_s = min(max(PERIOD_PER_GATEWAY_S * self.num_gateways, MIN_PERIOD_S), MAX_PERIOD_S)
+        return period_s * random.uniform(0.9, 1.1)
+
+    async def exchange(self) -> None:
+        """Write the own counts, read all others'; raises TrtMtpError, which changes nothing."""
+        own = own_counts_to_json(self._policy, self._hosted())
+        value = zlib.compress(json.dumps(own, separators=(",", ":")).encode(), 1)
+        names = await self._store.publish(value, TTL_S)
+        values = await self._store.read([name for name in names if name != self._store.name])
+        self.num_gateways = max(len(names), 1)
+        self._on_count(self.num_gateways)
+        await self._take(values)
+
+    async def _take(self, values: dict[str, bytes]) -> None:
+        """Read what has changed, one gateway at a time: requests come between."""
+        for name in self._read.keys() - values.keys():
+            del self._read[name]
+        for name, value in values.items():
+            if name not in self._read or self._read[name][0] != value:
+                self._read[name] = (value, self._counted(name, value))
+                await asyncio.sleep(0)
+        peers = {name: counted for name, (_, counted) in self._read.items() if counted}
+        self._policy.acceptance.replace_peers(peers)
+
+    def _counted(self, name: str, value: bytes) -> Counted | None:
+        try:
+            return read_own_counts(_record(value), self._policy, self._hosted())
+        except InputError as error:
+            log.warning("what gateway %.100r has learned is left out: it %s", name, error)
+            return None
+
+
+def _record(value: bytes) -> object:
+    """The JSON in a value of the store; raises InputError."""
+    try:
+        return json.loads(zlib.decompressobj().decompress(value, MAX_BYTES))
+    except (zlib.error, ValueError, RecursionError):
+        raise InputError("is not what a gateway writes") from None
