@@ -20,9 +20,10 @@ def free_port() -> int:
 class RedisServer:
     """`redis-server` as a process."""
 
-    def __init__(self, *arguments: str, tls: bool = False) -> None:
+    def __init__(self, *arguments: str, password: str = "", tls: bool = False) -> None:
         """Start it with further `arguments`; with `tls` they name its files."""
         self.port = free_port()
+        self._password = password
         self._ports = ("0", str(self.port)) if tls else (str(self.port), "0")
         self._arguments = arguments
         self.start()
@@ -38,6 +39,7 @@ class RedisServer:
         assert found, "apt-get install --no-install-recommends redis-server"
         command = [found, "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]
         command += ["--port", self._ports[0], "--tls-port", self._ports[1], *self._arguments]
+        command += ["--requirepass", self._password]
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, cwd="/")
         line = read_line(self.process)
         while line and b"Ready to accept connections" not in line:
@@ -52,8 +54,11 @@ class RedisServer:
         self.process.stdout.close()
 
     def command(self, *words: str) -> bytes:
-        """The raw answer to one command."""
+        """The raw answer to one command, of a server without TLS."""
         with closing(socket.create_connection(("127.0.0.1", self.port), TIMEOUT_S)) as connection:
+            if self._password:
+                connection.sendall(b"AUTH " + self._password.encode() + b"\r\n")
+                connection.recv(100)
             connection.sendall(" ".join(words).encode() + b"\r\n")
             return connection.recv(1 << 20)
 
@@ -63,9 +68,9 @@ class RedisServer:
 
 
 @contextmanager
-def redis_server(*arguments: str, tls: bool = False) -> Iterator[RedisServer]:
+def redis_server(*arguments: str, password: str = "", tls: bool = False) -> Iterator[RedisServer]:
     """A server that is gone at the end."""
-    server = RedisServer(*arguments, tls=tls)
+    server = RedisServer(*arguments, password=password, tls=tls)
     try:
         yield server
     finally:

@@ -20,7 +20,7 @@ from trt_mtp.errors import InputError
 log = logging.getLogger(__name__)
 
 TTL_S = 180.0
-MIN_PERIOD_S, MAX_PERIOD_S = 5.0, 30.0
+MIN_PERIOD_S, MAX_PERIOD_S = 2.0, 30.0
 PERIOD_PER_GATEWAY_S = 0.3  # all read all: the load grows with the square of their number
 MAX_BYTES = 1 << 26  # of one gateway's counts
 

@@ -176,7 +176,7 @@ def test_nothing_stays_leased_when_a_gateway_ends(redis: RedisServer) -> None:
 def test_leases_never_add_up_to_more_than_the_bucket_and_the_shares(
     rate_per_s: float, capacity: float, number: int, events: list[tuple[float, int, bool]]
 ) -> None:
-    """Whenever they talk to the store, no more comes out than its burst and theirs, and the rates."""
+    """Whenever they talk to the store, bursts and rates hold for all together."""
     store, now_s, taken = TokenBucket(rate_per_s, capacity), 100.0, 0
     buckets = [
         LeasedBucket("b", rate_per_s, capacity, lambda: number, lambda b: None)
