@@ -281,6 +281,8 @@ def process_config(options: dict[str, Any]) -> "ProcessConfig":
         raise InputError(f"--replica is {replica[:80]!r}: expected 1 to 256 printable characters")
     take = options.pop
     shared = read_shared(options)
+    if shared is not None and options["peer_states"]:
+        raise InputError("--shared tells of all gateways: leave --peer-state out")
     process = {
         name: take(name)
         for name in (

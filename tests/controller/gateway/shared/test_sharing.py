@@ -1,6 +1,7 @@
 """Real gateways that share a real Redis: with a password, over TLS, and while it is away."""
 
 import asyncio
+import hashlib
 import json
 import logging
 from pathlib import Path
@@ -43,8 +44,8 @@ def test_a_store_that_goes_and_comes_costs_no_request(
 ) -> None:
     """Two gateways, one of two workers, find each other, go on without the store, and leave."""
     with redis_server(password=SECRET) as server:
-        options = ("--triton", doubles.grpc_url, "--port", "0", "--http-port", "0")
-        options += ("--shared", server.url)
+        options = ["--triton", doubles.grpc_url, "--port", "0", "--http-port", "0"]
+        options += ["--shared", server.url]
         file = secret(tmp_path / "password", SECRET)
         with gateway_process(
             tmp_path / "one.log", *options, "--shared-password-file", str(file), "--workers", "2",
@@ -91,6 +92,32 @@ def test_a_gateway_learns_from_one_that_came_before(
                 tmp_path / "two.log", *options, "--replica", "two", "--state", str(state)
             ):
                 pass
+
+
+def test_tenants_are_limited_through_the_store(
+    doubles: TritonServer, redis: RedisServer, tmp_path: Path
+) -> None:
+    """Refusals are as without a store, and what a tenant used is where the others find it."""
+    tenants = [
+        {
+            "name": "slow",
+            "token_sha256": [hashlib.sha256(b"slow").hexdigest()],
+            "requests_per_s": 0.001,
+            "tokens_per_min": 1000,
+            "concurrent_streams": 5,
+        }
+    ]
+    file = tmp_path / "tenants.json"
+    file.write_text(json.dumps({"schema_version": 1, "tenants": tenants}))
+    body = {"text_input": '{"tokens": 2}'}
+    options = ("--triton", doubles.grpc_url, "--port", "0", "--http-port", "0")
+    options += ("--shared", redis.url, "--tokens", str(file))
+    with gateway_process(tmp_path / "log", *options) as gateway:
+        path = "/v2/models/qwen_mtp/generate"
+        replies = [ask(gateway.ready["http"], "POST", path, body, "slow") for _ in range(5)]
+        assert [reply.status for reply in replies] == [200, 429, 429, 429, 429]
+        assert b"may have 0.001 requests a second" in replies[-1].body
+        wait_until(lambda: sum(":bucket:" in key for key in redis.names()) == 2)
 
 
 def learned_of(state: Path, replica: str) -> int:
