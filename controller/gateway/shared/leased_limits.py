@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from trt_mtp.controller.gateway.shared.leased_bucket import LeasedBucket
 from trt_mtp.controller.gateway.shared.leased_places import TTL_S, LeasedPlaces
 from trt_mtp.controller.gateway.shared.store import LeaseAsk, PlacesAsk, RedisStore
+from trt_mtp.errors import TrtMtpError
 
 GAP_S = 0.03  # between exchanges, in which what is wanted comes together
 SWEEP_S = 1.0  # between looks at what is idle or has to be renewed
@@ -23,6 +24,8 @@ class LeasedLimits:
         self._store = store
         self._all: weakref.WeakSet[Held] = weakref.WeakSet()
         self._active: set[Held] = set()  # in use, or not given back yet
+        self._wanted: set[Held] = set()  # those of them that may have something to ask now
+        self._swept_s = 0.0
         self._is_wanted = asyncio.Event()
 
     def bucket(self, tenant: str, what: str, rate_per_s: float, capacity: float) -> LeasedBucket:
@@ -51,9 +54,16 @@ class LeasedLimits:
         """Ask for what is wanted; False if there was nothing. Raises TrtMtpError."""
         self._is_wanted.clear()
         now_s = time.monotonic()
-        asks = [(held, held.ask(now_s)) for held in self._active]
-        self._active = {held for held, ask in asks if ask is not None or not held.is_idle}
-        return await self._exchange(asks)
+        if now_s - self._swept_s >= SWEEP_S:
+            self._swept_s = now_s
+            self._active = {held for held in self._active if held.ask(now_s) or not held.is_idle}
+            self._wanted |= self._active
+        wanted, self._wanted = self._wanted, set()
+        try:
+            return await self._exchange([(held, held.ask(now_s)) for held in wanted])
+        except TrtMtpError:
+            self._wanted |= wanted
+            raise
 
     async def give_back(self) -> None:
         """Give back all that is held; raises TrtMtpError."""
@@ -84,4 +94,5 @@ class LeasedLimits:
 
     def _want(self, held: Held) -> None:
         self._active.add(held)
+        self._wanted.add(held)
         self._is_wanted.set()

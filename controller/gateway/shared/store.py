@@ -75,20 +75,33 @@ class RedisStore:
 
     async def lease(self, asks: Sequence[LeaseAsk]) -> list[Lease]:
         """Of each bucket what there is, in whole units."""
-        pipe = self._redis.pipeline(transaction=False)
-        for ask in asks:
-            pipe.eval(LEASE, 1, self._key(f"bucket:{ask.bucket}"), *map(str, ask[1:]))
-        answers = await _within(pipe.execute())
+        calls = [(f"bucket:{ask.bucket}", *ask[1:]) for ask in asks]
+        answers = await _within(self._run(LEASE, calls))
         return [Lease(float(granted), float(wait_s)) for granted, wait_s in answers]
 
     async def hold(self, asks: Sequence[PlacesAsk], ttl_s: float) -> list[int]:
         """Of each tenant's places those that this gateway has for `ttl_s`."""
+        ttl_ms = f"{ttl_s * 1000:.0f}"
+        calls = [(f"places:{ask.tenant}", self.name, *ask[1:], ttl_ms) for ask in asks]
+        return [int(held) for held in await _within(self._run(HOLD, calls))]
+
+    async def _run(self, script: str, calls: Sequence[tuple[Any, ...]]) -> list[Any]:
+        """Call a script for each key with its arguments, all in one go, by the script's hash."""
+        from redis.exceptions import NoScriptError
+
+        try:
+            return await self._pipeline(script, calls)
+        except NoScriptError:  # after a restart: none of them has run
+            await self._redis.script_load(script)
+            return await self._pipeline(script, calls)
+
+    async def _pipeline(self, script: str, calls: Sequence[tuple[Any, ...]]) -> list[Any]:
+        digest = hashlib.sha1(script.encode(), usedforsecurity=False).hexdigest()
         pipe = self._redis.pipeline(transaction=False)
-        for ask in asks:
-            ttl_ms = f"{ttl_s * 1000:.0f}"
-            key = self._key(f"places:{ask.tenant}")
-            pipe.eval(HOLD, 1, key, self.name, *map(str, ask[1:]), ttl_ms)
-        return [int(held) for held in await _within(pipe.execute())]
+        for key, *arguments in calls:
+            pipe.evalsha(digest, 1, self._key(key), *map(str, arguments))
+        answers: list[Any] = await pipe.execute()
+        return answers
 
     async def ping(self) -> None:
         """See whether the store answers."""

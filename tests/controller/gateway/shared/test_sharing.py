@@ -110,8 +110,8 @@ def test_tenants_are_limited_through_the_store(
     file = tmp_path / "tenants.json"
     file.write_text(json.dumps({"schema_version": 1, "tenants": tenants}))
     body = {"text_input": '{"tokens": 2}'}
-    options = ("--triton", doubles.grpc_url, "--port", "0", "--http-port", "0")
-    options += ("--shared", redis.url, "--tokens", str(file))
+    options = ["--triton", doubles.grpc_url, "--port", "0", "--http-port", "0"]
+    options += ["--shared", redis.url, "--tokens", str(file)]
     with gateway_process(tmp_path / "log", *options) as gateway:
         path = "/v2/models/qwen_mtp/generate"
         replies = [ask(gateway.ready["http"], "POST", path, body, "slow") for _ in range(5)]
