@@ -21,6 +21,7 @@ DECAY_RATIO = 0.91  # r above
 # intra-request correlation of about 0.02. So n steps of one request count as n / (1 + 0.02 n).
 REQUEST_CORRELATION = 0.02
 PROFILE = "profile"  # the name of a profile's counts among the peers
+OTHERS = "others"  # the name of the sum of all other gateways' counts
 MAX_SESSIONS = 4096
 MAX_TENANTS = 1024
 
@@ -363,10 +364,10 @@ class AcceptanceLearner:
                 self.peers[name] = (version, counts)
         self._use_peers()
 
-    def replace_peers(self, peers: Mapping[str, Counted]) -> None:
-        """Take over what all other gateways have counted; one that is not among them has ended."""
+    def replace_others(self, others: Counted) -> None:
+        """Take over the sum of what all other gateways have counted, in place of any before."""
         told = {PROFILE: self.peers[PROFILE]} if PROFILE in self.peers else {}
-        self.peers = told | {n: c for n, c in peers.items() if n not in (PROFILE, self.replica)}
+        self.peers = {**told, OTHERS: others}
         self._use_peers()
 
     def _use_peers(self) -> None:

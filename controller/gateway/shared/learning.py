@@ -14,6 +14,7 @@ from collections.abc import Callable
 from trt_mtp.controller.acceptance import Counted
 from trt_mtp.controller.gateway.shared.store import RedisStore
 from trt_mtp.controller.policy import Policy
+from trt_mtp.controller.position_counts import PositionCounts
 from trt_mtp.controller.state import own_counts_to_json, read_own_counts
 from trt_mtp.errors import InputError
 
@@ -40,8 +41,9 @@ class SharedLearning:
         self._policy = policy
         self._hosted = hosted
         self._on_count = on_count
-        self._read: dict[str, tuple[bytes, Counted | None]] = {}  # as last read, by gateway
-        self.num_gateways = 1
+        self._left_out: dict[str, bytes] = {}  # what could not be read, by gateway
+        self.num_gateways = 1  # as last seen
+        self.sources: frozenset[str] = frozenset()  # the gateways whose counts are used
 
     @property
     def period_s(self) -> float:
@@ -60,22 +62,37 @@ class SharedLearning:
         await self._take(values)
 
     async def _take(self, values: dict[str, bytes]) -> None:
-        """Read what has changed, one gateway at a time: requests come between."""
-        for name in self._read.keys() - values.keys():
-            del self._read[name]
+        """Add up what the others have counted, one at a time: requests come between."""
+        sums: dict[str, PositionCounts] = {}
+        num_answers, sources = 0, set()
         for name, value in values.items():
-            if name not in self._read or self._read[name][0] != value:
-                self._read[name] = (value, self._counted(name, value))
-                await asyncio.sleep(0)
-        peers = {name: counted for name, (_, counted) in self._read.items() if counted}
-        self._policy.acceptance.replace_peers(peers)
+            counted = self._counted(name, value)
+            if counted is not None:
+                sources.add(name)
+                num_answers += counted[0]
+                _add(sums, counted[1])
+            await asyncio.sleep(0)
+        self.sources = frozenset(sources)
+        self._policy.acceptance.replace_others((num_answers, sums))
 
     def _counted(self, name: str, value: bytes) -> Counted | None:
+        """A gateway's counts; None if they can't be read, which is logged once."""
         try:
             return read_own_counts(_record(value), self._policy, self._hosted())
         except InputError as error:
-            log.warning("what gateway %.100r has learned is left out: it %s", name, error)
+            if self._left_out.get(name) != value:
+                self._left_out[name] = value
+                log.warning("what gateway %.100r has learned is left out: it %s", name, error)
             return None
+
+
+def _add(sums: dict[str, PositionCounts], counts: dict[str, PositionCounts]) -> None:
+    """Add a gateway's counts to the sums by scope, which take over those that are new."""
+    for scope, count in counts.items():
+        if scope in sums:
+            sums[scope].include(count)
+        else:
+            sums[scope] = count
 
 
 def _record(value: bytes) -> object:

@@ -37,9 +37,9 @@ class Peer:
         return self
 
     @property
-    def names(self) -> set[str]:
-        """The other gateways that it knows of."""
-        return set(self.policy.acceptance.peers)
+    def names(self) -> frozenset[str]:
+        """The other gateways from which it learns."""
+        return self.learning.sources
 
     @property
     def expected(self) -> tuple[float, ...]:
