@@ -47,7 +47,6 @@ SECTIONS = {
     "Learning, logs and rollouts": (
         "--state",
         "--replica",
-        "--peer-state",
         "--shared",
         "--shared-password-file",
         "--shared-ca",
@@ -158,15 +157,8 @@ SECTIONS = {
 @click.option(
     "--replica",
     metavar="NAME",
-    help="Name of this gateway in state files.  [default: the machine's name and the path of "
-    "--state]",
-)
-@click.option(
-    "--peer-state",
-    "peer_states",
-    type=FILE,
-    multiple=True,
-    help="State file of another gateway, merged every minute; repeatable.",
+    help="Name of this gateway in state files and among those that share.  [default: the "
+    "machine's name and the path of --state, or the process's number]",
 )
 @shared_options
 @click.option(
@@ -281,12 +273,10 @@ def process_config(options: dict[str, Any]) -> "ProcessConfig":
         raise InputError(f"--replica is {replica[:80]!r}: expected 1 to 256 printable characters")
     take = options.pop
     shared = read_shared(options)
-    if shared is not None and options["peer_states"]:
-        raise InputError("--shared tells of all gateways: leave --peer-state out")
     process = {
         name: take(name)
         for name in (
-            "profile", "state", "decision_log", "log_prompts", "replica", "peer_states", "traffic"
+            "profile", "state", "decision_log", "log_prompts", "replica", "traffic"
         )
     }  # fmt: skip
     settings = GatewayConfig(

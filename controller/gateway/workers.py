@@ -1,9 +1,9 @@
 """Several gateway processes on one port: started, watched, started again when one dies.
 
-They share the port (SO_REUSEPORT: the kernel spreads connections), what is in flight
-(scoreboard.py) and their metrics (prometheus-client's files, one per process). What tenants used
-and what is learned is in the store of --shared; without one, tenants' use is on the scoreboard,
-and each reads the others' state as a peer's.
+They share the port (SO_REUSEPORT: the kernel spreads connections), what is in flight and what
+tenants used (scoreboard.py) and their metrics (prometheus-client's files, one per process). With
+--shared they are as many gateways to the store, through which tenants' limits go then and they
+learn from each other.
 """
 
 import fcntl
@@ -151,15 +151,13 @@ class Worker:
 
 
 def worker_config(config: ProcessConfig, seat: Seat, shared: Path) -> ProcessConfig:
-    """The settings of a worker: its own files, and the others' as peers.
+    """The settings of a worker, with its own files.
 
     The first one keeps what was learned where a single process would.
     """
     index = seat.worker
     state = config.state or shared / "state.json"
     states = [state, *(state.with_stem(f"{state.stem}-{i}") for i in range(1, seat.num_workers))]
-    # a shared store tells of all gateways, workers among them
-    others = [] if config.shared else [other for other in states if other != states[index]]
     gateway, decisions = config.gateway, config.decision_log
     if gateway.admin_port:
         gateway = replace(gateway, admin_port=gateway.admin_port + index)
@@ -167,7 +165,6 @@ def worker_config(config: ProcessConfig, seat: Seat, shared: Path) -> ProcessCon
         config,
         gateway=replace(gateway, seat=seat),
         state=states[index],
-        worker_states=others,
         replica=f"{config.replica or default_replica(config.state)}-{index}",
         decision_log=decisions.with_stem(f"{decisions.stem}-{index}") if decisions else None,
     )

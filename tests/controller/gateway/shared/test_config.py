@@ -73,7 +73,6 @@ def test_a_password_is_in_the_file_or_in_the_environment(
     [
         ("--shared redis:/store", "is not an address of the form redis://HOST:PORT/DB"),
         ("--shared redis://:hunter2@store", "has a password in it"),
-        ("--shared redis://store --peer-state a.json", "leave --peer-state out"),
         ("--shared-password-file missing", "go with --shared"),
         ("--shared redis://store --shared-password-file missing", "missing does not exist"),
         ("--shared redis://store --shared-ca missing", "--shared-ca is for TLS"),
