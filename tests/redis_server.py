@@ -8,13 +8,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 
 from tests.programs import TIMEOUT_S, read_line
-
-
-def free_port() -> int:
-    """A port that nobody listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+from trt_mtp.serve.processes import free_ports
 
 
 class RedisServer:
@@ -22,7 +16,7 @@ class RedisServer:
 
     def __init__(self, *arguments: str, password: str = "", tls: bool = False) -> None:
         """Start it with further `arguments`; with `tls` they name its files."""
-        self.port = free_port()
+        self.port = free_ports({"redis": 0})["redis"]
         self._password = password
         self._ports = ("0", str(self.port)) if tls else (str(self.port), "0")
         self._arguments = arguments

@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 TTL_S = 180.0
 MIN_PERIOD_S, MAX_PERIOD_S = 2.0, 30.0
 PERIOD_PER_GATEWAY_S = 0.3  # all read all: the load grows with the square of their number
-MAX_BYTES = 1 << 26  # of one gateway's counts
+MAX_BYTES = 1 << 24  # of one gateway's counts
 
 
 class SharedLearning:
