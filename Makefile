@@ -1,6 +1,6 @@
 # `make demo` and `make test` need python3 (3.11 or newer), python3-venv and make; they put
-# everything else, in the versions of the lock files, into .venv. Tests also drive Chromium and
-# Prometheus: .ci/programs gets them with apt-get where they are missing.
+# everything else, in the versions of the lock files, into .venv. Tests also drive Chromium,
+# Prometheus and Redis: .ci/programs gets them with apt-get where they are missing.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin

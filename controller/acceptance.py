@@ -21,6 +21,7 @@ DECAY_RATIO = 0.91  # r above
 # intra-request correlation of about 0.02. So n steps of one request count as n / (1 + 0.02 n).
 REQUEST_CORRELATION = 0.02
 PROFILE = "profile"  # the name of a profile's counts among the peers
+OTHERS = "others"  # the name of the sum of all other gateways' counts
 MAX_SESSIONS = 4096
 MAX_TENANTS = 1024
 
@@ -85,6 +86,22 @@ class DriftAlarm:
     key: AcceptanceKey
     direction: str  # up | down
     num_observations: int  # answers since the cell's last alarm
+
+
+# a gateway's counts by scope, and the number of answers behind them
+Counted = tuple[int, dict[str, PositionCounts]]
+
+
+def read_counted(value: Mapping[str, Any]) -> Counted:
+    """What `counted_to_json` wrote; raises KeyError, TypeError or ValueError for anything else."""
+    counts = {str(k): PositionCounts.from_json(v) for k, v in value["counts"].items()}
+    return int(value["version"]), counts
+
+
+def counted_to_json(counted: Counted) -> dict[str, Any]:
+    """One gateway's counts as a JSON object."""
+    version, counts = counted
+    return {"version": version, "counts": {k: c.to_json() for k, c in sorted(counts.items())}}
 
 
 def _logit(p: float) -> float:
@@ -153,8 +170,9 @@ class AcceptanceLearner:
     decay_ratio: float = DECAY_RATIO
     version: int = 0
     own: dict[str, PositionCounts] = field(default_factory=dict)
-    peers: dict[str, tuple[int, dict[str, PositionCounts]]] = field(default_factory=dict)
+    peers: dict[str, Counted] = field(default_factory=dict)
     _sessions: OrderedDict[str, PositionCounts] = field(default_factory=OrderedDict)
+    _peer_sums: dict[str, PositionCounts] = field(default_factory=dict)  # by scope, when asked for
     _peer_epochs: dict[str, int] = field(default_factory=dict)
     _cusums: dict[str, _Cusum] = field(default_factory=dict)
     _cache: dict[AcceptanceKey, tuple[tuple[float, ...], Estimate]] = field(default_factory=dict)
@@ -250,19 +268,23 @@ class AcceptanceLearner:
 
     def _counts(self, scope: str) -> PositionCounts | None:
         """The sum over this gateway and its peers; None if none of them has seen the scope."""
-        found = [
-            counts[scope]
-            for name, (_, counts) in self.peers.items()
-            if scope in counts and name != PROFILE
-        ]
-        if scope in self.own:
-            found.append(self.own[scope])
+        others, own = self._sum_of_peers(scope), self.own.get(scope)
+        found = [counts for counts in (others, own) if counts is not None]
         told = self.peers[PROFILE][1].get(scope) if PROFILE in self.peers else None
         if told is not None:
             found.append(told.faded(PositionCounts.total(found)) if found else told)
         if len(found) < 2:
             return found[0] if found else None
         return PositionCounts.total(found)
+
+    def _sum_of_peers(self, scope: str) -> PositionCounts | None:
+        """The sum over the peers, added up once per merge; None if no peer has seen the scope."""
+        known = self._peer_sums.get(scope)
+        if known is None:
+            peers = [c for name, (_, c) in self.peers.items() if scope in c and name != PROFILE]
+            if peers:
+                known = self._peer_sums[scope] = PositionCounts.total([c[scope] for c in peers])
+        return known
 
     def _pool_cell(self, key: AcceptanceKey) -> tuple[tuple[float, ...], Estimate]:
         conditionals = prior_conditionals(self.priors[key.task], self.decay_ratio)
@@ -333,36 +355,31 @@ class AcceptanceLearner:
         Merging is associative, commutative and idempotent. Raises ValueError for a state that
         isn't one.
         """
-        read = {
-            str(name): (
-                int(replica["version"]),
-                {
-                    scope: PositionCounts.from_json(value)
-                    for scope, value in replica["counts"].items()
-                },
-            )
-            for name, replica in state["replicas"].items()
-        }
+        read = {str(name): read_counted(value) for name, value in state["replicas"].items()}
         for name, (version, counts) in read.items():
             if name == self.replica:
                 if version > self.version:
                     self.version, self.own = version, counts
             elif version > self.peers.get(name, (-1, {}))[0]:
                 self.peers[name] = (version, counts)
+        self._use_peers()
+
+    def replace_others(self, others: Counted) -> None:
+        """Take over the sum of what all other gateways have counted, in place of any before."""
+        told = {PROFILE: self.peers[PROFILE]} if PROFILE in self.peers else {}
+        self.peers = {**told, OTHERS: others}
+        self._use_peers()
+
+    def _use_peers(self) -> None:
         self._learn_epochs()
+        self._peer_sums.clear()
         self._cache.clear()
 
     def to_json(self) -> dict[str, Any]:
         """The counts by gateway, without those of conversations."""
         known = {**self.peers, self.replica: (self.version, self.own)}
         return {
-            "replicas": {
-                name: {
-                    "version": version,
-                    "counts": {scope: c.to_json() for scope, c in sorted(counts.items())},
-                }
-                for name, (version, counts) in sorted(known.items())
-            }
+            "replicas": {name: counted_to_json(counted) for name, counted in sorted(known.items())}
         }
 
 

@@ -72,6 +72,16 @@ class PositionCounts:
         self.scale(KEPT_AFTER_ALARM ** (epoch - self.epoch))
         self.epoch = epoch
 
+    def include(self, other: "PositionCounts") -> None:
+        """Add another gateway's counts, at the later of both epochs."""
+        if other.epoch > self.epoch:
+            self.advance(other.epoch)
+        share = KEPT_AFTER_ALARM ** (self.epoch - other.epoch)
+        self.trials = [a + share * b for a, b in zip(self.trials, other.trials, strict=True)]
+        self.successes = [
+            a + share * b for a, b in zip(self.successes, other.successes, strict=True)
+        ]
+
     def faded(self, newer: "PositionCounts") -> "PositionCounts":
         """These counts as if the `newer` ones had been added to them.
 

@@ -1,17 +1,19 @@
-"""What a policy has learned, kept across restarts and shared between gateways.
+"""What a policy has learned: kept in a file across restarts, and told to other gateways.
 
-A gateway renames its own file if it cannot use it, and never changes a peer's.
+A file that can't be used is renamed, never overwritten.
 """
 
 import os
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from trt_mtp.controller.acceptance import Counted, counted_to_json, read_counted
 from trt_mtp.controller.policy import Policy
 from trt_mtp.errors import InputError
-from trt_mtp.files import PRIVATE, FileWatch, read_json, to_json, write_atomic
+from trt_mtp.files import PRIVATE, read_json, to_json, write_atomic
 
 SCHEMA_VERSION = 1
 
@@ -56,16 +58,11 @@ def load_state(path: Path, policy: Policy, hosted: frozenset[str] = NONE) -> str
     return f"{path}: {num_answers} answers learned before"
 
 
-def read_state(
-    path: Path, policy: Policy, hosted: frozenset[str] = NONE, *, is_peer: bool = False
-) -> None:
-    """Take over the state in `path`; raises InputError, which leaves file and policy as they are.
-
-    Skips the step times of a peer, because they are those of another machine.
-    """
+def read_state(path: Path, policy: Policy, hosted: frozenset[str] = NONE) -> None:
+    """Take over the state in `path`; raises InputError, which leaves both as they are."""
     record = read_json(path)
     try:
-        take_over(record, policy, hosted, is_peer=is_peer)
+        take_over(record, policy, hosted)
     except InputError as error:
         raise InputError(f"{path} {error}") from None
 
@@ -75,32 +72,39 @@ def default_replica(state: Path | None) -> str:
     return f"{socket.gethostname()}:{state.absolute() if state else os.getpid()}"
 
 
-class PeerStates:
-    """Other gateways' state files, read again after each change."""
+def own_counts_to_json(policy: Policy, hosted: frozenset[str] = NONE) -> dict[str, Any]:
+    """What this gateway alone has counted, for a store that gateways share.
 
-    def __init__(self, paths: Sequence[Path], later: Sequence[Path] = ()) -> None:
-        """Files in `later` may not exist yet."""
-        self._watches = {path: FileWatch(path) for path in (*paths, *later)}
-        self._later = frozenset(later)
-
-    def merge_into(self, policy: Policy, hosted: frozenset[str] = NONE) -> Iterator[str]:
-        """Merge changed files into `policy`; yields a sentence for each file that it skips."""
-        for path, watch in self._watches.items():
-            if not watch.has_changed() or (path in self._later and not path.exists()):
-                continue
-            try:
-                read_state(path, policy, hosted, is_peer=True)
-            except InputError as error:
-                yield f"a peer's state is left out: {error}"
+    Without step times, which are those of this machine.
+    """
+    learned = policy.acceptance
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "fingerprint": policy.profile.fingerprint,
+        "learned_on": sorted(hosted),
+        "counted": counted_to_json((learned.version, learned.own)),
+    }
 
 
-def take_over(
-    record: Any, policy: Policy, hosted: frozenset[str] = NONE, *, is_peer: bool = False
-) -> None:
-    """Put a state into `policy`; raises InputError, which leaves the policy as it is."""
-    try:
+def read_own_counts(record: Any, policy: Policy, hosted: frozenset[str] = NONE) -> Counted:
+    """What another gateway wrote with `own_counts_to_json`; raises InputError."""
+    with _said():
         _check_origin(record, policy.profile.fingerprint, hosted)
-        _restore(record, policy, is_peer)
+        return read_counted(record["counted"])
+
+
+def take_over(record: Any, policy: Policy, hosted: frozenset[str] = NONE) -> None:
+    """Put a state into `policy`; raises InputError, which leaves the policy as it is."""
+    with _said():
+        _check_origin(record, policy.profile.fingerprint, hosted)
+        _restore(record, policy)
+
+
+@contextmanager
+def _said() -> Iterator[None]:
+    """What a state lacks, or has in another form, becomes an InputError."""
+    try:
+        yield
     except KeyError as error:
         raise InputError(f"is no gateway's state: {error} is missing") from None
     except (TypeError, ValueError, AttributeError, OverflowError):
@@ -129,10 +133,10 @@ def _profile(fingerprint: Any) -> str:
     return f"a profile of {fingerprint!r:.40}" if fingerprint else "no profile"
 
 
-def _restore(record: Any, policy: Policy, is_peer: bool) -> None:
+def _restore(record: Any, policy: Policy) -> None:
     cost = record["cost"]
     num_observed, known = int(cost["num_observed"]), cost.get("posterior")  # older files lack it
-    posterior = None if is_peer or known is None else policy.cost.posterior.restored(known)
+    posterior = None if known is None else policy.cost.posterior.restored(known)
     policy.acceptance.merge(record["acceptance"])  # all or nothing
     if posterior is not None:
         policy.cost.restore(posterior, num_observed)

@@ -161,12 +161,12 @@ def owners(modules: Iterable[str]) -> set[NormalizedName]:
 
 
 def test_the_base_is_what_a_gateway_and_a_rollout_import() -> None:
-    """Nothing is installed with trt-mtp that neither imports, and nothing is missing."""
+    """Nothing is installed with trt-mtp that neither imports; only --shared needs an extra."""
     _, others = reachable(ROOTS)
-    assert owners(others) == names(requirements())
+    assert owners(others) == names([*requirements(), *requirements("redis")])
 
 
-@pytest.mark.parametrize("extra", ["cpu", "plan", "report"])
+@pytest.mark.parametrize("extra", ["cpu", "plan", "redis", "report"])
 def test_an_extra_is_what_is_asked_for(extra: str) -> None:
     """What decides whether an extra is there is all that it brings and that is imported."""
     assert owners(EXTRAS[extra]) == names(requirements(extra))
@@ -217,6 +217,10 @@ def test_a_gateway_needs_no_extra(base: Path, doubles: TritonServer, tmp_path: P
         (
             "demo -o out",
             "trt-mtp demo needs the cpu and report extras: pip install 'trt-mtp[cpu,report]'",
+        ),
+        (
+            "gateway --triton localhost:1 --shared redis://localhost",
+            "--shared needs the redis extra: pip install 'trt-mtp[redis]'",
         ),
         (
             "plan published --traffic PROFILE --gpus 4",

@@ -9,6 +9,7 @@ EXTRAS = {
     "cpu": ("jinja2", "llguidance", "numba", "rich", "tokenizers"),
     "nvidia": ("jinja2", "tensorrt_llm", "tokenizers"),
     "plan": ("scipy",),
+    "redis": ("redis",),
     "report": ("jinja2", "matplotlib"),
     "vllm": ("jinja2", "tokenizers", "vllm"),
 }

@@ -9,6 +9,7 @@ import click
 
 from trt_mtp.config_file import config_option
 from trt_mtp.controller.gateway.access.cli import access_options, read_access
+from trt_mtp.controller.gateway.shared.cli import read_shared, shared_options
 from trt_mtp.errors import InputError
 from trt_mtp.options import (
     FILE,
@@ -46,7 +47,9 @@ SECTIONS = {
     "Learning, logs and rollouts": (
         "--state",
         "--replica",
-        "--peer-state",
+        "--shared",
+        "--shared-password-file",
+        "--shared-ca",
         "--decision-log",
         "--log-prompts",
         "--traffic",
@@ -154,16 +157,10 @@ SECTIONS = {
 @click.option(
     "--replica",
     metavar="NAME",
-    help="Name of this gateway in state files.  [default: the machine's name and the path of "
-    "--state]",
+    help="Name of this gateway in state files and among those that share.  [default: the "
+    "machine's name and the path of --state, or the process's number]",
 )
-@click.option(
-    "--peer-state",
-    "peer_states",
-    type=FILE,
-    multiple=True,
-    help="State file of another gateway, merged every minute; repeatable.",
-)
+@shared_options
 @click.option(
     "--decision-log",
     type=FILE,
@@ -275,10 +272,11 @@ def process_config(options: dict[str, Any]) -> "ProcessConfig":
     if replica is not None and not (replica.isprintable() and 0 < len(replica) <= 256):
         raise InputError(f"--replica is {replica[:80]!r}: expected 1 to 256 printable characters")
     take = options.pop
+    shared = read_shared(options)
     process = {
         name: take(name)
         for name in (
-            "profile", "state", "decision_log", "log_prompts", "replica", "peer_states", "traffic"
+            "profile", "state", "decision_log", "log_prompts", "replica", "traffic"
         )
     }  # fmt: skip
     settings = GatewayConfig(
@@ -289,7 +287,7 @@ def process_config(options: dict[str, Any]) -> "ProcessConfig":
         stall=StallLimits(take("stall_factor"), take("stall_min_s")),
         **options,
     )
-    return ProcessConfig(settings, **process)
+    return ProcessConfig(settings, shared=shared, **process)
 
 
 def ready_text(ready: dict[str, Any]) -> str:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from trt_mtp.controller.gateway.access.authenticator import Authenticator
 from trt_mtp.controller.gateway.access.config import OPEN, AccessConfig
+from trt_mtp.controller.gateway.access.limits import Limits
 from trt_mtp.controller.gateway.admission_queue import AdmissionQueue
 from trt_mtp.controller.gateway.grpc_server import GrpcServer
 from trt_mtp.controller.gateway.hang_detector import WATCH_S, HangDetector, StallLimits
@@ -60,14 +61,17 @@ class GatewayConfig:
 class Gateway:
     """Make, start and stop it inside one event loop."""
 
-    def __init__(self, config: GatewayConfig, policy: RoutingPolicy) -> None:
+    def __init__(
+        self, config: GatewayConfig, policy: RoutingPolicy, limits: Limits | None = None
+    ) -> None:
+        """`limits` are those of tenants; None counts them here alone."""
         self.config = config
         preference = Preference(socket.gethostname(), config.zone, config.subset_size)
         self.pool = Pool(config.triton, config.model, config.access.triton_tls, preference)
         self.metrics = GatewayMetrics()
         self.detector = HangDetector(config.stall)
         scoreboard = Scoreboard(config.seat)
-        self.authenticator = Authenticator(config.access, scoreboard)
+        self.authenticator = Authenticator(config.access, limits or scoreboard)
         self.router = Router(self.pool, policy, self.detector, scoreboard, self.metrics)
         self.router.observers.append(Learning(policy, self.metrics))
         self.queue = AdmissionQueue(

@@ -81,7 +81,7 @@ class GatewayMetrics:
     """Told of every request when it is admitted and when it is over; nothing is done per token."""
 
     def __init__(self) -> None:
-        self._registry = CollectorRegistry()
+        self.registry = CollectorRegistry()
         self._series: dict[tuple[str, str], _Series] = {}
         self._families = _Series(
             requests=self._counter("requests", "Requests sent to a variant"),
@@ -219,7 +219,7 @@ class GatewayMetrics:
             self._ready.labels(variant).set(is_ready)
             self._in_flight.labels(variant)
         if SHARED_FOLDER not in os.environ:
-            return generate_latest(self._registry)
+            return generate_latest(self.registry)
         everything = CollectorRegistry()
         MultiProcessCollector(everything)  # type: ignore[no-untyped-call]
         return generate_latest(everything)
@@ -267,14 +267,14 @@ class GatewayMetrics:
     def _counter(
         self, name: str, text: str, labels: tuple[str, ...] = ("task", "variant")
     ) -> Counter:
-        return Counter(PREFIX + name, text, labels, registry=self._registry)
+        return Counter(PREFIX + name, text, labels, registry=self.registry)
 
     def _gauge(self, name: str, text: str, labels: tuple[str, ...] = ("variant",)) -> Gauge:
         # how the values of several workers become one
         mode: Literal["livesum", "livemostrecent"] = (
             "livemostrecent" if name == "variant_ready" else "livesum"
         )
-        return Gauge(PREFIX + name, text, labels, registry=self._registry, multiprocess_mode=mode)
+        return Gauge(PREFIX + name, text, labels, registry=self.registry, multiprocess_mode=mode)
 
     def _histogram(
         self,
@@ -283,7 +283,7 @@ class GatewayMetrics:
         buckets: tuple[float, ...],
         labels: tuple[str, ...] = ("task", "variant"),
     ) -> Histogram:
-        return Histogram(PREFIX + name, text, labels, registry=self._registry, buckets=buckets)
+        return Histogram(PREFIX + name, text, labels, registry=self.registry, buckets=buckets)
 
 
 def _known(task: str) -> str:

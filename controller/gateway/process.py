@@ -6,7 +6,7 @@ import json
 import logging
 import signal
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,9 +17,12 @@ from trt_mtp.controller.gateway.canary.traffic import TrafficFile
 from trt_mtp.controller.gateway.canary.traffic_policy import TrafficPolicy, follow
 from trt_mtp.controller.gateway.gateway import Gateway, GatewayConfig
 from trt_mtp.controller.gateway.observers import RequestLogger
+from trt_mtp.controller.gateway.shared.config import SharedConfig
+from trt_mtp.controller.gateway.shared.metrics import SharedMetrics
+from trt_mtp.controller.gateway.shared.sharing import Sharing
 from trt_mtp.controller.policy import Policy
 from trt_mtp.controller.profile import Profile, read_profile, require_measured_on
-from trt_mtp.controller.state import PeerStates, default_replica, load_state, save_state
+from trt_mtp.controller.state import default_replica, load_state, save_state
 from trt_mtp.errors import TrtMtpError
 from trt_mtp.interrupts import interrupt, note_interrupt, time_left
 
@@ -44,9 +47,8 @@ class ProcessConfig:
     decision_log: Path | None = None  # one line per request, for `trt-mtp replay`
     log_prompts: bool = False  # in the decision log
     replica: str | None = None  # this gateway's name in states; None takes default_replica
-    peer_states: Sequence[Path] = ()  # of other gateways: read at the start and every minute
-    worker_states: Sequence[Path] = ()  # of the other workers, the same once they are there
     traffic: Path | None = None  # what a rollout says about who goes where
+    shared: SharedConfig | None = None  # through which gateways share what they know
 
 
 def run_gateway(config: ProcessConfig, on_ready: OnReady) -> None:
@@ -62,10 +64,14 @@ def run_gateway(config: ProcessConfig, on_ready: OnReady) -> None:
 async def _run(config: ProcessConfig, on_ready: OnReady) -> None:
     profile = read_profile(config.profile) if config.profile else Profile()
     policy = Policy(profile, replica=config.replica or default_replica(config.state))
-    peers = PeerStates(config.peer_states, config.worker_states)
     decisions = DecisionLog(config.decision_log) if config.decision_log else None
     traffic = TrafficFile(config.traffic) if config.traffic else None
-    gateway = Gateway(config.gateway, TrafficPolicy(policy, traffic) if traffic else policy)
+    sharing = Sharing(config.shared, config.gateway.model, policy) if config.shared else None
+    gateway = Gateway(
+        config.gateway,
+        TrafficPolicy(policy, traffic) if traffic else policy,
+        sharing.limits if sharing else None,
+    )
     observers = gateway.router.observers
     if decisions is not None:
         observers.append(RequestLogger(decisions, log_prompts=config.log_prompts))
@@ -77,7 +83,8 @@ async def _run(config: ProcessConfig, on_ready: OnReady) -> None:
         check_fingerprint(profile, str(config.profile), gateway)
         if config.state is not None:
             log.info("%s", load_state(config.state, policy, _hosted(gateway)))
-        _merge(peers, policy, gateway)
+        if sharing is not None:
+            await sharing.begin(SharedMetrics(gateway.metrics.registry), lambda: _hosted(gateway))
         await gateway.start()
         ended = _end_of_service()
         gateway.on_drain = ended.set
@@ -86,13 +93,14 @@ async def _run(config: ProcessConfig, on_ready: OnReady) -> None:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(ended.wait(), REPORT_S)
                 break
-            _merge(peers, policy, gateway)
             _report(gateway, policy, config.state)
     finally:
         if traffic is not None and follower is not None:
             follower.cancel()
             traffic.close()
         is_whole = await _stopped(gateway)
+        if sharing is not None:
+            await sharing.end()
         _ignore_further(signal.SIGTERM, signal.SIGHUP)
     _report(gateway, policy, config.state)
     if decisions is not None:
@@ -153,11 +161,6 @@ def check_fingerprint(profile: Profile, where: str, gateway: Gateway) -> None:
 def _hosted(gateway: Gateway) -> frozenset[str]:
     """The fingerprints of the variants."""
     return frozenset(v.fingerprint for v in gateway.pool.variants.values() if v.fingerprint)
-
-
-def _merge(peers: PeerStates, policy: Policy, gateway: Gateway) -> None:
-    for problem in peers.merge_into(policy, _hosted(gateway)):
-        log.warning("%s", problem)
 
 
 def _report(gateway: Gateway, policy: Policy, state: Path | None) -> None:

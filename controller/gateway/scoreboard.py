@@ -14,6 +14,8 @@ import os
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from trt_mtp.controller.gateway.access.token_bucket import TokenBucket
+
 log = logging.getLogger(__name__)
 
 MAX_COUNTERS = 16_384  # those that nobody uses take no memory
@@ -42,6 +44,10 @@ class SharedCounter:
     def add(self, change: int) -> None:
         """Add to this worker's count."""
         self._counts[self._worker] += change
+
+    def is_over(self, limit: int) -> bool:
+        """Whether the counts of all workers are more than `limit` together."""
+        return self.total > limit
 
     def clear(self) -> None:
         """Set this worker's count to 0."""
@@ -80,6 +86,15 @@ class Scoreboard:
             numbers = self._numbers(hashlib.sha256(repr(key).encode()).digest())
             counter = self._counters[key] = SharedCounter(numbers, self._worker)
         return counter
+
+    def bucket(self, tenant: str, what: str, rate_per_s: float, capacity: float) -> TokenBucket:
+        """The bucket of what a tenant uses, which all workers share."""
+        counter = self.counter("tenant", tenant, what, repr(rate_per_s))
+        return TokenBucket(rate_per_s, capacity, counter.time)
+
+    def places(self, tenant: str) -> SharedCounter:
+        """The tenant's requests in flight."""
+        return self.counter("tenant", tenant, "running")
 
     def clear(self, worker: int) -> None:
         """What a worker counted that is gone is gone with it."""

@@ -1,8 +1,9 @@
 """Several gateway processes on one port: started, watched, started again when one dies.
 
 They share the port (SO_REUSEPORT: the kernel spreads connections), what is in flight and what
-tenants used (scoreboard.py), what they learn (each reads the others' state as a peer's) and their
-metrics (prometheus-client's files, one per process).
+tenants used (scoreboard.py) and their metrics (prometheus-client's files, one per process). With
+--shared they are as many gateways to the store, through which tenants' limits go then and they
+learn from each other.
 """
 
 import fcntl
@@ -150,7 +151,7 @@ class Worker:
 
 
 def worker_config(config: ProcessConfig, seat: Seat, shared: Path) -> ProcessConfig:
-    """The settings of a worker: its own files, and the others' as peers.
+    """The settings of a worker, with its own files.
 
     The first one keeps what was learned where a single process would.
     """
@@ -164,7 +165,6 @@ def worker_config(config: ProcessConfig, seat: Seat, shared: Path) -> ProcessCon
         config,
         gateway=replace(gateway, seat=seat),
         state=states[index],
-        worker_states=[other for other in states if other != states[index]],
         replica=f"{config.replica or default_replica(config.state)}-{index}",
         decision_log=decisions.with_stem(f"{decisions.stem}-{index}") if decisions else None,
     )

@@ -59,6 +59,12 @@ SETS: dict[str, dict[str, Any]] = {
     },
     "tls": {"gateway": {"tlsSecret": "tls"}},
     "tokens": {"gateway": {"tokensSecret": "tenants", "profileConfigMap": "profile"}},
+    "shared": {"shared": {"redis": {"url": "redis://redis.data:6379/0"}}},
+    "shared, guarded": {
+        "shared": {
+            "redis": {"url": "rediss://gw@redis/1", "passwordSecret": "redis", "caSecret": "ca"}
+        }
+    },
     "many servers": {"gateway": {"subsetSize": 20, "replicas": 100, "args": ["--max-waiting=9"]}},
     "no network policy": {"networkPolicy": {"enabled": False}},
     "clients": {"networkPolicy": {"clients": [{"namespaceSelector": {}}]}},
@@ -268,6 +274,8 @@ def test_alerts_are_those_of_the_examples() -> None:
         ({"variantDefaults": {"shmSize": "lots"}}, "shmSize"),
         ({"variantDefaults": {"draftLenSchedule": "4=3"}}, "draftLenSchedule"),
         ({"keda": {"prometheus": "prometheus:9090"}}, "prometheus"),
+        ({"shared": {"redis": {"url": "redis:6379"}}}, "url"),
+        ({"shared": {"redis": {"url": "redis://:password@redis"}}}, "url"),
     ],
 )
 def test_values_that_are_none_are_refused(values: dict[str, Any], key: str) -> None:

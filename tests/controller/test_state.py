@@ -3,6 +3,7 @@
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -10,12 +11,14 @@ from tests.policy_fixtures import outcome, request, variants
 from trt_mtp.controller.policy import Policy
 from trt_mtp.controller.profile import Profile
 from trt_mtp.controller.state import (
-    PeerStates,
     default_replica,
     load_state,
+    own_counts_to_json,
+    read_own_counts,
     save_state,
     state_to_json,
 )
+from trt_mtp.errors import InputError
 
 
 def taught(fingerprint: str = "a", replica: str = "local", acceptance: float = 0.5) -> Policy:
@@ -100,76 +103,45 @@ def expected_length(policy: Policy) -> float:
     return decision.chosen.acceptance_length
 
 
-def test_peers_agree_whichever_reads_first(tmp_path: Path) -> None:
-    """Two gateways that write and read each other's file expect the same, in either order."""
-    files = {name: tmp_path / name for name in ("one", "two")}
-    learned = {"one": taught(replica="one", acceptance=0.9), "two": taught(replica="two")}
-    for name, policy in learned.items():
-        save_state(files[name], policy)
-    told: list[Policy] = []
-    for order in (["one", "two"], ["two", "one"]):
-        told.append(Policy(Profile(fingerprint="a"), replica="three"))
-        assert not list(PeerStates([files[name] for name in order]).merge_into(told[-1]))
-    assert told[0].acceptance.to_json() == told[1].acceptance.to_json()
-    for name, other in (("one", "two"), ("two", "one")):
-        assert not list(PeerStates([files[other]]).merge_into(learned[name]))
-    lengths = [expected_length(policy) for policy in (*told, *learned.values())]
-    assert lengths == pytest.approx([lengths[0]] * 4)
-
-
-def test_a_restart_keeps_what_peers_taught(tmp_path: Path) -> None:
-    """A gateway's own file holds its peers' counts, and its own come back under its name."""
-    save_state(tmp_path / "peer", taught(replica="two"))
-    policy = taught(replica="one")
-    assert not list(PeerStates([tmp_path / "peer"]).merge_into(policy))
+def test_a_restart_keeps_what_others_taught(tmp_path: Path) -> None:
+    """A gateway's file holds the others' counts, and its own come back under its name."""
+    policy, other = taught(replica="one"), taught(replica="two").acceptance
+    policy.acceptance.replace_others((other.version, other.own))
     save_state(tmp_path / "own", policy)
     again = Policy(Profile(fingerprint="a"), replica="one")
     assert "40 answers learned" in load_state(tmp_path / "own", again)
     assert again.acceptance.own
-    assert set(again.acceptance.peers) == {"two"}
+    assert set(again.acceptance.peers) == {"others"}
     renamed = Policy(Profile(fingerprint="a"), replica="three")
     load_state(tmp_path / "own", renamed)
-    assert set(renamed.acceptance.peers) == {"one", "two"}
+    assert set(renamed.acceptance.peers) == {"one", "others"}
 
 
-def test_step_times_are_not_taken_from_peers(tmp_path: Path) -> None:
-    """A peer may run on another machine: its acceptance counts, its clock doesn't."""
-    save_state(tmp_path / "peer", taught(replica="two"))
-    policy = Policy(Profile(fingerprint="a"), replica="one")
-    assert not list(PeerStates([tmp_path / "peer"]).merge_into(policy))
-    assert policy.cost.num_observed == 0
+def test_what_is_told_to_others_is_the_own_acceptance_alone() -> None:
+    """Its clock is not, nor are counts of others, which tell their own."""
+    policy, other = taught(replica="one"), taught(replica="two", acceptance=0.9).acceptance
+    told = own_counts_to_json(policy)
+    policy.acceptance.replace_others((other.version, other.own))
+    assert own_counts_to_json(policy) == told
+    assert read_own_counts(told, Policy(Profile(fingerprint="a"))) == (20, policy.acceptance.own)
+    assert "cost" not in told
 
 
 @pytest.mark.parametrize(
-    "content", [None, b"{", GOOD.replace('"fingerprint": "a"', '"fingerprint": "b"').encode()]
+    ("change", "sentence"),
+    [
+        ({"fingerprint": "b"}, "was learned with a profile of 'b', and this is a profile of 'a'"),
+        ({"learned_on": ["other"]}, "was learned on variants other, and hosted are v"),
+        ({"schema_version": 2}, "has schema_version 2, not 1"),
+        ({"counted": {}}, "is no gateway's state: 'counts' is missing"),
+        ({"counted": []}, "what is in it has another form"),
+    ],
 )
-def test_a_peer_that_cannot_be_read_is_named_once_per_change(
-    tmp_path: Path, content: bytes | None
-) -> None:
-    """A missing, broken or foreign peer costs a sentence, is left where it is, and may recover."""
-    path = tmp_path / "peer"
-    if content is not None:
-        path.write_bytes(content)
-    policy, peers = Policy(Profile(fingerprint="a"), replica="one"), PeerStates([path])
-    [said] = peers.merge_into(policy)
-    assert str(path) in said
-    assert not list(peers.merge_into(policy))
-    assert [file.name for file in tmp_path.iterdir()] == ([] if content is None else ["peer"])
-    save_state(path, taught(replica="two"))
-    assert not list(peers.merge_into(policy))
-    assert set(policy.acceptance.peers) == {"two"}
-
-
-def test_a_peer_that_comes_later_is_waited_for_in_silence(tmp_path: Path) -> None:
-    """As other workers write theirs a minute after the start; a broken one is named as any is."""
-    policy, path = Policy(Profile(fingerprint="a"), replica="one"), tmp_path / "peer"
-    peers = PeerStates([], later=[path])
-    assert not list(peers.merge_into(policy))
-    path.write_text("{")
-    assert len(list(peers.merge_into(policy))) == 1
-    save_state(path, taught(replica="two"))
-    assert not list(peers.merge_into(policy))
-    assert set(policy.acceptance.peers) == {"two"}
+def test_counts_of_another_kind_are_refused(change: dict[str, Any], sentence: str) -> None:
+    """With a sentence that says what is wrong."""
+    told = own_counts_to_json(taught(), frozenset({"v"})) | change
+    with pytest.raises(InputError, match=re.escape(sentence)):
+        read_own_counts(told, Policy(Profile(fingerprint="a")), frozenset({"v"}))
 
 
 def test_gateways_have_names_of_their_own(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 from trt_mtp.controller.gateway.access.client_address import client_network
 from trt_mtp.controller.gateway.access.config import AccessConfig
+from trt_mtp.controller.gateway.access.limits import Limits
 from trt_mtp.controller.gateway.access.tenants import (
     MAX_WAITING_BYTES,
     Tenant,
@@ -16,7 +17,6 @@ from trt_mtp.controller.gateway.access.tenants import (
 )
 from trt_mtp.controller.gateway.byte_room import ByteRoom
 from trt_mtp.controller.gateway.failure import UnauthenticatedError
-from trt_mtp.controller.gateway.scoreboard import Scoreboard
 from trt_mtp.controller.request import RequestFeatures
 from trt_mtp.errors import InputError
 
@@ -113,9 +113,9 @@ def _quota(
 class Authenticator:
     """Tells callers apart by their tokens, where there are any."""
 
-    def __init__(self, access: AccessConfig, scoreboard: Scoreboard) -> None:
+    def __init__(self, access: AccessConfig, limits: Limits) -> None:
         """Raises InputError when the tenants' file is wrong."""
-        self._tenants = Tenants(access.tokens, scoreboard) if access.tokens else None
+        self._tenants = Tenants(access.tokens, limits) if access.tokens else None
         self._max_prompt_tokens = access.max_prompt_tokens
         self._rooms: weakref.WeakValueDictionary[str, ByteRoom] = weakref.WeakValueDictionary()
 

@@ -12,10 +12,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from trt_mtp.controller.gateway.access.token_bucket import TokenBucket
+from trt_mtp.controller.gateway.access.limits import Bucket, Limits
 from trt_mtp.controller.gateway.byte_room import ByteRoom
 from trt_mtp.controller.gateway.failure import LimitError, UnauthenticatedError
-from trt_mtp.controller.gateway.scoreboard import Scoreboard
 from trt_mtp.controller.request import MAX_NAME_CHARS
 from trt_mtp.controller.validation import first_problem
 from trt_mtp.errors import InputError
@@ -65,17 +64,17 @@ class TenantsFile(BaseModel):
 
 
 class Tenant:
-    """A tenant and what it uses now, through all workers of the gateway together.
+    """A tenant and what it uses now, through all workers of the gateway or all gateways together.
 
     Workers take no turns. Where several admit requests in the same moment, each may admit one more
     than a rate allows, which the next ones wait off; or one too few may be in flight.
     """
 
-    def __init__(self, record: TenantRecord, scoreboard: Scoreboard) -> None:
+    def __init__(self, record: TenantRecord, limits: Limits) -> None:
         self.is_removed = False
         self.room = ByteRoom(MAX_WAITING_BYTES)
-        self._scoreboard = scoreboard
-        self._running = scoreboard.counter("tenant", record.name, "running")
+        self._limits = limits
+        self._running = limits.places(record.name)
         self.change(record)
 
     @property
@@ -95,9 +94,8 @@ class Tenant:
         self._requests = self._bucket("requests", rate, max(rate, 1.0)) if rate else None
         self._tokens = self._bucket("tokens", per_min / 60, per_min) if per_min else None
 
-    def _bucket(self, what: str, rate_per_s: float, capacity: float) -> TokenBucket:
-        counter = self._scoreboard.counter("tenant", self.record.name, what, repr(rate_per_s))
-        return TokenBucket(rate_per_s, capacity, counter.time)
+    def _bucket(self, what: str, rate_per_s: float, capacity: float) -> Bucket:
+        return self._limits.bucket(self.record.name, what, rate_per_s, capacity)
 
     def begin(self, num_prompt_tokens: int, now_s: float) -> None:
         """Admit a request; raises LimitError. `end` follows."""
@@ -120,7 +118,7 @@ class Tenant:
 
     def _check(self, now_s: float) -> None:
         record = self.record
-        if record.concurrent_streams and self._running.total > record.concurrent_streams:
+        if record.concurrent_streams and self._running.is_over(record.concurrent_streams):
             raise LimitError(
                 f"tenant {record.name} may have {record.concurrent_streams} requests in flight: "
                 f"try again when one is over",
@@ -145,10 +143,10 @@ class Tenant:
 class Tenants:
     """All tenants of a file."""
 
-    def __init__(self, path: Path, scoreboard: Scoreboard) -> None:
+    def __init__(self, path: Path, limits: Limits) -> None:
         """Raises InputError when the file is missing or wrong."""
         self._path = path
-        self._scoreboard = scoreboard
+        self._limits = limits
         self._tenants: dict[str, Tenant] = {}
         self._hashes: list[tuple[bytes, Tenant]] = []
         self._looked_s = time.monotonic()
@@ -190,7 +188,7 @@ class Tenants:
     def _take_over(self, file: TenantsFile) -> None:
         before, self._tenants = self._tenants, {}
         for record in file.tenants:
-            tenant = before.pop(record.name, None) or Tenant(record, self._scoreboard)
+            tenant = before.pop(record.name, None) or Tenant(record, self._limits)
             if tenant.record != record:
                 tenant.change(record)
             self._tenants[record.name] = tenant

@@ -1,0 +1,103 @@
+"""What gateways have learned of acceptance, exchanged in the background.
+
+Each gateway writes its own counts only, under a key of its own with a time to live, and reads all
+others'. Who ends is missing in the next look, and what it counted with it.
+"""
+
+import asyncio
+import json
+import logging
+import random
+import zlib
+from collections.abc import Callable
+
+from trt_mtp.controller.acceptance import Counted
+from trt_mtp.controller.gateway.shared.store import RedisStore
+from trt_mtp.controller.policy import Policy
+from trt_mtp.controller.position_counts import PositionCounts
+from trt_mtp.controller.state import own_counts_to_json, read_own_counts
+from trt_mtp.errors import InputError
+
+log = logging.getLogger(__name__)
+
+TTL_S = 180.0
+MIN_PERIOD_S, MAX_PERIOD_S = 2.0, 30.0
+PERIOD_PER_GATEWAY_S = 0.3  # all read all: the load grows with the square of their number
+MAX_BYTES = 1 << 24  # of one gateway's counts
+
+
+class SharedLearning:
+    """One gateway's part in it."""
+
+    def __init__(
+        self,
+        store: RedisStore,
+        policy: Policy,
+        hosted: Callable[[], frozenset[str]],
+        on_count: Callable[[int], None] = lambda count: None,
+    ) -> None:
+        """`hosted` tells the variants' fingerprints, `on_count` is told the number of gateways."""
+        self._store = store
+        self._policy = policy
+        self._hosted = hosted
+        self._on_count = on_count
+        self._left_out: dict[str, bytes] = {}  # what could not be read, by gateway
+        self.num_gateways = 1  # as last seen
+        self.sources: frozenset[str] = frozenset()  # the gateways whose counts are used
+
+    @property
+    def period_s(self) -> float:
+        """How long to wait between exchanges, a little different each time."""
+        period_s = min(max(PERIOD_PER_GATEWAY_S * self.num_gateways, MIN_PERIOD_S), MAX_PERIOD_S)
+        return period_s * random.uniform(0.9, 1.1)
+
+    async def exchange(self) -> None:
+        """Write the own counts, read all others'; raises TrtMtpError, which changes nothing."""
+        own = own_counts_to_json(self._policy, self._hosted())
+        value = zlib.compress(json.dumps(own, separators=(",", ":")).encode(), 1)
+        names = await self._store.publish(value, TTL_S)
+        values = await self._store.read([name for name in names if name != self._store.name])
+        self.num_gateways = max(len(names), 1)
+        self._on_count(self.num_gateways)
+        await self._take(values)
+
+    async def _take(self, values: dict[str, bytes]) -> None:
+        """Add up what the others have counted, one at a time: requests come between."""
+        sums: dict[str, PositionCounts] = {}
+        num_answers, sources = 0, set()
+        for name, value in values.items():
+            counted = self._counted(name, value)
+            if counted is not None:
+                sources.add(name)
+                num_answers += counted[0]
+                _add(sums, counted[1])
+            await asyncio.sleep(0)
+        self.sources = frozenset(sources)
+        self._policy.acceptance.replace_others((num_answers, sums))
+
+    def _counted(self, name: str, value: bytes) -> Counted | None:
+        """A gateway's counts; None if they can't be read, which is logged once."""
+        try:
+            return read_own_counts(_record(value), self._policy, self._hosted())
+        except InputError as error:
+            if self._left_out.get(name) != value:
+                self._left_out[name] = value
+                log.warning("what gateway %.100r has learned is left out: it %s", name, error)
+            return None
+
+
+def _add(sums: dict[str, PositionCounts], counts: dict[str, PositionCounts]) -> None:
+    """Add a gateway's counts to the sums by scope, which take over those that are new."""
+    for scope, count in counts.items():
+        if scope in sums:
+            sums[scope].include(count)
+        else:
+            sums[scope] = count
+
+
+def _record(value: bytes) -> object:
+    """The JSON in a value of the store; raises InputError."""
+    try:
+        return json.loads(zlib.decompressobj().decompress(value, MAX_BYTES))
+    except (zlib.error, ValueError, RecursionError):
+        raise InputError("is not what a gateway writes") from None

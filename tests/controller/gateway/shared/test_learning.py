@@ -1,0 +1,189 @@
+"""What many gateways learn together, through a real Redis."""
+
+import asyncio
+import logging
+import zlib
+from collections.abc import Coroutine, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+
+from tests.policy_fixtures import outcome, request, variants
+from tests.redis_server import RedisServer, redis_server
+from trt_mtp.controller.acceptance import AcceptanceKey
+from trt_mtp.controller.gateway.shared.config import parse_shared
+from trt_mtp.controller.gateway.shared.learning import SharedLearning
+from trt_mtp.controller.gateway.shared.store import RedisStore
+from trt_mtp.controller.policy import Policy
+from trt_mtp.controller.profile import Profile
+
+CODING = AcceptanceKey("coding", "low", False)
+
+
+class Peer:
+    """A gateway as the others know it: a policy and its part in the sharing."""
+
+    def __init__(self, server: RedisServer, name: str, *, profile: str = "a") -> None:
+        self.policy = Policy(Profile(fingerprint=profile), replica=name)
+        self.store = RedisStore(parse_shared(server.url), "qwen_mtp", profile, name)
+        self.learning = SharedLearning(self.store, self.policy, frozenset)
+
+    def learn(self, num_answers: int, acceptance: float = 0.5) -> "Peer":
+        """Some answers of one task."""
+        for _ in range(num_answers):
+            decision = self.policy.choose(request(hint_task="coding"), variants(3), now_s=0.0)
+            self.policy.update(decision, outcome(3, acceptance))
+        return self
+
+    @property
+    def names(self) -> frozenset[str]:
+        """The other gateways from which it learns."""
+        return self.learning.sources
+
+    @property
+    def expected(self) -> tuple[float, ...]:
+        """The acceptance lengths that it expects."""
+        return self.policy.acceptance.estimate(CODING).lengths
+
+
+async def exchanged(*peers: Peer) -> None:
+    """All of them write, and then all have read what the others wrote."""
+    for peer in (*peers, *peers):
+        await peer.learning.exchange()
+
+
+def run(*peers: Peer, steps: Coroutine[Any, Any, None]) -> None:
+    """Run `steps`, and close the connections."""
+
+    async def all_steps() -> None:
+        try:
+            await steps
+        finally:
+            for peer in peers:
+                await peer.store.close()
+
+    asyncio.run(all_steps())
+
+
+def test_many_gateways_expect_what_one_would(redis: RedisServer) -> None:
+    """Twenty that each saw a twentieth of the answers agree, and with one that saw them all."""
+    peers = [Peer(redis, f"g{number}").learn(2, 0.6) for number in range(20)]
+    one = Policy(Profile(fingerprint="a"))
+    for _ in range(40):
+        decision = one.choose(request(hint_task="coding"), variants(3), now_s=0.0)
+        one.update(decision, outcome(3, 0.6))
+    run(*peers, steps=exchanged(*peers))
+    for peer in peers:
+        assert len(peer.names) == 19
+        assert peer.expected == pytest.approx(peers[0].expected)
+        assert peer.expected == pytest.approx(one.acceptance.estimate(CODING).lengths, rel=0.01)
+    assert Peer(redis, "alone").expected != pytest.approx(peers[0].expected, rel=0.01)
+
+
+def test_nothing_is_left_of_a_gateway_that_ends(redis: RedisServer) -> None:
+    """Its key goes, the others forget its counts, and the last one leaves an empty store."""
+    peers = [Peer(redis, name).learn(5) for name in ("one", "two", "three")]
+
+    async def steps() -> None:
+        await exchanged(*peers)
+        assert peers[0].names == {"two", "three"}
+        await peers[1].store.leave()
+        await peers[0].learning.exchange()
+        assert peers[0].names == {"three"}
+        assert peers[0].learning.num_gateways == 2
+        for peer in (peers[0], peers[2]):
+            await peer.store.leave()
+
+    run(*peers, steps=steps())
+    assert redis.names() == []
+
+
+def test_a_gateway_that_was_killed_is_forgotten(
+    redis: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it wrote has a time to live, and so has its name."""
+    killed, other = Peer(redis, "killed").learn(5), Peer(redis, "other")
+
+    async def steps() -> None:
+        monkeypatch.setattr("trt_mtp.controller.gateway.shared.learning.TTL_S", 0.05)
+        await killed.learning.exchange()
+        monkeypatch.undo()
+        while True:
+            await other.learning.exchange()
+            if not other.names and other.learning.num_gateways == 1:
+                return
+            await asyncio.sleep(0.01)
+
+    run(killed, other, steps=steps())
+    assert not [key for key in redis.names() if "killed" in key]
+
+
+def test_a_profile_has_its_own_counts_and_all_gateways_count(redis: RedisServer) -> None:
+    """Counts beside another profile mean nothing; limits are those of all gateways of the model."""
+    old, new = Peer(redis, "old", profile="a").learn(5), Peer(redis, "new", profile="b")
+    run(old, new, steps=exchanged(old, new))
+    assert new.names == set()
+    assert new.learning.num_gateways == 2
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        b"",
+        b"{}",
+        zlib.compress(b"[]"),
+        zlib.compress(b"{"),
+        zlib.compress(b'{"schema_version": 9}'),
+        zlib.compress(b'{"schema_version":1,"fingerprint":"a","counted":{"version":1}}'),
+        zlib.compress(
+            b'{"schema_version":1,"fingerprint":"a","counted":{"version":1,"counts":'
+            b'{"all":{"trials":[1],"successes":[2]}}}}'
+        ),
+    ],
+)
+def test_what_no_gateway_wrote_is_left_out_and_said_once(
+    redis: RedisServer, value: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The others' counts are used all the same."""
+    strange, good, reader = Peer(redis, "strange"), Peer(redis, "good").learn(3), Peer(redis, "me")
+
+    async def steps() -> None:
+        await strange.store.publish(value, 60.0)
+        await exchanged(good, reader)
+        await reader.learning.exchange()
+
+    with caplog.at_level(logging.WARNING):
+        run(strange, good, reader, steps=steps())
+    assert reader.names == {"good"}
+    assert caplog.text.count("what gateway 'strange' has learned is left out") == 2  # good, reader
+
+
+def test_an_outage_leaves_what_is_known() -> None:
+    """Peers stay while the store is away; when it is back, empty, they write themselves again."""
+    with redis_server() as server:
+        one, two = Peer(server, "one"), Peer(server, "two").learn(20, 0.9)
+
+        async def steps() -> None:
+            await exchanged(one, two)
+            expected = one.expected
+            server.kill()
+            for _ in range(2):
+                with fails():
+                    await one.learning.exchange()
+            assert one.names == {"two"}
+            assert one.expected == expected
+            server.start()
+            await exchanged(two, one)
+            assert one.expected == expected
+
+        run(one, two, steps=steps())
+
+
+@contextmanager
+def fails() -> Iterator[None]:
+    """What asks the store says in one sentence that it is away."""
+    from trt_mtp.errors import TrtMtpError
+
+    with pytest.raises(TrtMtpError):
+        yield
