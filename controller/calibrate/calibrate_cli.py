@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from trt_mtp.errors import InputError
-from trt_mtp.options import FOLDER, model_option, parsed, profile_out
+from trt_mtp.options import FILE, FOLDER, model_option, parsed, profile_out
 
 UNITS = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0}
 UNDECIDED = 3  # exit code: the profile is written, a choice is open
@@ -49,6 +49,12 @@ tasks_option = click.option(
     metavar="TASK,…",
     callback=parsed(words),
     help="Tasks to run, comma-separated.  [default: all of the prompt set]",
+)
+
+openai_key_option = click.option(
+    "--openai-key-file",
+    type=FILE,
+    help="File with the API key of the servers of --openai.  [default: $OPENAI_API_KEY]",
 )
 
 
