@@ -2,7 +2,7 @@
 
 import itertools
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -47,7 +47,7 @@ class _Chunks:
     texts_s: list[float] = field(default_factory=list)
     ended_s: float | None = None
     usage: Mapping[str, Any] = field(default_factory=dict)
-    num_first_tokens: int = 1
+    num_first_tokens: int = 0  # as the first text's own usage says, where it has one
     told: Told | None = None
     is_whole: bool = False
 
@@ -69,8 +69,8 @@ class _Chunks:
     def _choice(self, choice: Mapping[str, Any], arrived_s: float) -> None:
         delta = choice.get("delta")
         if isinstance(delta, Mapping) and any(delta.get(name) for name in TEXTS):
-            if not self.texts_s:  # where every chunk has its usage, it counts the first tokens
-                self.num_first_tokens = max(_number(self.usage, "completion_tokens"), 1)
+            if not self.texts_s:
+                self.num_first_tokens = _number(self.usage, "completion_tokens")
             self.texts_s.append(arrived_s)
         if choice.get("finish_reason"):
             self.ended_s = arrived_s
@@ -115,7 +115,7 @@ def _reading(raw: RawStream, chunks: _Chunks, draft_length: int | None) -> Readi
     answer = Answer(
         ttft_s=times[0] - raw.sent_s,
         decode_s=max(chunks.ended_s or 0.0, times[-1]) - times[0],
-        num_first_tokens=min(chunks.num_first_tokens, num_tokens),
+        num_first_tokens=min(chunks.num_first_tokens or _num_first(times, num_tokens), num_tokens),
         num_output_tokens=num_tokens,
         num_input_tokens=_number(chunks.usage, "prompt_tokens"),
         num_steps=steps,
@@ -123,6 +123,12 @@ def _reading(raw: RawStream, chunks: _Chunks, draft_length: int | None) -> Readi
         itl_s=tuple(after - before for before, after in itertools.pairwise(times)),
     )
     return Reading(answer, tuple(notes))
+
+
+def _num_first(times: Sequence[float], num_tokens: int) -> int:
+    """The tokens of the first moment: one, or the share of the texts that came with it."""
+    at_once = times.count(times[0])
+    return 1 if at_once == 1 else round(num_tokens * at_once / len(times))
 
 
 def _chunk(data: str) -> Mapping[str, Any]:

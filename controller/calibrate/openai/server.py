@@ -103,7 +103,6 @@ async def found_server(url: str, model: str | None, key: str) -> OpenAiServer:
 
     Without a `model`, the only one that it has. Raises InputError for a key that it refuses and a
     model that it doesn't have, TrtMtpError where it can't be reached or doesn't speak OpenAI's API.
-    A server that doesn't list models is believed to have it.
     """
     timeout = aiohttp.ClientTimeout(total=CALL_TIMEOUT_S, sock_connect=CONNECT_S)
     headers = OpenAiServer(url, "", key=key).headers
@@ -115,7 +114,7 @@ async def found_server(url: str, model: str | None, key: str) -> OpenAiServer:
             content = await body_of(response)
             listed = _models(url, response.status, content)
     except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
-        reason = " ".join(str(error).split()) or f"no answer within {CALL_TIMEOUT_S:.0f} s"
+        reason = str(error).strip().partition("\n")[0] or f"no answer within {CALL_TIMEOUT_S:.0f} s"
         raise TrtMtpError(f"can't reach an OpenAI API at {url}: {reason}") from None
     return _chosen(url, listed, model, key)
 
@@ -128,43 +127,30 @@ async def body_of(response: aiohttp.ClientResponse) -> bytes:
     return bytes(content)
 
 
-def _models(url: str, status: int, content: bytes) -> list[dict[str, Any]] | None:
-    """The entries of its models; None where it lists none."""
-    require_key(url, status)
-    if status in (404, 405, 501):
-        return None
-    try:
-        value = json.loads(content)
-    except (ValueError, RecursionError):
-        value = None
-    if status != 200:
-        said = message_of(value) if value else "nothing that can be read"
-        raise TrtMtpError(f"{url}/models answers {status}: {said}")
-    data = value.get("data") if isinstance(value, dict) else None
-    if not isinstance(data, list):
-        raise TrtMtpError(
-            f"{url}/models answers no list of models: name the base URL of an OpenAI API, which "
-            f"often ends in /v1"
-        )
-    return [entry for entry in data if isinstance(entry, dict) and "id" in entry]
-
-
-def require_key(url: str, status: int) -> None:
-    """Raise InputError if the server refused the API key."""
+def _models(url: str, status: int, content: bytes) -> list[dict[str, Any]]:
+    """The entries of its models."""
     if status in (401, 403):
         raise InputError(
             f"{url} refuses the API key ({status}): put the right one into OPENAI_API_KEY, or into "
             f"a file for --openai-key-file"
         )
+    try:
+        value = json.loads(content)
+    except (ValueError, RecursionError):
+        value = None
+    data = value.get("data") if isinstance(value, dict) else None
+    if status != 200 or not isinstance(data, list):
+        said = f"{status}: {message_of(value)}" if status != 200 and value else str(status)
+        raise TrtMtpError(
+            f"{url}/models answers no list of models ({said}): name the base URL of an OpenAI API, "
+            f"which often ends in /v1"
+        )
+    return [entry for entry in data if isinstance(entry, dict) and "id" in entry]
 
 
 def _chosen(
-    url: str, listed: Sequence[dict[str, Any]] | None, model: str | None, key: str
+    url: str, listed: Sequence[dict[str, Any]], model: str | None, key: str
 ) -> OpenAiServer:
-    if listed is None:
-        if model is None:
-            raise InputError(f"{url} doesn't list its models: name one with --model")
-        return OpenAiServer(url, model, key=key)
     names = {str(entry["id"]): entry for entry in listed}
     told = ", ".join(list(names)[:MAX_NAMED]) or "none"
     if model is None:
