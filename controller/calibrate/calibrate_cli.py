@@ -4,12 +4,15 @@ import os
 import re
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from trt_mtp.errors import InputError
 from trt_mtp.options import FILE, FOLDER, parsed, profile_out
+
+if TYPE_CHECKING:
+    from trt_mtp.controller.profile import Profile
 
 UNITS = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0}
 UNDECIDED = 3  # exit code: the profile is written, a choice is open
@@ -225,7 +228,18 @@ def calibrate(
     if as_json:
         click.echo(profile_json(profile), nl=False)
     else:
-        click.echo(summary(profile))
+        click.echo("\n".join([summary(profile), *_settings(profile)]))
         click.echo(f"written to {options.out}", err=True)
     assert profile.calibration is not None
     return 0 if is_decided(profile.calibration) else UNDECIDED
+
+
+def _settings(profile: "Profile") -> list[str]:
+    """The settings of the servers that were measured, if their kind has some."""
+    from trt_mtp.controller.calibrate.server_settings import SETTINGS, settings_for
+
+    kind = profile.measured_on.get("server", "")
+    if kind not in SETTINGS:
+        return []
+    lines = settings_for(kind, profile)
+    return ["", f"settings of {kind}, for all tasks alike:", *(f"  {line}" for line in lines)]

@@ -23,9 +23,14 @@ class OpenAiRig:
     """A server, or a model of one, for each draft length."""
 
     def __init__(
-        self, servers: Mapping[int, OpenAiServer], wait_s: float, say: Callable[[str], None]
+        self,
+        servers: Mapping[int, OpenAiServer],
+        model: str,
+        wait_s: float,
+        say: Callable[[str], None],
     ) -> None:
-        self.facts = _facts(servers)
+        """`model` is the name for all of them, {k} in place of the length."""
+        self.facts = _facts(servers, model)
         self._servers = servers
         self._wait_s = wait_s
         self._say = say
@@ -135,14 +140,14 @@ async def found_servers(
                 f"of {server.base_url}: give each a server, or --model a name with {LENGTH_MARK} "
                 f"in it"
             )
-    return OpenAiRig(servers, wait_s, say)
+    names = dict.fromkeys(server.model for server in servers.values())
+    return OpenAiRig(servers, model or ", ".join(names), wait_s, say)
 
 
-def _facts(servers: Mapping[int, OpenAiServer]) -> RigFacts:
+def _facts(servers: Mapping[int, OpenAiServer], model: str) -> RigFacts:
     """What is known of the servers; addresses are no part of the fingerprint."""
     kinds = ", ".join(dict.fromkeys(server.kind or "unknown" for server in servers.values()))
-    models = ", ".join(dict.fromkeys(server.model for server in servers.values()))
-    measured_on = {"server": kinds, "model": models}
+    measured_on = {"server": kinds, "model": model}
     digest = hashlib.sha256(repr(sorted(measured_on.items())).encode()).hexdigest()
     fingerprint = f"openai-{digest[:FINGERPRINT_CHARS]}"
     hosts = {urlsplit(server.base_url).hostname for server in servers.values()}
