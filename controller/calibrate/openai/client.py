@@ -50,7 +50,8 @@ class OpenAiClient:
         self._draft_length = draft_length
         self._session = aiohttp.ClientSession(
             headers=server.headers,
-            connector=aiohttp.TCPConnector(limit=0),
+            # one connection for each request: llama.cpp's server closes them after a stream
+            connector=aiohttp.TCPConnector(limit=0, force_close=True),
             timeout=aiohttp.ClientTimeout(
                 total=ANSWER_TIMEOUT_S, sock_connect=CONNECT_S, sock_read=MODEL_SILENT_S
             ),
