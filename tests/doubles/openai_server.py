@@ -177,6 +177,16 @@ async def _started(behavior: Behavior) -> tuple[web.AppRunner, int]:
     return runner, int(runner.addresses[0][1])
 
 
+async def _ended(runner: web.AppRunner) -> None:
+    """Stop it, with the answers and connections that are left."""
+    await runner.cleanup()
+    tasks = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    await asyncio.sleep(0.01)  # closed transports end in the loop's next turn
+
+
 @contextmanager
 def openai_double(behavior: Behavior) -> Iterator[str]:
     """Its base URL while it runs, in a thread of its own."""
@@ -187,7 +197,7 @@ def openai_double(behavior: Behavior) -> Iterator[str]:
     try:
         yield f"http://127.0.0.1:{port}/v1"
     finally:
-        asyncio.run_coroutine_threadsafe(runner.cleanup(), loop).result(30)
+        asyncio.run_coroutine_threadsafe(_ended(runner), loop).result(30)
         loop.call_soon_threadsafe(loop.stop)
         thread.join(30)
         loop.close()

@@ -13,13 +13,15 @@ import aiohttp
 
 from trt_mtp.controller.calibrate.load_client import ANSWER_TIMEOUT_S, Batch
 from trt_mtp.controller.calibrate.load_streams import LIVE_S, LOOK_S, MODEL_SILENT_S, QUIET_S
-from trt_mtp.controller.calibrate.openai.answer import RawStream, message_of, read_answer
+from trt_mtp.controller.calibrate.openai.answer import SPREAD, RawStream, message_of, read_answer
 from trt_mtp.controller.calibrate.openai.counters import (
     PATH,
     PATHS,
     Counters,
+    has_positions,
     parse_counters,
     survival_between,
+    with_positions,
     with_survival,
 )
 from trt_mtp.controller.calibrate.openai.server import (
@@ -35,6 +37,7 @@ COUNTERS = (
     "tells acceptance in its metrics only: a batch's mean stands for each of its answers, and all "
     "else that the server does counts as well"
 )
+POSITIONS = "tells accepted drafts as one sum: the draft positions are a batch's in its metrics"
 NOTHING = "tells nothing of accepted drafts"
 
 
@@ -76,9 +79,14 @@ class OpenAiClient:
         await self._load(requests, raw, concurrency)
         elapsed_s = time.perf_counter() - start_s
         readings = [read_answer(one, self._draft_length) for one in raw]
-        self._notes |= dict.fromkeys(note for one in readings for note in one.notes)
         batch = Batch(tuple(one.answer for one in readings), elapsed_s)
-        return batch if batch.lost else await self._with_counters(batch, before)
+        notes = dict.fromkeys(note for one in readings for note in one.notes)
+        if not batch.lost and self._has_counters:
+            batch = self._completed(batch, notes, before, await self._counters())
+        if self._draft_length != 0 and not any(answer.num_steps for answer in batch.answers):
+            notes |= {NOTHING: None} if any(not one.error for one in batch.answers) else {}
+        self._notes |= notes
+        return batch
 
     async def is_live(self) -> bool:
         """Does the server answer anything at all?"""
@@ -159,16 +167,21 @@ class OpenAiClient:
         self._has_counters = status == 200
         return parse_counters(content.decode(errors="replace")) if status == 200 else {}
 
-    async def _with_counters(self, batch: Batch, before: Counters) -> Batch:
-        """The batch, with acceptance from the counters where no answer told it."""
-        good = [answer for answer in batch.answers if not answer.error]
-        if self._draft_length == 0 or not good or any(answer.num_steps for answer in good):
-            return batch
-        survival = survival_between(before, await self._counters(), self._draft_length)
-        self._notes[COUNTERS if survival else NOTHING] = None
+    def _completed(
+        self, batch: Batch, notes: dict[str, None], before: Counters, after: Counters
+    ) -> Batch:
+        """The batch, with what its answers leave out of acceptance from the counters."""
+        survival = survival_between(before, after, self._draft_length)
         if not survival:
             return batch
-        answers = tuple(with_survival(answer, survival) for answer in batch.answers)
+        answers = batch.answers
+        if SPREAD in notes and has_positions(after):
+            del notes[SPREAD]
+            notes[POSITIONS] = None
+            answers = tuple(with_positions(answer, survival) for answer in answers)
+        elif not any(answer.num_steps for answer in answers):
+            notes[COUNTERS] = None
+            answers = tuple(with_survival(answer, survival) for answer in answers)
         return Batch(answers, batch.elapsed_s)
 
     async def _get(self, url: str, timeout_s: float) -> tuple[int, bytes]:

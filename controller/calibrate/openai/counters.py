@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from trt_mtp.controller.calibrate.load_client import Answer
-from trt_mtp.controller.calibrate.openai.speculation import survival_of
+from trt_mtp.controller.calibrate.openai.speculation import shared_out, survival_of
 from trt_mtp.controller.position_counts import MAX_POSITIONS
 
 PATHS = {"tensorrt_llm": "/prometheus/metrics"}  # by kind of server; else:
@@ -80,6 +80,18 @@ def _totals(grown: Counters, draft_length: int | None) -> tuple[float, int]:
     if draft_length and grown.get(TRTLLM_DRAFTED, 0) > 0:
         return grown[TRTLLM_DRAFTED] / draft_length, round(grown.get(TRTLLM_ACCEPTED, 0.0))
     return 0.0, 0
+
+
+def has_positions(counters: Counters) -> bool:
+    """Whether accepted drafts are counted by position."""
+    return any(name.startswith(f"{ACCEPTED_AT}[") for name in counters)
+
+
+def with_positions(answer: Answer, survival: tuple[float, ...]) -> Answer:
+    """An answer whose accepted drafts are shared out as those of its batch are."""
+    total = sum(answer.accepted_per_position)
+    positions = shared_out(total, answer.num_steps, survival)
+    return replace(answer, accepted_per_position=positions)
 
 
 def with_survival(answer: Answer, survival: tuple[float, ...]) -> Answer:

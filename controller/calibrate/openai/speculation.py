@@ -61,8 +61,8 @@ def speculation_of(told: Told, num_tokens: int, draft_length: int | None) -> Spe
     if steps is None or accepted is None or rest <= 0:
         return None
     steps, accepted = max(steps, 1), max(accepted, 0)
-    per_step = accepted if told.num_drafted is None else told.num_drafted
-    depth = draft_length or math.ceil(per_step / steps)
+    drafted = accepted if told.num_drafted is None else told.num_drafted
+    depth = draft_length or max(round(drafted / steps), math.ceil(accepted / steps))
     return Speculation(steps, spread(accepted, steps, depth), is_spread=depth > 1)
 
 
@@ -77,11 +77,28 @@ def spread(num_accepted: int, num_steps: int, depth: int) -> tuple[int, ...]:
     depth = min(depth, MAX_POSITIONS)
     total = min(num_accepted, num_steps * depth)
     shares = survival_of(total / num_steps, depth) if num_steps else (0.0,) * depth
-    ends = [round(num_steps * share) for share in accumulate(shares)]
+    return shared_out(total, num_steps, shares)
+
+
+def shared_out(total: int, num_steps: int, survival: Sequence[float]) -> tuple[int, ...]:
+    """A total of accepted drafts over positions in the proportion of S_1 … S_K.
+
+    >>> shared_out(13, 10, (0.6, 0.4, 0.3))
+    (6, 4, 3)
+    """
+    scale = total / sum(survival) if any(survival) else 0.0
+    ends = [round(scale * share) for share in accumulate(survival)]
     counts = [end - start for start, end in zip([0, *ends], ends, strict=False)]
-    if counts:
-        counts[0] += total - sum(counts)
-    return tuple(sorted((min(count, num_steps) for count in counts), reverse=True))
+    return _no_more_than(num_steps, sorted(counts, reverse=True))
+
+
+def _no_more_than(most: int, counts: Sequence[int]) -> tuple[int, ...]:
+    """The same total where it fits, with what is too much at one position at the next ones."""
+    extra, held = 0, list[int]()
+    for count in counts:
+        held.append(min(count + extra, most))
+        extra += count - held[-1]
+    return tuple(held)
 
 
 def survival_of(mean_accepted: float, depth: int) -> tuple[float, ...]:

@@ -13,7 +13,7 @@ from tests.conftest import CliResult
 from tests.doubles.openai_server import MODEL, Behavior, openai_double
 from tests.gateway_fixtures import running_gateway
 from trt_mtp.controller.calibrate.openai.answer import NO_USAGE, SPREAD, RawStream, read_answer
-from trt_mtp.controller.calibrate.openai.client import COUNTERS, NO_STREAM, NOTHING
+from trt_mtp.controller.calibrate.openai.client import COUNTERS, NO_STREAM, NOTHING, POSITIONS
 from trt_mtp.controller.calibrate.openai.rig import addresses
 from trt_mtp.controller.calibrate.openai.server import OpenAiServer, base_url, read_key
 from trt_mtp.controller.profile import Profile, read_profile
@@ -22,16 +22,22 @@ from trt_mtp.errors import InputError
 from trt_mtp.serve.triton import TritonServer
 
 Cli = Callable[..., CliResult]
+LONG = 200
 TOKENS = 13  # of an answer: the first, and four steps of three at draft length 3
+
+
+def prompt_file(folder: Path, max_tokens: int) -> Path:
+    """Eight prompts of a task."""
+    rows = [{"task": "qa", "prompt": f"what {n}", "max_tokens": max_tokens} for n in range(8)]
+    file = folder / f"{max_tokens}.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return file
 
 
 @pytest.fixture
 def prompts(tmp_path: Path) -> Path:
-    """Eight prompts of a task."""
-    rows = [{"task": "qa", "prompt": f"what {n}", "max_tokens": TOKENS} for n in range(8)]
-    file = tmp_path / "p.jsonl"
-    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return file
+    """Prompts with short answers."""
+    return prompt_file(tmp_path, TOKENS)
 
 
 @pytest.fixture(scope="module")
@@ -54,6 +60,7 @@ KINDS = [
     (Behavior("tensorrt_llm"), []),
     (Behavior("sglang"), []),
     (Behavior("llamacpp"), [SPREAD]),
+    (Behavior("llamacpp", counts=True), [POSITIONS]),
     (Behavior("vllm", tells=False, counts=True), [COUNTERS]),
     (Behavior("sglang", tells=False, counts=True), [COUNTERS]),
     (Behavior("mystery", tells=False), [NOTHING]),
@@ -73,6 +80,8 @@ def test_each_kind_of_server_is_measured(
     assert (line["request_count"], line["error_request_count"]) == (8, 0)
     assert line["time_to_first_token"]["p50"] > 0
     assert line["total_output_tokens"] == 8 * (5 if notes == [NO_USAGE] else TOKENS)
+    if POSITIONS in notes:
+        assert line["Joint_Acceptance_Rate"]["3"] == pytest.approx(1, abs=0.1)  # nothing decays
     if notes == [NOTHING]:
         assert line["Category_AL"] is report["Average_AL"] is None
         assert line["Joint_Acceptance_Rate"] == {}
@@ -95,20 +104,21 @@ def test_our_own_gateway_is_measured(cli: Cli, own_door: str, prompts: Path) -> 
     assert text.splitlines()[1].split()[-2:] == ["-", "-"]
 
 
-def test_our_own_gateway_is_calibrated(
-    cli: Cli, own_door: str, prompts: Path, tmp_path: Path
-) -> None:
-    """One gateway, its models by draft length: a profile with both factors comes out."""
-    out = tmp_path / "profile.json"
+def test_our_own_gateway_is_calibrated(cli: Cli, own_door: str, tmp_path: Path) -> None:
+    """One gateway, its models by draft length: a profile with both factors comes out.
+
+    Answers are long, or those of so small a model would come in one piece.
+    """
+    prompts, out = prompt_file(tmp_path, LONG), tmp_path / "profile.json"
     servers = ("--openai", f"0={own_door}", "--openai", f"3={own_door}", "--model", "qwen_mtp:k{k}")
     result = cli("calibrate", *servers, "--prompts", prompts, "--concurrency", "2", "-o", out)
     profile = read_profile(out)
-    assert profile.calibration is not None
+    assert profile.calibration is not None, result.err
     assert result.code == (0 if is_decided(profile.calibration) else 3)
     assert profile.measured_on == {"server": "trt-mtp", "model": "qwen_mtp:k{k}"}
     assert set(profile.step_ratio) == {3}
     cells = {cell.draft_length: cell for cell in profile.calibration.cells}
-    assert (cells[0].num_output_tokens, cells[0].accepted_per_position) == (8 * TOKENS, ())
+    assert (cells[0].num_output_tokens, cells[0].accepted_per_position) == (8 * LONG, ())
     assert len(cells[3].accepted_per_position) == 3
     assert "not_told" not in profile.calibration.environment
 
