@@ -22,9 +22,10 @@ from tests.variants import build_engines
 from trt_mtp.controller.acceptance import AcceptanceKey
 from trt_mtp.controller.batch_schedule import BatchSchedule
 from trt_mtp.controller.calibrate.beside import run_beside
-from trt_mtp.controller.calibrate.calibrate import Options, calibrate, chosen_variants
+from trt_mtp.controller.calibrate.calibrate import Options, calibrate
 from trt_mtp.controller.calibrate.calibrate_cli import numbers, seconds, words
 from trt_mtp.controller.calibrate.embedded import run_embedded
+from trt_mtp.controller.calibrate.triton_rig import chosen_variants
 from trt_mtp.controller.gateway.servers.backend import Backend, Replica
 from trt_mtp.controller.policy import Policy
 from trt_mtp.controller.profile import read_profile
