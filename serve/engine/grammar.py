@@ -24,6 +24,7 @@ JSON_OPTIONS: Mapping[str, Any] = {"whitespace_pattern": r"(?:\r?\n[ \t]{0,32}|[
 # of work for the automaton of a grammar's texts: twice what schemas of 50 KB were seen to take, and
 # a fifth of a second at most, for which every other answer waits
 LEXER_FUEL = 200_000
+LEXER_STATES = 50_000  # of that automaton, one or two KB each
 MAX_TAIL = 4  # tokens of a prompt's end that may be <think> and white space after it
 
 
@@ -105,7 +106,7 @@ class Grammars:
         """llguidance's matcher, whose first mask is known to be computable and not empty."""
         from llguidance import LLMatcher, LLParserLimits
 
-        limits = LLParserLimits(initial_lexer_fuel=LEXER_FUEL)
+        limits = LLParserLimits(initial_lexer_fuel=LEXER_FUEL, max_lexer_states=LEXER_STATES)
         try:
             grammar = self._grammar(guided)
             matcher = LLMatcher(tokenizer, grammar, log_level=0, limits=limits)
