@@ -2,10 +2,11 @@
 
 `python -m benchmarks.grammar [--json] [--short]`
 
-The trained checkpoint's own prompts for JSON, with and without the schema of the JSON that they ask
-for, one at a time and interleaved, at a temperature. Time is the processor time of the engine's
-thread, as in `benchmarks.engine`; ratios are of the same prompt, as median and quartiles. The
-answers with a grammar are checked: equal at every draft length, and as the schema says.
+The trained checkpoint's own prompts, with and without a schema, one at a time and interleaved, at a
+temperature: those for JSON with the schema of what they ask for, which it was trained on, and those
+of other tasks with one that it never saw. Time is the processor time of the engine's thread, as in
+`benchmarks.engine`; ratios are of the same prompt, as median and quartiles. The answers are checked
+to be equal at every draft length.
 """
 
 import json
@@ -27,9 +28,20 @@ from trt_mtp.serve.engine.cpu import CpuEngine
 
 DRAFT_LENGTHS = (0, 1, 2, 3, 5)
 TEMPERATURE = 0.7
-MAX_TOKENS = 128
+MAX_TOKENS = 256
 MAX_SEQ_LEN = 1024
 NUM_PROMPTS, NUM_SHORT = 60, 12
+FOREIGN = {
+    "type": "object",
+    "properties": {
+        "category": {"enum": ["code", "prose", "data", "question"]},
+        "needs_review": {"type": "boolean"},
+        "short_summary": {"type": "string", "maxLength": 60},
+        "confidence_percent": {"type": "integer", "minimum": 0, "maximum": 100},
+    },
+    "required": ["category", "needs_review", "short_summary", "confidence_percent"],
+    "additionalProperties": False,
+}
 TYPES = {str: "string", int: "integer", float: "number", bool: "boolean", list: "array"}
 
 
@@ -78,15 +90,17 @@ class Answer(Timeline):
         return (self.times[-1] - self.times[0]) / (len(self.tokens) - 1)
 
 
-def read_prompts(engine: CpuEngine, most: int) -> list[Prompt]:
-    """The checkpoint's held-out prompts for JSON, with schemas made from the answers expected."""
+def read_prompts(engine: CpuEngine, most: int) -> dict[str, list[Prompt]]:
+    """The checkpoint's held-out prompts: for JSON, with schemas of what is expected, and others."""
     lines = (ASSET / "prompts.jsonl").read_text(encoding="utf-8").splitlines()
-    values = [value for value in map(json.loads, lines) if value["task"] == "structured_output"]
-    return [
-        Prompt(engine.encode_chat(value["messages"]), schema_of(value["expected"]))
-        for value in values
-        if isinstance(value["expected"], dict)
-    ][:most]
+    prompts: dict[str, list[Prompt]] = {"JSON": [], "other tasks": []}
+    for value in map(json.loads, lines):
+        is_json = value["task"] == "structured_output"
+        if not is_json or isinstance(value["expected"], dict):
+            schema = schema_of(value["expected"]) if is_json else FOREIGN
+            ids = engine.encode_chat(value["messages"])
+            prompts["JSON" if is_json else "other tasks"].append(Prompt(ids, schema))
+    return {name: found[:: max(len(found) // most, 1)][:most] for name, found in prompts.items()}
 
 
 def schema_of(expected: Mapping[str, Any]) -> dict[str, Any]:
@@ -143,24 +157,14 @@ def row_of(
     )
 
 
-def measure(num_prompts: int) -> dict[str, Any]:
+def measure(engines: Mapping[int, CpuEngine], prompts: Sequence[Prompt]) -> dict[str, Any]:
     """All rows, and how many answers were as the schema says."""
-    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
-        packed, engines = pack(ASSET, Path(folder)), {}
-        for k in DRAFT_LENGTHS:
-            engines[k] = CpuEngine(
-                packed, draft_length=k, max_batch_size=1, max_seq_len=MAX_SEQ_LEN
-            )
-            stack.callback(engines[k].close)
-        prompts = read_prompts(engines[0], num_prompts)
-        for engine in engines.values():  # what is compiled or built once
-            ask(engine, prompts[0], 0, is_guided=True)
-        plain: dict[int, list[Answer]] = {k: [] for k in engines}
-        guided: dict[int, list[Answer]] = {k: [] for k in engines}
-        for seed, prompt in enumerate(prompts):
-            for k, engine in engines.items():
-                plain[k].append(ask(engine, prompt, seed, is_guided=False))
-                guided[k].append(ask(engine, prompt, seed, is_guided=True))
+    plain: dict[int, list[Answer]] = {k: [] for k in engines}
+    guided: dict[int, list[Answer]] = {k: [] for k in engines}
+    for seed, prompt in enumerate(prompts):
+        for k, engine in engines.items():
+            plain[k].append(ask(engine, prompt, seed, is_guided=False))
+            guided[k].append(ask(engine, prompt, seed, is_guided=True))
     for answers in (plain, guided):
         assert all(
             [a.tokens for a in answers[k]] == [a.tokens for a in answers[0]] for k in answers
@@ -177,26 +181,42 @@ def measure(num_prompts: int) -> dict[str, Any]:
     }
 
 
+def measure_all(most: int) -> dict[str, Any]:
+    """Each set of prompts by its name."""
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
+        packed, engines = pack(ASSET, Path(folder)), {}
+        for k in DRAFT_LENGTHS:
+            engines[k] = CpuEngine(
+                packed, draft_length=k, max_batch_size=1, max_seq_len=MAX_SEQ_LEN
+            )
+            stack.callback(engines[k].close)
+        prompts = read_prompts(engines[0], most)
+        for engine in engines.values():  # what is compiled or built once
+            ask(engine, prompts["JSON"][0], 0, is_guided=True)
+        return {name: measure(engines, found) for name, found in prompts.items()}
+
+
 def lines_of(found: Mapping[str, Any]) -> Iterator[str]:
     """For people."""
-    yield f"{found['num_prompts']} prompts for JSON. Answers as their schema says:"
-    yield f"without a grammar {found['fit']:.0%}, with it {found['guided_fit']:.0%}"
-    yield " K  tokens per step        speedup over K = 0                        a step with it,"
-    yield "    without    with        without              with                 in steps without"
-    for row in found["rows"]:
-        speedup, guided, price = (
-            Ratio(**row[name]) for name in ("speedup", "guided_speedup", "price")
-        )
-        yield (
-            f"{row['draft_length']:2}  {row['tokens_per_step']:7.2f} "
-            f"{row['guided_tokens_per_step']:7.2f}        {speedup}  {guided}  {price}"
-        )
+    for name, measured in found.items():
+        yield f"{measured['num_prompts']} prompts, {name}. Answers as their schema says:"
+        yield f"without a grammar {measured['fit']:.0%}, with it {measured['guided_fit']:.0%}"
+        yield " K  tokens per step      speedup over K = 0                        a step with it,"
+        yield "    without    with      without              with                 in steps without"
+        for row in measured["rows"]:
+            speedup, guided, price = (
+                Ratio(**row[name]) for name in ("speedup", "guided_speedup", "price")
+            )
+            yield (
+                f"{row['draft_length']:2}  {row['tokens_per_step']:7.2f} "
+                f"{row['guided_tokens_per_step']:7.2f}      {speedup}  {guided}  {price}"
+            )
 
 
 def main() -> None:
     """Measure and print."""
-    args = arguments(__doc__ or "", f"{NUM_SHORT} prompts instead of {NUM_PROMPTS}")
-    found = measure(NUM_SHORT if args.short else NUM_PROMPTS)
+    args = arguments(__doc__ or "", f"{NUM_SHORT} prompts of a kind instead of {NUM_PROMPTS}")
+    found = measure_all(NUM_SHORT if args.short else NUM_PROMPTS)
     print_report(args.json, found, lines_of(found))
 
 

@@ -1,6 +1,7 @@
 """The input `guided_decoding`: what an answer has to be, as JSON, checked before an engine sees it.
 
-An object with one form of FORMS, and beside `tool_choice` perhaps `parallel_tool_calls`.
+An object with one form of FORMS, and beside `tool_choice` perhaps `parallel_tool_calls`. Where
+JSON is the form, `tool_choice` "auto" lets the answer be calls of tools instead.
 """
 
 import json
@@ -13,6 +14,8 @@ from trt_mtp.serve.contract import GUIDED, MAX_CHOICES, MAX_GUIDED_BYTES
 from trt_mtp.serve.engine.base import Guided
 
 ANY_TOOL = "required"  # as tool_choice: a call of one of the tools
+MAY_CALL = "auto"  # as tool_choice: calls, or what another key asks for
+JSON_FORMS = ("json_schema", "json_object")
 PARALLEL = "parallel_tool_calls"
 _MAX_SHOWN_CHARS = 80
 
@@ -28,14 +31,20 @@ def read_guided(
     if num_bytes > MAX_GUIDED_BYTES:
         raise InputError(f"{GUIDED} has {num_bytes} bytes; at most {MAX_GUIDED_BYTES} are taken")
     values = _object(text)
-    form = _form_of(values)
+    may_call = values.get("tool_choice") == MAY_CALL
+    form = _form_of(values, ("tool_choice",) if may_call else ())
     if form == "tool_choice":
         return _calls(values, tools, may_think)
-    if PARALLEL in values:
+    if may_call and form not in JSON_FORMS:
+        raise InputError(f"{GUIDED}.tool_choice {MAY_CALL} goes with {' or '.join(JSON_FORMS)}")
+    if PARALLEL in values and not may_call:
         raise InputError(f"{GUIDED}.{PARALLEL} goes with tool_choice, and this one has {form}")
-    if form == "json_object":
-        return Guided("json_schema", {"type": "object"}, may_think=may_think)
-    return Guided(form, values[form], may_think=may_think)  # type: ignore[arg-type]
+    value = {"type": "object"} if form == "json_object" else values[form]
+    kind: Any = "json_schema" if form == "json_object" else form
+    if not may_call:
+        return Guided(kind, value, may_think=may_think)
+    by_name, is_single = _tools(tools), not _is_parallel(values)
+    return Guided(kind, value, tuple(by_name.values()), is_single, may_think)
 
 
 def _object(text: str) -> dict[str, Any]:
@@ -50,13 +59,13 @@ def _object(text: str) -> dict[str, Any]:
     return value
 
 
-def _form_of(values: Mapping[str, Any]) -> str:
-    """The one form that is given, checked."""
+def _form_of(values: Mapping[str, Any], beside: Sequence[str]) -> str:
+    """The one form that is given, but for those that are beside it, checked."""
     for name in values:
         if name not in FORMS and name != PARALLEL:
             shown = name[:_MAX_SHOWN_CHARS]
             raise InputError(f"{GUIDED} has no key {shown!r}{nearest(shown, FORMS)}")
-    given = [name for name in FORMS if name in values]
+    given = [name for name in FORMS if name in values and name not in beside]
     if len(given) != 1:
         found = " and ".join(given) or "none"
         raise InputError(f"{GUIDED} takes one of {', '.join(FORMS)}; this one has {found}")
@@ -69,16 +78,7 @@ def _form_of(values: Mapping[str, Any]) -> str:
 def _calls(
     values: Mapping[str, Any], tools: Sequence[Mapping[str, Any]], may_think: bool
 ) -> Guided:
-    wanted, is_parallel = values["tool_choice"], values.get(PARALLEL, True)
-    if not isinstance(is_parallel, bool):
-        raise InputError(f"{GUIDED}.{PARALLEL} has to be true or false")
-    if len(json.dumps(tools)) > MAX_GUIDED_BYTES:
-        raise InputError(
-            f"{GUIDED}.tool_choice goes with tools of at most {MAX_GUIDED_BYTES} bytes"
-        )
-    by_name = {_tool_name(tool, at): tool for at, tool in enumerate(tools)}
-    if not by_name:
-        raise InputError(f"{GUIDED}.tool_choice goes with tools, and this request has none")
+    wanted, is_parallel, by_name = values["tool_choice"], _is_parallel(values), _tools(tools)
     if wanted == ANY_TOOL:
         return Guided("tool_choice", "", tuple(by_name.values()), not is_parallel, may_think)
     name = wanted["name"]
@@ -86,6 +86,25 @@ def _calls(
         shown = name[:_MAX_SHOWN_CHARS]
         raise InputError(f"{GUIDED}.tool_choice names {shown!r}{nearest(shown, by_name)}, no tool")
     return Guided("tool_choice", name, (by_name[name],), True, may_think)
+
+
+def _is_parallel(values: Mapping[str, Any]) -> bool:
+    is_parallel = values.get(PARALLEL, True)
+    if not isinstance(is_parallel, bool):
+        raise InputError(f"{GUIDED}.{PARALLEL} has to be true or false")
+    return is_parallel
+
+
+def _tools(tools: Sequence[Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
+    """The tools by name."""
+    if len(json.dumps(tools)) > MAX_GUIDED_BYTES:
+        raise InputError(
+            f"{GUIDED}.tool_choice goes with tools of at most {MAX_GUIDED_BYTES} bytes"
+        )
+    by_name = {_tool_name(tool, at): tool for at, tool in enumerate(tools)}
+    if not by_name:
+        raise InputError(f"{GUIDED}.tool_choice goes with tools, and this request has none")
+    return by_name
 
 
 def _tool_name(tool: Mapping[str, Any], at: int) -> str:

@@ -41,8 +41,9 @@ class Guided:
 
     form: GuidedForm
     value: Any  # the schema, the pattern, the list of texts, or a tool's name ("" for any)
-    tools: tuple[Mapping[str, Any], ...] = ()  # with tool_choice: those that may be called
-    is_single: bool = False  # with tool_choice: one call, no more
+    # those that must be called with tool_choice, and may be in place of what json_schema asks for
+    tools: tuple[Mapping[str, Any], ...] = ()
+    is_single: bool = False  # one call, no more
     may_think: bool = False  # the answer may begin with reasoning, if the model knows how
 
 

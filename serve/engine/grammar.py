@@ -24,6 +24,7 @@ JSON_OPTIONS: Mapping[str, Any] = {"whitespace_pattern": r"(?:\r?\n[ \t]{0,32}|[
 # of work for the automaton of a grammar's texts: twice what schemas of 50 KB were seen to take, and
 # a fifth of a second at most, for which every other answer waits
 LEXER_FUEL = 200_000
+LEXER_STATES = 50_000  # of that automaton, one or two KB each
 MAX_TAIL = 4  # tokens of a prompt's end that may be <think> and white space after it
 
 
@@ -105,7 +106,7 @@ class Grammars:
         """llguidance's matcher, whose first mask is known to be computable and not empty."""
         from llguidance import LLMatcher, LLParserLimits
 
-        limits = LLParserLimits(initial_lexer_fuel=LEXER_FUEL)
+        limits = LLParserLimits(initial_lexer_fuel=LEXER_FUEL, max_lexer_states=LEXER_STATES)
         try:
             grammar = self._grammar(guided)
             matcher = LLMatcher(tokenizer, grammar, log_level=0, limits=limits)
@@ -124,28 +125,31 @@ class Grammars:
         from llguidance import LLMatcher
 
         grammar: str
-        if guided.form == "json_schema":
-            schema = {} if guided.value is True else guided.value
-            options = dict(JSON_OPTIONS)
-            own = {key: value for key, value in schema.items() if key != "x-guidance"}
-            grammar = LLMatcher.grammar_from_json_schema(own, overrides=options)  # type: ignore[arg-type]
-        elif guided.form == "regex":
+        schema: Any = {} if guided.value is True else guided.value
+        if guided.form == "regex":
             grammar = LLMatcher.grammar_from_regex(guided.value)
         elif guided.form == "choice":
             texts = (json.dumps(text, ensure_ascii=False) for text in guided.value)
             grammar = LLMatcher.grammar_from_lark(f"start: {' | '.join(texts)}")
+        elif guided.form == "tool_choice":
+            grammar = LLMatcher.grammar_from_lark(self._calls(guided, None))
+        elif guided.tools:
+            grammar = LLMatcher.grammar_from_lark(self._calls(guided, schema))
         else:
-            added = self._codec.tokenizer.get_added_tokens_decoder().values()
-            grammar = LLMatcher.grammar_from_lark(
-                calls_grammar(
-                    guided.tools,
-                    is_xml=self._format.tool_calls == "xml",
-                    is_single=guided.is_single,
-                    special=[token.content for token in added],
-                    options=JSON_OPTIONS,
-                )
-            )
+            own = {**schema, "x-guidance": JSON_OPTIONS}
+            grammar = LLMatcher.grammar_from_json_schema(own)
         return grammar
+
+    def _calls(self, guided: Guided, schema: Mapping[str, Any] | None) -> str:
+        added = self._codec.tokenizer.get_added_tokens_decoder().values()
+        return calls_grammar(
+            guided.tools,
+            is_xml=self._format.tool_calls == "xml",
+            is_single=guided.is_single,
+            special=[token.content for token in added],
+            options=JSON_OPTIONS,
+            schema=schema,
+        )
 
 
 def _refusal(guided: Guided, reason: str) -> InputError:

@@ -23,14 +23,20 @@ def calls_grammar(
     is_single: bool,
     special: Sequence[str],
     options: Mapping[str, Any],
+    schema: Mapping[str, Any] | None = None,
 ) -> str:
     """The grammar of one call of `tools`, or (unless `is_single`) of several, a line between them.
 
+    With a `schema`, the answer may be JSON as that says instead.
     `special` are the texts that the tokenizer has a token of its own for; `options` are
     llguidance's for each JSON schema.
     """
     opening, closing = (mark if mark in special else json.dumps(mark) for mark in (OPEN, CLOSE))
-    rules = [f"start: call{'' if is_single else f' ({_text(chr(10))} call)*'}"]
+    rules = [f"calls: call{'' if is_single else f' ({_text(chr(10))} call)*'}"]
+    if schema is None:
+        rules.insert(0, "start: calls")
+    else:
+        rules = ["start: calls | answer", *rules, f"answer: {_json(schema, options)}"]
     names = " | ".join(f"call_{at}" for at in range(len(tools)))
     rules.append(f"call: {opening} {_text(chr(10))} ({names}) {_text(chr(10))} {closing}")
     for at, tool in enumerate(tools):

@@ -38,6 +38,10 @@ KEYS = st.sampled_from([*FORMS, "parallel_tool_calls", "name", "function"])
             {"tool_choice": "required", "parallel_tool_calls": False},
             Guided("tool_choice", "", tuple(TOOLS), is_single=True),
         ),
+        (
+            {"json_object": True, "tool_choice": "auto"},
+            Guided("json_schema", {"type": "object"}, tuple(TOOLS)),
+        ),
         ({"tool_choice": {"name": "g"}}, Guided("tool_choice", "g", (TOOLS[1],), is_single=True)),
     ],
 )
@@ -63,7 +67,9 @@ def test_each_form(value: Any, expected: Guided) -> None:
         ('{"choice": []}', "guided_decoding.choice has to be a list of 1 to 1024 texts"),
         ('{"choice": [""]}', "guided_decoding.choice has to be a list"),
         ('{"regex": "a", "parallel_tool_calls": true}', "goes with tool_choice"),
-        ('{"tool_choice": "auto"}', 'tool_choice has to be "required", or {"name": NAME}'),
+        ('{"tool_choice": "none"}', 'tool_choice has to be "required", or {"name": NAME}'),
+        ('{"tool_choice": "auto"}', "this one has none"),
+        ('{"tool_choice": "auto", "regex": "a"}', "auto goes with json_schema or json_object"),
         ('{"tool_choice": {"name": "h"}}', "tool_choice names 'h'"),
         ('{"tool_choice": "required", "parallel_tool_calls": 1}', "has to be true or false"),
     ],

@@ -11,7 +11,12 @@ from trt_mtp.controller.gateway.openai.answer_reader import OUTPUTS
 from trt_mtp.controller.gateway.openai.call_json import END
 from trt_mtp.controller.gateway.openai.deltas import ToolSchemas
 from trt_mtp.controller.gateway.openai.errors import ParameterError
-from trt_mtp.controller.gateway.openai.guided import forced_call, format_of, guided_text
+from trt_mtp.controller.gateway.openai.guided import (
+    forced_call,
+    format_of,
+    guided_chat,
+    guided_text,
+)
 from trt_mtp.controller.gateway.openai.logprobs import num_logprobs
 from trt_mtp.controller.gateway.openai.messages import (
     check_messages,
@@ -100,18 +105,12 @@ class BodyReader:
         request = read_as(ChatRequest, values)
         check_messages(request.messages)
         check_tools(request.tools or ())
-        form, forced = format_of(request), forced_call(request)
+        guided = guided_chat(request)
         tools = request.tools if request.tool_choice != "none" else None
-        if form and tools and not forced:
-            raise ParameterError(
-                "response_format leaves no room for calls of tools: leave one of them out, or send "
-                "tool_choice none or required",
-                "response_format",
-            )
-        inputs = _chat_inputs(request, tools, is_forced=forced is not None)
-        if forced or form:
-            name = "tool_choice" if forced else "response_format"
-            inputs[GUIDED] = guided_text(forced or form or {}, name)
+        inputs = _chat_inputs(request, tools, is_guided=guided is not None)
+        if guided:
+            name = "tool_choice" if forced_call(request) else "response_format"
+            inputs[GUIDED] = guided_text(guided, name)
         limit = request.max_completion_tokens or request.max_tokens
         known = {
             "messages": [_for_policy(message) for message in request.messages],
@@ -123,7 +122,7 @@ class BodyReader:
             num_tool_chars=len(inputs.get("tools", "")),
             thinking=request.thinking,
             has_tools=bool(tools) or any(m["role"] == "tool" for m in request.messages),
-            has_response_format=form is not None,
+            has_response_format=format_of(request) is not None,
             is_guided=GUIDED in inputs,
         )
         common = self._common(request, headers, limit or REST_OF_CONTEXT)
@@ -241,13 +240,13 @@ class BodyReader:
 
 
 def _chat_inputs(
-    request: ChatRequest, tools: list[dict[str, Any]] | None, *, is_forced: bool
+    request: ChatRequest, tools: list[dict[str, Any]] | None, *, is_guided: bool
 ) -> dict[str, Any]:
     inputs: dict[str, Any] = {"messages": json_text(request.messages, "messages")}
     stop = [request.stop] if isinstance(request.stop, str) else request.stop or []
     if tools:
         inputs["tools"] = json_text(tools, "tools")
-        if request.parallel_tool_calls is False and not is_forced:  # which ends by itself
+        if request.parallel_tool_calls is False and not is_guided:  # which says it
             stop = [*stop, END]  # of the first call
     if request.thinking is not None:
         inputs[THINKING] = request.thinking

@@ -44,7 +44,28 @@ def forced_call(request: ChatRequest) -> dict[str, Any] | None:
     if choice != "required" and wanted["name"] not in names:
         shown = wanted["name"][:MAX_NAME_CHARS]
         raise ParameterError(f"tool_choice names {shown!r}, which is none of tools", "tool_choice")
-    return {"tool_choice": wanted, "parallel_tool_calls": request.parallel_tool_calls is not False}
+    return {"tool_choice": wanted, **_parallel(request)}
+
+
+def guided_chat(request: ChatRequest) -> dict[str, Any] | None:
+    """What a chat's answer has to be: calls, a form, or one of both where tools may be called.
+
+    Raises ParameterError as `format_of` and `forced_call` do.
+    """
+    form, forced = format_of(request), forced_call(request)
+    if forced or not form or not request.tools or request.tool_choice == "none":
+        return forced or form
+    if not form.keys() & {"json_schema", "json_object"}:
+        raise ParameterError(
+            "structured_outputs leaves no room for calls of tools: leave one of them out, or send "
+            "tool_choice none or required",
+            "structured_outputs",
+        )
+    return {**form, "tool_choice": "auto", **_parallel(request)}
+
+
+def _parallel(request: ChatRequest) -> dict[str, Any]:
+    return {"parallel_tool_calls": request.parallel_tool_calls is not False}
 
 
 def guided_text(guided: Mapping[str, Any], name: str) -> str:

@@ -150,6 +150,24 @@ def test_calls_of_tools(engines: Engines, prompt: tuple[int, ...]) -> None:
             assert {value["name"] for value in values} <= {"weather", 'the "time"'}
 
 
+def test_json_or_calls(engines: Engines, prompt: tuple[int, ...]) -> None:
+    """Where tools may be called, the answer is either."""
+    city = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
+    tool: Any = {"type": "function", "function": {"name": "weather", "parameters": city}}
+    guided = Guided("json_schema", PERSON, (tool,), is_single=True)
+    question: Any = [{"role": "user", "content": "What is the weather in Paris?"}]
+    asking = engines[0].encode_chat(question, [tool])
+    requests = requests_of(prompt, guided) + requests_of(asking, guided)
+    texts = [answer.text for answer in same_at_every_length(engines, requests)]
+    assert [text[:11] for text in texts[3:]] == ["<tool_call>"] * 3
+    assert all(text.startswith("{") for text in texts[:3])
+    found = re.fullmatch(
+        r'<tool_call>\n\{"name": "weather", "arguments": (.*)\}\n</tool_call>', texts[3]
+    )
+    assert found
+    jsonschema.validate(json.loads(found[1]), city)
+
+
 def test_what_must_come_is_drafted(engines: Engines, prompt: tuple[int, ...]) -> None:
     """Where a grammar leaves one token at a time, every draft is accepted."""
     text = "The quick brown fox jumps over the lazy dog, and over 12 others."

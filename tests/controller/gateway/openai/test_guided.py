@@ -66,6 +66,21 @@ def test_forced_calls(client: OpenAI, gateway: GatewayThread, script: Any) -> No
     assert guided(client, script, tools=[TOOL], tool_choice="auto") is None
 
 
+def test_a_form_beside_tools(client: OpenAI, gateway: GatewayThread, script: Any) -> None:
+    """The answer may be of the form, or calls; calls that are forced leave no room for a form."""
+    request: Any = {"response_format": NAMED, "tools": [TOOL]}
+    for choice in ({}, {"tool_choice": "auto"}):
+        assert guided(client, script, **request, **choice) == {
+            "json_schema": SCHEMA,
+            "tool_choice": "auto",
+            "parallel_tool_calls": True,
+        }
+    seen = gateway.policy.seen[-1]
+    assert (seen.is_guided, seen.has_tools, seen.has_response_format) == (True, True, True)
+    forced = guided(client, script, **request, tool_choice="required", parallel_tool_calls=False)
+    assert forced == {"tool_choice": "required", "parallel_tool_calls": False}
+
+
 def test_completions_have_forms_too(client: OpenAI, gateway: GatewayThread) -> None:
     """With each of their prompts."""
     client.completions.create(model="qwen_mtp", prompt=["a", "b"], extra_body={"guided_regex": "a"})
@@ -79,7 +94,7 @@ def test_completions_have_forms_too(client: OpenAI, gateway: GatewayThread) -> N
         ({"response_format": {"type": "json_schema"}}, "response_format"),
         ({"response_format": {"type": "json_schema", "json_schema": {}}}, "response_format"),
         ({"response_format": "json"}, "response_format"),
-        ({"response_format": NAMED, "tools": [TOOL]}, "response_format"),
+        ({"guided_regex": "a", "tools": [TOOL]}, "structured_outputs"),
         ({"response_format": NAMED, "guided_regex": "a"}, "guided_regex"),
         ({"guided_grammar": "start: x"}, "guided_grammar"),
         ({"guided_json": "{"}, "guided_json"),
