@@ -34,6 +34,8 @@ def profile_schema() -> dict[str, Any]:
     from trt_mtp.controller.profile import Profile
 
     schema = Profile.model_json_schema(mode="serialization")
+    # step_ratio is left out where acceptance was not told
+    schema["required"] = [name for name in schema["properties"] if name != "step_ratio"]
     calibration = schema["$defs"]["Calibration"]
     columns = list(schema["$defs"].pop("Cell")["properties"])
     table = {"columns": {"const": columns}, "rows": {"type": "array", "items": {"type": "array"}}}
