@@ -209,6 +209,27 @@ def test_other_answers_beside_it(engines: Engines, prompt: tuple[int, ...]) -> N
         assert [answer.tokens for answer in answers] == alone
 
 
+def test_penalties_and_log_probabilities(engines: Engines, prompt: tuple[int, ...]) -> None:
+    """What a grammar leaves is penalized, and told of, in the same way at every draft length."""
+    held = {"frequency_penalty": 0.7, "presence_penalty": 0.3, "max_tokens": 60}
+    requests = [
+        replace(request, num_logprobs=2)
+        for guided in (CHOICE, Guided("json_schema", PERSON))
+        for request in requests_of(prompt, guided, **held)
+    ]
+    same_at_every_length(engines, requests)
+    told = []
+    for engine in engines.values():
+        answers = generate(engine, requests)
+        told.append(
+            [place for each in answers for chunk in each.chunks for place in chunk.logprobs]
+        )
+    assert all(places == told[0] for places in told)
+    values = [each.logprob for place in told[0] for each in (place.token, *place.top)]
+    assert all(np.isfinite(values))
+    assert 0.0 in values  # of a token that had to come
+
+
 def test_another_variant_goes_on(engines: Engines, prompt: tuple[int, ...]) -> None:
     """At every seam the grammar stands where the emitted tokens left it."""
     for request in requests_of(prompt, Guided("json_schema", PERSON), max_tokens=40):
