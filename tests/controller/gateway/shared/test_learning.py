@@ -81,6 +81,22 @@ def test_many_gateways_expect_what_one_would(redis: RedisServer) -> None:
     assert Peer(redis, "alone").expected != pytest.approx(peers[0].expected, rel=0.01)
 
 
+def test_a_shift_that_one_gateway_sees_is_known_to_all(redis: RedisServer) -> None:
+    """Its alarm makes the others' counts old, too, so that all expect what it sees."""
+    one, other = (Peer(redis, name).learn(40, 0.9) for name in ("one", "other"))
+    before = other.expected[3]
+
+    async def steps() -> None:
+        await exchanged(one, other)
+        one.learn(40, 0.3)
+        await exchanged(one, other)
+
+    run(one, other, steps=steps())
+    assert other.expected == pytest.approx(one.expected)
+    seen = Peer(redis, "new").learn(40, 0.3).expected[3]
+    assert abs(other.expected[3] - seen) < 0.25 * (before - seen)  # without: half of it
+
+
 def test_nothing_is_left_of_a_gateway_that_ends(redis: RedisServer) -> None:
     """Its key goes, the others forget its counts, and the last one leaves an empty store."""
     peers = [Peer(redis, name).learn(5) for name in ("one", "two", "three")]
