@@ -75,6 +75,8 @@ def ask(
     from trt_mtp.controller.client import Prompt, StreamClient
 
     text = sys.stdin.read() if prompt == "-" else prompt
+    if not text.strip():
+        raise InputError("PROMPT is empty: expected a question, or - and a question on stdin")
     messages = [{"role": "system", "content": system}] if system is not None else []
     parameters = {"explain": "true"} | ({"draft_length": draft_length} if draft_length else {})
     question = Prompt(

@@ -29,6 +29,7 @@ class VariantState:
     is_full: bool = False  # it may not be sent more than it has
     excluded: str = ""  # why it is not to have this request, whatever its state
     takes_min_tokens: bool = True  # it can hold end tokens back
+    takes_guided: bool = True  # it can hold an answer to a grammar
     schedule: BatchSchedule | None = None  # by which it drafts less where its batch is large
 
     def length_with_one_more(self) -> int:

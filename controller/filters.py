@@ -26,12 +26,18 @@ class NoVariantError(TrtMtpError):
 def rejections(features: RequestFeatures, variants: Sequence[VariantState]) -> list[str]:
     """Why each variant may not serve a request; an empty string where it may.
 
-    Raises InputError for a hint at a length that isn't hosted, NoVariantError if none may.
+    Raises InputError for a hint at a length that isn't hosted and for a grammar that no hosted one
+    can follow, NoVariantError if none may.
     """
     hint = features.hint_draft_length
     if hint is not None and all(v.draft_length != hint for v in variants):
         hosted = ", ".join(str(k) for k in sorted({v.draft_length for v in variants}))
         raise InputError(f"draft_length is {hint}: expected auto or a hosted one ({hosted})")
+    if features.is_guided and variants and not any(v.takes_guided for v in variants):
+        raise InputError(
+            "guided_decoding is not supported by the variants hosted here; those of the CPU engine "
+            "do it"
+        )
     found = [_obstacle(v, features) or _no_room(v) for v in variants]
     if "" in found:
         return found
@@ -60,6 +66,8 @@ def _obstacle(variant: VariantState, features: RequestFeatures) -> str:
         return variant.excluded
     if features.min_tokens > 0 and not variant.takes_min_tokens:
         return "can't hold an end token back (min_tokens)"
+    if features.is_guided and not variant.takes_guided:
+        return "can't hold an answer to a grammar (guided_decoding)"
     # a length estimated from characters is too rough to refuse by: the engine will know
     num_tokens = features.num_prompt_tokens
     if num_tokens and num_tokens >= variant.max_seq_len:

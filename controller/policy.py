@@ -139,7 +139,7 @@ class Policy:
             task=guess.task,
             task_probabilities=guess.probabilities,
             temperature_band=temperature_band(features.temperature),
-            thinking=features.thinking,
+            thinking=bool(features.thinking),
             reasons=(*guess.reasons, *why),
             candidates=candidates,
             explored=explored,
@@ -188,7 +188,7 @@ class Policy:
         return alarm
 
     def _expect(self, guess: TaskGuess, features: RequestFeatures) -> "Expected":
-        band, thinking = temperature_band(features.temperature), features.thinking
+        band, thinking = temperature_band(features.temperature), bool(features.thinking)
         estimate, tenant, session = self.acceptance.estimate, features.tenant, features.session_id
         return Expected(
             [

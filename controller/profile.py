@@ -200,8 +200,11 @@ def write_profile(path: Path, profile: Profile) -> None:
 
 
 def profile_json(profile: Profile) -> str:
-    """`profile` as its file: cells as a table, so that hundreds of them stay small."""
-    value = profile.model_dump(mode="json")
+    """`profile` as its file: cells as a table, so that hundreds of them stay small.
+
+    A published R that stands in for one that nobody measured is left out.
+    """
+    value = profile.model_dump(mode="json", exclude={"step_ratio"} - profile.model_fields_set)
     if value["calibration"] is not None:
         value["calibration"]["cells"] = cells_table(value["calibration"]["cells"])
     return to_compact_json(value)

@@ -121,6 +121,10 @@ def _quality(calibration: Calibration) -> Iterator[str]:
     )
     if advice is not None:
         yield from _certainty(advice)
+    if "not_told" in calibration.environment:
+        yield f"not told: {calibration.environment['not_told']}"
+    if not any(cell.accepted_per_position and cell.num_steps for cell in calibration.cells):
+        yield "speedups are as measured: without acceptance nothing is predicted"
     if calibration.prediction:
         quality = calibration.prediction
         yield (

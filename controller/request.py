@@ -12,6 +12,7 @@ from trt_mtp.errors import InputError
 from trt_mtp.files import nearest
 from trt_mtp.serve.contract import (
     EXPLAIN,
+    GUIDED,
     IGNORE_EOS,
     MIN_TOKENS,
     PARAMETERS,
@@ -57,7 +58,7 @@ class RequestFeatures:
     has_prediction: bool = False  # of a text that the answer is to repeat for the most part
     temperature: float
     max_tokens: int
-    thinking: bool = False
+    thinking: bool | None = False  # None: the chat template's default
     num_prompt_tokens: int | None = None  # None for text
     hint_task: str | None = None  # request parameter `task`
     hint_draft_length: int | None = None  # request parameter `draft_length`; None is auto
@@ -66,6 +67,7 @@ class RequestFeatures:
     latency_class: str | None = None
     num_tool_chars: int = 0  # of the tools, which the template puts into the prompt
     min_tokens: int = 0  # before an end token may come; 0 where end tokens are ignored
+    is_guided: bool = False  # its answer is held to a grammar
 
     @property
     def prompt_tokens(self) -> int:
@@ -94,7 +96,7 @@ class _Prompt(NamedTuple):
     system: str = ""
     has_tools: bool = False
     has_response_format: bool = False
-    thinking: bool = False
+    thinking: bool | None = False
 
 
 def read_hints(
@@ -171,17 +173,17 @@ def read_features(request: InferRequest, hints: Hints) -> RequestFeatures:
     prompt = _read_prompt(request)
     temperature = _number(request, "sampling_param_temperature", "<f", _DEFAULTS.temperature)
     tools = _element(request, "tools")
+    is_guided = input_tensor(request, GUIDED) is not None
     return RequestFeatures(
         head=prompt.head,
         tail=prompt.tail,
         num_chars=prompt.num_chars,
         system=prompt.system,
         has_tools=prompt.has_tools or bool(tools),
-        has_response_format=prompt.has_response_format
-        or bool(_element(request, "response_format")),
+        has_response_format=prompt.has_response_format or is_guided,
         temperature=temperature if math.isfinite(temperature) else _DEFAULTS.temperature,
         max_tokens=_max_tokens(request),
-        thinking=bool(_number(request, THINKING, "<?", prompt.thinking)),
+        thinking=_thinking(request, prompt.thinking),
         num_prompt_tokens=num_ids(request, "input_ids"),
         hint_task=hints.task,
         hint_draft_length=hints.draft_length,
@@ -190,7 +192,13 @@ def read_features(request: InferRequest, hints: Hints) -> RequestFeatures:
         latency_class=hints.latency_class,
         num_tool_chars=len(tools) if tools else 0,
         min_tokens=_min_tokens(request),
+        is_guided=is_guided,
     )
+
+
+def _thinking(request: InferRequest, default: bool | None) -> bool | None:
+    said = _number(request, THINKING, "<?", math.nan)
+    return default if math.isnan(said) else bool(said)
 
 
 def _max_tokens(request: InferRequest) -> int:
@@ -321,7 +329,7 @@ def _chat_prompt(data: bytes) -> _Prompt:
         system=content_text(system)[:WINDOW_CHARS],
         has_tools=bool(options.get("tools")) or any(m.get("role") == "tool" for m in turns),
         has_response_format=is_format(options.get("response_format")),
-        thinking=options.get("enable_thinking") is True,
+        thinking=said if isinstance(said := options.get("enable_thinking"), bool) else None,
     )
 
 
@@ -356,6 +364,7 @@ def _long_chat_prompt(data: memoryview) -> _Prompt:
         if message.get("role") == "system":
             system, head = content_text(message), head[end:]
     outside = head + tail  # keys inside a content have their quotes escaped
+    said = re.search(r'(?<!\\)"enable_thinking"\s*:\s*(true|false)', outside)
     return _Prompt(
         head=_unescaped(head)[:WINDOW_CHARS],
         tail=_unescaped(tail)[-WINDOW_CHARS:],
@@ -363,7 +372,7 @@ def _long_chat_prompt(data: memoryview) -> _Prompt:
         system=system[:WINDOW_CHARS],
         has_tools=re.search(r'(?<!\\)"tools"\s*:\s*\[\s*\{', outside) is not None,
         has_response_format=re.search(r'(?<!\\)"response_format"\s*:\s*\{', outside) is not None,
-        thinking=re.search(r'(?<!\\)"enable_thinking"\s*:\s*true', outside) is not None,
+        thinking=None if said is None else said[1] == "true",
     )
 
 

@@ -3,9 +3,9 @@
 import click
 
 from trt_mtp.options import json_option
+from trt_mtp.progress import CLEAR
 
 ADMIN = "127.0.0.1:9001"
-CLEAR = "\x1b[H\x1b[J"  # the cursor to the top left, and nothing after it
 
 
 @click.command()

@@ -3,9 +3,9 @@
 Inputs that TensorRT-LLM's own `llmapi` Triton model has keep its names and types
 (github.com/NVIDIA/TensorRT-LLM, triton_backend/all_models/llmapi/tensorrt_llm/config.pbtxt
 @0a710573); docs/nvidia.md lists what differs for its clients. `input_ids`, `messages`, `tools`,
-`enable_thinking`, `sampling_param_ignore_eos`, `sampling_param_min_tokens`, `emitted_ids`,
-`streaming_interval`, `streaming_interval_ms`, `return_margin` and `cancel_request_id` are
-additions.
+`enable_thinking`, `guided_decoding`, `sampling_param_ignore_eos`, `sampling_param_min_tokens`,
+`sampling_param_logprobs`, `emitted_ids`, `streaming_interval`, `streaming_interval_ms`,
+`return_margin` and `cancel_request_id` are additions.
 
 A request with `cancel_request_id` asks for nothing else: it ends the request of that id on the same
 model, whose last response then has the finish reason "cancelled" (or, if its prompt was not read
@@ -35,9 +35,12 @@ EMITTED = "emitted_ids"  # of tokens of this answer that the client already has
 STOP = "sampling_param_stop"
 SEED = "sampling_param_seed"
 REST_OF_CONTEXT = -1  # sampling_param_max_tokens: as many as the variant's context has room for
+GUIDED = "guided_decoding"  # what the answer has to be: serve/guided_decoding.py reads it
 THINKING = "enable_thinking"  # of the chat template; its own default where it is not given
 IGNORE_EOS = "sampling_param_ignore_eos"
 MIN_TOKENS = "sampling_param_min_tokens"
+NUM_LOGPROBS = "sampling_param_logprobs"  # of the most likely tokens at each place; 0: of its own
+LOGPROBS = "logprobs"  # JSON: a list with OpenAI's object for each of output_ids
 INTERVAL = "streaming_interval"  # tokens of a message; the first one comes at once
 INTERVAL_MS = "streaming_interval_ms"  # from one message to the next, about
 MAX_HOLD_S = 1.0  # that tokens wait for others to be sent with
@@ -54,8 +57,6 @@ LLMAPI_COUNTERS = frozenset(
 # because the answer would not be the one that they ask for.
 NEUTRAL: dict[str, bytes | float | bool] = {
     "sampling_param_best_of": 1,
-    "sampling_param_frequency_penalty": 0.0,
-    "sampling_param_presence_penalty": 0.0,
     "sampling_param_logits_post_processor_name": b"",
     "image_url": b"",
     "return_stop_reason": False,
@@ -79,6 +80,7 @@ INPUTS = (
     TensorSpec("messages", "TYPE_STRING"),  # JSON: a list of chat messages
     TensorSpec("tools", "TYPE_STRING"),  # JSON: a list of tools, for the chat template
     TensorSpec(THINKING, "TYPE_BOOL"),
+    TensorSpec(GUIDED, "TYPE_STRING"),  # JSON: an object with one form, a json_schema for example
     TensorSpec("input_ids", "TYPE_INT32", (-1,)),
     TensorSpec(EMITTED, "TYPE_INT32", (-1,)),  # of this answer, which the client has already
     TensorSpec("streaming", "TYPE_BOOL"),
@@ -88,18 +90,19 @@ INPUTS = (
     TensorSpec("sampling_param_temperature", "TYPE_FP32"),
     TensorSpec("sampling_param_top_k", "TYPE_INT32"),
     TensorSpec("sampling_param_top_p", "TYPE_FP32"),
+    TensorSpec("sampling_param_frequency_penalty", "TYPE_FP32"),
+    TensorSpec("sampling_param_presence_penalty", "TYPE_FP32"),
     TensorSpec(SEED, "TYPE_UINT64"),
     TensorSpec(STOP, "TYPE_STRING", (-1,)),
     TensorSpec(IGNORE_EOS, "TYPE_BOOL"),  # only max_tokens and stop texts end the answer
     TensorSpec(MIN_TOKENS, "TYPE_INT32"),  # that no end token is among; a stop text may be
+    TensorSpec(NUM_LOGPROBS, "TYPE_INT32"),
     TensorSpec("sampling_param_exclude_input_from_output", "TYPE_BOOL"),
     TensorSpec("sampling_param_return_perf_metrics", "TYPE_BOOL"),
     TensorSpec("return_finish_reason", "TYPE_BOOL"),
     TensorSpec(RETURN_MARGIN, "TYPE_BOOL"),
     TensorSpec(CANCEL, "TYPE_STRING"),
     TensorSpec("sampling_param_best_of", "TYPE_INT32"),
-    TensorSpec("sampling_param_frequency_penalty", "TYPE_FP32"),
-    TensorSpec("sampling_param_presence_penalty", "TYPE_FP32"),
     TensorSpec("sampling_param_logits_post_processor_name", "TYPE_STRING"),
     TensorSpec("image_url", "TYPE_STRING", (-1,)),
     TensorSpec("return_stop_reason", "TYPE_BOOL"),
@@ -112,10 +115,11 @@ INPUTS = (
 )
 
 # The last response brings all that the request asks for (no outputs named: everything);
-# those before it bring text_output, output_ids and requests_in_flight only.
+# those before it bring text_output, output_ids, logprobs and requests_in_flight only.
 OUTPUTS = (
     TensorSpec("text_output", "TYPE_STRING"),
     TensorSpec("output_ids", "TYPE_INT32", (-1,)),
+    TensorSpec(LOGPROBS, "TYPE_STRING"),  # where sampling_param_logprobs asks
     TensorSpec("finish_reason", "TYPE_STRING"),
     TensorSpec("num_input_tokens", "TYPE_INT32"),
     TensorSpec("num_output_tokens", "TYPE_INT32"),
@@ -167,3 +171,6 @@ PARAMETERS = ("task", "draft_length", "session_id", "tenant", "latency_class", E
 MAX_STOP_TEXTS = 64
 MAX_STOP_BYTES = 1_024  # of each
 MAX_EMITTED_IDS = 262_144
+MAX_LOGPROBS = 20  # tokens at each place, as OpenAI has it
+MAX_GUIDED_BYTES = 65_536  # of guided_decoding; with tool_choice, of tools as well
+MAX_CHOICES = 1_024  # texts of which guided_decoding lets the answer be one

@@ -12,6 +12,8 @@ from typing import Any
 
 from numpy.typing import NDArray
 
+from trt_mtp.serve.contract import GUIDED
+
 LONG_BYTES = 16_384  # of all inputs; a tokenizer reads some megabytes per second
 
 
@@ -27,7 +29,9 @@ class ReceivedRequest:
 
     @property
     def is_long(self) -> bool:
-        """True for one whose prompt may take a while to read."""
+        """True for one that may take a while to read: a long prompt, or a grammar to compile."""
+        if GUIDED in self.inputs:
+            return True
         sizes = (
             sum(map(len, array.ravel().tolist())) if array.dtype == object else array.nbytes
             for array in self.inputs.values()

@@ -3,6 +3,7 @@
 import time
 
 from trt_mtp.serve.engine.base import Chunk
+from trt_mtp.serve.engine.logprobs import PlaceLogprobs
 from trt_mtp.serve.variant_request import Interval
 
 
@@ -13,6 +14,7 @@ class PendingMessage:
         """`echo` comes before the answer's own text; `outputs` are those that are asked for."""
         self.text = echo
         self.token_ids: list[int] = []
+        self.logprobs: list[PlaceLogprobs] = []
         self._outputs = outputs
         self._interval = interval
         self._has_begun = False  # an echo alone is no answer
@@ -22,6 +24,7 @@ class PendingMessage:
         """Add a chunk."""
         self.text += chunk.text
         self.token_ids += chunk.token_ids
+        self.logprobs += chunk.logprobs
         self._has_begun = True
 
     def is_due(self) -> bool:
@@ -33,7 +36,7 @@ class PendingMessage:
 
     def sent(self) -> None:
         """It is on its way; begin the next one."""
-        self.text, self.token_ids = "", []
+        self.text, self.token_ids, self.logprobs = "", [], []
         self._sent_at = time.monotonic()
 
     def _has_news(self) -> bool:

@@ -23,6 +23,7 @@ LOADED_MODELS = (
     "loaded.json"  # what a rollout left: the models that a server of this repository loads
 )
 SCHEDULE = "draft_len_schedule"  # a JSON object: largest batch -> draft length; may be absent
+NO_GUIDED = "no_guided_decoding"  # there for a variant that can't hold its answer to a grammar
 NO_MIN_TOKENS = "no_min_tokens"  # there for a variant that can't hold an end token back
 MEASURED_ON = "measured_on"  # the parts behind the fingerprint: a JSON object of strings
 
@@ -137,6 +138,7 @@ def variant_config(variant: EngineVariant, public_name: str = PUBLIC_NAME) -> Mo
             MEASURED_ON: json.dumps(variant.record.measured_on, sort_keys=True),
             **({SCHEDULE: json.dumps(schedule)} if schedule else {}),
             **({NO_MIN_TOKENS: "true"} if is_bound else {}),
+            **({NO_GUIDED: "true"} if variant.record.engine != "cpu" else {}),
             **({CHAT_FORMAT: json.dumps(chat)} if chat else {}),
         },
     )

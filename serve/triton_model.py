@@ -21,7 +21,14 @@ import numpy as np
 import triton_python_backend_utils as pb_utils
 
 from trt_mtp.errors import InputError, TrtMtpError
-from trt_mtp.serve.contract import CANCELLED, CANCELLED_FLAG, IN_FLIGHT, INTERNAL_ERROR, OUTPUTS
+from trt_mtp.serve.contract import (
+    CANCELLED,
+    CANCELLED_FLAG,
+    IN_FLIGHT,
+    INTERNAL_ERROR,
+    LOGPROBS,
+    OUTPUTS,
+)
 from trt_mtp.serve.engine import open_engine
 from trt_mtp.serve.engine.base import Chunk, Engine, Generation, Request, SamplingParams
 from trt_mtp.serve.long_prompts import LongPrompts, ReceivedRequest
@@ -59,6 +66,7 @@ class RequestState:
         self.sender = sender  # Triton's, of this request
         self.outputs = outputs - request.omitted
         self.is_streaming = request.is_streaming
+        self._wants_logprobs = request.request.num_logprobs is not None
         self.num_input_tokens = len(request.request.prompt_ids)
         self.seed = request.request.sampling.seed
         self.generation: Generation | None = None
@@ -91,6 +99,9 @@ class RequestState:
             return None
         values: dict[str, Any] = {"text_output": [self._pending.text.encode()]}
         values["output_ids"] = self._pending.token_ids
+        if self._wants_logprobs:
+            places = [each.to_json() for each in self._pending.logprobs]
+            values[LOGPROBS] = [json.dumps(places, ensure_ascii=False).encode()]
         values[IN_FLIGHT] = [num_in_flight]
         if chunk.finish_reason is not None:
             values |= self._closing_values(chunk)

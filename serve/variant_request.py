@@ -11,24 +11,29 @@ from numpy.typing import NDArray
 from trt_mtp.errors import InputError
 from trt_mtp.serve.contract import (
     CANCEL,
+    GUIDED,
     INTERVAL,
     INTERVAL_MS,
     MAX_HOLD_S,
+    MAX_LOGPROBS,
     MAX_STOP_TEXTS,
     NEUTRAL,
+    NUM_LOGPROBS,
     OUTPUT_FLAGS,
     PARAMETERS,
     PROMPT_INPUTS,
     REST_OF_CONTEXT,
     THINKING,
 )
-from trt_mtp.serve.engine.base import Engine, Request, SamplingParams
+from trt_mtp.serve.engine.base import Engine, Guided, Request, SamplingParams
+from trt_mtp.serve.guided_decoding import read_guided
 from trt_mtp.serve.parameter_names import PREFIX, unknown_parameter
 
 Inputs = Mapping[str, NDArray[Any]]
 
 SAMPLING_FIELDS = (
     "max_tokens", "min_tokens", "ignore_eos", "temperature", "top_k", "top_p", "seed",
+    "frequency_penalty", "presence_penalty",
 )  # fmt: skip
 FOR_MESSAGES = ("tools", THINKING)
 SEED_BITS = 64
@@ -69,6 +74,8 @@ def read_request(inputs: Inputs, parameters: str, engine: Engine) -> VariantRequ
             sampling,
             _emitted_ids(inputs),
             "return_margin" in inputs and bool(inputs["return_margin"].item()),
+            _guided(inputs),
+            _num_logprobs(inputs),
         ),
         is_streaming=is_streaming,
         interval=_interval(inputs, sampling.max_tokens, is_streaming),
@@ -129,6 +136,22 @@ def _prompt_ids(inputs: Inputs, engine: Engine) -> tuple[int, ...]:
     tools = _objects(inputs, "tools") if "tools" in inputs else None
     thinking = bool(inputs[THINKING].item()) if THINKING in inputs else None
     return engine.encode_chat(_objects(inputs, "messages"), tools, thinking)
+
+
+def _guided(inputs: Inputs) -> Guided | None:
+    if GUIDED not in inputs:
+        return None
+    tools = _objects(inputs, "tools") if "tools" in inputs else []
+    return read_guided(_text(inputs, GUIDED), tools, may_think="messages" in inputs)
+
+
+def _num_logprobs(inputs: Inputs) -> int | None:
+    if NUM_LOGPROBS not in inputs:
+        return None
+    value = int(inputs[NUM_LOGPROBS].item())
+    if not 0 <= value <= MAX_LOGPROBS:
+        raise InputError(f"{NUM_LOGPROBS} is {value}: expected 0 to {MAX_LOGPROBS}")
+    return value
 
 
 def _emitted_ids(inputs: Inputs) -> tuple[int, ...]:

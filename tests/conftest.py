@@ -13,9 +13,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import click
 import pytest
 from hypothesis import HealthCheck, settings
 
+from tests.json_outputs import checking
 from tests.run_guard import RunGuard
 from tests.tiny_model import make_checkpoint
 from trt_mtp.cli import main
@@ -55,6 +57,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def pytest_sessionstart(session: pytest.Session) -> None:
     """From here on a run that is stuck ends, and nothing that it started survives it."""
     session.config.pluginmanager.register(RunGuard(session.config))
+    click.echo = checking(click.echo)
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         # a shell's `&` has it ignored, also by the programs that tests start and interrupt
         signal.signal(signal.SIGINT, signal.default_int_handler)

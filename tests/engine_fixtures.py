@@ -188,11 +188,12 @@ class Model:
         state, scratch, rows = self.memory()
         state.tokens[0, : len(prompt)] = prompt
         fixed = (self.weights, self.shape, state, scratch, rows)
+        masks = cycle.allocate_masks(self.slots, self.draft_length, self.shape.vocab)
         for stop in (*range(PREFILL_CHUNK, len(prompt), PREFILL_CHUNK), len(prompt)):
-            cycle.prefill(*fixed, 0, stop, len(prompt), True)
+            cycle.prefill(*fixed, 0, stop, len(prompt), True, masks)
         slots, emitted = np.zeros(1, np.int64), np.zeros(1, np.int64)
         drafts = np.zeros((1, self.draft_length), np.int64)
         for _ in range(num_steps):
             before = state.tokens[0, : state.done[0] + 1].tolist()
-            cycle.cycle(*fixed, slots, drafts, emitted)
+            cycle.cycle(*fixed, slots, drafts, emitted, masks)
             yield before, drafts[0].tolist()

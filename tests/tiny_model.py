@@ -6,7 +6,7 @@ Names and shapes are those of the released checkpoints; `multimodal` adds the
 
 import json
 import struct
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -259,20 +259,28 @@ def encode(value: NDArray[np.float32], dtype: str) -> bytes:
     return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype("<u2").tobytes()
 
 
-def write_tokenizer(folder: Path) -> None:
-    """A byte-level BPE with a few merges, Qwen's ChatML tokens and its form of template."""
+def write_tokenizer(
+    folder: Path, marks: Sequence[str] = (), chat_template: str = CHAT_TEMPLATE
+) -> None:
+    """A byte-level BPE with a few merges, Qwen's ChatML tokens and its form of template.
+
+    `marks` are tokens of their own as well, and text, as `<think>` is in Qwen's tokenizers.
+    """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=VOCAB_SIZE,
-        special_tokens=list(SPECIAL_TOKENS),
+        special_tokens=[*SPECIAL_TOKENS, *marks],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
     tokenizer.train_from_iterator(TEXT, trainer)
-    tokenizer.save(str(folder / "tokenizer.json"))
-    (folder / "chat_template.jinja").write_text(CHAT_TEMPLATE)
+    saved = json.loads(tokenizer.to_str())
+    for token in saved["added_tokens"]:
+        token["special"] = token["content"] in SPECIAL_TOKENS
+    write_json(folder / "tokenizer.json", saved)
+    (folder / "chat_template.jinja").write_text(chat_template)
     write_json(
         folder / "tokenizer_config.json",
         {

@@ -1,14 +1,17 @@
-"""Pages of docs/reference that are made from the code: commands, and the tensors of requests.
+"""What docs/ has from the code: commands, the tensors of requests, and a profile's JSON Schema.
 
 `python -m tools.reference` writes them; tests/test_docs.py holds them against the code.
 """
 
+import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import click
 
+from tools.json_outputs import FOLDER as SCHEMAS
+from tools.json_outputs import SHARED, profile_schema, schema_name
 from trt_mtp.cli import EPILOG, GROUPS, cli
 from trt_mtp.serve.contract import INPUTS, NEUTRAL, OUTPUTS, VARIANT_ONLY, TensorSpec
 
@@ -46,11 +49,26 @@ def _command(command: click.Command, context: click.Context) -> Iterator[str]:
     if rows:
         yield "| option | |\n| --- | --- |\n"
         yield from (f"| `{_cell(name)}` | {_cell(_escaped(text))} |\n" for name, text in rows)
+    if prints_json(command):
+        path = context.command_path.removeprefix("trt-mtp ")
+        yield f"\nThe schema of its JSON is {_schema_link(path)}"
+        tried = f"{path} --dry-run"
+        yield f"; with `--dry-run` {_schema_link(tried)}.\n" if tried in SHARED else ".\n"
     if isinstance(command, click.Group):
         for name in command.list_commands(context):
             inner = command.get_command(context, name)
             assert inner is not None
             yield from _command(inner, click.Context(inner, context, info_name=name))
+
+
+def _schema_link(command: str) -> str:
+    name = f"{schema_name(command)}.json"
+    return f"[{name}](../schemas/{name})"
+
+
+def prints_json(command: click.Command) -> bool:
+    """Has it the option --json?"""
+    return any(parameter.name == "as_json" for parameter in command.params)
 
 
 def _escaped(text: str) -> str:
@@ -110,14 +128,23 @@ def _datatype(spec: TensorSpec) -> str:
     return "BYTES" if name == "STRING" else name
 
 
-PAGES = {"commands.md": commands, "requests.md": requests}
+def profile() -> str:
+    """The JSON Schema of a profile."""
+    return json.dumps(profile_schema(), indent=2, ensure_ascii=False) + "\n"
+
+
+PAGES = {
+    FOLDER / "commands.md": commands,
+    FOLDER / "requests.md": requests,
+    SCHEMAS / "profile.json": profile,
+}
 
 
 def main() -> None:
     """Write them."""
-    FOLDER.mkdir(exist_ok=True)
-    for name, page in PAGES.items():
-        (FOLDER / name).write_text(page(), encoding="utf-8")
+    for file, page in PAGES.items():
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(page(), encoding="utf-8")
 
 
 if __name__ == "__main__":

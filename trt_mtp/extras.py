@@ -6,7 +6,7 @@ from trt_mtp.errors import InputError
 
 # extra of pyproject.toml -> the modules that are imported of what it brings
 EXTRAS = {
-    "cpu": ("jinja2", "numba", "rich", "tokenizers"),
+    "cpu": ("jinja2", "llguidance", "numba", "rich", "tokenizers"),
     "nvidia": ("jinja2", "tensorrt_llm", "tokenizers"),
     "plan": ("scipy",),
     "redis": ("redis",),

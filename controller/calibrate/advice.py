@@ -6,7 +6,8 @@ from collections.abc import Iterable, Iterator, Sequence
 import numpy as np
 
 from trt_mtp.controller.calibrate.confidence import interval, quantile, rounded
-from trt_mtp.controller.calibrate.fit import Array, Estimates, likely_losses
+from trt_mtp.controller.calibrate.draws import Array
+from trt_mtp.controller.calibrate.fit import Estimates, likely_losses
 from trt_mtp.controller.calibration import (
     BestLength,
     Crossover,
@@ -44,8 +45,8 @@ def prediction_quality(errors: Iterable[float]) -> PredictionQuality | None:
 
 def crossovers(estimates: Estimates) -> Iterator[Crossover]:
     """Where the log of the speedup falls through 0, linear in the log of the concurrency."""
-    loads = sorted(estimates.ratios)
-    for task in estimates.acceptance:
+    loads = sorted({load for _, load in estimates.speedups})
+    for task in dict.fromkeys(task for task, _ in estimates.speedups):
         for at, length in enumerate(estimates.draft_lengths):
             if length:
                 logs = [float(estimates.speedups[task, load][0, at]) for load in loads]
@@ -69,7 +70,7 @@ def crossing(loads: Sequence[int], logs: Sequence[float]) -> float | None:
 
 def recommendation(estimates: Estimates) -> Recommendation:
     """The best length of each task and load, the best single one, and what routing adds."""
-    lengths, lowest = estimates.draft_lengths, min(estimates.ratios)
+    lengths, lowest = estimates.draft_lengths, min(load for _, load in estimates.speedups)
     chosen = {pair: best_index(draws) for pair, draws in estimates.speedups.items()}
     times = _mean_times(
         [draws for (_, load), draws in estimates.speedups.items() if load == lowest]

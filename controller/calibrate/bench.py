@@ -12,14 +12,17 @@ brings, of which the first is the model's own, hence 1.
 
 import asyncio
 import random
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, Protocol
 
 from trt_mtp.controller.calibrate.confidence import percentiles_ms, rounded
 from trt_mtp.controller.calibrate.load_client import Answer, Batch, LoadClient, request_bytes
+from trt_mtp.controller.calibrate.openai.client import OpenAiClient
+from trt_mtp.controller.calibrate.openai.server import OpenAiServer
 from trt_mtp.controller.calibrate.prompt_sets import PromptSet
 from trt_mtp.controller.calibration import Percentiles
+from trt_mtp.controller.client import Prompt
 from trt_mtp.errors import TrtMtpError
 from trt_mtp.progress import Meter
 
@@ -59,6 +62,7 @@ class TaskResult:
     def as_json(self) -> dict[str, Any]:
         """The line in `trt-mtp bench --json`."""
         counted = {str(n): rate for n, rate in enumerate(self.joint, 1)}
+        is_told = bool(self.joint)
         conditional = {str(n): rate for n, rate in enumerate(self.conditional, 1)}
         return {
             "task": self.task,
@@ -67,8 +71,8 @@ class TaskResult:
             "total_output_tokens": self.output_tokens,
             "output_token_throughput": self.output_token_throughput,
             **{name: value._asdict() for name, value in self.latencies.items()},
-            "Category_AL": self.category_al,
-            "acceptance_rate": self.acceptance_rate,
+            "Category_AL": self.category_al if is_told else None,
+            "acceptance_rate": self.acceptance_rate if is_told else None,
             "Conditional_Acceptance_Rate": conditional,
             "Joint_Acceptance_Rate": counted,
             "error": self.error,
@@ -83,8 +87,42 @@ class TaskAnswers(NamedTuple):
     elapsed_s: float
 
 
+class Asking(Protocol):
+    """A connection on which requests are answered in batches."""
+
+    async def answers(self, requests: Sequence[bytes], concurrency: int) -> Batch:
+        """The answers in the order of the requests, with that many in flight throughout."""
+
+    async def close(self) -> None:
+        """End it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """What is measured: how it is asked, and where."""
+
+    url: str
+    model: str
+    request: Callable[[Prompt], bytes]
+    connect: Callable[[], Asking]  # inside the event loop
+    notes: dict[str, None] = field(default_factory=dict)  # what it doesn't tell; grows meanwhile
+
+
+def triton_target(url: str, model: str) -> Target:
+    """A model of a Triton server or the gateway at `url`, host:port."""
+    return Target(url, model, lambda prompt: request_bytes(model, prompt), lambda: LoadClient(url))
+
+
+def openai_target(server: OpenAiServer) -> Target:
+    """A model behind OpenAI's API."""
+    notes: dict[str, None] = {}
+    return Target(
+        server.base_url, server.model, server.body, lambda: OpenAiClient(server, None, notes), notes
+    )
+
+
 def bench(
-    url: str, model: str, prompts: PromptSet, concurrency: int, seed: int, meter: Meter
+    target: Target, prompts: PromptSet, concurrency: int, seed: int, meter: Meter
 ) -> Iterator[TaskAnswers]:
     """The answers of one task after the other, in an order that the seed fixes.
 
@@ -95,13 +133,13 @@ def bench(
     done, total, errors = 0, sum(map(len, prompts.prompts.values())), list[str]()
     for task in tasks:
         meter.update(f"{task} at {concurrency}", done, total)
-        requests = [request_bytes(model, prompt) for prompt in prompts.prompts[task]]
-        batch = asyncio.run(_ask(url, requests, concurrency, is_first=not done))
+        requests = [target.request(prompt) for prompt in prompts.prompts[task]]
+        batch = asyncio.run(_ask(target, requests, concurrency, is_first=not done))
         done += len(batch.answers)
         errors += [answer.error for answer in batch.answers if answer.error]
         yield TaskAnswers(task, batch.answers, batch.elapsed_s)
     if len(errors) == total:
-        raise TrtMtpError(f"{model} answered nothing: {errors[0]}")
+        raise TrtMtpError(f"{target.model} answered nothing: {errors[0]}")
 
 
 def table(prompts: PromptSet, measured: Sequence[TaskAnswers]) -> list[TaskResult]:
@@ -112,13 +150,15 @@ def table(prompts: PromptSet, measured: Sequence[TaskAnswers]) -> list[TaskResul
     return [*(by_task[task] for task in prompts.prompts), together]
 
 
-async def _ask(url: str, requests: Sequence[bytes], concurrency: int, is_first: bool) -> Batch:
-    client = LoadClient(url)
+async def _ask(
+    target: Target, requests: Sequence[bytes], concurrency: int, is_first: bool
+) -> Batch:
+    client = target.connect()
     try:
         if is_first:  # warm-up, thrown away
-            _require_server(url, await client.answers(requests[:2], concurrency))
+            _require_server(target.url, await client.answers(requests[:2], concurrency))
         batch = await client.answers(requests, concurrency)
-        _require_server(url, batch)
+        _require_server(target.url, batch)
         return batch
     finally:
         await client.close()

@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from trt_mtp.controller.calibrate.calibrate_cli import tasks_option
-from trt_mtp.errors import TrtMtpError
+from trt_mtp.controller.calibrate.calibrate_cli import openai_key_option, tasks_option
+from trt_mtp.errors import InputError, TrtMtpError
 from trt_mtp.files import to_json, write_atomic
 from trt_mtp.options import FILE, json_option
 
 if TYPE_CHECKING:
-    from trt_mtp.controller.calibrate.bench import TaskAnswers, TaskResult
+    from trt_mtp.controller.calibrate.bench import Target, TaskAnswers, TaskResult
     from trt_mtp.controller.calibrate.prompt_sets import PromptSet
 
 TASK_WIDTH = 18
@@ -27,10 +27,17 @@ NOTE = (
 @click.command()
 @click.option(
     "--url",
-    required=True,
     metavar="HOST:PORT",
     help="gRPC address of a Triton server or a gateway.",
 )
+@click.option(
+    "--openai",
+    "openai_url",
+    metavar="URL",
+    help="Base URL of a server that speaks OpenAI's API, such as http://127.0.0.1:8000/v1, instead "
+    "of --url.",
+)
+@openai_key_option
 @click.option(
     "--model",
     required=True,
@@ -78,7 +85,9 @@ NOTE = (
 )
 @json_option
 def bench(
-    url: str,
+    url: str | None,
+    openai_url: str | None,
+    openai_key_file: Path | None,
     model: str,
     concurrency: int,
     seed: int,
@@ -93,15 +102,22 @@ def bench(
     server is lost, or a request failed.
 
     Example: trt-mtp bench --url 127.0.0.1:8001 --model qwen_mtp --concurrency 4
+
+    Example: trt-mtp bench --openai http://127.0.0.1:8000/v1 --model Qwen/Qwen3.8-27B
     """
+    if bool(url) == bool(openai_url):
+        raise InputError(
+            "name the server with --url, or with --openai where it speaks OpenAI's API"
+        )
     os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"  # its fork handlers crash the child; set first
     from trt_mtp.controller.calibrate.bench import table
     from trt_mtp.controller.calibrate.bench_files import report, to_csv, to_records
 
     chosen = _prompts(seed=seed, **prompts)
+    target = _openai(openai_url, model, openai_key_file) if openai_url else _triton(url, model)
     answers: list[TaskAnswers] = []
     try:
-        _measure(answers, url, model, chosen, concurrency, seed)
+        _measure(answers, target, chosen, concurrency, seed)
     finally:  # also what was measured before the server was lost
         if records is not None and answers:
             write_atomic(records, to_records(model, concurrency, answers))
@@ -109,9 +125,10 @@ def bench(
     if csv_file is not None:
         write_atomic(csv_file, to_csv(results))
     if as_json:
-        click.echo(to_json(report(url, model, chosen, concurrency, results)), nl=False)
+        click.echo(to_json(report(target, chosen, concurrency, results)), nl=False)
     else:
-        click.echo("\n".join([head(), *map(row, results), NOTE]))
+        notes = [f"the server {note}" for note in target.notes]
+        click.echo("\n".join([head(), *map(row, results), NOTE, *notes]))
     failed = results[-1].error_request_count
     if failed:
         raise TrtMtpError(f"{failed} requests failed, the first with: {results[-1].error}")
@@ -130,10 +147,25 @@ def _prompts(
     return (whole.chosen(tasks) if tasks else whole).drawn(max_tokens, temperature, seed)
 
 
+def _triton(url: str | None, model: str) -> "Target":
+    from trt_mtp.controller.calibrate.bench import triton_target
+
+    return triton_target(url or "", model)
+
+
+def _openai(url: str, model: str, key_file: Path | None) -> "Target":
+    import asyncio
+
+    from trt_mtp.controller.calibrate.bench import openai_target
+    from trt_mtp.controller.calibrate.openai.server import base_url, found_server, read_key
+
+    key = read_key(key_file, os.environ.get("OPENAI_API_KEY"))
+    return openai_target(asyncio.run(found_server(base_url("--openai", url), model, key)))
+
+
 def _measure(
     answers: "list[TaskAnswers]",
-    url: str,
-    model: str,
+    target: "Target",
     prompts: "PromptSet",
     concurrency: int,
     seed: int,
@@ -146,7 +178,7 @@ def _measure(
 
     with terminate_as_interrupt(), shown("answers") as meter:
         meter.say(head())
-        for one in run(url, model, prompts, concurrency, seed, meter):
+        for one in run(target, prompts, concurrency, seed, meter):
             answers.append(one)
             meter.say(row(result_of(*one)))
 
@@ -169,8 +201,8 @@ def row(line: "TaskResult") -> str:
         f"{first.p95:.1f}",
         f"{between.p50:.2f}",
         f"{between.p95:.2f}",
-        f"{line.category_al:.2f}",
-        f"{line.acceptance_rate:.0%}",
+        f"{line.category_al:.2f}" if line.joint else "-",
+        f"{line.acceptance_rate:.0%}" if line.joint else "-",
     )
     cells = zip(values, COLUMNS.values(), strict=True)
     return f"{line.task:<{TASK_WIDTH}}" + "".join(f"{value:>{width}}" for value, width in cells)

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from trt_mtp.controller.calibrate.bench import LATENCIES, TaskAnswers, TaskResult
+from trt_mtp.controller.calibrate.bench import LATENCIES, Target, TaskAnswers, TaskResult
 from trt_mtp.controller.calibrate.confidence import rounded
 from trt_mtp.controller.calibrate.load_client import Answer
 from trt_mtp.controller.calibrate.prompt_sets import PromptSet
@@ -16,21 +16,22 @@ SCHEMA_VERSION = 1
 
 
 def report(
-    url: str, model: str, prompts: PromptSet, concurrency: int, results: Sequence[TaskResult]
+    target: Target, prompts: PromptSet, concurrency: int, results: Sequence[TaskResult]
 ) -> dict[str, Any]:
-    """The output of `trt-mtp bench --json`."""
-    *tasks, every = results
-    lengths = {line.task: line.category_al for line in tasks}
+    """The output of `trt-mtp bench --json`; null where the server tells nothing of its drafts."""
+    *tasks, every = [line.as_json() for line in results]
+    lengths = {line["task"]: line["Category_AL"] for line in tasks}
     return {
         "schema_version": SCHEMA_VERSION,
-        "url": url,
-        "model": model,
+        "url": target.url,
+        "model": target.model,
         "prompts": prompts.label,
         "concurrency": concurrency,
-        "tasks": [line.as_json() for line in tasks],
-        "all": every.as_json(),
+        "tasks": tasks,
+        "all": every,
         "Category_AL": lengths,
-        "Average_AL": every.category_al,
+        "Average_AL": every["Category_AL"],
+        "notes": list(target.notes),
     }
 
 
@@ -48,7 +49,8 @@ def to_csv(results: Sequence[TaskResult]) -> str:
         values: list[Any] = [line.task, line.request_count, line.error_request_count]
         values += [line.output_tokens, line.output_token_throughput]
         values += [value for name in LATENCIES for value in line.latencies[name]]
-        values += [line.category_al, line.acceptance_rate, *line.joint]
+        values += [line.category_al, line.acceptance_rate] if line.joint else ["", ""]
+        values += line.joint
         writer.writerow(values + [""] * (deepest - len(line.joint)))
     return out.getvalue()
 

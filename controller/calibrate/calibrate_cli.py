@@ -4,12 +4,15 @@ import os
 import re
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from trt_mtp.errors import InputError
-from trt_mtp.options import FOLDER, model_option, parsed, profile_out
+from trt_mtp.options import FILE, FOLDER, parsed, profile_out
+
+if TYPE_CHECKING:
+    from trt_mtp.controller.profile import Profile
 
 UNITS = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0}
 UNDECIDED = 3  # exit code: the profile is written, a choice is open
@@ -51,6 +54,12 @@ tasks_option = click.option(
     help="Tasks to run, comma-separated.  [default: all of the prompt set]",
 )
 
+openai_key_option = click.option(
+    "--openai-key-file",
+    type=FILE,
+    help="File with the API key of the servers of --openai.  [default: $OPENAI_API_KEY]",
+)
+
 
 @click.command()
 @click.argument("checkpoint", required=False)
@@ -60,7 +69,20 @@ tasks_option = click.option(
     is_flag=True,
     help="Build, serve and measure CHECKPOINT on this machine instead of a server.",
 )
-@model_option
+@click.option(
+    "--openai",
+    "openai_urls",
+    multiple=True,
+    metavar="K=URL",
+    help="Base URL of the server that drafts K tokens, where servers speak OpenAI's API; once for "
+    "each draft length, 0 among them.",
+)
+@openai_key_option
+@click.option(
+    "--model",
+    help="Model name that clients use; with --openai, {k} in it is the draft length.  [default: "
+    "qwen_mtp; --openai: the server's only one]",
+)
 @click.option(
     "--variants",
     metavar="K0,K1,…",
@@ -145,6 +167,8 @@ def calibrate(
     checkpoint: str | None,
     url: str | None,
     embedded: bool,
+    openai_urls: tuple[str, ...],
+    openai_key_file: Path | None,
     prompts: str | None,
     engines: Path,
     draft_lengths: str,
@@ -162,10 +186,17 @@ def calibrate(
 
     Example: trt-mtp calibrate --url 127.0.0.1:8101 --budget 10m -o profile.json
 
+    Example: trt-mtp calibrate --openai 0=http://gpu0:8000/v1 --openai 3=http://gpu1:8000/v1
+
     Example: trt-mtp calibrate --embedded
     """
-    if bool(url) == embedded:
-        raise InputError("name the server with --url, or let --embedded build and serve one here")
+    if [bool(url), embedded, bool(openai_urls)].count(True) != 1:
+        raise InputError(
+            "name the server with --url, or with --openai where servers speak OpenAI's API, or let "
+            "--embedded build and serve one here"
+        )
+    if openai_urls and values["variants"]:
+        raise InputError("--variants is for --url; with --openai each server is a variant")
     if checkpoint and not embedded:
         raise InputError("CHECKPOINT is for --embedded; a server has its variants already")
     os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"  # its fork handlers crash the child; set first
@@ -174,6 +205,8 @@ def calibrate(
     from trt_mtp.controller.calibrate.calibrate import Options
     from trt_mtp.controller.calibrate.calibrate import calibrate as run
     from trt_mtp.controller.calibrate.embedded import run_embedded
+    from trt_mtp.controller.calibrate.openai.rig import addresses
+    from trt_mtp.controller.calibrate.openai.server import read_key
     from trt_mtp.controller.calibrate.prompt_sets import SHIPPED
     from trt_mtp.controller.profile import profile_json
     from trt_mtp.controller.profile_text import is_decided, summary
@@ -181,6 +214,9 @@ def calibrate(
     from trt_mtp.serve.processes import terminate_as_interrupt
 
     given = {name: value for name, value in values.items() if value is not None}
+    if openai_urls:
+        given["openai"] = addresses("--openai", openai_urls)
+        given["openai_key"] = read_key(openai_key_file, os.environ.get("OPENAI_API_KEY"))
     options = Options(url=url or "", prompts=prompts or SHIPPED, **given)
     if embedded and "budget_s" not in given:
         options = replace(options, budget_s=seconds("--budget", EMBEDDED_BUDGET))
@@ -192,7 +228,18 @@ def calibrate(
     if as_json:
         click.echo(profile_json(profile), nl=False)
     else:
-        click.echo(summary(profile))
+        click.echo("\n".join([summary(profile), *_settings(profile)]))
         click.echo(f"written to {options.out}", err=True)
     assert profile.calibration is not None
     return 0 if is_decided(profile.calibration) else UNDECIDED
+
+
+def _settings(profile: "Profile") -> list[str]:
+    """The settings of the servers that were measured, if their kind has some."""
+    from trt_mtp.controller.calibrate.server_settings import SETTINGS, settings_for
+
+    kind = profile.measured_on.get("server", "")
+    if kind not in SETTINGS:
+        return []
+    lines = settings_for(kind, profile)
+    return ["", f"settings of {kind}, for all tasks alike:", *(f"  {line}" for line in lines)]

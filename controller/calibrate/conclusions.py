@@ -58,7 +58,6 @@ def profile_of(settings: Settings, results: Results, run_info: RunInfo) -> Profi
         "measured_on": dict(run_info.measured_on),
         "shared_device": run_info.shared_device,
         "plain_step_s": {b: rounded(quantile(sorted(s), 0.5)) for b, s in plain.items() if s},
-        "step_ratio": step_ratios(estimates),
         "prefill_tokens_per_s": _prefill_rate(results, settings.concurrencies[0]),
         "acceptance": {task: _first_acceptance(results, task) for task in estimates.acceptance},
         "posteriors": {
@@ -72,6 +71,8 @@ def profile_of(settings: Settings, results: Results, run_info: RunInfo) -> Profi
         },
         "calibration": _calibration(settings, results, estimates, run_info),
     }
+    if estimates.ratios:  # else published ones stand in, as for acceptance
+        values["step_ratio"] = step_ratios(estimates)
     return Profile.model_validate(values)
 
 

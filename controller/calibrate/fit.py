@@ -13,16 +13,13 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
 from trt_mtp.controller.acceptance import DECAY_RATIO
+from trt_mtp.controller.calibrate.direct import measured_speedups
+from trt_mtp.controller.calibrate.draws import FAILED, NUM_DRAWS, Array, spread, weights
 from trt_mtp.controller.calibrate.results import Batch, Results, Settings, Survival
 from trt_mtp.controller.calibrate.step_costs import step_costs
 from trt_mtp.controller.position_counts import MAX_POSITIONS
-
-Array = npt.NDArray[np.float64]
-NUM_DRAWS = 400
-FAILED = -5.0  # log of the AL that a length gets for a task that it can't answer
 
 
 class OpenChoice(NamedTuple):
@@ -70,12 +67,14 @@ def likely_losses(draws: Array, chosen: int) -> Array:
 
 
 def estimate(settings: Settings, results: Results, *, of_prompts: bool = False) -> Estimates:
-    """Both factors and their product for all measured tasks.
+    """Both factors and their product for all measured tasks; the product alone where none is told.
 
     With `of_prompts` the prompt set is all there is: acceptance is known where all of a task's
     prompts were answered. Else they are a sample of what will be asked.
     """
     rng = np.random.default_rng(settings.seed)
+    if results.is_untold:
+        return Estimates(settings.draft_lengths, measured_speedups(settings, results, rng), {}, {})
     acceptance = {}
     for task, num_prompts in settings.num_prompts:
         drawn = _acceptance_draws(results, settings, task, rng)
@@ -115,21 +114,6 @@ def _failed(results: Results, task: str, lengths: Sequence[int]) -> list[int]:
     """The indexes of the draft lengths that failed a task at some load."""
     failed = {key.draft_length for key in results.errors if key.task == task}
     return [at for at, length in enumerate(lengths) if length in failed - {0}]
-
-
-def spread(draws: Array, n: int) -> Array:
-    """Row 0 is the estimate, the others draws over `n` samples, moved apart as few samples need.
-
-    The bootstrap's variance is (n - 1) / (n + 1) of the usual one, and Student's t with n - 1
-    degrees of freedom has (n - 1) / (n - 3) of the normal's.
-    """
-    factor = math.sqrt((n + 1) / (n - 3)) if n > 3 else 3.0
-    return np.concatenate([draws[:1], draws[:1] + factor * (draws[1:] - draws[:1])])
-
-
-def weights(n: int, rng: np.random.Generator) -> Array:
-    """Of `n` samples: equal ones in row 0, then NUM_DRAWS random ones; each row sums to 1."""
-    return np.concatenate([np.full((1, n), 1 / n), rng.dirichlet(np.ones(n), NUM_DRAWS)])
 
 
 def _acceptance_draws(

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass
 
 from trt_mtp.controller.calibrate.load_client import Batch, LoadClient
@@ -16,6 +16,26 @@ POLL_S = 0.2
 
 class ServerLostError(TrtMtpError):
     """The server was lost for good."""
+
+
+async def until_whole(
+    ask: Callable[[], Awaitable[Batch]], back: Callable[[str], Awaitable[None]], url: str
+) -> Batch:
+    """The batch that `ask` brings, asked again after `back` has waited for a server that was lost.
+
+    Raises what `back` raises, and ServerLostError if it is lost each time.
+    """
+    batch = await ask()
+    for _ in range(MAX_LOST - 1):
+        if not batch.lost:
+            return batch
+        await back(batch.lost)
+        batch = await ask()
+    if not batch.lost:
+        return batch
+    raise ServerLostError(
+        f"the server at {url} was lost {MAX_LOST} times in one batch ({batch.lost})"
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,19 +56,16 @@ class Deployment:
         Raises ServerLostError if it does not come back in `wait_s`, comes back with other variants,
         or is lost again each time.
         """
-        for _ in range(MAX_LOST):
-            batch = await client.answers(requests, concurrency)
-            if not batch.lost:
-                return batch
-            names = ", ".join(variant.name for variant in self.variants)
+        names = ", ".join(variant.name for variant in self.variants)
+
+        async def back(reason: str) -> None:
             self.say(
-                f"the server at {self.url} was lost ({batch.lost}); waiting {self.wait_s:.0f} s at "
+                f"the server at {self.url} was lost ({reason}); waiting {self.wait_s:.0f} s at "
                 f"most until {names} are ready, then the batch is measured again"
             )
-            await self._wait_until_back(batch.lost)
-        raise ServerLostError(
-            f"the server at {self.url} was lost {MAX_LOST} times in one batch ({batch.lost})"
-        )
+            await self._wait_until_back(reason)
+
+        return await until_whole(lambda: client.answers(requests, concurrency), back, self.url)
 
     async def _wait_until_back(self, reason: str) -> None:
         deadline = time.monotonic() + self.wait_s

@@ -34,7 +34,7 @@ def schedules(
             f"calibrate` on the server"
         )
     shares = _shares(profile, mix)
-    inverse = _inverse_lengths(profile, shares)
+    inverse = inverse_lengths(profile, shares)
     return {
         length: best_schedule(profile.step_cost(), inverse, length, max_batch_size)
         for length in draft_lengths
@@ -75,7 +75,7 @@ def _shares(profile: Profile, mix: Mapping[str, float] | None) -> dict[str, floa
     return {task: share / total for task, share in mix.items()}
 
 
-def _inverse_lengths(profile: Profile, shares: Mapping[str, float]) -> list[float]:
+def inverse_lengths(profile: Profile, shares: Mapping[str, float]) -> list[float]:
     """The mean of 1 / AL(K) over tasks, by K, as a gateway that starts with `profile` expects."""
     learner = AcceptanceLearner(profile.priors(), decay_ratio=profile.decay_ratio)
     learner.merge(profile.learned())

@@ -1,4 +1,4 @@
-"""The `profile` commands: show, compare, merge, check and estimate policy files."""
+"""The `profile` commands: show, compare, merge, check and estimate policy files, and use them."""
 
 from pathlib import Path
 
@@ -29,6 +29,35 @@ def show(file: Path, as_json: bool) -> None:
 
     read = read_profile(file)
     click.echo(profile_json(read) if as_json else summary(read), nl=not as_json)
+
+
+@profile.command()
+@click.argument("file", type=FILE)
+@click.option(
+    "--server",
+    required=True,
+    metavar="KIND",
+    help="Kind of server: tensorrt_llm, vllm, sglang or llamacpp.",
+)
+@json_option
+def settings(file: Path, server: str, as_json: bool) -> None:
+    """Print the draft lengths by load as the settings of another server.
+
+    They are those that take the least time per token, all measured tasks alike.
+
+    Example: trt-mtp profile settings profile.json --server vllm
+    """
+    from trt_mtp.controller.calibrate.server_settings import lengths_by_load, settings_for
+    from trt_mtp.controller.profile import read_profile
+
+    read = read_profile(file)
+    lines = settings_for(server, read)
+    if as_json:
+        lengths = {str(load): length for load, length in lengths_by_load(read).items()}
+        value = {"schema_version": 1, "server": server, "draft_lengths": lengths, "settings": lines}
+        click.echo(to_json(value), nl=False)
+    else:
+        click.echo("\n".join(lines))
 
 
 @profile.command()

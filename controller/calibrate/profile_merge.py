@@ -18,7 +18,8 @@ from trt_mtp.controller.calibrate.advice import (
     recommendation,
     step_ratios,
 )
-from trt_mtp.controller.calibrate.fit import FAILED, NUM_DRAWS, Array, Estimates, combined
+from trt_mtp.controller.calibrate.draws import FAILED, NUM_DRAWS, Array
+from trt_mtp.controller.calibrate.fit import Estimates, combined
 from trt_mtp.controller.calibrate.results import Batch
 from trt_mtp.controller.calibration import Calibration
 from trt_mtp.controller.cells import prediction_errors

@@ -120,6 +120,12 @@ class Results:
         return max((arm.block.number + 1 for arm in self.arms), default=0)
 
     @property
+    def is_untold(self) -> bool:
+        """True if answers came with drafts, and none said how many steps it took."""
+        drafted = [a for key, part in self.answers.items() if key.draft_length for a in part]
+        return bool(drafted) and not any(answer.num_steps for answer in drafted)
+
+    @property
     def speedups(self) -> Mapping[CellKey, list[float]]:
         """Logs of the time per token without speculation over the cell's, pair by pair."""
         return self._compare().speedups
@@ -186,6 +192,7 @@ class _StepTimes:
 
     These two alone decide a step's time. So an answer with steps DISTURBANCE times longer or
     shorter than the median was disturbed, e.g. by a pause of the client in which messages pile up.
+    Where steps are not told, the time per token stands for a step's.
     """
 
     times: dict[tuple[int, int], list[float]]
@@ -195,14 +202,19 @@ class _StepTimes:
     def of(cls, answers: Mapping[CellKey, list[Answer]]) -> "_StepTimes":
         times: dict[tuple[int, int], list[float]] = {}
         for key, part in answers.items():
-            times.setdefault(key[1:], []).extend(a.step_s for a in part if a.step_s > 0)
+            times.setdefault(key[1:], []).extend(filter(None, map(_pace_s, part)))
         return cls(times, {at: statistics.median(part) for at, part in times.items() if part})
 
     def is_undisturbed(self, answer: Answer, draft_length: int, concurrency: int) -> bool:
         if answer.tpot_s <= 0:
             return False
         median = self.medians[draft_length, concurrency]
-        return median / DISTURBANCE < answer.step_s < median * DISTURBANCE
+        return median / DISTURBANCE < _pace_s(answer) < median * DISTURBANCE
+
+
+def _pace_s(answer: Answer) -> float:
+    """Seconds per step, per token where the steps are not told; 0 if there was none."""
+    return answer.step_s or answer.tpot_s
 
 
 def _compared(
@@ -213,8 +225,10 @@ def _compared(
     steps = _StepTimes.of(answers)
     speedups: dict[CellKey, list[float]] = defaultdict(list)
     batches: list[Batch] = []
+    paces: list[Batch] = []
     for block, by_length in pairs.items():
         batch = Batch(block.task, block.concurrency, {})
+        pace = batch._replace(ratios={})
         for length, both in by_length.items():
             kept = [
                 (base, answer)
@@ -225,15 +239,18 @@ def _compared(
             if kept:
                 key = CellKey(block.task, length, block.concurrency)
                 speedups[key] += [math.log(base.tpot_s / answer.tpot_s) for base, answer in kept]
-                batch.ratios[length] = [math.log(a.step_s / base.step_s) for base, a in kept]
-        if batch.ratios:
-            batches.append(batch)
+                ratios = [math.log(_pace_s(answer) / _pace_s(base)) for base, answer in kept]
+                pace.ratios[length] = ratios
+                if all(base.step_s and answer.step_s for base, answer in kept):
+                    batch.ratios[length] = ratios
+        batches += [batch] if batch.ratios else []
+        paces += [pace] if pace.ratios else []
     num_disturbed = sum(
-        answer.step_s > 0 and not steps.is_undisturbed(answer, *key[1:])
+        _pace_s(answer) > 0 and not steps.is_undisturbed(answer, *key[1:])
         for key, part in answers.items()
         for answer in part
     )
-    return Compared(steps.times, speedups, batches, _effects(batches), num_disturbed)
+    return Compared(steps.times, speedups, batches, _effects(paces), num_disturbed)
 
 
 def _effects(batches: Sequence[Batch]) -> dict[int, float]:

@@ -173,7 +173,8 @@ async def _taken(placed: "asyncio.Future[Lease]") -> Lease:
 def _priority(call: InferenceCall) -> int:
     if call.failed_variants:
         return FAILED_OVER_PRIORITY
-    return DEFAULT_PRIORITY if call.priority is None else call.priority
+    asked = DEFAULT_PRIORITY if call.priority is None else call.priority
+    return max(asked, call.caller.highest_priority)
 
 
 def _loop_time(monotonic: float | None) -> float | None:

@@ -12,6 +12,7 @@ GrpcStream and the HTTP handlers read a request; `Proxy.handle` has it answered:
 
 import logging
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from typing import Any
 
 import grpc
@@ -71,6 +72,8 @@ class Proxy:
             hints = read_hints(request, TASKS, lengths)
             check_request(request)
             features = caller.own(read(request, hints))
+            if features.thinking is None:
+                features = replace(features, thinking=self.pool.index.thinks_by_default)
         except TrtMtpError:
             self.metrics.refused()
             raise

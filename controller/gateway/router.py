@@ -74,6 +74,7 @@ class Router:
             frozenset(replica.key for replica in call.failed_variants),
             bool(call.emitted),
             call.features.min_tokens > 0,
+            call.features.is_guided,
             sum(number >= limit for limit in limits),
         )
 

@@ -1,6 +1,7 @@
 """`trt-mtp rollout`: the commands that put something else into production, and back."""
 
 import json
+import shutil
 import sys
 import time
 from collections.abc import Callable
@@ -11,9 +12,11 @@ import click
 
 from trt_mtp.files import to_json
 from trt_mtp.options import FILE, json_option
+from trt_mtp.progress import CLEAR
 
 if TYPE_CHECKING:
     from trt_mtp.controller.rollout.control import Status
+    from trt_mtp.controller.rollout.spec import RolloutSpec
 
 WATCH_S = 1.0
 SPEC = click.argument("file", type=FILE)
@@ -37,13 +40,19 @@ def rollout() -> None:
 @SPEC
 @json_option
 def validate(file: Path, as_json: bool) -> None:
-    """Validate the rollout file without contacting any server.
+    """Validate the rollout file, and the variant or profile it names, without any server.
 
     Example: trt-mtp rollout validate k5.yaml
     """
+    from trt_mtp.build.variant import read_variant
+    from trt_mtp.controller.profile import read_profile
     from trt_mtp.controller.rollout.spec import read_spec
 
     spec = read_spec(file)
+    if spec.what.variant is not None:
+        read_variant(spec.what.variant)
+    elif spec.what.profile is not None:
+        read_profile(spec.what.profile)
     result = {"schema_version": 1, "name": spec.name, "digest": spec.digest, "valid": True}
     click.echo(to_json(result) if as_json else f"{file}: {spec.name} is valid", nl=not as_json)
 
@@ -82,7 +91,7 @@ def start(file: Path, dry_run: bool, again: bool, as_json: bool) -> None:
 
 @rollout.command()
 @SPEC
-@click.option("--watch", is_flag=True, help="Keep printing until the rollout finishes or pauses.")
+@click.option("--watch", is_flag=True, help="Show it live until the rollout finishes or pauses.")
 @json_option
 def status(file: Path, watch: bool, as_json: bool) -> None:
     """Show a rollout's status, also as the exit code.
@@ -95,7 +104,7 @@ def status(file: Path, watch: bool, as_json: bool) -> None:
     spec = read_spec(file)
     seen = look(spec)
     while watch and seen.holder:  # ends, because each step of the holder has an end
-        _say(_status_text(seen))
+        _show_live(spec, seen)
         time.sleep(WATCH_S)
         seen = look(spec)
     _finish(seen, as_json)
@@ -218,6 +227,19 @@ def history(file: Path, as_json: bool) -> None:
         what = json.dumps(event["what"]) if event["what"] else ""
         why = f"  {event['why']}" if event["why"] else f"  {what:.100}"
         click.echo(f"{event['at']}  {event['who']}  {event['action']:16} {event['stage']}{why}")
+
+
+def _show_live(spec: "RolloutSpec", seen: "Status") -> None:
+    """One screen on a terminal, a line elsewhere; both on stderr, for --json has stdout."""
+    from trt_mtp.controller.rollout.control import history as events
+    from trt_mtp.controller.rollout.watch import screen
+
+    if not sys.stderr.isatty():
+        _say(_status_text(seen))
+        return
+    size = shutil.get_terminal_size()
+    shown = screen(seen, events(spec), spec, time.time(), width=size.columns, height=size.lines)
+    click.echo(CLEAR + shown, err=True)
 
 
 def _steer(file: Path, verb: str, why: str, as_json: bool) -> None:

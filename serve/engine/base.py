@@ -4,11 +4,14 @@ An engine serves one variant: one checkpoint at one draft length. `serve/engine/
 opens the kind named in the variant's record.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
+
+from trt_mtp.serve.engine.logprobs import PlaceLogprobs
 
 FinishReason = Literal["stop", "length", "cancelled", "error"]
+GuidedForm = Literal["json_schema", "regex", "choice", "tool_choice"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +28,23 @@ class SamplingParams:
     # so many tokens of the answer are drawn from all but the end tokens, emitted ones counted; a
     # stop text ends it all the same
     min_tokens: int = 0
+    frequency_penalty: float = 0.0  # taken from a token's logit for each time the answer has it
+    presence_penalty: float = 0.0  # taken once if it has it
+
+
+@dataclass(frozen=True, slots=True)
+class Guided:
+    """What an answer has to be, once its reasoning is over.
+
+    An end token comes only where the answer may end, and the answer ends where nothing can follow.
+    """
+
+    form: GuidedForm
+    value: Any  # the schema, the pattern, the list of texts, or a tool's name ("" for any)
+    # those that must be called with tool_choice, and may be in place of what json_schema asks for
+    tools: tuple[Mapping[str, Any], ...] = ()
+    is_single: bool = False  # one call, no more
+    may_think: bool = False  # the answer may begin with reasoning, if the model knows how
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +60,8 @@ class Request:
     sampling: SamplingParams = field(default_factory=SamplingParams)
     emitted_ids: tuple[int, ...] = ()
     wants_margin: bool = False
+    guided: Guided | None = None
+    num_logprobs: int | None = None  # most likely tokens to tell of at each place; None: nothing
 
     @property
     def context_ids(self) -> tuple[int, ...]:
@@ -84,6 +106,7 @@ class Chunk:
     finish_reason: FinishReason | None = None  # set on the last chunk only
     error: str = ""  # one sentence, with finish_reason "error"
     margin: float | None = None  # of the two best logits of this engine's first token, if wanted
+    logprobs: tuple[PlaceLogprobs, ...] = ()  # of token_ids, if wanted
 
 
 @dataclass(frozen=True, slots=True)

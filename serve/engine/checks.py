@@ -5,6 +5,7 @@ from trt_mtp.serve.contract import MAX_STOP_BYTES, MAX_STOP_TEXTS
 from trt_mtp.serve.engine.base import Request
 
 MAX_SEED = 2**64
+MAX_PENALTY = 2.0  # as OpenAI has it
 
 
 def check_request(request: Request, vocab_size: int, max_seq_len: int) -> None:
@@ -37,6 +38,10 @@ def check_request(request: Request, vocab_size: int, max_seq_len: int) -> None:
         raise InputError(f"top_k is {sampling.top_k}; expected 0 (all) or more")
     if not 0.0 < sampling.top_p <= 1.0:
         raise InputError(f"top_p is {sampling.top_p}; expected more than 0, at most 1")
+    for name in ("frequency_penalty", "presence_penalty"):
+        value = getattr(sampling, name)
+        if not -MAX_PENALTY <= value <= MAX_PENALTY:
+            raise InputError(f"{name} is {value:g}; expected {-MAX_PENALTY:g} to {MAX_PENALTY:g}")
     if not 0 <= sampling.seed < MAX_SEED:
         raise InputError(f"seed is {sampling.seed}; expected 0 to 2**64 - 1")
     _check_stop_texts(sampling.stop)

@@ -17,7 +17,10 @@ from trt_mtp.errors import TrtMtpError
 from trt_mtp.serve.engine import cycle, forward
 from trt_mtp.serve.engine.base import Chunk, EngineStatistics, Request
 from trt_mtp.serve.engine.checks import check_request
+from trt_mtp.serve.engine.grammar import Grammars
+from trt_mtp.serve.engine.guided_cycle import guided_cycle
 from trt_mtp.serve.engine.kernels import Array
+from trt_mtp.serve.engine.logprobs import PlaceLogprobs, place_logprobs
 from trt_mtp.serve.engine.sequence import Sequence
 from trt_mtp.serve.engine.text import TextCodec, begin_answer
 from trt_mtp.serve.engine.weights import (
@@ -69,6 +72,9 @@ def allocate(
         seed=np.zeros(slots, np.uint64),
         end_from=np.zeros(slots, np.int64),
         end_ids=np.array(sorted(end_ids), np.int64),
+        answer_from=np.zeros(slots, np.int64),
+        frequency=zeros(slots),
+        presence=zeros(slots),
     )
     scratch = forward.Scratch(
         x=zeros(num_rows, shape.hidden),
@@ -82,6 +88,7 @@ def allocate(
         channels=zeros(channels),
         delta=zeros(shape.value_dim),
         draft=zeros(slots, shape.hidden),
+        seen=np.zeros(shape.vocab, np.bool_),
     )
     rows = forward.Rows(*(np.zeros(num_rows, np.int64) for _ in range(3)))
     return state, scratch, rows
@@ -112,6 +119,8 @@ class CpuEngine:
         self._state, self._scratch, self._rows = allocate(
             self._shape, kinds, max_batch_size, length, draft_length, self.codec.eos_ids
         )
+        self._masks = cycle.allocate_masks(max_batch_size, draft_length, self._shape.vocab)
+        self._grammars = Grammars(shared, self.codec, self._shape.vocab)
         self._free = list(range(max_batch_size))
         self._waiting: deque[Sequence] = deque()
         self._running: list[Sequence] = []
@@ -141,7 +150,8 @@ class CpuEngine:
         """Queue `request`; `on_chunk` is called from the engine's thread, in order."""
         check_request(request, self._shape.vocab, self.max_seq_len)
         text = begin_answer(self.codec, request)
-        sequence = Sequence(request, on_chunk, text, self.draft_length)
+        guide = self._grammars.begin(request)
+        sequence = Sequence(request, on_chunk, text, self.draft_length, guide)
         with self._wake:
             if self._is_closed:
                 raise TrtMtpError(self._failure or "the engine is closed")
@@ -216,8 +226,11 @@ class CpuEngine:
         state.top_k[slot] = min(sampling.top_k, self._shape.vocab)
         state.top_p[slot] = sampling.top_p
         state.seed[slot] = sampling.seed
+        state.answer_from[slot] = len(sequence.request.prompt_ids)
+        state.frequency[slot] = sampling.frequency_penalty
+        state.presence[slot] = sampling.presence_penalty
         state.end_from[slot] = 0
-        if not sampling.ignore_eos:
+        if not (sampling.ignore_eos or sequence.guide):  # a guide holds them back itself
             state.end_from[slot] = len(sequence.request.prompt_ids) + sampling.min_tokens
 
     def _drop_cancelled(self) -> None:
@@ -238,6 +251,8 @@ class CpuEngine:
             return
         num_context, slot = sequence.num_context_tokens, sequence.slot
         stop = min(sequence.num_prefilled + PREFILL_CHUNK, num_context)
+        if sequence.guide is not None and stop == num_context:
+            self._masks.is_set[0, 0] = sequence.guide.fill(self._masks.words[0, 0])
         cycle.prefill(
             self._weights,
             self._shape,
@@ -248,12 +263,15 @@ class CpuEngine:
             stop,
             num_context,
             self.draft_length > 0,
+            self._masks,
         )
+        self._masks.is_set[0, 0] = False
         sequence.num_prefilled = stop
         if sequence.is_prefilled:
             if sequence.request.wants_margin:
                 sequence.margin = margin(self._scratch.logits[0])
-            self._deliver(sequence, [int(self._state.tokens[slot, num_context])])
+            token = int(self._state.tokens[slot, num_context])
+            self._deliver(sequence, [token], self._logprobs(sequence, [token], 0))
 
     def _decode(self) -> None:
         """One draft-and-verify cycle for every request that is past its prompt."""
@@ -263,24 +281,44 @@ class CpuEngine:
         slots = np.array([s.slot for s in batch], np.int64)
         emitted = np.zeros(len(batch), np.int64)
         drafts = np.zeros((len(batch), self.draft_length), np.int64)
-        cycle.cycle(
-            self._weights,
-            self._shape,
-            self._state,
-            self._scratch,
-            self._rows,
-            slots,
-            drafts,
-            emitted,
-        )
-        for sequence, count in zip(batch, emitted.tolist(), strict=True):
+        memory = (self._weights, self._shape, self._state, self._scratch, self._rows)
+        rows = (slots, drafts, emitted, self._masks)
+        guides = [s.guide for s in batch]
+        if any(guides):
+            guided_cycle(*memory, *rows, guides)
+        else:
+            cycle.cycle(*memory, *rows)
+        for b, (sequence, count) in enumerate(zip(batch, emitted.tolist(), strict=True)):
             done = int(self._state.done[sequence.slot])
             tokens = self._state.tokens[sequence.slot, done - count + 1 : done + 1].tolist()
-            self._deliver(sequence, tokens, is_step=True)
+            logprobs = self._logprobs(sequence, tokens, b * (self.draft_length + 1))
+            self._deliver(sequence, tokens, logprobs, is_step=True)
 
-    def _deliver(self, sequence: Sequence, tokens: list[int], is_step: bool = False) -> None:
+    def _logprobs(
+        self, sequence: Sequence, tokens: list[int], row: int
+    ) -> tuple[PlaceLogprobs, ...]:
+        """Of tokens whose logits are from `row` on."""
+        num_top = sequence.request.num_logprobs
+        if num_top is None:
+            return ()
+        return tuple(
+            place_logprobs(logits, token, num_top, self.codec.token_bytes)
+            for logits, token in zip(self._scratch.logits[row:], tokens, strict=False)
+        )
+
+    def _deliver(
+        self,
+        sequence: Sequence,
+        tokens: list[int],
+        logprobs: tuple[PlaceLogprobs, ...],
+        is_step: bool = False,
+    ) -> None:
+        if sequence.guide is not None and sequence.guide.error:  # the tokens are anyone's
+            self._release(sequence)
+            sequence.finish("error", sequence.guide.error)
+            return
         before = sequence.num_output_tokens
-        sequence.advance(tokens, self.codec.eos_ids, is_step)
+        sequence.advance(tokens, self.codec.eos_ids, is_step, logprobs)
         self._totals["output"] += sequence.num_output_tokens - before
         if is_step:
             self._totals["steps"] += 1

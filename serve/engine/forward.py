@@ -76,6 +76,9 @@ class State(NamedTuple):
     seed: npt.NDArray[np.uint64]  # [S]
     end_from: Ints  # [S] the first position that an end token may have
     end_ids: Ints  # [E] the end tokens
+    answer_from: Ints  # [S] the first position of the answer
+    frequency: Array  # [S] what each occurrence in the answer takes from a token's logit
+    presence: Array  # [S] what the first one takes
 
 
 class Rows(NamedTuple):
@@ -100,6 +103,7 @@ class Scratch(NamedTuple):
     channels: Array  # [conv channels]
     delta: Array  # [value_dim]
     draft: Array  # [S, d] hidden states that the MTP head feeds back
+    seen: npt.NDArray[np.bool_]  # [V] false between two uses
 
 
 @kernel

@@ -10,6 +10,8 @@ from trt_mtp.serve.engine.base import (
     SpeculationCounters,
     cut_after,
 )
+from trt_mtp.serve.engine.guide import Guide
+from trt_mtp.serve.engine.logprobs import PlaceLogprobs
 from trt_mtp.serve.engine.text import AnswerText
 
 
@@ -21,6 +23,7 @@ class Sequence:
     on_chunk: Callable[[Chunk], None]
     text: AnswerText
     draft_length: int
+    guide: Guide | None = None
     slot: int = -1  # -1 while waiting
     num_prefilled: int = 0
     num_output_tokens: int = field(init=False)  # emitted ones included
@@ -57,7 +60,13 @@ class Sequence:
             cut_after=self.cut_after,
         )
 
-    def advance(self, tokens: list[int], eos_ids: frozenset[int], is_step: bool) -> None:
+    def advance(
+        self,
+        tokens: list[int],
+        eos_ids: frozenset[int],
+        is_step: bool,
+        logprobs: tuple[PlaceLogprobs, ...] = (),
+    ) -> None:
         """Take the tokens of a verify step (or of the prefill) up to the end of the answer.
 
         All tokens of a step but one were drafted; what was drafted past the end is not counted.
@@ -71,7 +80,8 @@ class Sequence:
                 break
             piece, is_stopped = self.text.push(token)
             text += piece
-            if is_stopped:
+            is_complete = self.guide is not None and self.guide.push(token)
+            if is_stopped or is_complete:
                 self.finish_reason = "stop"
                 break
             if self.num_output_tokens == self.request.sampling.max_tokens:
@@ -85,14 +95,20 @@ class Sequence:
                 self.accepted_per_position[j] += 1
             if self.finish_reason is not None:
                 self.cut_after = cut_after(len(kept), self.draft_length)
-        self._deliver(text, tuple(kept))
+        self._deliver(text, tuple(kept), logprobs=logprobs[: len(kept)])
 
     def finish(self, reason: FinishReason, error: str = "") -> None:
         """End the answer without further tokens."""
         self.finish_reason = reason
         self._deliver(self.text.flush(), (), error)
 
-    def _deliver(self, text: str, token_ids: tuple[int, ...], error: str = "") -> None:
+    def _deliver(
+        self,
+        text: str,
+        token_ids: tuple[int, ...],
+        error: str = "",
+        logprobs: tuple[PlaceLogprobs, ...] = (),
+    ) -> None:
         chunk = Chunk(
             text,
             token_ids,
@@ -101,6 +117,7 @@ class Sequence:
             self.finish_reason,
             error,
             self.margin,
+            logprobs,
         )
         try:
             self.on_chunk(chunk)

@@ -13,8 +13,9 @@ from concurrent.futures import Future, wait
 from pathlib import Path
 from typing import Any
 
-from trt_mtp.errors import TrtMtpError
+from trt_mtp.errors import InputError, TrtMtpError
 from trt_mtp.files import read_json
+from trt_mtp.serve.contract import GUIDED, NUM_LOGPROBS
 from trt_mtp.serve.engine.base import (
     Chunk,
     EngineStatistics,
@@ -194,6 +195,18 @@ class StreamedEngine(ABC):
     def _check(self, request: Request) -> None:
         """Raise InputError for a request that can't be run."""
         check_request(request, self._vocab_size, self.max_seq_len)
+        unable = {
+            GUIDED: request.guided,
+            NUM_LOGPROBS: request.num_logprobs,
+            "frequency_penalty": request.sampling.frequency_penalty or None,
+            "presence_penalty": request.sampling.presence_penalty or None,
+        }
+        for name, value in unable.items():
+            if value is not None:
+                raise InputError(
+                    f"{name} is not supported by variants of {self.library}; "
+                    "send it to one of the CPU engine"
+                )
 
     def _start(self, answer: Coroutine[Any, Any, None]) -> None:
         task = asyncio.run_coroutine_threadsafe(answer, self._loop)

@@ -16,6 +16,20 @@ REPLACEMENT = "\ufffd"  # what an incomplete UTF-8 sequence decodes to
 MAX_OPEN_TOKENS = 8  # since the last whole character; more can't be one character's
 
 
+def _byte_of() -> dict[str, int]:
+    """The byte that a character of a byte-level token's name stands for.
+
+    Source: the GPT-2 tokenizer (github.com/openai/gpt-2, src/encoder.py): visible characters stand
+    for themselves, the other bytes for those from 256 on, in order.
+    """
+    visible = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [byte for byte in range(256) if byte not in visible]
+    return {chr(byte): byte for byte in visible} | {chr(256 + i): b for i, b in enumerate(others)}
+
+
+_BYTE_OF = _byte_of()
+
+
 class TextCodec:
     """The tokenizer, end tokens and chat template of one checkpoint."""
 
@@ -76,6 +90,20 @@ class TextCodec:
             return 0
         longest = max(map(len, self.tokenizer.get_vocab(with_added_tokens=True)))
         return longest if normalizer is None else longest * NFC_SHRINKS
+
+    def token_bytes(self, token: int) -> bytes:
+        """What a token stands for by itself, which may be a part of a character."""
+        if token in self._added:
+            return self._added[token].encode()
+        if type(self.tokenizer.decoder).__name__ != "ByteLevel":
+            return str(self.tokenizer.decode([token], skip_special_tokens=False)).encode()
+        name = self.tokenizer.id_to_token(token) or ""  # an id past the vocabulary is nothing
+        return bytes(_BYTE_OF[char] for char in name)
+
+    @cached_property
+    def _added(self) -> dict[int, str]:
+        added = self.tokenizer.get_added_tokens_decoder()
+        return {token: one.content for token, one in added.items()}
 
     def chat_text(
         self,

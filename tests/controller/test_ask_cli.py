@@ -62,6 +62,12 @@ def test_no_gateway_is_one_sentence(cli: Cli) -> None:
     assert f"no gateway answers at 127.0.0.1:{port}" in refused.err
 
 
+def test_an_empty_question_is_not_asked(cli: Cli) -> None:
+    """Nothing is sent for it."""
+    ended = cli("ask", " ")
+    assert (ended.code, "PROMPT is empty" in ended.err) == (2, True)
+
+
 @pytest.mark.parametrize(
     ("address", "option"), [("127.0.0.1:8001", ""), ("127.0.0.1:5", " --url 127.0.0.1:5")]
 )

@@ -129,6 +129,18 @@ def test_end_tokens_are_held_back_by_those_that_can() -> None:
     assert error.value.is_ready
 
 
+def test_a_grammar_is_followed_by_those_that_can() -> None:
+    """A guided request goes past variants that can't do it; where none can, it is refused."""
+    a, b = variants(0, 3)
+    guided = replace(CODE, is_guided=True)
+    assert choose(Policy(QUIET), guided, [a, replace(b, takes_guided=False)]).variant == "k0"
+    ill = [replace(a, is_healthy=False), replace(b, takes_guided=False)]
+    with pytest.raises(NoVariantError, match=r"k3 can't hold an answer to a grammar \(guided_deco"):
+        choose(Policy(QUIET), guided, ill)
+    with pytest.raises(InputError, match="guided_decoding is not supported by the variants hosted"):
+        choose(Policy(QUIET), guided, ill[1:])
+
+
 def test_no_variant_left_is_an_error_that_names_each() -> None:
     """Nothing healthy is said in one sentence."""
     with pytest.raises(NoVariantError, match="k0 is not healthy; k3 is not healthy"):

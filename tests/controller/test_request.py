@@ -103,12 +103,21 @@ def test_chat_messages() -> None:
 def test_thinking_and_end_tokens_are_inputs() -> None:
     """What a request says of thinking counts; min_tokens only where end tokens end an answer."""
     messages = chat(("user", "x"))
-    assert not features_of(messages=messages).thinking
+    assert features_of(messages=messages).thinking is None  # the chat template's default
+    assert features_of(text_input="hi").thinking is False
     assert features_of(messages=messages, enable_thinking=True).thinking
-    assert not features_of(messages=messages, enable_thinking=False).thinking
+    assert features_of(messages=messages, enable_thinking=False).thinking is False
     held = partial(features_of, messages=messages, sampling_param_min_tokens=7)
     assert held().min_tokens == 7
     assert held(sampling_param_ignore_eos=True).min_tokens == 0
+
+
+def test_a_grammar_is_an_input() -> None:
+    """A guided answer is a structured one, and goes to variants that can."""
+    plain = features_of(messages=chat(("user", "x")))
+    assert (plain.is_guided, plain.has_response_format) == (False, False)
+    guided = features_of(messages=chat(("user", "x")), guided_decoding='{"json_object": true}')
+    assert (guided.is_guided, guided.has_response_format) == (True, True)
 
 
 def test_a_number_that_is_none_is_left_to_the_variant() -> None:

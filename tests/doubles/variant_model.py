@@ -40,6 +40,8 @@ class TritonPythonModel:
             threading.Event().wait()
         self.running: dict[str, Any] = {}  # by request id: its sender
         self.cancelled: set[Any] = set()  # senders of requests that were cancelled in band
+        # a process that dies while it asks Triton something may take Triton 2.51 with it
+        self.asking = threading.Lock()
         self.metrics = []  # always 0, so that nobody waits for this server's requests to end
         for name in ("trt_mtp_requests_running", "trt_mtp_requests_waiting"):
             kind = pb_utils.MetricFamily.GAUGE
@@ -72,7 +74,11 @@ class TritonPythonModel:
             self.cancelled.discard(sender)
 
     def is_cancelled(self, sender: Any) -> bool:
-        return sender in self.cancelled or bool(sender.is_cancelled())
+        return sender in self.cancelled or self.is_dropped(sender)
+
+    def is_dropped(self, sender: Any) -> bool:
+        with self.asking:
+            return bool(sender.is_cancelled())
 
     def answer(self, request: Any, sender: Any, wanted: list[str]) -> None:
         def value(name: str, default: Any) -> Any:
@@ -95,7 +101,7 @@ class TritonPythonModel:
             time.sleep(script.get("delay_s", 0))
             self.hang_or_die(script, sender, index)
             if self.is_cancelled(sender):
-                how = "dropped" if sender.is_cancelled() else "cancelled"
+                how = "dropped" if self.is_dropped(sender) else "cancelled"
                 (self.notes / f"{how}-{script.get('name')}").touch()
                 sender.send(flags=FINAL)
                 return
@@ -123,10 +129,12 @@ class TritonPythonModel:
 
     def hang_or_die(self, script: dict[str, Any], sender: Any, index: int) -> None:
         if self.is_due(script, "hang_at", index):
-            while not (sender.is_cancelled() if script.get("deaf") else self.is_cancelled(sender)):
+            is_over = self.is_dropped if script.get("deaf") else self.is_cancelled
+            while not is_over(sender):
                 time.sleep(POLL_S)
         if self.is_due(script, "die_at", index):
-            os._exit(1)
+            with self.asking:
+                os._exit(1)
 
     def fail(self, sender: Any, message: str, with_final: bool = False) -> None:
         error = pb_utils.InferenceResponse(error=pb_utils.TritonError(message))

@@ -17,6 +17,7 @@ import pytest
 
 from tests.conftest import CliResult
 from tests.http_client import ask
+from tests.json_outputs import check_output
 from tests.programs import read_line
 from tests.triton_client import streaming
 from tests.variants import build_engines, make_variant
@@ -52,6 +53,7 @@ def started(*arguments: str | Path) -> Iterator[tuple["subprocess.Popen[bytes]",
     with process:
         line = read_line(process)
         try:
+            check_output(str(arguments[0]), line.decode())
             yield process, json.loads(line)
         finally:
             process.terminate()

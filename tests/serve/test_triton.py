@@ -26,7 +26,7 @@ from tests.triton_client import Response, Stream, leaving, streaming, text_of
 from tests.variants import build_engines
 from trt_mtp.errors import TrtMtpError
 from trt_mtp.serve import triton
-from trt_mtp.serve.contract import CANCELLED_FLAG, OUTPUT_FLAGS, OUTPUTS
+from trt_mtp.serve.contract import CANCELLED_FLAG, LOGPROBS, OUTPUT_FLAGS, OUTPUTS
 from trt_mtp.serve.ports import Ports
 from trt_mtp.serve.processes import free_ports, is_alive
 from trt_mtp.serve.serving import resolve_variants, serving
@@ -195,7 +195,11 @@ def test_only_outputs_that_are_asked_for_come(server: TritonServer) -> None:
     named = ask(server, K3, outputs=["text_output", "num_steps"], **short)[-1].outputs
     assert set(named) == {"text_output", "num_steps"}
     flagged = ask(server, K3, sampling_param_return_perf_metrics=False, **short)[-1].outputs
-    left_out = OUTPUT_FLAGS["sampling_param_return_perf_metrics"] | {"margin", CANCELLED_FLAG}
+    left_out = OUTPUT_FLAGS["sampling_param_return_perf_metrics"] | {
+        "margin",
+        CANCELLED_FLAG,
+        LOGPROBS,
+    }
     assert set(flagged) == {spec.name for spec in OUTPUTS} - left_out
 
 

@@ -15,6 +15,7 @@ from trt_mtp.serve.engine.base import (
     Chunk,
     EngineStatistics,
     Generation,
+    Guided,
     Request,
     SamplingParams,
 )
@@ -95,6 +96,22 @@ def test_inputs_of_the_llmapi_model(name: str) -> None:
     other: Any = b"x" if isinstance(neutral, bytes) else True if neutral is False else neutral + 2
     with pytest.raises(InputError, match=f"^{name} is not supported here; expected "):
         read(text_input="ab", **{name: other})
+
+
+def test_a_grammar_arrives() -> None:
+    """With the tools that it needs; an answer to messages may begin with reasoning."""
+    found = read(text_input="ab", guided_decoding='{"regex": "a+"}')
+    assert found.request.guided == Guided("regex", "a+")
+    assert read(text_input="ab").request.guided is None
+    tools = [{"function": {"name": "f"}}]
+    found = read(
+        messages='[{"content": "x"}]',
+        tools=json.dumps(tools),
+        guided_decoding='{"tool_choice": {"name": "f"}}',
+    )
+    assert found.request.guided == Guided("tool_choice", "f", tuple(tools), True, True)
+    with pytest.raises(InputError, match="guided_decoding is not JSON"):
+        read(text_input="ab", guided_decoding="{")
 
 
 def test_every_sampling_input_arrives() -> None:

@@ -52,6 +52,11 @@ class Caller:
         """True if there is something that requests past the public model would get around."""
         return self._tenant is not None or self._max_prompt_tokens is not None
 
+    @property
+    def highest_priority(self) -> int:
+        """The smallest number that its requests' `priority` may have."""
+        return self._tenant.record.highest_priority if self._tenant else 1
+
     def check_known(self) -> None:
         """Raise UnauthenticatedError once `is_known` is false."""
         if not self.is_known:

@@ -41,6 +41,7 @@ class TenantRecord(BaseModel):
     requests_per_s: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     concurrent_streams: Annotated[int, Field(ge=1)] | None = None  # requests being answered
     tokens_per_min: Annotated[float, Field(ge=1, allow_inf_nan=False)] | None = None
+    highest_priority: Annotated[int, Field(ge=1, lt=2**31)] = 1  # Triton's: 1 is the highest
 
 
 class TenantsFile(BaseModel):

@@ -9,7 +9,9 @@ from typing import Any, NamedTuple
 import grpc
 
 from trt_mtp.controller.gateway.failure import AnswerError
+from trt_mtp.controller.gateway.openai.logprobs import Place, places_of
 from trt_mtp.controller.gateway.response_rewriter import CLOSING, FAILED_OVER
+from trt_mtp.serve.contract import LOGPROBS
 from trt_mtp.serve.kserve import (
     int_outputs,
     parse_stream_response,
@@ -60,6 +62,7 @@ class AnswerReader:
 
     def __init__(self) -> None:
         self.closing: Closing | None = None
+        self.places: list[Place] = []  # of messages read: who takes them empties it
         self._head = b""  # what precedes the text, after the message's size
 
     def read(self, raw: bytes) -> str:
@@ -83,6 +86,7 @@ class AnswerReader:
     def _read_parsed(self, raw: bytes, start: int) -> str:
         infer = parse_stream_response(raw).infer_response
         names = [output.name for output in infer.outputs]
+        self.places += places_of(text_output(infer, LOGPROBS))
         if CLOSING in names:
             self.closing = read_closing(infer)
         elif names == [TEXT]:

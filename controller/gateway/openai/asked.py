@@ -11,6 +11,13 @@ from trt_mtp.controller.gateway.openai.answer_reader import OUTPUTS
 from trt_mtp.controller.gateway.openai.call_json import END
 from trt_mtp.controller.gateway.openai.deltas import ToolSchemas
 from trt_mtp.controller.gateway.openai.errors import ParameterError
+from trt_mtp.controller.gateway.openai.guided import (
+    forced_call,
+    format_of,
+    guided_chat,
+    guided_text,
+)
+from trt_mtp.controller.gateway.openai.logprobs import num_logprobs
 from trt_mtp.controller.gateway.openai.messages import (
     check_messages,
     check_tools,
@@ -29,7 +36,15 @@ from trt_mtp.controller.gateway.openai.schema import (
 from trt_mtp.controller.gateway.openai.vendor import request_parameters
 from trt_mtp.controller.json_request import features_from_json
 from trt_mtp.controller.request import UNBOUNDED_TOKENS, Hints, RequestFeatures
-from trt_mtp.serve.contract import IGNORE_EOS, MIN_TOKENS, REST_OF_CONTEXT, THINKING
+from trt_mtp.serve.contract import (
+    GUIDED,
+    IGNORE_EOS,
+    LOGPROBS,
+    MIN_TOKENS,
+    NUM_LOGPROBS,
+    REST_OF_CONTEXT,
+    THINKING,
+)
 from trt_mtp.serve.kserve import InferRequest, made_request
 
 PREFIX = "sampling_param_"
@@ -70,6 +85,7 @@ class Asked:
     streams: bool
     wants_usage: bool  # at the end of a stream
     wants_decision: bool
+    wants_logprobs: bool
     choices: tuple[Choice, ...]
     schemas: ToolSchemas | None = None  # of the tools that may be called
     enable_thinking: bool | None = None
@@ -89,9 +105,12 @@ class BodyReader:
         request = read_as(ChatRequest, values)
         check_messages(request.messages)
         check_tools(request.tools or ())
-        _check_tool_choice(request)
+        guided = guided_chat(request)
         tools = request.tools if request.tool_choice != "none" else None
-        inputs = _chat_inputs(request, tools)
+        inputs = _chat_inputs(request, tools, is_guided=guided is not None)
+        if guided:
+            name = "tool_choice" if forced_call(request) else "response_format"
+            inputs[GUIDED] = guided_text(guided, name)
         limit = request.max_completion_tokens or request.max_tokens
         known = {
             "messages": [_for_policy(message) for message in request.messages],
@@ -101,8 +120,10 @@ class BodyReader:
             self._features(request, known, limit),
             num_chars=len(inputs["messages"]),
             num_tool_chars=len(inputs.get("tools", "")),
-            thinking=bool(request.thinking),
+            thinking=request.thinking,
             has_tools=bool(tools) or any(m["role"] == "tool" for m in request.messages),
+            has_response_format=format_of(request) is not None,
+            is_guided=GUIDED in inputs,
         )
         common = self._common(request, headers, limit or REST_OF_CONTEXT)
         _check_number(request, 1, len(body))
@@ -121,14 +142,19 @@ class BodyReader:
         if request.best_of not in (None, request.n or 1):
             raise ParameterError("best_of is not supported here: expected it as n", "best_of")
         limit = request.max_tokens or DEFAULT_COMPLETION_TOKENS
-        given, prompts = _prompts(request), []
+        given, prompts, form = _prompts(request), [], format_of(request)
+        guided = {GUIDED: guided_text(form, "response_format")} if form else {}
         _check_number(request, len(given), len(body))
         for prompt in given:
             known: dict[str, Any] = {"prompt": prompt if isinstance(prompt, str) else ""}
             if not isinstance(prompt, str):
                 known["num_prompt_tokens"] = len(prompt)
-            features = self._features(request, known, limit)
-            prompts.append((_prompt_inputs(request, prompt), features))
+            features = replace(
+                self._features(request, known, limit),
+                has_response_format=bool(guided),
+                is_guided=bool(guided),
+            )
+            prompts.append((_prompt_inputs(request, prompt) | guided, features))
         return self._asked(request, prompts, self._common(request, headers, limit))
 
     def _features(
@@ -160,10 +186,14 @@ class BodyReader:
             values[IGNORE_EOS] = True
         if request.min_tokens:
             values[MIN_TOKENS] = request.min_tokens
-        if request.top_p is not None:
-            values[f"{PREFIX}top_p"] = request.top_p
+        for name in ("top_p", "frequency_penalty", "presence_penalty"):
+            value = getattr(request, name)
+            if value is not None:
+                values[f"{PREFIX}{name}"] = value
         if request.top_k is not None:
             values[f"{PREFIX}top_k"] = max(request.top_k, 0)
+        if (number := num_logprobs(request)) is not None:
+            values[NUM_LOGPROBS] = number
         return values
 
     def _asked(
@@ -184,6 +214,7 @@ class BodyReader:
             streams=bool(request.stream),
             wants_usage=bool(options and options.include_usage),
             wants_decision=request.trt_mtp is not None,
+            wants_logprobs=NUM_LOGPROBS in common,
             choices=tuple(self._choices(request, prompts, common)),
         )
 
@@ -203,17 +234,19 @@ class BodyReader:
 
     def _choice(self, values: dict[str, Any], features: RequestFeatures) -> Choice:
         message = generate_request(values, self.model)
-        for name in OUTPUTS:
+        for name in (*OUTPUTS, LOGPROBS) if NUM_LOGPROBS in values else OUTPUTS:
             message.outputs.add(name=name)
         return Choice(made_request(message), features)
 
 
-def _chat_inputs(request: ChatRequest, tools: list[dict[str, Any]] | None) -> dict[str, Any]:
+def _chat_inputs(
+    request: ChatRequest, tools: list[dict[str, Any]] | None, *, is_guided: bool
+) -> dict[str, Any]:
     inputs: dict[str, Any] = {"messages": json_text(request.messages, "messages")}
     stop = [request.stop] if isinstance(request.stop, str) else request.stop or []
     if tools:
         inputs["tools"] = json_text(tools, "tools")
-        if request.parallel_tool_calls is False:
+        if request.parallel_tool_calls is False and not is_guided:  # which says it
             stop = [*stop, END]  # of the first call
     if request.thinking is not None:
         inputs[THINKING] = request.thinking
@@ -235,16 +268,6 @@ def _check_number(request: CommonRequest, num_prompts: int, num_bytes: int) -> N
             f"n is {number}, and the request has {num_bytes} bytes: together at most "
             f"{MAX_BYTES} are taken",
             "n",
-        )
-
-
-def _check_tool_choice(request: ChatRequest) -> None:
-    """Raise ParameterError where calls are to be forced, which needs a grammar."""
-    if request.tool_choice not in (None, "none", "auto"):
-        raise ParameterError(
-            "tool_choice is not enforced here: expected none or auto",
-            "tool_choice",
-            "unsupported_parameter",
         )
 
 

@@ -18,6 +18,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from trt_mtp.controller.gateway.openai.deltas import Delta, Read, ToolSchemas, open_end
+from trt_mtp.serve.chat_format import kinds_of
 
 END = "</tool_call>"
 FUNCTION_END = "</function>"
@@ -122,23 +123,6 @@ class XmlCall:
             text = json.dumps(self._held[:size], ensure_ascii=False)[1:-1]
             deltas.append(Delta("arguments", text))
             self._held = self._held[size:]
-
-
-def kinds_of(schema: Any) -> frozenset[str]:
-    """The JSON types that a parameter's schema allows; a text where it says nothing."""
-    if not isinstance(schema, Mapping):
-        return frozenset({"string"})
-    kinds: set[str] = set()
-    stated = schema.get("type")
-    kinds.update([stated] if isinstance(stated, str) else _texts(stated))
-    for alternatives in (schema.get("anyOf"), schema.get("oneOf")):
-        for each in alternatives if isinstance(alternatives, list) else ():
-            kinds |= kinds_of(each)
-    return frozenset(kinds or {"string"})
-
-
-def _texts(value: Any) -> list[str]:
-    return [each for each in value if isinstance(each, str)] if isinstance(value, list) else []
 
 
 def typed(value: str, kinds: frozenset[str]) -> Any:

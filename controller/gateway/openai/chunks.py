@@ -10,7 +10,8 @@ from json.encoder import encode_basestring
 from typing import Any
 
 from trt_mtp.controller.gateway.openai.asked import Asked
-from trt_mtp.controller.gateway.openai.objects import Answered, head, totals
+from trt_mtp.controller.gateway.openai.logprobs import Place
+from trt_mtp.controller.gateway.openai.objects import Answered, head, logprobs_of, totals
 
 DONE = b"data: [DONE]\n\n"
 _GAP = "\x00"  # in no JSON: it would be escaped
@@ -23,12 +24,18 @@ class Chunks:
         self._asked = asked
         self._index = index
         self._has_begun = False
+        self._num_chars = 0  # of tokens whose logprobs were told
+        self._places: Sequence[Place] = ()  # for the next chunk
         delta: Any = {"content": _GAP} if asked.is_chat else _GAP
         self._before, self._after = self._render(delta, None).split(json.dumps(_GAP).encode())
 
+    def tell(self, places: Sequence[Place]) -> None:
+        """The next chunk has these tokens' logprobs, too."""
+        self._places = [*self._places, *places]
+
     def text(self, text: str) -> bytes:
         """The chunk with a piece of the answer's text."""
-        if not self._has_begun:
+        if not self._has_begun or self._places:
             return self.delta({"content": text} if self._asked.is_chat else text)
         return b"%b%b%b" % (self._before, encode_basestring(text).encode(), self._after)
 
@@ -55,13 +62,21 @@ class Chunks:
         choice = {
             "index": self._index,
             key: delta,
-            "logprobs": None,
+            "logprobs": self._logprobs(),
             "finish_reason": finish_reason,
         }
         value: dict[str, Any] = {**head(self._asked, kind(self._asked)), "choices": [choice]}
         if self._asked.wants_usage:
             value["usage"] = None
         return event(value)
+
+    def _logprobs(self) -> dict[str, Any] | None:
+        places, self._places = self._places, ()
+        if not places:
+            return None
+        told = logprobs_of(self._asked, places, self._num_chars)
+        self._num_chars += sum(len(place["token"]) for place in places)
+        return told
 
 
 def last_chunk(asked: Asked, answered: Sequence[Answered]) -> bytes:

@@ -34,6 +34,7 @@ from trt_mtp.controller.gateway.openai.errors import (
     openai_errors,
     refusal_of,
 )
+from trt_mtp.controller.gateway.openai.logprobs import places_of
 from trt_mtp.controller.gateway.openai.model_names import ModelNames
 from trt_mtp.controller.gateway.openai.objects import Answered, decision_headers, whole_answer
 from trt_mtp.controller.gateway.openai.options import OpenAiOptions
@@ -41,6 +42,7 @@ from trt_mtp.controller.gateway.openai.reply import Reply
 from trt_mtp.controller.gateway.openai.vendor import timeout_of
 from trt_mtp.controller.gateway.proxy import Proxy
 from trt_mtp.errors import TrtMtpError
+from trt_mtp.serve.contract import LOGPROBS
 from trt_mtp.serve.kserve import text_output
 
 T = TypeVar("T")
@@ -117,7 +119,12 @@ class OpenAiDoor:
         """All choices in one object."""
         responses = await together([self._proxy.single_answer(call) for call in calls])
         answered = [
-            Answered(text_output(response, TEXT), read_closing(response), call)
+            Answered(
+                text_output(response, TEXT),
+                read_closing(response),
+                call,
+                places_of(text_output(response, LOGPROBS)),
+            )
             for response, call in zip(responses, calls, strict=True)
         ]
         text = json.dumps(whole_answer(asked, answered), ensure_ascii=False)
@@ -165,6 +172,9 @@ class StreamedChoice:
     async def send(self, raw: bytes) -> None:
         """Send what a message of the answer brings."""
         text = self._reader.read(raw)
+        if self._reader.places:
+            self._chunks.tell(self._reader.places)
+            self._reader.places = []
         if self._reply is None:
             self._reply = Reply(self._asked, self.call.chat_format)
         reply, closing = self._reply, self._reader.closing

@@ -38,9 +38,19 @@ _CODES = {
 # what begins or is in a sentence of the gateway or of a variant -> the parameter that it is about
 _PARAMS = (
     (re.compile(r"together they may be at most|with its answer it may|tokens: at most"), "prompt"),
-    (re.compile(r"^(max_tokens|min_tokens|temperature|top_k|top_p|seed) is "), ""),
+    (
+        re.compile(
+            r"^(max_tokens|min_tokens|temperature|top_k|top_p|seed|frequency_penalty"
+            r"|presence_penalty) is "
+        ),
+        "",
+    ),
     (re.compile(r"^(messages(?:\[\d+\][\w.\[\]]*)?)"), ""),
     (re.compile(r"^(tools)"), ""),
+    (re.compile(r"^sampling_param_logprobs"), "logprobs"),
+    (re.compile(r"^guided_decoding\.(tool_choice)"), ""),
+    (re.compile(r"^guided_decoding\.(?:regex|choice)"), "structured_outputs"),
+    (re.compile(r"^guided_decoding"), "response_format"),
     (re.compile(r"^request parameter (task|draft_length|session_id|tenant|latency_class)"), ""),
     (re.compile(r"^the prompt"), "prompt"),
     (re.compile(r"stop texts?\b"), "stop"),

@@ -10,6 +10,7 @@ from typing import Any
 from trt_mtp.controller.gateway.openai.deltas import ToolSchemas
 from trt_mtp.controller.gateway.openai.errors import ParameterError
 from trt_mtp.controller.request import MAX_NAME_CHARS
+from trt_mtp.serve.chat_format import resolved
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 
@@ -66,7 +67,9 @@ def schemas_of(tools: Sequence[Mapping[str, Any]]) -> ToolSchemas:
     for tool in tools:
         parameters = tool["function"].get("parameters")
         properties = parameters.get("properties") if isinstance(parameters, Mapping) else None
-        schemas[tool["function"]["name"]] = properties if isinstance(properties, Mapping) else {}
+        stated = properties.items() if isinstance(properties, Mapping) else ()
+        own = {key: resolved(schema, parameters) for key, schema in stated}
+        schemas[tool["function"]["name"]] = own
     return schemas
 
 

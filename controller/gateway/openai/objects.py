@@ -7,6 +7,11 @@ from typing import Any, NamedTuple
 from trt_mtp.controller.gateway.call import InferenceCall
 from trt_mtp.controller.gateway.openai.answer_reader import Closing
 from trt_mtp.controller.gateway.openai.asked import Asked
+from trt_mtp.controller.gateway.openai.logprobs import (
+    Place,
+    chat_logprobs,
+    completion_logprobs,
+)
 from trt_mtp.controller.gateway.openai.reply import Reply, whole_message
 from trt_mtp.controller.gateway.openai.vendor import PREFIX
 from trt_mtp.serve.contract import REASONS
@@ -18,6 +23,7 @@ class Answered(NamedTuple):
     text: str
     closing: Closing
     call: InferenceCall
+    places: Sequence[Place] = ()
 
 
 def head(asked: Asked, kind: str) -> dict[str, Any]:
@@ -50,7 +56,15 @@ def _choice(asked: Asked, number: int, answered: Answered) -> dict[str, Any]:
         reason = reply.finish_reason(reason)
     else:
         choice["text"] = answered.text
-    return {**choice, "logprobs": None, "finish_reason": reason}
+    logprobs = logprobs_of(asked, answered.places, 0)
+    return {**choice, "logprobs": logprobs, "finish_reason": reason}
+
+
+def logprobs_of(asked: Asked, places: Sequence[Place], offset: int) -> dict[str, Any] | None:
+    """A choice's `logprobs`; `offset` characters of its text came before."""
+    if not asked.wants_logprobs:
+        return None
+    return chat_logprobs(places) if asked.is_chat else completion_logprobs(places, offset)
 
 
 def totals(asked: Asked, answered: Sequence[Answered]) -> dict[str, Any]:

@@ -5,16 +5,11 @@ from typing import Any
 
 from trt_mtp.controller.gateway.openai.errors import ParameterError
 
-TEXT_FORMATS: tuple[Any, ...] = ({}, {"type": "text"})
 # name -> the values that change nothing, beside null
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
-    "frequency_penalty": (0,),
-    "presence_penalty": (0,),
     "repetition_penalty": (1,),
     "length_penalty": (1,),
     "logit_bias": ({},),
-    "logprobs": (False,),
-    "top_logprobs": (0,),
     "prompt_logprobs": (),
     "min_p": (0,),
     "use_beam_search": (False,),
@@ -28,11 +23,6 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "continue_final_message": (False,),
     "chat_template": (),
     "documents": ([],),
-    "response_format": TEXT_FORMATS,
-    "structured_outputs": (),
-    "guided_json": (),
-    "guided_regex": (),
-    "guided_choice": (),
     "guided_grammar": (),
     "modalities": (["text"],),
     "audio": (),

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from trt_mtp.controller.gateway.openai.errors import ParameterError
 from trt_mtp.controller.request import MAX_NAME_CHARS
+from trt_mtp.serve.contract import MAX_LOGPROBS
 
 MAX_CHOICES = 128  # of one request, as OpenAI's `n`
 INT64 = 2**63
@@ -62,6 +63,8 @@ class CommonRequest(_Model):
     temperature: float | None = Field(None, ge=0, le=2)
     top_p: float | None = Field(None, gt=0, le=1)
     top_k: int | None = Field(None, ge=-1, lt=2**31)
+    frequency_penalty: float | None = Field(None, ge=-2, le=2)
+    presence_penalty: float | None = Field(None, ge=-2, le=2)
     seed: int | None = Field(None, ge=-INT64, lt=2 * INT64)
     stop: str | list[str] | None = None
     ignore_eos: bool | None = None  # vLLM's, as is min_tokens
@@ -70,6 +73,11 @@ class CommonRequest(_Model):
     priority: int | None = Field(None, ge=-INT64, lt=INT64)
     prompt_cache_key: str | None = None
     trt_mtp: VendorOptions | None = None
+    response_format: dict[str, Any] | None = None
+    structured_outputs: dict[str, Any] | None = None  # vLLM's, and by its older names
+    guided_json: str | dict[str, Any] | None = None
+    guided_regex: str | None = None
+    guided_choice: list[str] | None = None
 
 
 class TemplateOptions(_Model):
@@ -92,6 +100,8 @@ class ChatRequest(CommonRequest):
     enable_thinking: bool | None = None  # Qwen's own API has it here
     chat_template_kwargs: TemplateOptions | None = None
     reasoning_effort: Effort | None = None
+    logprobs: bool | None = None
+    top_logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS)
 
     @property
     def thinking(self) -> bool | None:
@@ -111,6 +121,7 @@ class CompletionRequest(CommonRequest):
     prompt: str | list[str] | list[TokenId] | list[list[TokenId]]
     echo: bool | None = None
     best_of: int | None = None
+    logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS)
 
 
 R = TypeVar("R", ChatRequest, CompletionRequest)

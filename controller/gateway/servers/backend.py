@@ -21,8 +21,8 @@ from trt_mtp.controller.gateway.servers.triton_channel import TritonChannel
 from trt_mtp.controller.gateway.servers.upstream import Metadata, Upstream
 from trt_mtp.controller.gateway.servers.winding_down import Rest, read_out, wind_down
 from trt_mtp.serve.chat_format import CHAT_FORMAT, ChatFormat
-from trt_mtp.serve.contract import CANCEL, MIN_TOKENS
-from trt_mtp.serve.repository import MEASURED_ON, NO_MIN_TOKENS, SCHEDULE
+from trt_mtp.serve.contract import CANCEL, GUIDED, MIN_TOKENS
+from trt_mtp.serve.repository import MEASURED_ON, NO_GUIDED, NO_MIN_TOKENS, SCHEDULE
 from trt_mtp.serve.tls_files import TlsFiles
 
 log = logging.getLogger(__name__)
@@ -58,6 +58,7 @@ class Replica:
     inputs: frozenset[str]
     outputs: frozenset[str]
     takes_min_tokens: bool = True
+    takes_guided: bool = True
     schedule: BatchSchedule | None = None  # of draft lengths by batch
     chat_format: ChatFormat = field(default_factory=ChatFormat)  # how its answers are read
     health: Health = field(default_factory=Health)
@@ -111,6 +112,7 @@ class Replica:
             num_on_device=self.backend.load(now_s),
             is_full=num_running >= self.max_batch_size,
             takes_min_tokens=self.takes_min_tokens,
+            takes_guided=self.takes_guided,
             schedule=self.schedule,
         )
 
@@ -376,6 +378,8 @@ def _hosted(config: Any, backend: Backend, key_suffix: str) -> Replica:
         outputs=frozenset(tensor.name for tensor in config.output),
         takes_min_tokens=NO_MIN_TOKENS not in texts
         and any(tensor.name == MIN_TOKENS for tensor in config.input),
+        takes_guided=NO_GUIDED not in texts
+        and any(tensor.name == GUIDED for tensor in config.input),
         schedule=BatchSchedule.from_json(texts.get(SCHEDULE, "")),
         chat_format=ChatFormat.from_json(texts.get(CHAT_FORMAT, "")),
     )

@@ -42,6 +42,7 @@ class Index:
         self.draft_lengths = frozenset(replica.draft_length for replica in found)
         self.max_seq_lens = frozenset(replica.max_seq_len for replica in found)
         self.model_names = frozenset(replica.model_name for replica in found)
+        self.thinks_by_default = any(replica.chat_format.is_open(None) for replica in found)
         grouped: dict[tuple[str, int], list[Replica]] = {}
         for replica in found:
             grouped.setdefault((replica.name, replica.max_seq_len), []).append(replica)

@@ -16,14 +16,16 @@ import pytest
 
 from tests.conftest import CliResult
 from tests.gateway_fixtures import running_gateway, wait_until
+from tests.json_outputs import check_output
 from tests.programs import TIMEOUT_S, within
 from tests.variants import build_engines
 from trt_mtp.controller.acceptance import AcceptanceKey
 from trt_mtp.controller.batch_schedule import BatchSchedule
 from trt_mtp.controller.calibrate.beside import run_beside
-from trt_mtp.controller.calibrate.calibrate import Options, calibrate, chosen_variants
+from trt_mtp.controller.calibrate.calibrate import Options, calibrate
 from trt_mtp.controller.calibrate.calibrate_cli import numbers, seconds, words
 from trt_mtp.controller.calibrate.embedded import run_embedded
+from trt_mtp.controller.calibrate.triton_rig import chosen_variants
 from trt_mtp.controller.gateway.servers.backend import Backend, Replica
 from trt_mtp.controller.policy import Policy
 from trt_mtp.controller.profile import read_profile
@@ -125,6 +127,7 @@ def test_killed_it_goes_on_without_repeating(tmp_path: Path, url: str) -> None:
     assert len(after) == len(set(after))
     profile = read_profile(out)
     assert done.stdout == out.read_text()
+    check_output("calibrate", done.stdout)
     assert profile.calibration is not None
     assert profile.calibration.recommendation is not None
     assert done.returncode == (0 if is_decided(profile.calibration) else 3)

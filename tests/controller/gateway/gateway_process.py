@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from tests.json_outputs import check_output
 from tests.programs import read_line
 
 
@@ -25,6 +26,7 @@ class Process:
         if not line:
             self.end()
         assert line, self.log
+        check_output("gateway", line.decode())
         self.ready: dict[str, Any] = json.loads(line)
 
     @property

@@ -38,7 +38,7 @@ def steady(engines: Path) -> Iterator[TritonServer]:
 
 @pytest.fixture(scope="module")
 def requests(steady: TritonServer) -> dict[str, dict[str, Any]]:
-    """Requests by id: greedy and sampled, with text only, and with a stop text near the end."""
+    """Requests by id: greedy and sampled, with text only, a stop text near the end, a grammar."""
     common = {
         "text_input": "def fibonacci(n):",
         "streaming": True,
@@ -56,6 +56,7 @@ def requests(steady: TritonServer) -> dict[str, dict[str, Any]]:
         "sampled": {**sampled, "outputs": IDS},
         "text only": {**sampled, "outputs": ("text_output",)},
         "stopped": {**sampled, "outputs": IDS, "sampling_param_stop": stop},
+        "guided": {**sampled, "outputs": IDS, "guided_decoding": '{"regex": "[a-z ]{9000,}"}'},
     }
 
 

@@ -1,6 +1,7 @@
 """Requests through the gateway to a real Triton whose variants are doubles."""
 
 import asyncio
+import json
 from collections.abc import AsyncIterator, Iterator
 
 import numpy as np
@@ -17,6 +18,7 @@ from tests.gateway_fixtures import (
     text_of,
 )
 from tests.triton_client import streaming, tensor
+from trt_mtp.serve.chat_format import ChatFormat
 from trt_mtp.serve.triton import TritonServer
 
 COUNTERS = {"num_steps", "num_draft_tokens", "num_accepted_draft_tokens", "accepted_per_position"}
@@ -309,3 +311,16 @@ def test_ids_are_counted_as_prompt_tokens(gateway: GatewayThread) -> None:
     with streaming(gateway.gateway.address) as stream:
         stream.ask("qwen_mtp", input_ids=np.arange(7, dtype=np.int32), streaming=True)
     assert gateway.policy.seen[-1].num_prompt_tokens == 7
+
+
+def test_a_template_may_think_by_default(
+    doubles: TritonServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where a request doesn't say, what is learned is filed under what its template does."""
+    monkeypatch.setattr(ChatFormat, "is_open", lambda self, said: said is not False)
+    messages = json.dumps([{"role": "user", "content": '{"tokens": 1}'}])
+    with running_gateway(doubles.grpc_url) as thread, streaming(thread.gateway.address) as stream:
+        stream.ask("qwen_mtp", messages=messages)
+        stream.ask("qwen_mtp", messages=messages, enable_thinking=False)
+        stream.ask("qwen_mtp", text_input='{"tokens": 1}')
+        assert [features.thinking for features in thread.policy.seen] == [True, False, False]

@@ -1,8 +1,12 @@
 """Who waits when all variants are busy, in which order, and for how long; and slow readers."""
 
 import contextlib
+import hashlib
+import json
 import time
 from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,6 +24,10 @@ from tests.gateway_fixtures import (
     wait_until,
 )
 from tests.triton_client import tensor
+from trt_mtp.controller.gateway.access.config import AccessConfig
+from trt_mtp.controller.gateway.call import InferenceCall
+from trt_mtp.controller.gateway.lease import Lease
+from trt_mtp.controller.gateway.router import Router
 from trt_mtp.serve.triton import TritonServer
 
 
@@ -44,9 +52,19 @@ def stream(gateway: GatewayThread) -> Iterator[RawStream]:
         yield found
 
 
+def bearer(name: str) -> tuple[tuple[str, str], ...]:
+    """Metadata with the token of a tenant, which is its name."""
+    return (("authorization", f"Bearer {name}"),)
+
+
 def num_waiting(gateway: GatewayThread) -> int:
     """Requests that wait."""
     return int(gateway.gateway.statistics()["num_waiting"])
+
+
+def is_waiting(gateway: GatewayThread, number: int) -> bool:
+    """Do so many wait?"""
+    return num_waiting(gateway) == number
 
 
 @contextlib.contextmanager
@@ -72,6 +90,51 @@ def test_priority_comes_before_arrival(stream: RawStream, gateway: GatewayThread
             stream.send(script_request(request_id=name, tokens=1, parameters=parameters))
         wait_until(lambda: num_waiting(gateway) == 5)
     assert order_of(stream, 5) == ["one", "again", "seven", "none", "late"]
+
+
+def test_a_tenant_comes_no_sooner_than_it_may(
+    narrow: TritonServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its requests wait at its highest priority, whatever they ask for."""
+    limits: dict[str, dict[str, int]] = {"any": {}, "bulk": {"highest_priority": 150}}
+    tenants = [
+        {"name": name, "token_sha256": [hashlib.sha256(name.encode()).hexdigest()], **own}
+        for name, own in limits.items()
+    ]
+    file = tmp_path / "tenants.json"
+    file.write_text(json.dumps({"schema_version": 1, "tenants": tenants}))
+    placed: list[str] = []
+    place = Router.place
+
+    def noted(router: Router, call: InferenceCall) -> Lease | None:
+        lease = place(router, call)
+        if lease is not None:
+            placed.append(call.client_id)
+        return lease
+
+    monkeypatch.setattr(Router, "place", noted)
+    with (
+        running_gateway(narrow.grpc_url, access=AccessConfig(tokens=file)) as thread,
+        raw_stream(thread.gateway.address, bearer("any")) as one,
+        raw_stream(thread.gateway.address, bearer("bulk")) as other,
+    ):
+        with raw_stream(thread.gateway.address, bearer("any")) as busy:
+            first = script_request(tokens=10**6, delay_s=0.02, parameters={"draft_length": "0"})
+            busy.send(first)
+            busy.receive()
+            sent = (
+                (other, "bulk 1", 1),
+                (other, "bulk 200", 200),
+                (one, "any", 0),
+                (one, "low", 160),
+            )
+            for number, (stream, name, priority) in enumerate(sent, 1):
+                parameters = {"draft_length": "0"} | ({"priority": priority} if priority else {})
+                stream.send(script_request(request_id=name, tokens=1, parameters=parameters))
+                wait_until(partial(is_waiting, thread, number))
+        for stream in (one, other):
+            order_of(stream, 2)
+    assert placed[1:] == ["any", "bulk 1", "low", "bulk 200"]
 
 
 def test_a_request_waits_for_no_variant_but_its_own(

@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from tests.conftest import CliResult
+from tests.variants import make_variant
 from trt_mtp.controller.rollout.spec import Step, read_spec
 from trt_mtp.errors import InputError
 
@@ -105,11 +106,15 @@ def test_what_is_no_mapping_is_refused(content: str, tmp_path: Path) -> None:
 
 def test_validate_says_so(cli: Callable[..., CliResult], tmp_path: Path) -> None:
     """`rollout validate` ends with 0 for a good file and 2 for others, and touches nothing else."""
-    good = cli("rollout", "validate", write(tmp_path, value()), "--json")
+    file = write(tmp_path, value())
+    missing = cli("rollout", "validate", file)
+    assert (missing.code, "engines/k5" in missing.err) == (2, True)
+    make_variant(tmp_path / "engines", 5)
+    good = cli("rollout", "validate", file, "--json")
     assert (good.code, '"valid": true' in good.out) == (0, True)
     bad = cli("rollout", "validate", write(tmp_path, value() | {"name": ""}))
     assert (bad.code, "name is ''" in bad.err) == (2, True)
-    assert [file.name for file in tmp_path.iterdir()] == ["k5.yaml"]
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["engines", "k5.yaml"]
 
 
 def test_a_rollout_that_never_began_has_no_status(

@@ -15,7 +15,7 @@ from trt_mtp.build.trtllm_version import supported_version
 from trt_mtp.errors import InputError, TrtMtpError
 from trt_mtp.serve.engine import open_engine
 from trt_mtp.serve.engine import tensorrt_llm as tensorrt_llm_engine
-from trt_mtp.serve.engine.base import Chunk, Engine, Request, SamplingParams
+from trt_mtp.serve.engine.base import Chunk, Engine, Guided, Request, SamplingParams
 from trt_mtp.serve.engine.collect import Answer, collect
 
 DOUBLES = Path(__file__).parents[2] / "doubles"
@@ -253,6 +253,7 @@ def test_many_at_once(engine: Engine) -> None:
         (Request((1,), SamplingParams(9, min_tokens=10)), r"expected 0 to max_tokens \(9\)"),
         (Request((1,), SamplingParams(min_tokens=3)), "can't hold an end token back while it dra"),
         (Request((1,), SamplingParams(top_k=-1)), "top_k is -1"),
+        (Request((1,), guided=Guided("regex", "a")), "guided_decoding is not supported by variant"),
         (Request((1,), SamplingParams(seed=-1)), "seed is -1"),
         (Request((1,), SamplingParams(max_tokens=2), (5, 5)), "the answer is complete"),
         (Request((1,), SamplingParams(), (5, 2)), "ended with token 2 of emitted_ids"),

@@ -1,0 +1,56 @@
+"""Log probabilities in OpenAI's two forms, from those that a variant tells with its tokens."""
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from trt_mtp.controller.gateway.openai.errors import ParameterError
+from trt_mtp.controller.gateway.openai.schema import ChatRequest, CommonRequest, CompletionRequest
+
+Place = dict[str, Any]  # token, logprob, bytes, top_logprobs
+
+
+def num_logprobs(request: CommonRequest) -> int | None:
+    """How many of the most likely tokens are asked for at each place; None for no logprobs.
+
+    Raises ParameterError.
+    """
+    if isinstance(request, CompletionRequest):
+        if request.echo and request.logprobs is not None:
+            raise ParameterError(
+                "logprobs are of the answer's tokens: expected no echo with them, for the prompt's "
+                "have none here",
+                "logprobs",
+            )
+        return request.logprobs
+    if not isinstance(request, ChatRequest) or not request.logprobs:
+        if isinstance(request, ChatRequest) and request.top_logprobs:
+            raise ParameterError("top_logprobs goes with logprobs: true", "top_logprobs")
+        return None
+    return request.top_logprobs or 0
+
+
+def places_of(text: str) -> list[Place]:
+    """What the output `logprobs` of one message says; nothing where there is no such output."""
+    return json.loads(text) if text else []
+
+
+def chat_logprobs(places: Sequence[Place]) -> dict[str, Any]:
+    """A chat choice's `logprobs`."""
+    return {"content": list(places), "refusal": None}
+
+
+def completion_logprobs(places: Sequence[Place], offset: int) -> dict[str, Any]:
+    """A completion choice's `logprobs`; its first token begins after `offset` characters."""
+    offsets = []
+    for place in places:
+        offsets.append(offset)
+        offset += len(place["token"])
+    return {
+        "tokens": [place["token"] for place in places],
+        "token_logprobs": [place["logprob"] for place in places],
+        "top_logprobs": [
+            {top["token"]: top["logprob"] for top in place["top_logprobs"]} for place in places
+        ],
+        "text_offset": offsets,
+    }

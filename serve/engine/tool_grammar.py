@@ -1,0 +1,102 @@
+"""The grammar of tool calls in a checkpoint's own form, as llguidance's kind of Lark.
+
+The forms are those that the gateway reads calls in: JSON in <tool_call> (Qwen3), or tags whose
+values are texts or JSON (Qwen3-Coder, Qwen3.5). Lark's syntax, with %json, [suffix] and special
+tokens in angle brackets: github.com/guidance-ai/llguidance, docs/syntax.md.
+"""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from trt_mtp.serve.chat_format import kinds_of, resolved
+
+OPEN, CLOSE = "<tool_call>", "</tool_call>"
+NO_PARAMETERS: Mapping[str, Any] = {"type": "object", "properties": {}}
+DEFINITIONS = ("$defs", "definitions")
+
+
+def calls_grammar(
+    tools: Sequence[Mapping[str, Any]],
+    *,
+    is_xml: bool,
+    is_single: bool,
+    special: Sequence[str],
+    options: Mapping[str, Any],
+    schema: Mapping[str, Any] | None = None,
+) -> str:
+    """The grammar of one call of `tools`, or (unless `is_single`) of several, a line between them.
+
+    With a `schema`, the answer may be JSON as that says instead.
+    `special` are the texts that the tokenizer has a token of its own for; `options` are
+    llguidance's for each JSON schema.
+    """
+    opening, closing = (mark if mark in special else json.dumps(mark) for mark in (OPEN, CLOSE))
+    rules = [f"calls: call{'' if is_single else f' ({_text(chr(10))} call)*'}"]
+    if schema is None:
+        rules.insert(0, "start: calls")
+    else:
+        rules = ["start: calls | answer", *rules, f"answer: {_json(schema, options)}"]
+    names = " | ".join(f"call_{at}" for at in range(len(tools)))
+    rules.append(f"call: {opening} {_text(chr(10))} ({names}) {_text(chr(10))} {closing}")
+    for at, tool in enumerate(tools):
+        function = tool["function"]
+        parameters = function.get("parameters")
+        if not isinstance(parameters, Mapping):
+            parameters = NO_PARAMETERS
+        if is_xml:
+            rules += _xml_call(f"call_{at}", function["name"], parameters, options)
+        else:
+            rules.append(_json_call(f"call_{at}", function["name"], parameters, options))
+    return "\n".join(rules)
+
+
+def _json_call(
+    rule: str, name: str, parameters: Mapping[str, Any], options: Mapping[str, Any]
+) -> str:
+    head = f'{{"name": {json.dumps(name, ensure_ascii=False)}, "arguments": '
+    return f"{rule}: {_text(head)} {_json(parameters, options)} {_text('}')}"
+
+
+def _xml_call(
+    rule: str, name: str, parameters: Mapping[str, Any], options: Mapping[str, Any]
+) -> Iterator[str]:
+    """Parameters come in the schema's order; those that are not required may be left out."""
+    properties, required = parameters.get("properties"), parameters.get("required")
+    properties = properties if isinstance(properties, Mapping) else {}
+    required = required if isinstance(required, list) else []
+    parts = []
+    for at, (key, schema) in enumerate(properties.items()):
+        part = f"{rule}_{at}"
+        parts.append(part if key in required else f"{part}?")
+        value = f"{part}_value"
+        yield f"{part}: {_text(f'<parameter={key}>{chr(10)}')} {value}"
+        definitions = {name: parameters[name] for name in DEFINITIONS if name in parameters}
+        yield from _xml_value(value, resolved(schema, parameters), definitions, options)
+    yield f"{rule}: {_text(f'<function={name}>{chr(10)}')} {' '.join(parts)} {_text('</function>')}"
+
+
+def _xml_value(
+    rule: str, schema: Any, definitions: Mapping[str, Any], options: Mapping[str, Any]
+) -> Iterator[str]:
+    """A text as it is, which only `enum` and `const` bound; JSON for what can't be a text."""
+    end = "\n</parameter>\n"
+    stated = schema if isinstance(schema, Mapping) else {}
+    if "string" not in kinds_of(stated):
+        yield f"{rule}: {_json({**definitions, **stated}, options)} {_text(end)}"
+        return
+    values = [stated["const"]] if "const" in stated else stated.get("enum")
+    if isinstance(values, list) and all(isinstance(value, str) for value in values):
+        choices = " | ".join(_text(value + end) for value in values)
+        yield f"{rule}: {choices}"
+    else:
+        yield f"{rule}[suffix={_text(end)}]: /(?s:.*)/"
+
+
+def _json(schema: Mapping[str, Any], options: Mapping[str, Any]) -> str:
+    text = json.dumps({**schema, "x-guidance": options}, ensure_ascii=False)
+    return f"%json {text}"
+
+
+def _text(text: str) -> str:
+    return json.dumps(text, ensure_ascii=False)
