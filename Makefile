@@ -12,7 +12,7 @@ TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 CAN_REACH := timeout 10 $(BIN)/python -c \
 	'import sys, urllib.request; urllib.request.urlopen(sys.argv[1], timeout=5)'
 
-.PHONY: demo test test-vllm lint docs bench chaos rollout-crash audit sbom chart clean lock
+.PHONY: demo test test-vllm lint docs bench chaos conformance rollout-crash audit sbom chart clean lock
 
 demo: $(VENV)/.runtime
 	$(BIN)/trt-mtp demo
@@ -56,6 +56,10 @@ $(VENV)-vllm/.ready: pyproject.toml
 # make chaos ARGS='--json --seed 7': a thousand faults while clients ask
 chaos: $(VENV)/.dev
 	$(BIN)/python -m tests.chaos $(ARGS)
+
+# the `openai` package's own tests against the gateway, from its own distribution
+conformance: $(VENV)/.dev
+	$(BIN)/python -m tests.conformance
 
 # a rollout is killed at every point of its record, then called again
 rollout-crash: $(VENV)/.dev
