@@ -364,8 +364,13 @@ class AcceptanceLearner:
                 self.peers[name] = (version, counts)
         self._use_peers()
 
-    def replace_others(self, others: Counted) -> None:
-        """Take over the sum of what all other gateways have counted, in place of any before."""
+    def replace_others(self, others: Counted, newer: Mapping[str, float]) -> None:
+        """Take over the sum of what all others have counted, in place of any before.
+
+        Forgets own counts for the `newer` trials by scope, as one gateway that had counted all.
+        """
+        for scope in newer.keys() & self.own.keys() & others[1].keys():
+            self.own[scope].fade(newer[scope], others[1][scope])
         told = {PROFILE: self.peers[PROFILE]} if PROFILE in self.peers else {}
         self.peers = {**told, OTHERS: others}
         self._use_peers()

@@ -30,12 +30,14 @@ class PositionCounts:
     """Effective trials and successes of each draft position, among the steps that reached it.
 
     `epoch` is the number of drift alarms before them: beside counts of a later epoch they count
-    a tenth per alarm. Whoever counts on after an alarm elsewhere first goes to its epoch.
+    a tenth per alarm. Whoever counts on after an alarm elsewhere first goes to its epoch. `counted`
+    is how many trials of the first position there ever were, the forgotten ones with them.
     """
 
     trials: list[float] = field(default_factory=_zeros)
     successes: list[float] = field(default_factory=_zeros)
     epoch: int = 0
+    counted: float = 0.0
 
     def add(
         self, num_steps: float, accepted: Sequence[float], weight: float, cut_after: int = -1
@@ -57,6 +59,7 @@ class PositionCounts:
     ) -> None:
         """As `add`, with `expected` successes in place of those seen among the same trials."""
         tried = trials(num_steps, accepted[:MAX_POSITIONS], cut_after)
+        self.counted += weight * sum(tried[:1])
         for j, (count, successes) in enumerate(zip(tried, expected, strict=False)):
             keep = max(0.0, 1 - weight * count / MEMORY_STEPS)
             self.trials[j] = keep * self.trials[j] + weight * count
@@ -77,10 +80,19 @@ class PositionCounts:
         if other.epoch > self.epoch:
             self.advance(other.epoch)
         share = KEPT_AFTER_ALARM ** (self.epoch - other.epoch)
+        self.counted += other.counted
         self.trials = [a + share * b for a, b in zip(self.trials, other.trials, strict=True)]
         self.successes = [
             a + share * b for a, b in zip(self.successes, other.successes, strict=True)
         ]
+
+    def fade(self, num_newer: float, others: "PositionCounts") -> None:
+        """Forget as if `others` had added `num_newer` of their trials of the first position."""
+        for j, (tried, accepted) in enumerate(zip(others.trials, others.successes, strict=True)):
+            keep = math.exp(-num_newer / MEMORY_STEPS)
+            self.trials[j] *= keep
+            self.successes[j] *= keep
+            num_newer *= accepted / tried if tried else 0.0  # so many reach the next position
 
     def faded(self, newer: "PositionCounts") -> "PositionCounts":
         """These counts as if the `newer` ones had been added to them.
@@ -106,13 +118,15 @@ class PositionCounts:
             [math.fsum([share * c.trials[j] for share, c in pairs]) for j in range(MAX_POSITIONS)],
             [math.fsum([s * c.successes[j] for s, c in pairs]) for j in range(MAX_POSITIONS)],
             latest,
+            math.fsum([c.counted for c in rows]),
         )
 
     def to_json(self) -> dict[str, Any]:
-        """The counts of the positions that were tried, with their epoch if it isn't the first."""
+        """The counts of the positions that were tried, with what else isn't 0."""
         used = sum(value > 0 for value in self.trials)
         counts = {"trials": self.trials[:used], "successes": self.successes[:used]}
-        return counts | ({"epoch": self.epoch} if self.epoch else {})
+        more = {"epoch": self.epoch, "counted": self.counted}
+        return counts | {key: value for key, value in more.items() if value}
 
     @classmethod
     def from_json(cls, value: Any) -> "PositionCounts":
@@ -127,6 +141,12 @@ class PositionCounts:
         epoch = value.get("epoch", 0)
         if not isinstance(epoch, int) or not 0 <= epoch <= MAX_EPOCH:
             raise ValueError(f"epoch {epoch!r:.20} is not the number of an epoch")
+        counted = float(value.get("counted", 0.0))
+        if not 0 <= counted < math.inf:
+            raise ValueError(f"{counted} trials counted")
         return cls(
-            [float(t) for t in trials] + padding, [float(s) for s in successes] + padding, epoch
+            [float(t) for t in trials] + padding,
+            [float(s) for s in successes] + padding,
+            epoch,
+            counted,
         )

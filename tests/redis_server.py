@@ -38,7 +38,9 @@ class RedisServer:
         line = read_line(self.process)
         while line and b"Ready to accept connections" not in line:
             line = read_line(self.process)
-        assert line, "redis-server ended while starting"
+        if not line:
+            self.kill()
+        assert line, f"redis-server ended while starting: {command}"
 
     def kill(self) -> None:
         """End it at once; what it knew is gone."""

@@ -61,10 +61,10 @@ def profile_of(settings: Settings, results: Results, run_info: RunInfo) -> Profi
         "prefill_tokens_per_s": _prefill_rate(results, settings.concurrencies[0]),
         "acceptance": {task: _first_acceptance(results, task) for task in estimates.acceptance},
         "posteriors": {
-            # without the epoch: an alarm within a calibration is not one of a gateway that starts
+            # of a gateway that starts: an alarm within a calibration is not its own
             scope.removeprefix("cell/"): {
                 name: [rounded(value) for value in column]
-                for name, column in replace(counts, epoch=0).to_json().items()
+                for name, column in replace(counts, epoch=0, counted=0.0).to_json().items()
             }
             for scope, counts in sorted(learner.own.items())
             if scope.startswith("cell/")

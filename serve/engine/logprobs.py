@@ -9,8 +9,9 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
-from trt_mtp.serve.engine.kernels import Array
+Array = npt.NDArray[np.float32]  # as in kernels.py, which needs numba: a gateway imports this
 
 
 class TokenLogprob(NamedTuple):

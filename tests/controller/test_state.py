@@ -106,7 +106,7 @@ def expected_length(policy: Policy) -> float:
 def test_a_restart_keeps_what_others_taught(tmp_path: Path) -> None:
     """A gateway's file holds the others' counts, and its own come back under its name."""
     policy, other = taught(replica="one"), taught(replica="two").acceptance
-    policy.acceptance.replace_others((other.version, other.own))
+    policy.acceptance.replace_others((other.version, other.own), {})
     save_state(tmp_path / "own", policy)
     again = Policy(Profile(fingerprint="a"), replica="one")
     assert "40 answers learned" in load_state(tmp_path / "own", again)
@@ -121,7 +121,7 @@ def test_what_is_told_to_others_is_the_own_acceptance_alone() -> None:
     """Its clock is not, nor are counts of others, which tell their own."""
     policy, other = taught(replica="one"), taught(replica="two", acceptance=0.9).acceptance
     told = own_counts_to_json(policy)
-    policy.acceptance.replace_others((other.version, other.own))
+    policy.acceptance.replace_others((other.version, other.own), {})
     assert own_counts_to_json(policy) == told
     assert read_own_counts(told, Policy(Profile(fingerprint="a"))) == (20, policy.acceptance.own)
     assert "cost" not in told

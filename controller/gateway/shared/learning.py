@@ -42,6 +42,7 @@ class SharedLearning:
         self._hosted = hosted
         self._on_count = on_count
         self._left_out: dict[str, bytes] = {}  # what could not be read, by gateway
+        self._counted: dict[str, dict[str, float]] = {}  # trials by scope, by gateway, as last seen
         self.num_gateways = 1  # as last seen
         self.sources: frozenset[str] = frozenset()  # the gateways whose counts are used
 
@@ -64,18 +65,20 @@ class SharedLearning:
     async def _take(self, values: dict[str, bytes]) -> None:
         """Add up what the others have counted, one at a time: requests come between."""
         sums: dict[str, PositionCounts] = {}
-        num_answers, sources = 0, set()
+        newer: dict[str, float] = {}
+        num_answers, before, self._counted = 0, self._counted, {}
         for name, value in values.items():
-            counted = self._counted(name, value)
-            if counted is not None:
-                sources.add(name)
-                num_answers += counted[0]
-                _add(sums, counted[1])
+            read = self._readable(name, value)
+            if read is not None:
+                num_answers += read[0]
+                self._counted[name] = {scope: count.counted for scope, count in read[1].items()}
+                _add_newer(newer, self._counted[name], before.get(name))
+                _add(sums, read[1])
             await asyncio.sleep(0)
-        self.sources = frozenset(sources)
-        self._policy.acceptance.replace_others((num_answers, sums))
+        self.sources = frozenset(self._counted)
+        self._policy.acceptance.replace_others((num_answers, sums), newer)
 
-    def _counted(self, name: str, value: bytes) -> Counted | None:
+    def _readable(self, name: str, value: bytes) -> Counted | None:
         """A gateway's counts; None if they can't be read, which is logged once."""
         try:
             return read_own_counts(_record(value), self._policy, self._hosted())
@@ -84,6 +87,15 @@ class SharedLearning:
                 self._left_out[name] = value
                 log.warning("what gateway %.100r has learned is left out: it %s", name, error)
             return None
+
+
+def _add_newer(
+    newer: dict[str, float], now: dict[str, float], before: dict[str, float] | None
+) -> None:
+    """Add the trials that a gateway has counted since it was last seen; none at the first time."""
+    if before is not None:
+        for scope, counted in now.items():
+            newer[scope] = newer.get(scope, 0.0) + max(counted - before.get(scope, 0.0), 0.0)
 
 
 def _add(sums: dict[str, PositionCounts], counts: dict[str, PositionCounts]) -> None:

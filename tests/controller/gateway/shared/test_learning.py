@@ -81,6 +81,40 @@ def test_many_gateways_expect_what_one_would(redis: RedisServer) -> None:
     assert Peer(redis, "alone").expected != pytest.approx(peers[0].expected, rel=0.01)
 
 
+def test_many_gateways_forget_as_one_would(redis: RedisServer) -> None:
+    """While acceptance falls slowly, five that share the answers follow as one with all of them."""
+    peers, one = [Peer(redis, f"g{number}") for number in range(5)], Peer(redis, "one")
+
+    async def steps() -> None:
+        for step in range(60):
+            acceptance = 0.8 - 0.15 * max(step - 20, 0) / 40
+            for peer in peers:
+                peer.learn(4, acceptance)
+                one.learn(4, acceptance)
+            await exchanged(*peers)
+
+    run(*peers, one, steps=steps())
+    told = [peer.policy.acceptance.estimate(CODING) for peer in (*peers, one)]
+    assert [each.lengths for each in told] == [pytest.approx(told[-1].lengths, rel=0.01)] * 6
+    assert [each.weight for each in told] == [pytest.approx(told[-1].weight, rel=0.1)] * 6
+
+
+def test_a_shift_that_one_gateway_sees_is_known_to_all(redis: RedisServer) -> None:
+    """Its alarm makes the others' counts old, too, so that all expect what it sees."""
+    one, other = (Peer(redis, name).learn(40, 0.9) for name in ("one", "other"))
+    before = other.expected[3]
+
+    async def steps() -> None:
+        await exchanged(one, other)
+        one.learn(40, 0.3)
+        await exchanged(one, other)
+
+    run(one, other, steps=steps())
+    assert other.expected == pytest.approx(one.expected, rel=0.01)
+    seen = Peer(redis, "new").learn(40, 0.3).expected[3]
+    assert abs(other.expected[3] - seen) < 0.25 * (before - seen)  # without: half of it
+
+
 def test_nothing_is_left_of_a_gateway_that_ends(redis: RedisServer) -> None:
     """Its key goes, the others forget its counts, and the last one leaves an empty store."""
     peers = [Peer(redis, name).learn(5) for name in ("one", "two", "three")]

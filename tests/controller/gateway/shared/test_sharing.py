@@ -18,10 +18,11 @@ from tests.redis_server import RedisServer, redis_server, secret
 from trt_mtp.controller.gateway.shared.config import PASSWORD, parse_shared
 from trt_mtp.controller.gateway.shared.metrics import SharedMetrics
 from trt_mtp.controller.gateway.shared.reach import Reach
-from trt_mtp.controller.gateway.shared.store import RedisStore
+from trt_mtp.controller.gateway.shared.store import LeaseAsk, PlacesAsk, RedisStore
 from trt_mtp.errors import TrtMtpError
 from trt_mtp.serve.triton import TritonServer
 
+ROOT = Path(__file__).parents[4]
 SECRET = "correct-horse-battery"
 
 
@@ -161,6 +162,29 @@ def test_tls_verifies_the_store(tmp_path: Path) -> None:
         for other in (None, Authority(tmp_path / "other").ca):
             with pytest.raises(TrtMtpError, match="CERTIFICATE_VERIFY_FAILED"):
                 asyncio.run(names(other))
+
+
+def test_a_user_needs_few_rights(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of docs/fleet.md, and no other keys."""
+    rights = "~trt-mtp:* -@all +@read +@write +@scripting +@connection +time -@dangerous"
+    assert f"gateway on >PASSWORD {rights}" in (ROOT / "docs" / "fleet.md").read_text()
+    user = f"--user gateway on >{SECRET} {rights}".split()
+    monkeypatch.setenv(PASSWORD, SECRET)
+    with redis_server(*user) as server:
+
+        async def use() -> None:
+            url = server.url.replace("redis://", "redis://gateway@")
+            store = RedisStore(parse_shared(url), "qwen_mtp", "a", "one")
+            assert await store.publish(b"value", 60.0) == ["one"]
+            assert await store.read(["one"]) == {"one": b"value"}
+            [lease] = await store.lease([LeaseAsk("bucket", 1.0, 5.0, 1.0, 9.0)])
+            assert lease == pytest.approx((4.0, 1.0), abs=1e-5)
+            assert await store.hold([PlacesAsk("tenant", 1, 3, 8)], 15.0) == [3]
+            await store.ping()
+            await store.leave()
+            await store.close()
+
+        asyncio.run(use())
 
 
 def test_going_and_coming_are_one_line_each(caplog: pytest.LogCaptureFixture) -> None:
