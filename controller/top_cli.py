@@ -2,8 +2,8 @@
 
 import click
 
+from trt_mtp.live_screen import draw
 from trt_mtp.options import json_option
-from trt_mtp.progress import CLEAR
 
 ADMIN = "127.0.0.1:9001"
 
@@ -50,8 +50,8 @@ def top(admin: str, every_s: float, once: bool, as_json: bool) -> None:
             click.echo(json.dumps(now.statistics))
         else:
             height = shutil.get_terminal_size((WIDTH, 24)).lines
-            start = CLEAR if sys.stdout.isatty() and not once else ""
-            click.echo(start + screen(before, now, height))
+            show = draw if sys.stdout.isatty() and not once else click.echo
+            show(screen(before, now, height))
         if once:
             return
         before = now

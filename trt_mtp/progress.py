@@ -11,7 +11,6 @@ from typing import Protocol
 from trt_mtp.extras import is_installed
 
 PLAIN_INTERVAL_S = 10.0
-CLEAR = "\x1b[H\x1b[J"  # for a live screen: the cursor to the top left, and nothing after it
 
 
 class Meter(Protocol):

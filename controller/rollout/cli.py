@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from trt_mtp.files import to_json
+from trt_mtp.live_screen import draw
 from trt_mtp.options import FILE, json_option
-from trt_mtp.progress import CLEAR
 
 if TYPE_CHECKING:
     from trt_mtp.controller.rollout.control import Status
@@ -239,7 +239,7 @@ def _show_live(spec: "RolloutSpec", seen: "Status") -> None:
         return
     size = shutil.get_terminal_size()
     shown = screen(seen, events(spec), spec, time.time(), width=size.columns, height=size.lines)
-    click.echo(CLEAR + shown, err=True)
+    draw(shown, err=True)
 
 
 def _steer(file: Path, verb: str, why: str, as_json: bool) -> None:
