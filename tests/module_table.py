@@ -23,6 +23,7 @@ ROOMS = {
     "controller/gateway/access": "who may use it, and TLS",
     "controller/gateway/canary": "what a rollout asks of it",
     "controller/calibrate": "calibrate and bench a deployment",
+    "controller/calibrate/openai": "servers that speak OpenAI's API, measured",
     "controller/report": "what was measured, for people",
     "controller/accept": "the first hour on a server, as one record",
     "controller/demo": "the whole chain on one machine, measured",
