@@ -179,6 +179,11 @@ async def _started(behavior: Behavior) -> tuple[web.AppRunner, int]:
 
 async def _ended(runner: web.AppRunner) -> None:
     """Stop it, with the answers and connections that are left."""
+    server = runner.server
+    assert server is not None
+    for connection in server.connections:
+        if connection.transport is not None:
+            connection.transport.abort()
     await runner.cleanup()
     tasks = asyncio.all_tasks() - {asyncio.current_task()}
     for task in tasks:
