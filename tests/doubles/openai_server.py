@@ -144,8 +144,8 @@ class _Handlers:
             message = {"role": "assistant", "content": "all at once"}
             return web.json_response({"choices": [{"index": 0, "message": message}]})
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream; charset=utf-8"})
-        await response.prepare(request)
         try:
+            await response.prepare(request)
             async for chunk in _chunks(self.behavior, body):
                 await response.write(f"data: {json.dumps(chunk)}\r\n\r\n".encode())
                 await response.write(b": ping\n\n")

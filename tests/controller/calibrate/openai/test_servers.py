@@ -168,6 +168,22 @@ def test_where_acceptance_is_not_told_speedups_are_measured(
     assert f"not told: the server at K=3 {NOTHING}" in result.out
     assert "speedups are as measured" in result.out
     assert cli("profile", "show", tmp_path / "profile.json").code == 0
+    cells = json.loads(cli("report", tmp_path / "profile.json", "--format", "json").out)
+    assert '"acceptance_rate": null' in json.dumps(cells)
+
+
+def test_a_server_at_another_draft_length_is_named(cli: Cli, prompts: Path, tmp_path: Path) -> None:
+    """Servers in the wrong order would give a profile that is wrong: nothing is measured."""
+    with (
+        openai_double(Behavior(draft_length=3)) as plain,
+        openai_double(Behavior(draft_length=0)) as drafting,
+    ):
+        servers = ("--openai", f"3={drafting}", "--openai", f"0={plain}")
+        out = tmp_path / "profile.json"
+        result = cli("calibrate", *servers, "--prompts", prompts, "--concurrency", "2", "-o", out)
+    assert result.code == 1
+    assert "the server drafts 3 tokens, and it is given as draft length 0" in result.err
+    assert not out.exists()
 
 
 @pytest.mark.parametrize(
