@@ -96,10 +96,8 @@ def read_answer(raw: RawStream, draft_length: int | None = None) -> Reading:
         return Reading(Answer(error="the answer has no text"))
     drafted = _drafted(chunks.told)
     if drafted is not None and draft_length not in (None, drafted):
-        error = (
-            f"the server drafts {drafted} tokens, and it is given as draft length {draft_length}"
-        )
-        return Reading(Answer(error=error))
+        wrong = f"the server drafts {drafted} tokens, and is given as draft length {draft_length}"
+        return Reading(Answer(error=wrong))
     return _reading(raw, chunks, draft_length)
 
 

@@ -182,7 +182,7 @@ def test_a_server_at_another_draft_length_is_named(cli: Cli, prompts: Path, tmp_
         out = tmp_path / "profile.json"
         result = cli("calibrate", *servers, "--prompts", prompts, "--concurrency", "2", "-o", out)
     assert result.code == 1
-    assert "the server drafts 3 tokens, and it is given as draft length 0" in result.err
+    assert "the server drafts 3 tokens, and is given as draft length 0" in result.err
     assert not out.exists()
 
 
