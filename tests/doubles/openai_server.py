@@ -10,6 +10,7 @@ import threading
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from aiohttp import web
@@ -23,6 +24,7 @@ class Behavior:
 
     kind: str = "vllm"  # its models' owned_by
     draft_length: int = 3
+    length_file: Path | None = None  # holds the draft length instead
     tells: bool = True  # acceptance, in the answers
     counts: bool = False  # acceptance, in /metrics
     has_usage: bool = True
@@ -139,6 +141,8 @@ class _Handlers:
 
     async def chat(self, request: web.Request) -> web.StreamResponse:
         body = await request.json()
+        if self.behavior.length_file is not None:
+            self.behavior.draft_length = int(self.behavior.length_file.read_text())
         self.behavior.asked.append(body)
         if not self.behavior.streams:
             message = {"role": "assistant", "content": "all at once"}

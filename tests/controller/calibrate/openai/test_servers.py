@@ -172,6 +172,29 @@ def test_where_acceptance_is_not_told_speedups_are_measured(
     assert '"acceptance_rate": null' in json.dumps(cells)
 
 
+def test_one_server_is_restarted_at_each_draft_length(
+    cli: Cli, prompts: Path, tmp_path: Path
+) -> None:
+    """A command sets its draft length before each batch that needs another; a failure is said."""
+    file, out = tmp_path / "length", tmp_path / "profile.json"
+    with openai_double(Behavior(length_file=file)) as url:
+        servers = ("--openai", f"0={url}", "--openai", f"3={url}")
+        command = ("calibrate", *servers, "--prompts", prompts, "--concurrency", "2", "-o", out)
+        result = cli(*command, "--openai-restart", f"echo {{k}} | tee {file}")
+        assert result.code in (0, 3), result.err
+        failed = cli(*command, "--openai-restart", "exit 7")
+    calibration = read_profile(out).calibration
+    assert calibration is not None
+    by_length = {cell.draft_length: cell.num_steps for cell in calibration.cells}
+    assert by_length == {0: 8 * (TOKENS - 1), 3: 8 * 4}
+    assert result.out.startswith(("DECIDED", "UNDECIDED"))  # and nothing of the command's
+    assert (failed.code, "'exit 7' ended with exit code 7" in failed.err) == (1, True)
+    assert (
+        "for the server of --openai"
+        in cli("calibrate", "--url", "x:1", "--openai-restart", "x").err
+    )
+
+
 def test_a_server_at_another_draft_length_is_named(cli: Cli, prompts: Path, tmp_path: Path) -> None:
     """Servers in the wrong order would give a profile that is wrong: nothing is measured."""
     with (
