@@ -35,7 +35,8 @@ class OpenAiRig:
         With a `command` all are one server, which it restarts at another length; it runs at 0 now.
         """
         self.facts = _facts(servers, model)
-        self._command, self._running = command, 0
+        self._command = command
+        self._running: int | None = 0  # the length that it runs at; None while that is not known
         self._servers = servers
         self._wait_s = wait_s
         self._say = say
@@ -61,10 +62,8 @@ class OpenAiRig:
         server, client = self._servers[draft_length], self._clients[draft_length]
         requests = [server.body(prompt) for prompt in prompts]
         if self._command and draft_length != self._running:
-            await restart(self._command, draft_length, self._wait_s)
-            await self._wait_for(server, "it was restarted")
+            await self._restart(draft_length)
             await client.answers(requests[:2], concurrency)  # warm-up, thrown away
-            self._running = draft_length
 
         async def back(reason: str) -> None:
             self._say(
@@ -72,7 +71,10 @@ class OpenAiRig:
                 f"{self._wait_s:.0f} s at most until it has {server.model}, then the batch is "
                 f"measured again"
             )
-            await self._wait_for(server, reason)
+            if self._command:
+                await self._restart(draft_length)
+            else:
+                await self._wait_for(server, reason)
 
         return await until_whole(
             lambda: client.answers(requests, concurrency), back, server.base_url
@@ -82,6 +84,12 @@ class OpenAiRig:
         """End all connections."""
         for client in self._clients.values():
             await client.close()
+
+    async def _restart(self, draft_length: int) -> None:
+        self._running = None
+        await restart(self._command, draft_length, self._wait_s)
+        await self._wait_for(self._servers[draft_length], "it was restarted")
+        self._running = draft_length
 
     async def _wait_for(self, server: OpenAiServer, reason: str) -> None:
         await awaited_server(server.base_url, server.model, server.key, self._wait_s, reason)
