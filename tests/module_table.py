@@ -24,7 +24,7 @@ ROOMS = {
     "controller/gateway/shared": "what gateways share through a Redis",
     "controller/gateway/canary": "what a rollout asks of it",
     "controller/calibrate": "calibrate and bench a deployment",
-    "controller/calibrate/openai": "the same of servers that speak OpenAI's API",
+    "controller/calibrate/openai": "servers that speak OpenAI's API, measured",
     "controller/report": "what was measured, for people",
     "controller/accept": "the first hour on a server, as one record",
     "controller/demo": "the whole chain on one machine, measured",

@@ -48,6 +48,7 @@ class Options:
     wait_s: float = 300.0  # for a server that is lost to come back: engines take minutes to load
     openai: Mapping[int, str] = field(default_factory=dict)  # base URLs by draft length
     openai_key: str = field(default="", repr=False)
+    openai_restart: str = ""  # a command that restarts the only server, {k} in place of the length
 
     @property
     def journal(self) -> Path:
@@ -93,7 +94,12 @@ async def _found(options: Options, meter: Meter) -> Rig:
     """The servers that the options name."""
     if options.openai:
         return await found_servers(
-            options.openai, options.model, options.openai_key, options.wait_s, meter.say
+            options.openai,
+            options.model,
+            options.openai_key,
+            options.wait_s,
+            meter.say,
+            options.openai_restart,
         )
     model = options.model or DEFAULT_MODEL
     return await found_variants(options.url, model, options.variants, options.wait_s, meter.say)

@@ -77,6 +77,12 @@ openai_key_option = click.option(
     help="Base URL of the server that drafts K tokens, where servers speak OpenAI's API; once for "
     "each draft length, 0 among them.",
 )
+@click.option(
+    "--openai-restart",
+    metavar="COMMAND",
+    help="With --openai and one server for all draft lengths: shell command that restarts it at "
+    "draft length {k} and ends. Each batch then takes a restart.",
+)
 @openai_key_option
 @click.option(
     "--model",
@@ -195,6 +201,8 @@ def calibrate(
             "name the server with --url, or with --openai where servers speak OpenAI's API, or let "
             "--embedded build and serve one here"
         )
+    if values["openai_restart"] and not openai_urls:
+        raise InputError("--openai-restart is for the server of --openai")
     if openai_urls and values["variants"]:
         raise InputError("--variants is for --url; with --openai each server is a variant")
     if checkpoint and not embedded:

@@ -74,8 +74,8 @@ def _cell_json(row: CellRow) -> dict[str, Any]:
         return head | {"source": _source(row), "predicted_speedup": row.predicted}
     return row.cell.model_dump(mode="json") | {
         "source": _source(row),
-        "acceptance_rate": row.cell.acceptance_rate,
-        "acceptance_length": row.cell.acceptance_length,
+        "acceptance_rate": row.cell.acceptance_rate if row.cell.num_steps else None,
+        "acceptance_length": row.cell.acceptance_length if row.cell.num_steps else None,
         "predicted_speedup": row.predicted,
     }
 
@@ -110,8 +110,8 @@ def _csv_line(one: Calibrated, row: CellRow) -> list[Any]:
         cell.num_requests,
         cell.num_output_tokens,
         cell.num_steps,
-        cell.acceptance_rate,
-        cell.acceptance_length,
+        cell.acceptance_rate if cell.num_steps else "",
+        cell.acceptance_length if cell.num_steps else "",
         " ".join(map(str, cell.accepted_per_position)),
         *cell.ttft_ms,
         *cell.tpot_ms,

@@ -144,8 +144,11 @@ def _times(row: TaskRow) -> list[str]:
 
 
 def _acceptance(cell: Cell | None, *, named: bool) -> list[str]:
-    """Acceptance rate and length; of a length that is not the one to use, with its name."""
-    if cell is None:
+    """Acceptance rate and length; of a length that is not the one to use, with its name.
+
+    Without steps there is none: the servers didn't tell, or nothing was answered.
+    """
+    if cell is None or not cell.num_steps:
         return [NONE, NONE]
     at = f" at K = {cell.draft_length}" if named else ""
     return [f"{cell.acceptance_rate:.0%}{at}", f"{cell.acceptance_length:.2f}{at}"]

@@ -10,6 +10,7 @@ import threading
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from aiohttp import web
@@ -23,6 +24,7 @@ class Behavior:
 
     kind: str = "vllm"  # its models' owned_by
     draft_length: int = 3
+    length_file: Path | None = None  # holds the draft length instead
     tells: bool = True  # acceptance, in the answers
     counts: bool = False  # acceptance, in /metrics
     has_usage: bool = True
@@ -139,13 +141,15 @@ class _Handlers:
 
     async def chat(self, request: web.Request) -> web.StreamResponse:
         body = await request.json()
+        if self.behavior.length_file is not None:
+            self.behavior.draft_length = int(self.behavior.length_file.read_text())
         self.behavior.asked.append(body)
         if not self.behavior.streams:
             message = {"role": "assistant", "content": "all at once"}
             return web.json_response({"choices": [{"index": 0, "message": message}]})
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream; charset=utf-8"})
-        await response.prepare(request)
         try:
+            await response.prepare(request)
             async for chunk in _chunks(self.behavior, body):
                 await response.write(f"data: {json.dumps(chunk)}\r\n\r\n".encode())
                 await response.write(b": ping\n\n")
@@ -179,6 +183,11 @@ async def _started(behavior: Behavior) -> tuple[web.AppRunner, int]:
 
 async def _ended(runner: web.AppRunner) -> None:
     """Stop it, with the answers and connections that are left."""
+    server = runner.server
+    assert server is not None
+    for connection in server.connections:
+        if connection.transport is not None:
+            connection.transport.abort()
     await runner.cleanup()
     tasks = asyncio.all_tasks() - {asyncio.current_task()}
     for task in tasks:

@@ -94,6 +94,10 @@ def read_answer(raw: RawStream, draft_length: int | None = None) -> Reading:
         return Reading(Answer(error="the stream ended before the answer did"))
     if not chunks.texts_s:
         return Reading(Answer(error="the answer has no text"))
+    drafted = _drafted(chunks.told)
+    if drafted is not None and draft_length not in (None, drafted):
+        wrong = f"the server drafts {drafted} tokens, and is given as draft length {draft_length}"
+        return Reading(Answer(error=wrong))
     return _reading(raw, chunks, draft_length)
 
 
@@ -150,6 +154,11 @@ def message_of(body: Any) -> str:
             if body.get(name):
                 return message_of(body[name])
     return " ".join(str(body).split())[:MAX_MESSAGE_CHARS]
+
+
+def _drafted(told: Told | None) -> int | None:
+    """The draft length that a server tells; None where it doesn't."""
+    return told.draft_length if told is not None else None
 
 
 def _number(values: Mapping[str, Any], name: str) -> int:

@@ -31,6 +31,7 @@ from trt_mtp.controller.calibrate.openai.server import (
     body_of,
 )
 
+CLOSING_S = 0.01
 EVENTS = "text/event-stream"
 NO_STREAM = "the server sends no stream of events, so that no time of a token can be taken"
 COUNTERS = (
@@ -63,8 +64,9 @@ class OpenAiClient:
         self._heard_s = 0.0
 
     async def close(self) -> None:
-        """Close the connections."""
+        """Close the connections, which end in the loop's next turns."""
         await self._session.close()
+        await asyncio.sleep(CLOSING_S)
 
     async def answers(self, requests: Sequence[bytes], concurrency: int) -> Batch:
         """The answers to `requests`, in their order, with `concurrency` in flight throughout.

@@ -9,13 +9,13 @@ from urllib.parse import urlsplit
 from trt_mtp.controller.calibrate.load_client import Batch
 from trt_mtp.controller.calibrate.lost_server import POLL_S, ServerLostError, until_whole
 from trt_mtp.controller.calibrate.openai.client import OpenAiClient
+from trt_mtp.controller.calibrate.openai.restart import LENGTH_MARK, restart
 from trt_mtp.controller.calibrate.openai.server import OpenAiServer, base_url, found_server
 from trt_mtp.controller.calibrate.rig import RigFacts
 from trt_mtp.controller.client import Prompt
 from trt_mtp.controller.position_counts import MAX_POSITIONS
 from trt_mtp.errors import InputError, TrtMtpError
 
-LENGTH_MARK = "{k}"  # in a model's name: the draft length
 FINGERPRINT_CHARS = 16
 
 
@@ -28,9 +28,15 @@ class OpenAiRig:
         model: str,
         wait_s: float,
         say: Callable[[str], None],
+        command: str = "",
     ) -> None:
-        """`model` is the name for all of them, {k} in place of the length."""
+        """`model` is the name for all of them, {k} in place of the length.
+
+        With a `command` all are one server, which it restarts at another length; it runs at 0 now.
+        """
         self.facts = _facts(servers, model)
+        self._command = command
+        self._running: int | None = 0  # the length that it runs at; None while that is not known
         self._servers = servers
         self._wait_s = wait_s
         self._say = say
@@ -55,6 +61,9 @@ class OpenAiRig:
         """A whole batch of one draft length; raises ServerLostError if it is lost for good."""
         server, client = self._servers[draft_length], self._clients[draft_length]
         requests = [server.body(prompt) for prompt in prompts]
+        if self._command and draft_length != self._running:
+            await self._restart(draft_length)
+            await client.answers(requests[:2], concurrency)  # warm-up, thrown away
 
         async def back(reason: str) -> None:
             self._say(
@@ -62,7 +71,10 @@ class OpenAiRig:
                 f"{self._wait_s:.0f} s at most until it has {server.model}, then the batch is "
                 f"measured again"
             )
-            await self._wait_for(server, reason)
+            if self._command:
+                await self._restart(draft_length)
+            else:
+                await self._wait_for(server, reason)
 
         return await until_whole(
             lambda: client.answers(requests, concurrency), back, server.base_url
@@ -73,20 +85,31 @@ class OpenAiRig:
         for client in self._clients.values():
             await client.close()
 
+    async def _restart(self, draft_length: int) -> None:
+        self._running = None
+        await restart(self._command, draft_length, self._wait_s)
+        await self._wait_for(self._servers[draft_length], "it was restarted")
+        self._running = draft_length
+
     async def _wait_for(self, server: OpenAiServer, reason: str) -> None:
-        deadline = time.monotonic() + self._wait_s
-        while True:
-            try:
-                await found_server(server.base_url, server.model, server.key)
-            except TrtMtpError as error:
-                if time.monotonic() > deadline:
-                    raise ServerLostError(
-                        f"the server at {server.base_url} was lost ({reason}) and not back within "
-                        f"{self._wait_s:.0f} s: {error}"
-                    ) from None
-            else:
-                return
-            await asyncio.sleep(POLL_S)
+        await awaited_server(server.base_url, server.model, server.key, self._wait_s, reason)
+
+
+async def awaited_server(
+    url: str, model: str | None, key: str, wait_s: float, reason: str
+) -> OpenAiServer:
+    """The server at `url` once it answers; raises ServerLostError if it doesn't within `wait_s`."""
+    deadline = time.monotonic() + wait_s
+    while True:
+        try:
+            return await found_server(url, model, key)
+        except TrtMtpError as error:
+            if time.monotonic() > deadline:
+                raise ServerLostError(
+                    f"the server at {url} was lost ({reason}) and not back within {wait_s:.0f} s: "
+                    f"{error}"
+                ) from None
+        await asyncio.sleep(POLL_S)
 
 
 def addresses(option: str, texts: Sequence[str]) -> dict[int, str]:
@@ -121,27 +144,47 @@ async def found_servers(
     key: str,
     wait_s: float,
     say: Callable[[str], None],
+    command: str = "",
 ) -> OpenAiRig:
     """The servers at `urls`, by draft length; `{k}` in `model` stands for the length.
 
     A server that is lost has `wait_s` to come back. Raises as `found_server` does, and InputError
-    where two lengths would be the same model of the same server.
+    where two lengths would be the same model of the same server. With a `command`, which restarts
+    it at the length in place of {k}, they may be.
     """
+    if command:
+        await restart(command, 0, wait_s)
+        await awaited_server(urls[0], model and named(model, 0), key, wait_s, "it was restarted")
     servers = {
-        length: await found_server(url, model and model.replace(LENGTH_MARK, str(length)), key)
+        length: await found_server(url, model and named(model, length), key)
         for length, url in urls.items()
     }
+    if not command:
+        _require_apart(servers)
+    names = dict.fromkeys(server.model for server in servers.values())
+    return OpenAiRig(servers, model or ", ".join(names), wait_s, say, command)
+
+
+def named(model: str, draft_length: int) -> str:
+    """The model's name at a draft length.
+
+    >>> named("qwen_mtp:k{k}", 3)
+    'qwen_mtp:k3'
+    """
+    return model.replace(LENGTH_MARK, str(draft_length))
+
+
+def _require_apart(servers: Mapping[int, OpenAiServer]) -> None:
+    """Raise InputError where two draft lengths are the same model of one server."""
     lengths: dict[tuple[str, str], int] = {}
     for length, server in servers.items():
         other = lengths.setdefault((server.base_url, server.model), length)
         if other != length:
             raise InputError(
                 f"--openai: draft lengths {other} and {length} are the same model {server.model!r} "
-                f"of {server.base_url}: give each a server, or --model a name with {LENGTH_MARK} "
-                f"in it"
+                f"of {server.base_url}: give each a server, --model a name with {LENGTH_MARK} in "
+                f"it, or --openai-restart a command"
             )
-    names = dict.fromkeys(server.model for server in servers.values())
-    return OpenAiRig(servers, model or ", ".join(names), wait_s, say)
 
 
 def _facts(servers: Mapping[int, OpenAiServer], model: str) -> RigFacts:

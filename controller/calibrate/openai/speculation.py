@@ -27,6 +27,7 @@ class Told:
     num_drafted: int | None = None
     accepted_per_position: tuple[int, ...] = ()  # steps whose first j + 1 drafts were accepted
     tokens_per_step: float | None = None
+    draft_length: int | None = None  # that the server is set to
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,7 +197,7 @@ def _of_histogram(
         longest = max(len(found) - 1, min(_count(depth) or 0, MAX_POSITIONS))
         found += [0] * (longest + 1 - len(found))
         positions = tuple(sum(found[j:]) for j in range(1, len(found)))
-    return Told(num_steps, _count(accepted), _count(drafted), positions)
+    return Told(num_steps, _count(accepted), _count(drafted), positions, draft_length=_count(depth))
 
 
 def _dense(histogram: Any) -> list[int]:

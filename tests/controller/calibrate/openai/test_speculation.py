@@ -4,7 +4,7 @@ from itertools import pairwise
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trt_mtp.controller.calibrate.load_client import Answer
@@ -106,6 +106,7 @@ def test_what_tells_nothing_is_nothing() -> None:
     assert speculation_of(Told(num_accepted=3, num_drafted=6), 1, 3) is None
 
 
+@settings(max_examples=40)
 @given(
     st.dictionaries(
         st.sampled_from(KEYS), ANY_JSON | st.dictionaries(st.sampled_from(KEYS), ANY_JSON)
