@@ -41,6 +41,8 @@ SEED_BYTES = 8  # UINT64
 BROKEN = frozenset({"error", "cancelled"})  # finish reasons of answers that broke off
 MAX_HUNG = 2  # variants that a request may leave silent in a row, it may be the cause
 MAX_FRUITLESS = 3  # attempts in a row that gave nothing: the request may be the cause
+# after the first of them, before a variant that failed the request has it again; then twice as long
+SAME_AGAIN_S = 1.0
 MAX_UNREACHABLE = 20  # the same where the server could not be reached: the request is not
 # what a failure that may be the request's own was, if another variant answers
 BLAME = {CallEnd.BLAMED: CallEnd.FAILED, CallEnd.SILENT: CallEnd.HUNG}
@@ -141,6 +143,16 @@ class InferenceCall:
     def hangs_variants(self) -> bool:
         """Did as many variants in a row fall silent with it as may?"""
         return len(self._hung) >= MAX_HUNG
+
+    @property
+    def again_from(self) -> float:
+        """The monotonic time from which a variant that failed it may have it again, if it is ready.
+
+        One that could not be reached says so itself when it is back. One that answers with errors
+        says all the while that it is ready: meanwhile another one may come back.
+        """
+        pause_s = SAME_AGAIN_S * 2 ** (self._num_fruitless - 1) if self._num_fruitless else 0.0
+        return self.last_failure_at + pause_s
 
     def num_output_tokens(self) -> int:
         """Tokens of the answer so far, as far as they are known."""

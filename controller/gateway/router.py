@@ -111,7 +111,7 @@ class Router:
         states = self.pool.states(list(replicas.values()), wanted)
         if not (call.emitted or call.failed_variants):
             return list(states.values())
-        excluded = _excluded(call, replicas.values(), states)
+        excluded = left_out(call, replicas.values(), states)
         return [
             replace(state, excluded=excluded[key]) if key in excluded else state
             for key, state in states.items()
@@ -156,7 +156,7 @@ def _nothing() -> None:
     """For whoever doesn't care."""
 
 
-def _excluded(
+def left_out(
     call: InferenceCall, replicas: Iterable[Replica], states: Mapping[str, VariantState]
 ) -> dict[str, str]:
     """Why variants may not continue a call, by key."""
@@ -177,7 +177,7 @@ def _excluded(
 
 
 def _elsewhere(call: InferenceCall, able: Sequence[Replica]) -> Sequence[Replica]:
-    """Of `able`, those that haven't failed this call, or that are known to be ready since.
+    """Of `able`, those that haven't failed this call, or that are known to be ready after that.
 
     Those on servers that haven't failed it come first: a server fails with all its variants.
     """
@@ -186,7 +186,7 @@ def _elsewhere(call: InferenceCall, able: Sequence[Replica]) -> Sequence[Replica
     return (
         [replica for replica in others if replica.backend not in failed_servers]
         or others
-        or [replica for replica in able if replica.health.ready_at > call.last_failure_at]
+        or [replica for replica in able if replica.health.ready_at > call.again_from]
     )
 
 
