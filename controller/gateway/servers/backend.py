@@ -261,7 +261,8 @@ class Backend:
         for variant, answer in zip(asked, answers, strict=True):
             is_ready = bool(answer)
             if is_ready != variant.is_ready:
-                log.info("%s is %s", variant.model_name, "ready" if is_ready else "not ready")
+                state = "ready" if is_ready else "not ready"
+                log.info("%s at %s is %s", variant.model_name, self.target, state)
             variant.health.poll(is_ready, time.monotonic())
         if not any(variant.is_ready for variant in self.variants.values()):
             self._close_idle()  # Triton waits for streams before it ends
