@@ -2,7 +2,8 @@
 
 import asyncio
 import logging
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 
 from trt_mtp.controller.gateway.shared.config import SharedConfig
 from trt_mtp.controller.gateway.shared.learning import SharedLearning
@@ -15,7 +16,8 @@ from trt_mtp.errors import TrtMtpError
 
 log = logging.getLogger(__name__)
 
-END_S = 2.0  # for giving back at the end
+END_S = 2.0  # for ending the loops, and for giving back after them
+ASK_AGAIN_S = 0.2
 LEARNING, LIMITS = "learning", "limits"  # the parts, as Reach knows them
 
 
@@ -48,9 +50,7 @@ class Sharing:
 
     async def end(self) -> None:
         """Leave nothing behind, if the store answers within END_S."""
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await _ended(self._tasks)
         try:
             async with asyncio.timeout(END_S):
                 if self._tasks:  # it has begun
@@ -93,3 +93,15 @@ class Sharing:
         if has_asked or reach.is_away(LIMITS):
             reach.succeeded(LIMITS)
         return 0.0
+
+
+async def _ended(tasks: Sequence[asyncio.Task[None]]) -> None:
+    """Cancel `tasks` and wait for their end, for END_S at most.
+
+    Asked again and again: a client library in the middle of something may swallow a cancellation.
+    """
+    pending, until = set(tasks), time.monotonic() + END_S
+    while pending and time.monotonic() < until:
+        for task in pending:
+            task.cancel()
+        _, pending = await asyncio.wait(pending, timeout=ASK_AGAIN_S)
