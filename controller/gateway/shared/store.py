@@ -151,7 +151,7 @@ async def _within(exchange: Any) -> Any:
             return await exchange
     except TimeoutError:
         raise TrtMtpError("it takes too long to answer") from None
-    except (RedisError, OSError, ValueError, TypeError) as error:
+    except (RedisError, OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
         raise TrtMtpError(str(error) or type(error).__name__) from None
 
 
