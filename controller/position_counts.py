@@ -9,6 +9,7 @@ MAX_POSITIONS = 8
 MEMORY_STEPS = 4000.0  # effective steps until older ones fade: some hundred requests
 KEPT_AFTER_ALARM = 0.1  # of what was counted before
 MAX_EPOCH = 1_000_000_000
+MAX_TRIALS = 1e12  # that are believed: sums of them are numbers still
 
 
 def _zeros() -> list[float]:
@@ -136,7 +137,7 @@ class PositionCounts:
         if len(trials) != len(successes) or len(trials) > MAX_POSITIONS:
             raise ValueError("trials and successes differ in length")
         for tried, succeeded in zip(trials, successes, strict=True):
-            if not 0 <= succeeded <= tried * (1 + 1e-9) or not math.isfinite(tried):
+            if not 0 <= succeeded <= tried * (1 + 1e-9) or not tried <= MAX_TRIALS:
                 raise ValueError(f"{succeeded} successes of {tried} trials")
         epoch = value.get("epoch", 0)
         if not isinstance(epoch, int) or not 0 <= epoch <= MAX_EPOCH:

@@ -185,6 +185,7 @@ class CpuEngine:
             self._wake.notify()
         if threading.current_thread() is not self._thread:
             self._thread.join(CLOSE_S)
+        self._grammars.close()
 
     def _run(self) -> None:
         """The engine's thread: turn after turn until closed."""

@@ -13,6 +13,7 @@ from trt_mtp.build.chat_format import read_chat_format
 from trt_mtp.errors import InputError
 from trt_mtp.serve.chat_format import ChatFormat
 from trt_mtp.serve.engine.base import Guided, Request
+from trt_mtp.serve.engine.grammar_trial import GrammarTrial
 from trt_mtp.serve.engine.guide import NOTHING_FITS, Guide, Marks, Phase, grammar_error
 from trt_mtp.serve.engine.text import TextCodec
 from trt_mtp.serve.engine.tool_grammar import calls_grammar
@@ -25,6 +26,8 @@ JSON_OPTIONS: Mapping[str, Any] = {"whitespace_pattern": r"(?:\r?\n[ \t]{0,32}|[
 # a fifth of a second at most, for which every other answer waits
 LEXER_FUEL = 200_000
 LEXER_STATES = 50_000  # of that automaton, one or two KB each
+LIMITS: Mapping[str, Any] = {"initial_lexer_fuel": LEXER_FUEL, "max_lexer_states": LEXER_STATES}
+TOO_MUCH = "compiling it takes too much time or memory: make it simpler, or its numbers smaller"
 MAX_TAIL = 4  # tokens of a prompt's end that may be <think> and white space after it
 
 
@@ -46,10 +49,10 @@ class Grammars:
         if request.guided is None:
             return None
         with self._lock:  # the tokenizer is built once
-            tokenizer = self._tokenizer
+            tokenizer, trial = self._tokenizer, self._trial
         sampling = request.sampling
         guide = Guide(
-            self._matcher(tokenizer, request.guided),
+            self._matcher(tokenizer, trial, request.guided),
             self._marks,
             self._phase(request.prompt_ids, request.guided),
             self.num_words,
@@ -57,6 +60,12 @@ class Grammars:
         )
         _replay(guide, request.emitted_ids)
         return guide
+
+    def close(self) -> None:
+        """End the process in which grammars are tried."""
+        with self._lock:
+            if "_trial" in self.__dict__:
+                self._trial.close()
 
     @property
     def num_words(self) -> int:
@@ -67,15 +76,22 @@ class Grammars:
     def _tokenizer(self) -> Any:
         from llguidance import LLTokenizer
 
-        ends = sorted(self._codec.eos_ids) or None  # None: what llguidance takes for one
         try:
-            return LLTokenizer(
-                self._codec.tokenizer.to_str(), n_vocab=self._vocab_size, eos_token=ends
-            )
+            return LLTokenizer(self._codec.tokenizer.to_str(), **self._options)
         except Exception as error:  # ValueError, and what it makes of tokenizers that it can't read
             raise InputError(
                 f"guided_decoding can't be done with this checkpoint's tokenizer: {error}"
             ) from None
+
+    @cached_property
+    def _trial(self) -> GrammarTrial:
+        return GrammarTrial(self._codec.tokenizer.to_str(), self._options, LIMITS)
+
+    @property
+    def _options(self) -> dict[str, Any]:
+        """LLTokenizer's."""
+        ends = sorted(self._codec.eos_ids) or None  # None: what llguidance takes for one
+        return {"n_vocab": self._vocab_size, "eos_token": ends}
 
     @cached_property
     def _format(self) -> ChatFormat:
@@ -102,13 +118,15 @@ class Grammars:
         can_open = guided.may_think and self._format.can_think and not is_closed
         return Phase.OPENING if can_open else Phase.GRAMMAR
 
-    def _matcher(self, tokenizer: Any, guided: Guided) -> Any:
+    def _matcher(self, tokenizer: Any, trial: GrammarTrial, guided: Guided) -> Any:
         """llguidance's matcher, whose first mask is known to be computable and not empty."""
         from llguidance import LLMatcher, LLParserLimits
 
-        limits = LLParserLimits(initial_lexer_fuel=LEXER_FUEL, max_lexer_states=LEXER_STATES)
         try:
             grammar = self._grammar(guided)
+            if not trial.is_small(grammar):
+                raise _refusal(guided, TOO_MUCH)
+            limits = LLParserLimits(**LIMITS)
             matcher = LLMatcher(tokenizer, grammar, log_level=0, limits=limits)
         except ValueError as error:
             raise _refusal(guided, str(error)) from None

@@ -5,6 +5,7 @@ step all drafts but the last are accepted.
 """
 
 import asyncio
+import contextlib
 import json
 import threading
 from collections.abc import AsyncIterator, Iterator, Mapping
@@ -32,6 +33,7 @@ class Behavior:
     key: str = ""
     step_s: float = 0.002
     fault: str = ""  # "error": an error in mid-stream; "cut": its end; "drop": of the connection
+    # "endless": a line without an end follows
     asked: list[dict[str, Any]] = field(default_factory=list)
     num_steps: int = 0  # of all answers
     num_tokens: int = 0
@@ -155,7 +157,11 @@ class _Handlers:
                 await response.write(b": ping\n\n")
         except ConnectionError:  # the client has enough
             return response
-        if self.behavior.fault == "error":
+        if self.behavior.fault == "endless":
+            with contextlib.suppress(ConnectionError):
+                while True:
+                    await response.write(b"x" * 65_536)
+        elif self.behavior.fault == "error":
             await response.write(b'data: {"error": {"message": "the engine broke"}}\n\n')
         elif self.behavior.fault == "drop":
             assert request.transport is not None

@@ -16,6 +16,7 @@ SPREAD = (
 )
 TEXTS = ("content", "reasoning_content", "reasoning", "tool_calls")  # of a delta
 MAX_MESSAGE_CHARS = 300
+MAX_TOKENS = 2**31  # of an answer or a prompt that is believed
 
 
 @dataclass(slots=True)
@@ -163,4 +164,4 @@ def _drafted(told: Told | None) -> int | None:
 
 def _number(values: Mapping[str, Any], name: str) -> int:
     value = values.get(name)
-    return value if type(value) is int and value > 0 else 0
+    return value if type(value) is int and 0 < value < MAX_TOKENS else 0

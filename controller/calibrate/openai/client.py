@@ -40,6 +40,9 @@ COUNTERS = (
 )
 POSITIONS = "tells accepted drafts as one sum: the draft positions are a batch's in its metrics"
 NOTHING = "tells nothing of accepted drafts"
+MAX_ANSWER_BYTES = (
+    16 * 1024 * 1024
+)  # of one stream: some 30,000 tokens with all that is told of them
 
 
 class OpenAiClient:
@@ -131,7 +134,7 @@ class OpenAiClient:
         """Send a request and keep its answer's pieces; what fails is said in `into`."""
         url, clock = f"{self._server.base_url}/chat/completions", time.perf_counter
         headers = {"Content-Type": "application/json", "Accept": EVENTS}
-        into.sent_s = clock()
+        into.sent_s, num_bytes = clock(), 0
         try:
             async with self._session.post(
                 url, data=body, headers=headers, allow_redirects=False
@@ -145,6 +148,11 @@ class OpenAiClient:
                 while piece := await response.content.readany():
                     self._heard_s = clock()
                     into.pieces.append((self._heard_s, piece))
+                    num_bytes += len(piece)
+                    if num_bytes > MAX_ANSWER_BYTES:
+                        into.pieces.clear()
+                        into.error = f"the answer has more than {MAX_ANSWER_BYTES} bytes"
+                        return
         except TimeoutError as error:
             into.error, into.is_lost = str(error) or "no whole answer in time", True
         except (aiohttp.ClientError, OSError) as error:

@@ -19,6 +19,7 @@ PATHS = {"tensorrt_llm": "/prometheus/metrics"}  # by kind of server; else:
 PATH = "/metrics"
 _SAMPLE = re.compile(r"^([A-Za-z_:][\w:]*)(?:\{(.*)\})? +(\d[\d.eE+-]*)(?: +-?\d+)?$")
 _POSITION = re.compile(r'(?:^|,)position="(\d)"')
+MAX_COUNT = 1e18  # that is believed
 DRAFTS = "spec_decode_num_drafts_total"
 ACCEPTED = "spec_decode_num_accepted_tokens_total"
 ACCEPTED_AT = "spec_decode_num_accepted_tokens_per_pos_total"
@@ -43,9 +44,11 @@ def parse_counters(text: str) -> dict[str, float]:
             position = _POSITION.search(match[2] or "")
             name = f"{name}[{position[1]}]" if position else name
         try:
-            sums[name] = sums.get(name, 0.0) + float(match[3])
+            value = float(match[3])
         except ValueError:
             continue
+        if value < MAX_COUNT:
+            sums[name] = sums.get(name, 0.0) + value
     return sums
 
 
@@ -59,7 +62,7 @@ def survival_between(
     """
     grown = {name: value - before.get(name, 0.0) for name, value in after.items()}
     steps, accepted = _totals(grown, draft_length)
-    if steps <= 0 or accepted < 0:
+    if steps < 1 or accepted < 0:
         return ()
     positions = [grown.get(f"{ACCEPTED_AT}[{j}]", 0.0) for j in range(MAX_POSITIONS)]
     if any(positions):

@@ -16,6 +16,7 @@ from trt_mtp.controller.acceptance import prior_conditionals
 from trt_mtp.controller.position_counts import MAX_POSITIONS
 
 BISECTIONS = 40
+MAX_DRAFTS = 1_000  # in a step of a histogram that is believed
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,7 +206,8 @@ def _dense(histogram: Any) -> list[int]:
     if isinstance(histogram, Mapping):
         keys = [int(key) for key in histogram if str(key).isdecimal() and len(str(key)) < 4]
         histogram = [histogram.get(str(j), 0) for j in range(max(keys, default=-1) + 1)]
-    if not isinstance(histogram, Sequence) or isinstance(histogram, str):
+    is_list = isinstance(histogram, Sequence) and not isinstance(histogram, str)
+    if not is_list or len(histogram) > MAX_DRAFTS:
         return []
     counts = [_count(value) for value in histogram]
     return [] if None in counts else [count or 0 for count in counts]

@@ -38,16 +38,20 @@ def events(pieces: Iterable[tuple[float, bytes]]) -> Iterator[Event]:
 
 
 def _lines(pieces: Iterable[tuple[float, bytes]]) -> Iterator[tuple[float, bytes]]:
-    rest, ended_in_cr, is_first = b"", False, True
+    rest, ended_in_cr, is_first = list[bytes](), False, True  # joined once: a line may be long
     arrived_s = 0.0
     for arrived_s, piece in pieces:
         if not piece:
             continue
         new = piece[1:] if ended_in_cr and piece[:1] == b"\n" else piece
         ended_in_cr = piece[-1:] == b"\r"
-        *whole, rest = _LINE_END.split(rest + new)
+        *whole, last = _LINE_END.split(new)
+        if whole:
+            whole[0] = b"".join([*rest, whole[0]])
+            rest = []
+        rest.append(last)
         for line in whole:
             yield arrived_s, line.removeprefix(_BOM) if is_first else line
             is_first = False
-    if rest:
-        yield arrived_s, rest
+    if end := b"".join(rest):
+        yield arrived_s, end

@@ -119,6 +119,11 @@ class Authenticator:
         self._max_prompt_tokens = access.max_prompt_tokens
         self._rooms: weakref.WeakValueDictionary[str, ByteRoom] = weakref.WeakValueDictionary()
 
+    @property
+    def has_tokens(self) -> bool:
+        """Whether callers need one."""
+        return self._tenants is not None
+
     def caller(self, authorization: Sequence[str], host: str) -> Caller:
         """Whose `authorization` this is, one header; raises UnauthenticatedError.
 

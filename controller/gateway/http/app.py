@@ -1,10 +1,12 @@
 """The gateway's public HTTP: Triton's and OpenAI's paths for the public model, and metrics."""
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
+from typing import Any
 
 from aiohttp import web
 
 from trt_mtp.controller.gateway.access.authenticator import Authenticator
+from trt_mtp.controller.gateway.failure import ForbiddenError
 from trt_mtp.controller.gateway.http.answering import Answering, caller_of
 from trt_mtp.controller.gateway.http.errors import errors_as_json
 from trt_mtp.controller.gateway.http.handlers import GenerateHandlers
@@ -14,9 +16,30 @@ from trt_mtp.controller.gateway.openai.door import OpenAiDoor
 from trt_mtp.controller.gateway.openai.options import OpenAiOptions
 from trt_mtp.controller.gateway.proxy import Proxy
 from trt_mtp.controller.gateway.public_model import PublicModel
-from trt_mtp.controller.request import PUBLIC_VERSION
+from trt_mtp.controller.request import MAX_NAME_CHARS, PUBLIC_VERSION
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+def from_known_pages(origins: Collection[str]) -> Any:
+    """A middleware that refuses POSTs of web pages but those of `origins`.
+
+    A browser says with every POST where its page is from. Without tokens, any page that somebody
+    near the gateway looks at could use it, and read the answers where its own name leads here.
+    """
+
+    @web.middleware
+    async def check(request: web.Request, handler: Handler) -> web.StreamResponse:
+        origin = request.headers.get("Origin", "")
+        is_known = not origin or origin in origins or "*" in origins
+        if request.method == "POST" and not is_known:
+            raise ForbiddenError(
+                f"web pages of {origin[:MAX_NAME_CHARS]!r} may not use this gateway: it has no "
+                "tokens, and --cors-origin does not name them"
+            )
+        return await handler(request)
+
+    return check
 
 
 class PublicHttp:
@@ -32,6 +55,7 @@ class PublicHttp:
         self._pool = proxy.pool
         self._authenticator = authenticator
         self._render_metrics = render_metrics
+        self._origins = openai.origins
         self._answering = Answering()
         self._generate = GenerateHandlers(proxy, authenticator, self._answering)
         self._openai = OpenAiDoor(proxy, authenticator, self._answering, openai)
@@ -43,7 +67,10 @@ class PublicHttp:
 
     def app(self, max_body_bytes: int) -> web.Application:
         """All paths; those of health are open to everybody."""
-        app = web.Application(middlewares=[errors_as_json], client_max_size=max_body_bytes)
+        middlewares = [errors_as_json]
+        if not self._authenticator.has_tokens:
+            middlewares.append(from_known_pages(self._origins))
+        app = web.Application(middlewares=middlewares, client_max_size=max_body_bytes)
         app.add_routes(
             [
                 web.get("/v2/health/live", self._live),

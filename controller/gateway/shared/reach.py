@@ -49,5 +49,6 @@ class Reach:
 
 
 def _reason(error: Exception) -> str:
-    """One line; a timeout says nothing itself."""
-    return " ".join(str(error).split())[:200] or type(error).__name__
+    """One line, without what a terminal would obey; a timeout says nothing itself."""
+    text = " ".join(str(error).split())[:200]
+    return "".join(mark if mark.isprintable() else "?" for mark in text) or type(error).__name__

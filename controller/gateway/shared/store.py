@@ -19,6 +19,10 @@ if TYPE_CHECKING:
 CONNECT_S = 1.0
 ANSWER_S = 2.0  # between two pieces of an answer
 EXCHANGE_S = 5.0  # for all of it
+# of what others wrote, which who can write there may have made long
+MAX_GATEWAYS = 1_000
+MAX_VALUE_BYTES = 1 << 20
+MAX_WAIT_S = 3_600.0
 
 
 class LeaseAsk(NamedTuple):
@@ -69,21 +73,32 @@ class RedisStore:
         """The counts of these gateways; left out are those of another profile."""
         if not names:
             return {}
-        keys = [self._key(self._counts + name) for name in names]
-        values = await _within(self._redis.mget(keys))
-        return {name: value for name, value in zip(names, values, strict=True) if value is not None}
+        pipe = self._redis.pipeline(transaction=False)
+        for name in names[:MAX_GATEWAYS]:
+            pipe.getrange(self._key(self._counts + name), 0, MAX_VALUE_BYTES)
+        values = await _within(pipe.execute(raise_on_error=False))
+        # nothing comes of a key that is gone, and an error of one of another type
+        pairs = zip(names, values, strict=False)
+        return {name: value for name, value in pairs if isinstance(value, bytes) and value}
 
     async def lease(self, asks: Sequence[LeaseAsk]) -> list[Lease]:
         """Of each bucket what there is, in whole units."""
         calls = [(f"bucket:{ask.bucket}", *ask[1:]) for ask in asks]
         answers = await _within(self._run(LEASE, calls))
-        return [Lease(float(granted), float(wait_s)) for granted, wait_s in answers]
+        return [
+            Lease(_between(float(granted), ask.wanted), _between(float(wait_s), MAX_WAIT_S))
+            for ask, (granted, wait_s) in zip(asks, answers, strict=True)
+        ]
 
     async def hold(self, asks: Sequence[PlacesAsk], ttl_s: float) -> list[int]:
         """Of each tenant's places those that this gateway has for `ttl_s`."""
         ttl_ms = f"{ttl_s * 1000:.0f}"
         calls = [(f"places:{ask.tenant}", self.name, *ask[1:], ttl_ms) for ask in asks]
-        return [int(held) for held in await _within(self._run(HOLD, calls))]
+        held = await _within(self._run(HOLD, calls))
+        return [
+            int(_between(float(number), max(ask.running, ask.limit)))
+            for ask, number in zip(asks, held, strict=True)
+        ]
 
     async def _run(self, script: str, calls: Sequence[tuple[Any, ...]]) -> list[Any]:
         """Call a script for each key with its arguments, all in one go, by the script's hash."""
@@ -122,6 +137,11 @@ class RedisStore:
         return self._prefix + rest
 
 
+def _between(number: float, most: float) -> float:
+    """`number`, but from 0 to `most`; 0 for what is none."""
+    return min(number, most) if number > 0 else 0.0
+
+
 async def _within(exchange: Any) -> Any:
     """The exchange's result; raises TrtMtpError in its place, whatever went wrong."""
     from redis.exceptions import RedisError
@@ -131,7 +151,7 @@ async def _within(exchange: Any) -> Any:
             return await exchange
     except TimeoutError:
         raise TrtMtpError("it takes too long to answer") from None
-    except (RedisError, OSError, ValueError, TypeError) as error:
+    except (RedisError, OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
         raise TrtMtpError(str(error) or type(error).__name__) from None
 
 

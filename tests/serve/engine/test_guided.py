@@ -122,6 +122,26 @@ def test_json_fits_its_schema(engines: Engines, prompt: tuple[int, ...], schema:
             assert len(answer.tokens) == 150
 
 
+HUGE: tuple[Any, ...] = (
+    {"type": "integer", "multipleOf": 99_999_989},
+    {"type": "string", "allOf": [{"pattern": f"(.*a.*b){{{n}}}"} for n in range(2, 60)]},
+)
+
+
+@pytest.mark.parametrize("schema", HUGE, ids=("multiple", "patterns"))
+def test_a_grammar_that_takes_hours_to_compile_is_refused(
+    engines: Engines, prompt: tuple[int, ...], schema: Any
+) -> None:
+    """In seconds, and the same engine goes on to compile others."""
+    with pytest.raises(InputError, match="json_schema can't be followed: compiling it takes too"):
+        generate(
+            engines[3], [Request(prompt, SamplingParams(), guided=Guided("json_schema", schema))]
+        )
+    request = Request(prompt, SamplingParams(max_tokens=8), guided=Guided("regex", "[0-9]{3}"))
+    [answer] = generate(engines[3], [request])
+    assert re.fullmatch("[0-9]{3}", answer.text)
+
+
 def test_patterns_and_choices(engines: Engines, prompt: tuple[int, ...]) -> None:
     """An answer may go on where one choice begins another; it ends where nothing can follow."""
     for answer in same_at_every_length(engines, requests_of(prompt, REGEX)):

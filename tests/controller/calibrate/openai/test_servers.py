@@ -14,7 +14,13 @@ from tests.doubles.openai_server import MODEL, Behavior, openai_double
 from tests.gateway_fixtures import running_gateway
 from trt_mtp.controller.calibrate.load_client import Answer
 from trt_mtp.controller.calibrate.openai.answer import NO_USAGE, SPREAD, RawStream, read_answer
-from trt_mtp.controller.calibrate.openai.client import COUNTERS, NO_STREAM, NOTHING, POSITIONS
+from trt_mtp.controller.calibrate.openai.client import (
+    COUNTERS,
+    MAX_ANSWER_BYTES,
+    NO_STREAM,
+    NOTHING,
+    POSITIONS,
+)
 from trt_mtp.controller.calibrate.openai.rig import addresses
 from trt_mtp.controller.calibrate.openai.server import OpenAiServer, base_url, read_key
 from trt_mtp.controller.profile import Profile, read_profile
@@ -214,10 +220,11 @@ def test_a_server_at_another_draft_length_is_named(cli: Cli, prompts: Path, tmp_
         ("error", "qwen answered nothing: the engine broke"),
         ("cut", "qwen answered nothing: the stream ended before the answer did"),
         ("drop", "was lost: "),
+        ("endless", f"qwen answered nothing: the answer has more than {MAX_ANSWER_BYTES} bytes"),
     ],
 )
 def test_faults_are_sentences(cli: Cli, prompts: Path, fault: str, said: str) -> None:
-    """An error in mid-stream, a stream that ends early, and a connection that breaks."""
+    """An error in mid-stream, a stream that ends early or never, a connection that breaks."""
     with openai_double(Behavior(fault=fault)) as url:
         result = cli("bench", "--openai", url, "--model", MODEL, "--prompts", prompts)
     assert (result.code, said in result.err) == (1, True), result.err

@@ -9,6 +9,8 @@ from hypothesis import strategies as st
 
 from trt_mtp.controller.calibrate.load_client import Answer
 from trt_mtp.controller.calibrate.openai.counters import (
+    ACCEPTED,
+    DRAFTS,
     parse_counters,
     survival_between,
     with_survival,
@@ -99,6 +101,7 @@ def test_what_tells_nothing_is_nothing() -> None:
         {"timings": {"predicted_n": 5}},
         {"metrics": None},
         choice(meta_info={"id": "x"}),
+        choice(meta_info={"spec_accept_histogram": [0] * 10**6}),
         {"metrics": {"speculative_decoding": {**HISTOGRAM, "num_spec_steps": 0}}},
     ):
         assert told(chunk) is None
@@ -170,6 +173,8 @@ def test_counters_tell_a_batchs_acceptance() -> None:
         assert sum(found) == pytest.approx(1.5)
     assert survival_between({}, parse_counters(TRTLLM_METRICS), None) == ()
     assert parse_counters("<html>\nname{ 3\nx 1e\n\n") == {}
+    huge = f"vllm:{DRAFTS} 1e-320\nvllm:{ACCEPTED} 1e999\nvllm:{ACCEPTED} 1e17\n"
+    assert survival_between({}, parse_counters(huge), None) == ()
 
 
 @given(st.text(max_size=80))

@@ -1,6 +1,6 @@
 """Server-sent events are the same however their stream is cut."""
 
-from itertools import pairwise
+from itertools import pairwise, repeat
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -38,3 +38,10 @@ def test_an_event_comes_when_its_last_byte_does() -> None:
     pieces = [(1.0, b"\xef\xbb\xbfdata: a\ndata:b"), (2.0, b"\n"), (3.0, b"\n"), (4.0, b"x: y\n\n")]
     assert list(events(pieces)) == [Event(3.0, "a\nb")]
     assert list(events([(1.0, b"data: \xff\n\n")])) == [Event(1.0, "�")]
+
+
+def test_a_long_line_is_put_together_once() -> None:
+    """A line of 8 MiB in 262,144 pieces; to join and search it again for each would take hours."""
+    pieces = [(1.0, b"data:"), *repeat((1.0, b"x" * 32), 2**18), (2.0, b"\n\n")]
+    [event] = events(pieces)
+    assert (event.arrived_s, len(event.data)) == (2.0, 2**23)

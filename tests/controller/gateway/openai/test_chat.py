@@ -224,7 +224,7 @@ def test_a_silent_stream_is_kept_alive(doubles: TritonServer, script: Any) -> No
 
 
 def test_pages_of_other_origins(url: str, script: Any) -> None:
-    """Those that may use it are told so, before and with the answer; others are not."""
+    """Those that may use it are told so, before and with the answer; others are refused."""
     body = {"model": "qwen_mtp", "messages": script()}
     asked = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "x-a"}
     for origin, allowed in (("http://page.example", "http://page.example"), ("http://b", None)):
@@ -234,6 +234,12 @@ def test_pages_of_other_origins(url: str, script: Any) -> None:
         answer = ask(url, "POST", PATH, body, headers={"Origin": origin, **HEADERS})
         for reply in (before, answer):
             assert reply.headers.get("Access-Control-Allow-Origin") == allowed
+        assert answer.status == (200 if allowed else 403)
+        # Triton's form, as any page can send it without a preflight
+        generate = {"text_input": "{}", "sampling_param_max_tokens": 2}
+        simple = {"Origin": origin, "Content-Type": "text/plain"}
+        answer = ask(url, "POST", "/v2/models/qwen_mtp/generate", generate, headers=simple)
+        assert answer.status == (200 if allowed else 403), answer.body
     assert ask(url, "OPTIONS", PATH).status == 405
 
 

@@ -164,8 +164,9 @@ def test_a_profile_has_its_own_counts_and_all_gateways_count(redis: RedisServer)
 @pytest.mark.parametrize(
     "value",
     [
-        b"",
         b"{}",
+        zlib.compress(b"[" + b" " * 2**24 + b"]"),
+        b"x" * 2**21,
         zlib.compress(b"[]"),
         zlib.compress(b"{"),
         zlib.compress(b'{"schema_version": 9}'),
@@ -173,6 +174,10 @@ def test_a_profile_has_its_own_counts_and_all_gateways_count(redis: RedisServer)
         zlib.compress(
             b'{"schema_version":1,"fingerprint":"a","counted":{"version":1,"counts":'
             b'{"all":{"trials":[1],"successes":[2]}}}}'
+        ),
+        zlib.compress(
+            b'{"schema_version":1,"fingerprint":"a","counted":{"version":1,"counts":'
+            b'{"all":{"trials":[1e308],"successes":[1e308]}}}}'
         ),
     ],
 )
@@ -191,6 +196,22 @@ def test_what_no_gateway_wrote_is_left_out_and_said_once(
         run(strange, good, reader, steps=steps())
     assert reader.names == {"good"}
     assert caplog.text.count("what gateway 'strange' has learned is left out") == 2  # good, reader
+
+
+def test_a_key_of_another_type_hides_no_other_gateway(redis: RedisServer) -> None:
+    """Nor does one that is gone."""
+    strange, good, reader = Peer(redis, "strange"), Peer(redis, "good").learn(3), Peer(redis, "me")
+
+    async def steps() -> None:
+        await exchanged(strange, good, reader)
+        [key] = [name for name in redis.names() if name.endswith(":strange")]
+        redis.command("DEL", key)
+        await exchanged(good, reader)
+        redis.command("LPUSH", key, "x")
+        await exchanged(good, reader)
+
+    run(strange, good, reader, steps=steps())
+    assert reader.names == {"good"}
 
 
 def test_an_outage_leaves_what_is_known() -> None:

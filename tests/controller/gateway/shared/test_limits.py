@@ -17,7 +17,7 @@ from trt_mtp.controller.gateway.shared.leased_bucket import LeasedBucket
 from trt_mtp.controller.gateway.shared.leased_places import LeasedPlaces
 from trt_mtp.controller.gateway.shared.metrics import SharedMetrics
 from trt_mtp.controller.gateway.shared.sharing import Sharing
-from trt_mtp.controller.gateway.shared.store import Lease, LeaseAsk
+from trt_mtp.controller.gateway.shared.store import MAX_WAIT_S, Lease, LeaseAsk, RedisStore
 from trt_mtp.controller.policy import Policy
 
 NUM_GATEWAYS = 4
@@ -76,6 +76,28 @@ def test_a_rate_holds_for_all_gateways_together(redis: RedisServer) -> None:
         assert more > 0
 
     shared(redis, steps)
+
+
+@pytest.mark.parametrize("poison", ["inf", "1e300", "-1e300"])
+def test_a_poisoned_store_gives_finite_waits_and_no_more_than_was_asked(
+    redis: RedisServer, poison: str
+) -> None:
+    """Who can write to the store uses up limits or lifts them, and breaks nothing."""
+
+    async def steps() -> None:
+        store = RedisStore(parse_shared(redis.url), "qwen_mtp", "", "me")
+        await leased(store)
+        [key] = redis.names()
+        redis.command("SET", key, poison)
+        [lease] = await leased(store)
+        assert 0 <= lease.granted <= 4
+        assert 0 <= lease.wait_s <= MAX_WAIT_S
+        await store.close()
+
+    async def leased(store: RedisStore) -> list[Lease]:
+        return await store.lease([LeaseAsk("requests:search", RATE, RATE, 0.0, 4.0)])
+
+    asyncio.run(steps())
 
 
 def test_one_gateway_alone_gets_the_whole_limit(redis: RedisServer) -> None:
