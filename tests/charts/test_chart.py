@@ -151,6 +151,22 @@ def test_selectors_select(name: str) -> None:
         assert each["spec"]["scaleTargetRef"]["name"] in deployments
 
 
+def test_envoy_may_reach_gateways() -> None:
+    """Where clients are named, too; it has the same clients."""
+    policies = {
+        each["metadata"]["name"]: each for each in of_kind("envoy, guarded", "NetworkPolicy")
+    }
+    (clients, envoy) = policies["demo-gateway"]["spec"]["ingress"][0]["from"]
+    assert policies["demo-envoy"]["spec"]["ingress"][0]["from"] == [clients]
+    (labels,) = (each for each, spec in pods("envoy, guarded") if is_envoy(spec))
+    assert envoy["podSelector"]["matchLabels"].items() <= labels.items()
+
+
+def is_envoy(spec: dict[str, Any]) -> bool:
+    """Is it Envoy's pod?"""
+    return bool(spec["containers"][0]["name"] == "envoy")
+
+
 @pytest.mark.parametrize("name", SETS)
 def test_answers_in_flight_have_their_time(name: str) -> None:
     """A pod is given longer than its pause and what the process takes to stop in order."""

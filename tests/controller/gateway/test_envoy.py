@@ -275,9 +275,9 @@ def test_what_a_killed_gateway_has_not_begun_to_answer_is_asked_elsewhere(
         ThreadPoolExecutor() as pool,
     ):
         server.wait_healthy(*ports)
-        asked = []
+        asked, padding = [], "x" * 900_000  # Envoy keeps a mebibyte of a request
         for index, ask_once in enumerate([single_answer, whole_stream] * 4):
-            script = {"tokens": 1, "delay_s": 0.7, "name": f"envoy-{index}"}
+            script = {"tokens": 1, "delay_s": 0.7, "name": f"envoy-{index}", "padding": padding}
             asked.append(pool.submit(ask_once, server, script))
         notes = doubles.log.parent / "notes"
         wait_until(lambda: all((notes / f"begun-envoy-{i}").exists() for i in range(8)))
