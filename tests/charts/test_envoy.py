@@ -12,6 +12,7 @@ import tritonclient.grpc
 import yaml
 
 from tests.certificates import Authority
+from tests.dns_server import dns_server
 from tests.envoy import EXAMPLE, HOST, Envoy, envoy, several
 from tests.gateway_fixtures import raw_stream, running_gateway, script_request, text_of, wait_until
 from tests.programs import TIMEOUT_S
@@ -124,6 +125,38 @@ def test_its_pod_ends_without_cutting_answers(doubles: TritonServer, tmp_path: P
         here = command[-1].replace("/9901", f"/{server.admin_port}").replace("sleep 7", "sleep 0")
         subprocess.run([*command[:-1], here], check=True, timeout=TIMEOUT_S)
         wait_until(lambda: not server.is_open)
+        stream.send(script_request(request_id="last", tokens=1))
+        while stream.receive().infer_response.id != "last":
+            pass
+
+
+def test_gateways_come_and_go_with_the_addresses_of_their_name(
+    doubles: TritonServer, tmp_path: Path
+) -> None:
+    """One that leaves gets nothing new, and finishes what it has."""
+    config = rendered("ConfigMap")["data"]["envoy.yaml"]
+    (ports,) = several(1)
+    doors = {"port": ports.grpc, "http_port": ports.http}
+    one, other = "127.0.0.2", "127.0.0.3"
+    with (
+        running_gateway(doubles.grpc_url, host=one, **doors) as leaves,
+        running_gateway(doubles.grpc_url, host=other, **doors),
+        dns_server(one) as dns,
+        envoy(tmp_path, [ports], config, dns.port) as server,
+        raw_stream(server.grpc) as stream,
+    ):
+        server.wait_healthy(ports, hosts=[one])
+        stream.send(script_request(tokens=10**6, delay_s=0.05))
+        assert text_of(stream.receive()) == "w0"
+        dns.addresses = [one, other]
+        server.wait_healthy(ports, hosts=[one, other])
+        dns.addresses = [other]
+        server.wait_healthy(ports, hosts=[other])
+        for _ in range(20):
+            with raw_stream(server.grpc) as new:
+                new.send(script_request(tokens=1))
+                assert text_of(new.receive()) == "w0"
+        assert len(leaves.policy.seen) == 1
         stream.send(script_request(request_id="last", tokens=1))
         while stream.receive().infer_response.id != "last":
             pass
