@@ -65,6 +65,11 @@ SETS: dict[str, dict[str, Any]] = {
             "redis": {"url": "rediss://gw@redis/1", "passwordSecret": "redis", "caSecret": "ca"}
         }
     },
+    "envoy": {"envoy": {"enabled": True}},
+    "envoy, guarded": {
+        "envoy": {"enabled": True, "tlsSecret": "tls", "replicas": 3, "drainSeconds": 120},
+        "networkPolicy": {"clients": [{"namespaceSelector": {}}]},
+    },
     "many servers": {"gateway": {"subsetSize": 20, "replicas": 100, "args": ["--max-waiting=9"]}},
     "no network policy": {"networkPolicy": {"enabled": False}},
     "clients": {"networkPolicy": {"clients": [{"namespaceSelector": {}}]}},
@@ -131,7 +136,8 @@ def test_selectors_select(name: str) -> None:
     def num(selector: dict[str, str]) -> int:
         return sum(selector.items() <= labels.items() for labels, _ in found)
 
-    variants = len(found) - 1
+    components = [labels["app.kubernetes.io/component"] for labels, _ in found]
+    variants = components.count("variant")
     expected = {"demo-variants": variants}
     for each in of_kind(name, "Service"):
         assert num(each["spec"]["selector"]) == expected.get(each["metadata"]["name"], 1)
@@ -145,15 +151,38 @@ def test_selectors_select(name: str) -> None:
         assert each["spec"]["scaleTargetRef"]["name"] in deployments
 
 
+def test_envoy_may_reach_gateways() -> None:
+    """Where clients are named, too; it has the same clients."""
+    policies = {
+        each["metadata"]["name"]: each for each in of_kind("envoy, guarded", "NetworkPolicy")
+    }
+    (clients, envoy) = policies["demo-gateway"]["spec"]["ingress"][0]["from"]
+    assert policies["demo-envoy"]["spec"]["ingress"][0]["from"] == [clients]
+    (labels,) = (each for each, spec in pods("envoy, guarded") if is_envoy(spec))
+    assert envoy["podSelector"]["matchLabels"].items() <= labels.items()
+
+
+def is_envoy(spec: dict[str, Any]) -> bool:
+    """Is it Envoy's pod?"""
+    return bool(spec["containers"][0]["name"] == "envoy")
+
+
 @pytest.mark.parametrize("name", SETS)
 def test_answers_in_flight_have_their_time(name: str) -> None:
     """A pod is given longer than its pause and what the process takes to stop in order."""
     for labels, spec in pods(name):
         component = labels["app.kubernetes.io/component"]
         (container,) = spec["containers"]
-        pause = container["lifecycle"]["preStop"]["sleep"]["seconds"]
-        stop = {"gateway": 30, "variant": 10}[component]
-        assert spec["terminationGracePeriodSeconds"] > pause + stop
+        stop = {"gateway": 30, "variant": 10, "envoy": 0}[component]
+        assert spec["terminationGracePeriodSeconds"] > pause_of(container) + stop
+
+
+def pause_of(container: dict[str, Any]) -> int:
+    """Seconds before it is told to stop."""
+    action = container["lifecycle"]["preStop"]
+    if "sleep" in action:
+        return int(action["sleep"]["seconds"])
+    return int(action["exec"]["command"][-1].rpartition("sleep ")[2])
 
 
 @pytest.mark.parametrize("name", SETS)
@@ -275,6 +304,8 @@ def test_alerts_are_those_of_the_examples() -> None:
         ({"variantDefaults": {"draftLenSchedule": "4=3"}}, "draftLenSchedule"),
         ({"keda": {"prometheus": "prometheus:9090"}}, "prometheus"),
         ({"shared": {"redis": {"url": "redis:6379"}}}, "url"),
+        ({"envoy": {"replicas": 0}}, "replicas"),
+        ({"envoy": {"enabled": True}, "gateway": {"tlsSecret": "tls"}}, "move the Secret"),
         ({"shared": {"redis": {"url": "redis://:password@redis"}}}, "url"),
     ],
 )

@@ -51,3 +51,33 @@ imagePullSecrets:
 priorityClassName: {{ . }}
 {{- end }}
 {{- end }}
+
+{{- /* examples/envoy/envoy.yaml with the addresses of this release, and TLS for clients */}}
+{{- define "trt-mtp.envoy" -}}
+{{- $pods := printf "%s-gateway-pods.%s.svc" (include "trt-mtp.name" .) .Release.Namespace }}
+{{- $config := .Files.Get "files/envoy.yaml" | replace "address: gateways," (printf "address: %s," $pods) | fromYaml }}
+{{- if .Values.envoy.tlsSecret }}
+{{- range $config.static_resources.listeners }}
+{{- $alpn := eq .name "grpc" | ternary (list "h2") (list "h2" "http/1.1") }}
+{{- range .filter_chains }}
+{{- $_ := set . "transport_socket" (include "trt-mtp.envoyTls" $alpn | fromYaml) }}
+{{- end }}
+{{- end }}
+{{- end }}
+{{- toYaml $config }}
+{{- end }}
+
+{{- define "trt-mtp.envoyTls" -}}
+name: envoy.transport_sockets.tls
+typed_config:
+  "@type": type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.DownstreamTlsContext
+  common_tls_context:
+    alpn_protocols: {{ toJson . }}
+    tls_certificate_sds_secret_configs:
+      - name: tls
+        sds_config:
+          # read again when the Secret changes
+          path_config_source:
+            path: /etc/trt-mtp/envoy/tls.yaml
+            watched_directory: {path: /etc/trt-mtp/tls}
+{{- end }}
