@@ -42,6 +42,7 @@ GENERATE = "/v2/models/qwen_mtp/generate_stream"
 
 def gateway_at(triton: str, ports: Ports, **settings: Any) -> Any:
     """A gateway at its ports, for a with statement."""
+    settings = {"failover_wait_s": 60.0, **settings}  # a busy machine takes its time
     return running_gateway(triton, port=ports.grpc, http_port=ports.http, **settings)
 
 
