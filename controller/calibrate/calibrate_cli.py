@@ -217,7 +217,7 @@ def calibrate(
     from trt_mtp.controller.calibrate.openai.server import read_key
     from trt_mtp.controller.calibrate.prompt_sets import SHIPPED
     from trt_mtp.controller.profile import profile_json
-    from trt_mtp.controller.profile_text import is_decided, summary
+    from trt_mtp.controller.profile_text import disturbance, is_decided, summary
     from trt_mtp.progress import shown
     from trt_mtp.serve.processes import terminate_as_interrupt
 
@@ -233,12 +233,14 @@ def calibrate(
             profile = run_embedded(checkpoint, draft_lengths, engines, prompts, options, meter)
         else:
             profile = run(options, meter)
+    assert profile.calibration is not None
     if as_json:
         click.echo(profile_json(profile), nl=False)
     else:
         click.echo("\n".join([summary(profile), *_settings(profile)]))
         click.echo(f"written to {options.out}", err=True)
-    assert profile.calibration is not None
+        if disturbance(profile.calibration):
+            click.echo(f"to measure again, remove {options.journal} first", err=True)
     return 0 if is_decided(profile.calibration) else UNDECIDED
 
 

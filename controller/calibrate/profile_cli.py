@@ -49,9 +49,12 @@ def settings(file: Path, server: str, as_json: bool) -> None:
     """
     from trt_mtp.controller.calibrate.server_settings import lengths_by_load, settings_for
     from trt_mtp.controller.profile import read_profile
+    from trt_mtp.controller.profile_text import conclusion, is_decided
 
     read = read_profile(file)
     lines = settings_for(server, read)
+    if read.calibration is not None and not is_decided(read.calibration):
+        click.echo(f"{file}: {conclusion(read.calibration)}", err=True)
     if as_json:
         lengths = {str(load): length for load, length in lengths_by_load(read).items()}
         value = {"schema_version": 1, "server": server, "draft_lengths": lengths, "settings": lines}

@@ -24,7 +24,7 @@ class Learning:
         if alarm is None:
             return
         self._metrics.drifted(alarm.key.task)
-        log.warning(
+        log.info(
             "acceptance of %s went %s within %d answers: most of what was learned of it is "
             "forgotten",
             alarm.key, alarm.direction, alarm.num_observations,

@@ -164,7 +164,7 @@ def _hosted(gateway: Gateway) -> frozenset[str]:
 
 
 def _report(gateway: Gateway, policy: Policy, state: Path | None) -> None:
-    log.info("counters %s", json.dumps(gateway.statistics(), separators=(",", ":")))
+    log.debug("counters %s", json.dumps(gateway.statistics(), separators=(",", ":")))
     if state is not None:
         try:
             save_state(state, policy, _hosted(gateway))

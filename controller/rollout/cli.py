@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from trt_mtp.controller.rollout.spec import RolloutSpec
 
 WATCH_S = 1.0
+MAX_SHOWN = 100  # characters of an event's facts; --json has all of them
 SPEC = click.argument("file", type=FILE)
 WHY = click.option("--why", default="", help="Reason, recorded in the history.")
 Command = Callable[..., None]
@@ -225,7 +226,8 @@ def history(file: Path, as_json: bool) -> None:
         return
     for event in events:
         what = json.dumps(event["what"]) if event["what"] else ""
-        why = f"  {event['why']}" if event["why"] else f"  {what:.100}"
+        shown = what if len(what) <= MAX_SHOWN else f"{what[:MAX_SHOWN]}…"
+        why = f"  {event['why']}" if event["why"] else f"  {shown}"
         click.echo(f"{event['at']}  {event['who']}  {event['action']:16} {event['stage']}{why}")
 
 

@@ -79,7 +79,11 @@ def start(spec: RolloutSpec, say: Say, again: bool = False) -> Status:
             return _run(spec, store, say) if latest.phase not in WAITING else _status(store, latest)
         is_done = latest is not None and latest.digest == spec.digest
         if latest is not None and is_done and not (again and latest.phase is not Phase.SUCCESSFUL):
-            say(f"{spec.name} is completed already; to do it once more, give it another name")
+            say(
+                f"{spec.name} is completed already; to do it once more, give it another name"
+                if latest.phase is Phase.SUCCESSFUL
+                else f"{spec.name} ended already ({latest.phase}); `start --again` starts it over"
+            )
             return _status(store, latest)
         return _run(spec, store, say, is_new=True)
 
