@@ -93,7 +93,8 @@ async def _run(config: ProcessConfig, on_ready: OnReady) -> None:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(ended.wait(), REPORT_S)
                 break
-            _report(gateway, policy, config.state)
+            # every while for who debugs, as /metrics has them all along
+            _report(gateway, policy, config.state, logging.DEBUG)
     finally:
         if traffic is not None and follower is not None:
             follower.cancel()
@@ -102,7 +103,7 @@ async def _run(config: ProcessConfig, on_ready: OnReady) -> None:
         if sharing is not None:
             await sharing.end()
         _ignore_further(signal.SIGTERM, signal.SIGHUP)
-    _report(gateway, policy, config.state)
+    _report(gateway, policy, config.state, logging.INFO)
     if decisions is not None:
         decisions.close()
     if not is_whole:
@@ -163,8 +164,8 @@ def _hosted(gateway: Gateway) -> frozenset[str]:
     return frozenset(v.fingerprint for v in gateway.pool.variants.values() if v.fingerprint)
 
 
-def _report(gateway: Gateway, policy: Policy, state: Path | None) -> None:
-    log.debug("counters %s", json.dumps(gateway.statistics(), separators=(",", ":")))
+def _report(gateway: Gateway, policy: Policy, state: Path | None, level: int) -> None:
+    log.log(level, "counters %s", json.dumps(gateway.statistics(), separators=(",", ":")))
     if state is not None:
         try:
             save_state(state, policy, _hosted(gateway))
