@@ -104,7 +104,9 @@ def status(file: Path, watch: bool, as_json: bool) -> None:
 
     spec = read_spec(file)
     seen = look(spec)
-    while watch and seen.holder:  # ends, because each step of the holder has an end
+    while (
+        watch and seen.holder and not seen.rollout.phase.is_completed
+    ):  # ends, because each step of the holder has an end
         _show_live(spec, seen)
         time.sleep(WATCH_S)
         seen = look(spec)
@@ -271,7 +273,7 @@ def _status_text(seen: "Status") -> str:
         parts.append(f"{seen.progress['step']}, {seen.progress['num_requests']} requests")
     if rollout.reason:
         parts.append(rollout.reason)
-    if seen.holder:
+    if seen.holder and not rollout.phase.is_completed:  # else it has another rollout of the file
         parts.append(f"{seen.holder} is at work")
     return "; ".join(parts)
 
