@@ -104,9 +104,8 @@ def status(file: Path, watch: bool, as_json: bool) -> None:
 
     spec = read_spec(file)
     seen = look(spec)
-    while (
-        watch and seen.holder and not seen.rollout.phase.is_completed
-    ):  # ends, because each step of the holder has an end
+    # ends, because each step of the holder has an end
+    while watch and seen.holder and not seen.rollout.phase.is_completed:
         _show_live(spec, seen)
         time.sleep(WATCH_S)
         seen = look(spec)
