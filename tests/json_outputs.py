@@ -41,12 +41,18 @@ def closed(schema: Any) -> Any:
     return value
 
 
+def _prints_json(context: click.Context) -> bool:
+    """Is it one of trt-mtp's commands, with --json?"""
+    module = getattr(context.command.callback, "__module__", "")
+    return module.startswith("trt_mtp.") and bool(context.params.get("as_json"))
+
+
 def checking(echo: Callable[..., None]) -> Callable[..., None]:
     """`click.echo` that checks what a command prints with --json."""
 
     def checked(message: Any = None, *args: Any, **options: Any) -> None:
         context = click.get_current_context(silent=True)
-        if context is not None and not options.get("err") and context.params.get("as_json"):
+        if context is not None and not options.get("err") and _prints_json(context):
             path = context.command_path.removeprefix("trt-mtp ")
             tried = f"{path} --dry-run"
             is_tried = context.params.get("dry_run") and tried in SHARED
