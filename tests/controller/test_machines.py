@@ -1,6 +1,7 @@
 """`serve` and `gateway` on machines as people have them: paths, locales, proxies, signals."""
 
 import contextlib
+import http.client
 import json
 import os
 import shutil
@@ -15,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from tests.gateway_fixtures import wait_until
 from tests.programs import TIMEOUT_S, read_line
 from tests.triton_client import leaving, streaming
 from trt_mtp.serve.engine.compiler import cache_folder
@@ -233,6 +235,15 @@ def test_sigterm_for_all_processes_cuts_no_answer_of_workers(small_triton: Trito
     assert counts == [300] * 6
 
 
+def num_running(metrics: str) -> float:
+    """Requests that a Triton's variants say they answer now."""
+    with contextlib.closing(http.client.HTTPConnection(metrics, timeout=TIMEOUT_S)) as connection:
+        connection.request("GET", "/metrics")
+        text = connection.getresponse().read().decode()
+    lines = [line for line in text.splitlines() if line.startswith("trt_mtp_requests_running{")]
+    return sum(float(line.rsplit(" ", 1)[1]) for line in lines)
+
+
 def test_an_answer_that_is_cut_is_no_success(small_engines: Path) -> None:
     """A model that hangs doesn't finish; serve waits for ten seconds and ends with code 1."""
     with (
@@ -244,6 +255,7 @@ def test_an_answer_that_is_cut_is_no_success(small_engines: Path) -> None:
         for _ in range(40):  # of which two run at a time
             stream.send(ready["models"][0], sampling_param_max_tokens=4000, **inputs)
         stream.receive()
+        wait_until(lambda: num_running(ready["metrics"]) > 0)  # which serve asks for
         for pid in descendants(ready["pid"]):
             os.kill(pid, signal.SIGSTOP)
         process.send_signal(signal.SIGTERM)
