@@ -129,7 +129,7 @@ def test_up_routes_to_what_it_built(checkpoint: Path, tmp_path: Path) -> None:
         )
         below = descendants(process.pid)
         assert len(below) == 4  # Triton, two models, the gateway
-        process.send_signal(signal.SIGINT)
+        process.terminate()  # Ctrl-C leaves no time to a machine that is busy with other things
         assert process.wait(DEADLINE_S) == 0
         assert not any(is_alive(pid) for pid in below)
 
