@@ -3,7 +3,6 @@
 Runs inside Triton's python-backend process; only there `triton_python_backend_utils` exists.
 """
 
-import fcntl
 import json
 import logging
 import os
@@ -14,7 +13,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -30,12 +28,13 @@ from trt_mtp.serve.contract import (
     OUTPUTS,
 )
 from trt_mtp.serve.engine import open_engine
-from trt_mtp.serve.engine.base import Chunk, Engine, Generation, Request, SamplingParams
+from trt_mtp.serve.engine.base import Chunk, Engine, Generation
 from trt_mtp.serve.long_prompts import LongPrompts, ReceivedRequest
 from trt_mtp.serve.openable import openable
 from trt_mtp.serve.pending_message import PendingMessage
 from trt_mtp.serve.variant_metrics import VariantMetrics
 from trt_mtp.serve.variant_request import VariantRequest, read_cancel, read_request
+from trt_mtp.serve.warm_up import one_at_a_time, warm_up
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +43,6 @@ PUBLISH_S = 1.0
 CHECK_S = 1.0  # whether the engine is alive, while nothing else is to be done
 DEATH_S = 1.0  # for errors on their way, when the engine is dead and its process ends
 FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
-WARM_UP_S = 600.0  # for a first answer, with compiling; `serve` may kill this process earlier
 CLOSE_S = 10.0  # to send waiting responses when the model is unloaded
 NUMPY_TYPES = {
     "TYPE_STRING": np.object_,
@@ -301,30 +299,6 @@ class ResponseSender:
         if is_idle != self._was_idle or (now >= self._publish_at and not is_idle):
             self._was_idle, self._publish_at = is_idle, now + PUBLISH_S
             self._publish()
-
-
-@contextmanager
-def one_at_a_time(folder: Path) -> Iterator[None]:
-    """Hold a lock on `folder`, so that one variant compiles and the others load the result."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
-
-
-def warm_up(engine: Engine) -> None:
-    """Answer a tiny request, so that everything is compiled and mapped before clients come."""
-    is_done = threading.Event()
-
-    def on_chunk(chunk: Chunk) -> None:
-        if chunk.finish_reason is not None:
-            is_done.set()
-
-    engine.submit(Request((0, 0), SamplingParams(max_tokens=8, ignore_eos=True)), on_chunk)
-    if not is_done.wait(WARM_UP_S):
-        raise TrtMtpError(f"the engine gave no answer to its first request in {WARM_UP_S:.0f} s")
 
 
 def end_with(engine: Engine) -> None:
