@@ -120,8 +120,7 @@ def ask(engine: CpuEngine, prompt: Prompt, seed: int, *, is_guided: bool) -> Ans
     answer = Answer()
     sampling = SamplingParams(MAX_TOKENS, TEMPERATURE, seed=seed)
     engine.submit(Request(prompt.ids, sampling, guided=guided), answer.on_chunk)
-    answer.is_done.wait()
-    return answer
+    return answer.wait()
 
 
 def fits(text: str, schema: Mapping[str, Any]) -> bool:

@@ -40,9 +40,8 @@ COUNTERS = (
 )
 POSITIONS = "tells accepted drafts as one sum: the draft positions are a batch's in its metrics"
 NOTHING = "tells nothing of accepted drafts"
-MAX_ANSWER_BYTES = (
-    16 * 1024 * 1024
-)  # of one stream: some 30,000 tokens with all that is told of them
+# of one stream: some 30,000 tokens with all that is told of them
+MAX_ANSWER_BYTES = 16 * 1024 * 1024
 
 
 class OpenAiClient:
