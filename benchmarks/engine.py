@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks._llama_cpp import LlamaCpp, write_gguf
-from tests.engine_fixtures import ASSET, pack
+from tests.engine_fixtures import ASSET, TIMEOUT_S, pack
 from trt_mtp.serve.engine.base import Chunk, Request, SamplingParams
 from trt_mtp.serve.engine.cpu import CpuEngine
 
@@ -100,6 +100,10 @@ class Timeline:
         if chunk.finish_reason is not None:
             self.is_done.set()
 
+    def wait(self) -> None:
+        """Wait for the last chunk."""
+        assert self.is_done.wait(TIMEOUT_S), "no last chunk"
+
     @property
     def tok_s(self) -> float:
         """Of decoding by the clock, the prompt's time left out."""
@@ -117,7 +121,7 @@ def run(
         engine.submit(Request(prompt, sampling), timeline.on_chunk)
         timelines.append(timeline)
     for timeline in timelines:
-        timeline.is_done.wait()
+        timeline.wait()
     return timelines
 
 
@@ -236,7 +240,7 @@ def ended_at(engine: CpuEngine) -> float:
     """The processor time of an idle engine's thread, from the last chunk of a tiny request."""
     timeline = Timeline()
     engine.submit(Request((5,), SamplingParams(max_tokens=1)), timeline.on_chunk)
-    timeline.is_done.wait()
+    timeline.wait()
     return timeline.times[-1]
 
 

@@ -120,7 +120,8 @@ def ask(engine: CpuEngine, prompt: Prompt, seed: int, *, is_guided: bool) -> Ans
     answer = Answer()
     sampling = SamplingParams(MAX_TOKENS, TEMPERATURE, seed=seed)
     engine.submit(Request(prompt.ids, sampling, guided=guided), answer.on_chunk)
-    return answer.wait()
+    answer.wait()
+    return answer
 
 
 def fits(text: str, schema: Mapping[str, Any]) -> bool:
