@@ -14,6 +14,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from trt_mtp.controller.acceptance_estimate import (
+    Estimate,
+    Precisions,
+    estimate,
+    logit,
+    pooled,
+    sharpened,
+    sigmoid,
+)
 from trt_mtp.controller.position_counts import MAX_POSITIONS, PositionCounts, trials
 
 DECAY_RATIO = 0.91  # r above
@@ -24,6 +33,8 @@ PROFILE = "profile"  # the name of a profile's counts among the peers
 OTHERS = "others"  # the name of the sum of all other gateways' counts
 MAX_SESSIONS = 4096
 MAX_TENANTS = 1024
+# effective steps of a tenant from which on they count for others by half, then less and less
+TENANT_STEPS = 400.0
 
 # how many effective steps of data outweigh the level above
 PRIOR_WEIGHT = {"all": 400.0, "task": 60.0, "cell": 60.0, "tenant": 120.0, "session": 40.0}
@@ -71,15 +82,6 @@ def acceptance_lengths(conditionals: Sequence[float]) -> tuple[float, ...]:
 
 
 @dataclass(frozen=True, slots=True)
-class Estimate:
-    """AL(K) by K, its standard deviation, and the number of effective steps behind it."""
-
-    lengths: tuple[float, ...]
-    deviations: tuple[float, ...]
-    weight: float
-
-
-@dataclass(frozen=True, slots=True)
 class DriftAlarm:
     """A sustained shift of acceptance that made the learner forget most of a cell."""
 
@@ -88,6 +90,8 @@ class DriftAlarm:
     num_observations: int  # answers since the cell's last alarm
 
 
+# conditionals of a cell, what is known of them, and the estimate of both
+Pooled = tuple[tuple[float, ...], Precisions, Estimate]
 # a gateway's counts by scope, and the number of answers behind them
 Counted = tuple[int, dict[str, PositionCounts]]
 
@@ -102,34 +106,6 @@ def counted_to_json(counted: Counted) -> dict[str, Any]:
     """One gateway's counts as a JSON object."""
     version, counts = counted
     return {"version": version, "counts": {k: c.to_json() for k, c in sorted(counts.items())}}
-
-
-def _logit(p: float) -> float:
-    p = min(max(p, 1e-4), 1 - 1e-4)
-    return math.log(p / (1 - p))
-
-
-def _sigmoid(x: float) -> float:
-    return 1 / (1 + math.exp(-x))
-
-
-def pooled(counts: PositionCounts, parent: Sequence[float], weight: float) -> tuple[float, ...]:
-    """The conditionals of `counts`, shrunk to `parent`'s.
-
-    A shift that one position shows is expected at the next: that is how answers served at K = 1
-    say something of K = 3, until K = 3 has its own counts.
-    """
-    means, shift = [], 0.0
-    for j, parent_mean in enumerate(parent):
-        prior = parent_mean if not shift else _sigmoid(_logit(parent_mean) + shift)
-        trials = counts.trials[j]
-        if trials <= 0.0:
-            means.append(prior)
-            continue
-        mean = (counts.successes[j] + weight * prior) / (trials + weight)
-        shift = _logit(mean) - _logit(parent_mean)
-        means.append(mean)
-    return tuple(means)
 
 
 @dataclass(slots=True)
@@ -175,7 +151,7 @@ class AcceptanceLearner:
     _peer_sums: dict[str, PositionCounts] = field(default_factory=dict)  # by scope, when asked for
     _peer_epochs: dict[str, int] = field(default_factory=dict)
     _cusums: dict[str, _Cusum] = field(default_factory=dict)
-    _cache: dict[AcceptanceKey, tuple[tuple[float, ...], Estimate]] = field(default_factory=dict)
+    _cache: dict[AcceptanceKey, Pooled] = field(default_factory=dict)
 
     def estimate(
         self, key: AcceptanceKey, tenant: str | None = None, session_id: str | None = None
@@ -187,13 +163,15 @@ class AcceptanceLearner:
         own_tenant = self._counts(f"tenant/{tenant}/{key}") if tenant else None
         session = self._sessions.get(session_id) if session_id else None
         if own_tenant is None and session is None:
-            return cached[1]
-        conditionals, weight = cached[0], cached[1].weight
+            return cached[2]
+        conditionals, precisions, known = cached
+        weight = known.weight
         for name, counts in (("tenant", own_tenant), ("session", session)):
             if counts is not None:
                 conditionals = pooled(counts, conditionals, PRIOR_WEIGHT[name])
-                weight += counts.trials[0]
-        return _estimate(conditionals, weight)
+                precisions = sharpened(precisions, counts, PRIOR_WEIGHT[name])
+                weight = max(weight, counts.trials[0])  # the levels above have the same answers
+        return estimate(conditionals, precisions, weight)
 
     def update(
         self,
@@ -216,20 +194,29 @@ class AcceptanceLearner:
         self.version += 1
         likeliest = max(shares, key=lambda key: shares[key])
         first_tried = num_steps - (cut_after == 0)
-        alarm = self._watch(likeliest, first_tried, accepted_per_position[0])
+        alarm = self._watch(likeliest, first_tried, accepted_per_position[0], tenant)
         for key, share in shares.items():
-            task, cell = f"task/{key.task}", f"cell/{key}"
-            scopes = [(task, task), (cell, cell)]
-            if tenant and self._may_add_tenant(f"tenant/{tenant}/{key}"):
-                scopes.append((f"tenant/{tenant}/{key}", cell))
-            for scope, epoch_of in scopes:
+            task, cell, own = f"task/{key.task}", f"cell/{key}", f"tenant/{tenant}/{key}"
+            common = weight * share * self._common_share(own)
+            scopes = [(task, task, common), (cell, cell, common)]
+            if tenant and self._may_add_tenant(own):
+                scopes.append((own, cell, weight * share))
+            for scope, epoch_of, each in scopes:
                 counts = self._own_counts(scope, epoch_of)
-                counts.add(num_steps, accepted_per_position, weight * share, cut_after)
-            self._add_overall(key, num_steps, accepted_per_position, weight * share, cut_after)
+                counts.add(num_steps, accepted_per_position, each, cut_after)
+            self._add_overall(key, num_steps, accepted_per_position, common, cut_after)
         self._cache.clear()
         if session_id:
             self._add_session(session_id, num_steps, accepted_per_position, weight, cut_after)
         return alarm
+
+    def _common_share(self, tenant_scope: str) -> float:
+        """How far an answer of a tenant counts for all others: the less, the more it has had.
+
+        Answers of one tenant are alike, so that few of them say what it says of the others.
+        """
+        counts = self.own.get(tenant_scope)
+        return 1.0 if counts is None else TENANT_STEPS / (TENANT_STEPS + counts.trials[0])
 
     def _add_overall(
         self,
@@ -286,18 +273,19 @@ class AcceptanceLearner:
                 known = self._peer_sums[scope] = PositionCounts.total([c[scope] for c in peers])
         return known
 
-    def _pool_cell(self, key: AcceptanceKey) -> tuple[tuple[float, ...], Estimate]:
+    def _pool_cell(self, key: AcceptanceKey) -> Pooled:
         conditionals = prior_conditionals(self.priors[key.task], self.decay_ratio)
         shift = self._overall_shift()
         if shift:
-            conditionals = tuple(_sigmoid(_logit(c) + shift) for c in conditionals)
-        weight = 0.0
+            conditionals = tuple(sigmoid(logit(c) + shift) for c in conditionals)
+        weight, precisions = 0.0, (0.0,) * MAX_POSITIONS
         for level, scope in (("task", f"task/{key.task}"), ("cell", f"cell/{key}")):
             counts = self._counts(scope)
             if counts is not None:
                 conditionals = pooled(counts, conditionals, PRIOR_WEIGHT[level])
+                precisions = sharpened(precisions, counts, PRIOR_WEIGHT[level])
                 weight = max(weight, counts.trials[0])
-        return conditionals, _estimate(conditionals, weight)
+        return conditionals, precisions, estimate(conditionals, precisions, weight)
 
     def _overall_shift(self) -> float:
         """The difference of all tasks together from their priors, in logits of the first draft."""
@@ -307,14 +295,16 @@ class AcceptanceLearner:
         prior_mean = expected.successes[0] / seen.trials[0]
         kappa = PRIOR_WEIGHT["all"]
         mean = (seen.successes[0] + kappa * prior_mean) / (seen.trials[0] + kappa)
-        return _logit(mean) - _logit(prior_mean)
+        return logit(mean) - logit(prior_mean)
 
-    def _watch(self, key: AcceptanceKey, num_tried: int, num_accepted: int) -> DriftAlarm | None:
+    def _watch(
+        self, key: AcceptanceKey, num_tried: int, num_accepted: int, tenant: str | None
+    ) -> DriftAlarm | None:
         """Raise the drift alarm for a known cell whose first drafts keep missing the expected."""
-        estimate = self.estimate(key)
-        if estimate.weight < 200 or num_tried <= 0:
+        expected = self.estimate(key, tenant)
+        if expected.weight < 200 or num_tried <= 0:
             return None
-        first = estimate.lengths[1] - 1
+        first = expected.lengths[1] - 1
         variance = first * (1 - first) * (1 / num_tried + REQUEST_CORRELATION)
         z = (num_accepted / num_tried - first) / math.sqrt(max(variance, 1e-6))
         task, cell = f"task/{key.task}", f"cell/{key}"
@@ -386,14 +376,3 @@ class AcceptanceLearner:
         return {
             "replicas": {name: counted_to_json(counted) for name, counted in sorted(known.items())}
         }
-
-
-def _estimate(conditionals: Sequence[float], weight: float) -> Estimate:
-    """Means and deviations of AL(K); the positions' errors are taken as fully correlated."""
-    lengths = acceptance_lengths(conditionals)
-    effective = weight + PRIOR_WEIGHT["task"]
-    deviations, relative = [0.0], 0.0
-    for j, conditional in enumerate(conditionals):
-        relative += math.sqrt((1 - conditional) / (conditional * effective)) if conditional else 1.0
-        deviations.append(deviations[-1] + (lengths[j + 1] - lengths[j]) * relative)
-    return Estimate(lengths, tuple(deviations), weight)

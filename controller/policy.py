@@ -18,9 +18,9 @@ from trt_mtp.controller.acceptance import (
     AcceptanceKey,
     AcceptanceLearner,
     DriftAlarm,
-    Estimate,
     temperature_band,
 )
+from trt_mtp.controller.acceptance_estimate import Estimate
 from trt_mtp.controller.decision import CandidateScore, Decision, VariantState
 from trt_mtp.controller.filters import rejections
 from trt_mtp.controller.outcome import Outcome, outcome_problem

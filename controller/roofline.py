@@ -43,14 +43,23 @@ class Roofline:
     has_replay: bool = False
     reads_per_row: bool = False
 
-    def step_s(self, draft_length: int, batch: float, context_tokens: float = 0.0) -> float:
-        """Seconds of one draft-and-verify step of `batch` requests."""
-        rows = batch * (draft_length + 1)
+    def step_s(
+        self,
+        draft_length: int,
+        batch: float,
+        context_tokens: float = 0.0,
+        prompt_tokens: float = 0.0,
+    ) -> float:
+        """Seconds of one draft-and-verify step of `batch` requests.
+
+        The same pass reads `prompt_tokens` of others' prompts.
+        """
+        rows = batch * (draft_length + 1) + prompt_tokens
         cached = context_tokens * kv_cache_per_token(self.shape, 0, self.kv_cache_dtype)
         cached *= draft_length + 1 if self.reads_per_row else 1
         moved = self._weights(rows) + self._states(draft_length, batch) + cached
         verify = self._seconds(moved, self._flop(rows, context_tokens * (draft_length + 1)))
-        verify += self._waits(self.shape.num_full_layers + self.shape.num_linear_layers)
+        verify += self._waits(self._num_layers)
         return verify + draft_length * self.draft_s(batch, context_tokens)
 
     def draft_s(self, batch: float, context_tokens: float = 0.0) -> float:
@@ -68,7 +77,8 @@ class Roofline:
     def prefill_tokens_per_s(self) -> float:
         """Prompt tokens that are read per second, at 2,048 of them at a time."""
         rows = 2048
-        return rows / self._seconds(self._weights(rows), self._flop(rows, rows * rows / 2))
+        seconds = self._seconds(self._weights(rows), self._flop(rows, rows * rows / 2))
+        return rows / (seconds + self._waits(self._num_layers))
 
     def step_cost(self, lengths: tuple[int, ...], context_tokens: float = 0.0) -> StepCost:
         """The table of `lengths` where each request has `context_tokens` of its own."""
@@ -90,6 +100,10 @@ class Roofline:
 
         plain_s = slope(0)
         return ContextCost(at_tokens, plain_s, max(slope(1) - plain_s, 0.0))
+
+    @property
+    def _num_layers(self) -> int:
+        return self.shape.num_full_layers + self.shape.num_linear_layers
 
     def _weights(self, rows: float) -> float:
         """Bytes of weights that a pass over `rows` tokens reads; of the embedding, a few rows."""
@@ -125,7 +139,7 @@ class Roofline:
     def _flop(self, rows: float, attended: float) -> float:
         """Floating-point operations on `rows` tokens that attend to `attended` in all."""
         shape = self.shape
-        layers = shape.num_full_layers + shape.num_linear_layers
+        layers = self._num_layers
         weights = shape.num_full_layers * _full_layer(shape)
         weights += shape.num_linear_layers * _linear_layer(shape)
         weights += layers * _feed_forward(shape) + shape.vocab_size * shape.hidden_size

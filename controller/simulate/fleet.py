@@ -8,8 +8,9 @@ remaining tokens. Memory grows only with the requests in flight.
 
 A replica reads new prompts, one after the other: all of one before its next step, or in chunks that
 fill up each step to CHUNK tokens. Such a step reads the weights once for both, so that it takes as
-long as the longer of the two: T(K, B), or a chunk. benchmarks/prefill.py compares that with an
-engine which is simulated step by step.
+long as the longer of the two, T(0, B) or a chunk, and what drafting adds to T. Then a request also
+waits for the end of the running step. benchmarks/prefill.py compares that with an engine which is
+simulated step by step.
 """
 
 import heapq
@@ -27,6 +28,7 @@ from trt_mtp.controller.outcome import MeanLoad
 from trt_mtp.controller.simulate.workload import SimulatedRequest
 
 CHUNK = 2048  # tokens of a step that reads prompts
+DRAFTS_SHARE = 0.5  # of what drafting adds to a step: the drafts, which no chunk hides
 LEAST_CHUNK = 0.1  # of them that prompts get beside however many drafts
 
 
@@ -218,6 +220,10 @@ class Fleet:
         flight.first_token_at = replica.now + replica.prefill_left_s
         self._serial += 1
         steps = flight.request.num_tokens / flight.request.lengths[replica.draft_length]
+        if self._chunk_s:
+            if not replica.running:
+                replica.steps = math.ceil(replica.steps)
+            steps += math.ceil(replica.steps - 1e-6) - replica.steps
         heapq.heappush(replica.running, (replica.steps + steps, self._serial, flight))
 
     def _context_tokens(self, request: SimulatedRequest) -> float:
@@ -242,9 +248,11 @@ class Fleet:
     def _read_on(self, replica: Replica) -> float:
         """Fill up steps with chunks of prompts; the seconds until the first of those is read."""
         assert self._chunk_s is not None
-        rows = len(replica.running) * (replica.draft_length + 1)
-        chunk_s = self._chunk_s * max(1 - rows / CHUNK, LEAST_CHUNK)
-        replica.step_s = max(replica.step_s if rows else 0.0, self._chunk_s)
+        batch, length = len(replica.running), replica.draft_length
+        chunk_s = self._chunk_s * max(1 - batch * (length + 1) / CHUNK, LEAST_CHUNK)
+        plain_s = self._cost.step_s(0, batch, replica.context_tokens) if batch else 0.0
+        drafting_s = DRAFTS_SHARE * (replica.step_s - plain_s) if batch else 0.0
+        replica.step_s = max(plain_s, self._chunk_s) + drafting_s
         replica.reading = chunk_s / replica.step_s
         return max(replica.unread[0].prefill_s, 0.0) / replica.reading
 
