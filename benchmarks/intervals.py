@@ -145,7 +145,7 @@ def poison_rows(num: int, seeds: int) -> Iterator[dict[str, Any]]:
 def main() -> None:
     """Print both tables."""
     options = arguments("Intervals and poisoning.", "fewer deployments")
-    covered = list(coverage_rows(90 if options.short else 300))
+    covered = list(coverage_rows(60 if options.short else 200))
     poison = list(poison_rows(800 if options.short else 1500, 1 if options.short else 3))
     lines = [f"{'coverage after answers':<36}" + "".join(f"{n:>7}" for n in AFTER)]
     lines += [f"{r['case']:<36}" + "".join(f"{c:>7.2f}" for c in r["coverage"]) for r in covered]

@@ -21,7 +21,7 @@ from trt_mtp.controller.policy import Policy
 from trt_mtp.controller.profile import ContextPrice, Profile
 from trt_mtp.controller.roofline import Roofline
 
-PER_ROW = ContextPrice(at_tokens=500, plain_s=2.5e-8, draft_s=2.5e-8)
+PER_ROW = ContextPrice(at_tokens=500, plain_s=1e-7, draft_s=1e-7)
 PRICED = Profile(exploration=0.0, context_cost=PER_ROW)
 
 prices = st.floats(0, 1e-4)

@@ -69,7 +69,7 @@ def test_prompts_that_are_read_in_chunks_are_read_to_their_end(
 ) -> None:
     """Every request ends, none before its prompt and its steps; a mean load is a possible one."""
     workload, fleet = Workload(COST), Fleet([length], COST, max_batch_size=4, chunk_s=1.0)
-    ended, now = [], 0.0
+    ended, now = list[tuple[float, InFlight]](), 0.0
     for gap_s, tokens in arrivals:
         now += gap_s
         ended += fleet.finished_until(now)
