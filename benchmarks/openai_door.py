@@ -157,7 +157,7 @@ def frame_us() -> float:
     """Processor time to make a chunk of a message that gRPC's clients would have got."""
     from tritonclient.grpc import service_pb2 as pb
 
-    asked = Asked("chatcmpl-1", True, "qwen_mtp", "fp_0", 0, 1, True, False, False, False, ())
+    asked = Asked("chatcmpl-1", True, "qwen_mtp", "fp_0", 0, 1, True, False, False, False, False, ())
     response = pb.ModelStreamInferResponse()
     response.infer_response.MergeFromString(response_change("qwen_mtp", "", {"variant": "k3"}))
     response.infer_response.outputs.add(name="text_output", datatype="BYTES", shape=[1])

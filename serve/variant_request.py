@@ -46,6 +46,13 @@ class Interval(NamedTuple):
     seconds: float = 0.0
 
 
+class ChatOptions(NamedTuple):
+    """What a chat says of its answer's form."""
+
+    enable_thinking: bool | None
+    has_tools: bool
+
+
 @dataclass(frozen=True, slots=True)
 class VariantRequest:
     """What to run and how to answer."""
@@ -55,6 +62,7 @@ class VariantRequest:
     interval: Interval
     echo: str  # the prompt, where it is to be part of the answer
     omitted: frozenset[str]  # outputs that flags leave out
+    chat: ChatOptions | None  # None for a prompt that is no chat
 
 
 def read_request(inputs: Inputs, parameters: str, engine: Engine) -> VariantRequest:
@@ -83,6 +91,7 @@ def read_request(inputs: Inputs, parameters: str, engine: Engine) -> VariantRequ
         omitted=frozenset[str]().union(
             *(OUTPUT_FLAGS[name] for name, is_wanted in flags.items() if not is_wanted)
         ),
+        chat=ChatOptions(_thinking(inputs), "tools" in inputs) if "messages" in inputs else None,
     )
 
 
@@ -134,8 +143,11 @@ def _prompt_ids(inputs: Inputs, engine: Engine) -> tuple[int, ...]:
     if given == ["text_input"]:
         return engine.encode(_text(inputs, "text_input"))
     tools = _objects(inputs, "tools") if "tools" in inputs else None
-    thinking = bool(inputs[THINKING].item()) if THINKING in inputs else None
-    return engine.encode_chat(_objects(inputs, "messages"), tools, thinking)
+    return engine.encode_chat(_objects(inputs, "messages"), tools, _thinking(inputs))
+
+
+def _thinking(inputs: Inputs) -> bool | None:
+    return bool(inputs[THINKING].item()) if THINKING in inputs else None
 
 
 def _guided(inputs: Inputs) -> Guided | None:
