@@ -19,6 +19,7 @@ import numpy as np
 import triton_python_backend_utils as pb_utils
 
 from trt_mtp.errors import InputError, TrtMtpError
+from trt_mtp.serve.chat_format import CHAT_FORMAT, ChatFormat
 from trt_mtp.serve.contract import (
     CANCELLED,
     CANCELLED_FLAG,
@@ -29,7 +30,6 @@ from trt_mtp.serve.contract import (
     NUM_REASONING,
     OUTPUTS,
 )
-from trt_mtp.serve.chat_format import CHAT_FORMAT, ChatFormat
 from trt_mtp.serve.engine import open_engine
 from trt_mtp.serve.engine.base import Chunk, Engine, Generation
 from trt_mtp.serve.long_prompts import LongPrompts, ReceivedRequest

@@ -1,4 +1,4 @@
-"""Reasoning tokens: those that the gateway shows as reasoning, however the answer comes in chunks."""
+"""Reasoning tokens: those that the gateway shows as such, however the answer comes in chunks."""
 
 from itertools import accumulate, pairwise
 from typing import Any
