@@ -57,9 +57,10 @@ $(VENV)-vllm/.ready: pyproject.toml
 chaos: $(VENV)/.dev
 	$(BIN)/python -m tests.chaos $(ARGS)
 
-# the `openai` package's own tests against the gateway, from its own distribution
+# tests that others wrote for OpenAI's API, from their own distributions, against the gateway: those of
+# the `openai` package and of llama.cpp; make conformance VLLM=DIR: those in a checkout of vLLM, too
 conformance: $(VENV)/.dev
-	$(BIN)/python -m tests.conformance
+	$(BIN)/python -m tests.conformance $(if $(VLLM),--vllm $(VLLM))
 
 # a rollout is killed at every point of its record, then called again
 rollout-crash: $(VENV)/.dev

@@ -39,7 +39,7 @@ PROMPT = "Write a function that parses a date, with type hints and a test. " * 8
 NUM_FRAMES = 200_000
 LONG_BODY_BYTES = 1_000_000
 NUM_BODIES = 20
-EVENT, LAST_CHUNK = b"data: ", b"0\r\n\r\n"
+EVENT, LAST = b"data: ", b"[DONE]\n\n\r\n0\r\n\r\n"
 NUM_SLOW_READERS = 16
 SLOW_WORD = "x" * 10_000  # a token
 SLOW_TOKENS = 1_000  # 10 MB of an answer that is not read
@@ -76,10 +76,10 @@ class HttpClient(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Note the events in `data`, whose first one may have begun before it."""
-        data = self._tail + data
-        self._times += [time.perf_counter()] * data.count(EVENT)
-        self._tail = data[-len(EVENT) + 1 :]
-        if data.endswith(LAST_CHUNK):
+        number = (self._tail[-len(EVENT) + 1 :] + data).count(EVENT)
+        self._times += [time.perf_counter()] * number
+        self._tail = (self._tail + data)[-len(LAST) :]
+        if self._tail == LAST:
             self._is_over.set_result(None)
 
     def connection_lost(self, error: Exception | None) -> None:

@@ -132,7 +132,7 @@ VLLM_EXPECTED = _expected(
         "test_(single_chat_session|single_completion)": OTHER_NUMBERS,
         "test_(chat|completion)_streaming": SEPARATE_END,
         "test_chat_completion_stream_options": SEPARATE_END,
-        "test_structured_outputs_json_chat": SMALL,
+        "test_structured_outputs_(json|choice)_chat": SMALL,
         "test_response_format_json_(object|schema)": SMALL,
         "test_complex_message_content": SMALL,
         "test_parallel_(no_)?streaming": SMALL,
