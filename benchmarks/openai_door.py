@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from benchmarks._report import arguments, print_report
@@ -25,8 +26,9 @@ from benchmarks.soak import rss_bytes
 from tests.gateway_fixtures import triton_of_doubles
 from trt_mtp.controller.gateway.http.generate_json import generate_request
 from trt_mtp.controller.gateway.openai.answer_reader import OUTPUTS, AnswerReader
-from trt_mtp.controller.gateway.openai.asked import DEFAULT_TEMPERATURE, Asked
+from trt_mtp.controller.gateway.openai.asked import DEFAULT_TEMPERATURE, Asked, BodyReader
 from trt_mtp.controller.gateway.openai.chunks import Chunks
+from trt_mtp.controller.gateway.openai.model_names import ModelNames
 from trt_mtp.serve.contract import REST_OF_CONTEXT
 from trt_mtp.serve.kserve import response_change
 
@@ -199,6 +201,19 @@ def frame_us() -> float:
     return best / NUM_FRAMES * 1e6
 
 
+def body_cpu_ms(body: bytes, number: int) -> float:
+    """Processor time to read a request; a long one is read in a thread."""
+    pool: Any = SimpleNamespace(public_name="qwen_mtp", variants={})
+    reader = BodyReader(pool.public_name, ModelNames(pool, ()))
+    best = float("inf")
+    for _ in range(5):
+        start = time.process_time()
+        for _ in range(number):
+            reader.chat({}, body)
+        best = min(best, time.process_time() - start)
+    return best / number * 1e3
+
+
 async def longest_gaps(address: str) -> tuple[float, float]:
     """The longest pause between two events of a slow stream, alone and beside long bodies, in s."""
     stream, other = HttpClient(address), HttpClient(address)
@@ -233,6 +248,7 @@ async def slow_readers_mb(address: str, pid: int) -> float:
         peak_bytes = max(peak_bytes, rss_bytes(pid))
     for client in clients:
         client.close()
+    await asyncio.sleep(0)
     return (peak_bytes - before_bytes) / 1e6
 
 
@@ -268,6 +284,8 @@ def main() -> None:
         slow_mb = asyncio.run(slow_readers_mb(ready["http"], pid))
     costs = {
         "frame_cpu_us": round(frame_us(), 2),
+        "request_cpu_ms": round(body_cpu_ms(chat(64), 500), 3),
+        "1_MB_request_cpu_ms": round(body_cpu_ms(chat(1, padding="x" * LONG_BODY_BYTES), 5), 2),
         "longest_gap_alone_ms": round(alone_s * 1e3, 1),
         "longest_gap_beside_1_MB_bodies_ms": round(beside_s * 1e3, 1),
         "MB_for_16_unread_streams_of_10_MB": round(slow_mb, 1),

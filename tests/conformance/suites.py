@@ -11,6 +11,11 @@ Expected = tuple[tuple[re.Pattern[str], str], ...]
 
 LLAMA_CPP = "0.3.36"  # of llama-cpp-python, whose source distribution has llama.cpp
 MODELS = re.compile(r'model="([\w.-]+)"')
+VLLM_FILES = (
+    "tests/entrypoints/openai/chat_completion/test_chat.py",
+    "tests/entrypoints/openai/completion/test_completion.py",
+    "tests/entrypoints/serve/instrumentator/test_basic.py",
+)
 OPENAI_FILES = (
     "tests/api_resources/chat/test_completions.py",
     "tests/api_resources/test_completions.py",
@@ -76,12 +81,9 @@ def vllm_suite(folder: Path) -> Suite:
     return Suite(
         f"vLLM ({folder.name})",
         folder,
-        (
-            "tests/entrypoints/openai/chat_completion/test_chat.py",
-            "tests/entrypoints/openai/completion/test_completion.py",
-        ),
+        VLLM_FILES,
         ("openai", "pytest-asyncio", "requests", "regex", "jsonschema"),
-        ("HuggingFaceH4/zephyr-7b-beta", "zephyr-lora", "facebook/opt-125m"),
+        ("HuggingFaceH4/zephyr-7b-beta", "zephyr-lora", "facebook/opt-125m", "Qwen/Qwen3-0.6B"),
         VLLM_EXPECTED,
         (
             "--noconftest", "-p", "vllm_plugin", "-p",
@@ -137,6 +139,7 @@ VLLM_EXPECTED = _expected(
         "test_complex_message_content": SMALL,
         "test_parallel_(no_)?streaming": SMALL,
         "test_long_seed": "seeds of 64 bits, and other sentences",
-        "test_invocations": OWN,
+        "test_(invocations|show_version|server_load)": OWN,
+        "test_request_cancellation": "more tokens than the small checkpoint's context has",
     }
 )

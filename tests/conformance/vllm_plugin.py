@@ -1,7 +1,7 @@
 """Has vLLM's entry-point tests ask a gateway: a pytest plugin, for its environment.
 
-vLLM and torch are not installed there; mocks stand in for them, and tests that ask no server are
-left out.
+vLLM, torch and fastapi are not installed there; mocks stand in for them, and tests that ask no
+server are left out.
 """
 
 import os
@@ -13,7 +13,7 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 from unittest.mock import MagicMock
 
-MOCKED = ("vllm", "torch")
+MOCKED = ("vllm", "torch", "fastapi")
 
 
 class RemoteOpenAIServer:

@@ -7,7 +7,7 @@ from aiohttp import web
 
 from trt_mtp.controller.gateway.http.sending import taken
 
-SHORT_BYTES = 32_768  # half of what asyncio lets wait before a writer has to
+SHORT_BYTES = 16_384  # with which asyncio lets a writer go on that had to wait
 HEADERS = {"Content-Type": "text/event-stream; charset=utf-8", "Cache-Control": "no-cache"}
 
 
