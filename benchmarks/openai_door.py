@@ -73,7 +73,8 @@ class HttpClient(asyncio.Protocol):
         self._transport, _ = await loop.create_connection(lambda: self, self._host, int(self._port))
 
     def close(self) -> None:
-        """Close it."""
+        """Close it; what is waited for is over."""
+        self._is_over.cancel()
         self._transport.close()
 
     def data_received(self, data: bytes) -> None:
