@@ -70,6 +70,7 @@ class HttpClient(asyncio.Protocol):
     async def connect(self) -> None:
         """Open it."""
         loop = asyncio.get_running_loop()
+        self._is_over = loop.create_future()
         self._transport, _ = await loop.create_connection(lambda: self, self._host, int(self._port))
 
     def close(self) -> None:

@@ -13,6 +13,7 @@ LOG_LINES = 12
 EVENTS = re.compile(
     rb"^(?P<signal>Signal \((?!2\)|15\))\d+\) received)"  # 2 and 15 end it in order
     rb"|successfully loaded '(?P<loaded>[^'\n]+)'"
+    rb"|(?P<failed>failed to load '[^'\n]+' version)"
     rb"|(?P<port>already in use)",
     re.MULTILINE,
 )
@@ -32,6 +33,7 @@ class TritonLog:
         self.signal = ""  # the line about a signal that Triton's handler wrote
         self.has_lost_port = False
         self.loaded: Counter[str] = Counter()  # how often each model was
+        self.num_loads = 0  # that ended, well or not
 
     def begin(self) -> None:
         """Forget what was read; a new start of the server writes from here on."""
@@ -68,6 +70,9 @@ class TritonLog:
                     self.signal = text
                 case "loaded":
                     self.loaded[text] += 1
+                    self.num_loads += 1
+                case "failed":
+                    self.num_loads += 1
                 case _:
                     self.has_lost_port = True
 

@@ -36,6 +36,7 @@ from trt_mtp.serve.long_prompts import LongPrompts, ReceivedRequest
 from trt_mtp.serve.openable import openable
 from trt_mtp.serve.pending_message import PendingMessage
 from trt_mtp.serve.reasoning import Reasoning, ReasoningCounter
+from trt_mtp.serve.streaming_interval import interval_in
 from trt_mtp.serve.variant_metrics import VariantMetrics
 from trt_mtp.serve.variant_request import VariantRequest, read_cancel, read_request
 from trt_mtp.serve.warm_up import one_at_a_time, warm_up
@@ -336,21 +337,19 @@ class TritonPythonModel:
 
     def initialize(self, args: dict[str, str]) -> None:
         """Open the variant in the model's `variant_folder` parameter."""
-        parameters = json.loads(args["model_config"])["parameters"]
+        parameters = json.loads(args["model_config"])["parameters"].items()
+        texts = {name: value["string_value"] for name, value in parameters}
         try:
-            with openable(parameters["variant_folder"]["string_value"]) as folder:
+            self._interval = interval_in(texts)
+            with openable(texts["variant_folder"]) as folder:
                 self._engine = open_engine(folder)
                 with one_at_a_time(folder / ".."):
                     warm_up(self._engine)
         except TrtMtpError as error:
             raise pb_utils.TritonModelException(str(error)) from None
-        texts = {name: value["string_value"] for name, value in parameters.items()}
         chat_format = ChatFormat.from_json(texts.get(CHAT_FORMAT, ""))
         self._reasoning = Reasoning(self._engine.encode, chat_format)
-        labels = {
-            "variant": texts["variant"],
-            "draft_length": texts["draft_length"],
-        }
+        labels = {name: texts[name] for name in ("variant", "draft_length")}
         metrics = VariantMetrics(self._engine, labels, pb_utils.MetricFamily)
 
         self._responses = ResponseSender(metrics.publish, lambda: end_with(self._engine))
@@ -379,7 +378,7 @@ class TritonPythonModel:
 
     def _submit(self, received: ReceivedRequest) -> None:
         responses = self._responses
-        wanted = read_request(received.inputs, received.parameters, self._engine)
+        wanted = read_request(received.inputs, received.parameters, self._engine, self._interval)
         counter = self._reasoning.counter(wanted)
         state = RequestState(
             received.request_id, received.sender, received.outputs, wanted, counter

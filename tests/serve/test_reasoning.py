@@ -10,7 +10,8 @@ from trt_mtp.controller.gateway.openai.answer_parser import AnswerParser
 from trt_mtp.serve.chat_format import ChatFormat
 from trt_mtp.serve.engine.base import Request
 from trt_mtp.serve.reasoning import Reasoning, ReasoningCounter
-from trt_mtp.serve.variant_request import ChatOptions, Interval, VariantRequest
+from trt_mtp.serve.streaming_interval import Interval
+from trt_mtp.serve.variant_request import ChatOptions, VariantRequest
 
 TOKENS = ("<think>", "</think>", "<tool_call>", " ", "a", "b", "c")
 QWEN = ChatFormat("json", True, (True, True, False))
