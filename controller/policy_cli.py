@@ -10,6 +10,7 @@ import click
 
 from trt_mtp.errors import InputError
 from trt_mtp.options import FILE, json_option, parsed, profile_option, seed_option
+from trt_mtp.terminal import say
 
 
 def _lengths(option: str, text: str) -> list[int]:
@@ -109,11 +110,11 @@ def _print_all(results: Iterable[dict[str, Any]], as_json: bool, to_text: Any) -
     for result in results:
         if "error" in result:
             failed = True
-            click.echo(f"trt-mtp: {result['error']}", err=True)
+            say(f"trt-mtp: {result['error']}", err=True)
         if as_json:
             click.echo(json.dumps(result))
         elif "error" not in result:
-            click.echo(to_text(result) + "\n")
+            say(to_text(result) + "\n")
     return failed
 
 

@@ -10,6 +10,7 @@ from trt_mtp.config_file import config_option
 from trt_mtp.errors import TrtMtpError
 from trt_mtp.files import to_json
 from trt_mtp.options import FILE, FOLDER, PORT, json_option, ready_json_option, tls_options
+from trt_mtp.terminal import fitted
 
 WATCH_INTERVAL_S = 0.25
 ENGINES = click.argument("engines", nargs=-1, required=True, type=FOLDER)
@@ -127,7 +128,7 @@ def serve(
         ):
             ready = describe(server, variants)
             is_ready = True
-            click.echo(json.dumps(ready) if as_json else ready_text(ready))
+            click.echo(json.dumps(ready) if as_json else fitted(ready_text(ready)))
             while True:
                 time.sleep(WATCH_INTERVAL_S)
                 server.check(say)

@@ -20,6 +20,7 @@ from trt_mtp.options import (
     ready_json_option,
 )
 from trt_mtp.serve.hosts import bare_host
+from trt_mtp.terminal import fitted
 
 if TYPE_CHECKING:
     from trt_mtp.controller.gateway.process import ProcessConfig
@@ -246,7 +247,7 @@ def gateway(workers: int, as_json: bool, **options: Any) -> None:
     logging.basicConfig(level=logging.INFO, format=LOG_FORMAT)
 
     def on_ready(ready: dict[str, Any]) -> None:
-        click.echo(json.dumps(ready) if as_json else ready_text(ready))
+        click.echo(json.dumps(ready) if as_json else fitted(ready_text(ready)))
 
     if workers > 1:
         from trt_mtp.controller.gateway.workers import run_workers

@@ -91,8 +91,11 @@ def speedup_by_load(axes: Any, summary: Summary, task: str, looks: Mapping[int, 
 
 
 def _speedup_axis(axes: Any, rows: Sequence[CellRow]) -> None:
-    """The same for every task, so that panels can be compared; very wide intervals are cut off."""
-    values = [1.0, *(row.speedup for row in rows if row.speedup is not None)]
+    """The same for every task, so that panels can be compared.
+
+    What few answers say may leave the plot, and so may wide intervals.
+    """
+    values = [1.0, *(r.speedup for r in rows if r.speedup is not None and not r.has_few_answers)]
     room = max(0.25 * (max(values) - min(values)), 0.08)
     axes.set(ylabel="speedup", ylim=(min(values) - room, max(values) + room))
 

@@ -46,6 +46,14 @@ TERMS = {
 }
 
 
+# why two speedups of one cell differ
+BASIS = (
+    "It is estimated from all answers of the run: how often a task's drafts are right, over what a "
+    "step costs at that load. A cell's own answers, shown beside it and in the plots, are fewer and "
+    "scatter more."
+)
+
+
 def next_step(summary: Summary, file: str) -> tuple[str, str]:
     """What to do with a profile: a sentence and a command."""
     advice = summary.calibration.recommendation
@@ -98,6 +106,11 @@ def headline(summary: Summary) -> tuple[str, ...]:
     return tuple(filter(None, lines))
 
 
+def _use(summary: Summary) -> str:
+    """How an advice begins: an order only if it is decided."""
+    return "Use" if is_decided(summary.calibration) else "Likeliest so far:"
+
+
 def _unsure(rows: Iterable[TaskRow]) -> str:
     """The tasks whose gain may be none; empty if there are none such."""
     names = [name(row.task) for row in rows if row.best and row.best.draft_length and
@@ -140,10 +153,13 @@ def _lengths(summary: Summary) -> str:
     if not groups:
         return "No task was measured at the lowest load."
     if set(groups) == {0}:
-        return "Use no speculation: no draft length that was measured is faster for any task."
-    use = "Use"
+        return (
+            f"{_use(summary)} no speculation. No draft length that was measured is faster for any "
+            "task."
+        )
+    use = _use(summary)
     if _is_changing(summary):
-        use = f"At {at_a_time(summary.concurrencies[0])} use"
+        use = f"At {at_a_time(summary.concurrencies[0])} {use[0].lower()}{use[1:]}"
     if len(groups) == 1:
         return f"{use} draft length {next(iter(groups))} for every task."
     parts = [
@@ -170,8 +186,9 @@ def _loads(summary: Summary) -> str:
             f"Drafting{where} stays faster up to {at_a_time(highest)}, the highest load measured."
         )
     if len(groups) == 1:
-        return f"From {at_a_time(next(iter(groups)))} on, use none."
-    return _different_loads(groups, highest)
+        use = "use" if is_decided(summary.calibration) else "likeliest"
+        return f"From {at_a_time(next(iter(groups)))} on, {use} none."
+    return f"{_use(summary)} none {_different_loads(groups, highest)}"
 
 
 def _different_loads(groups: Mapping[int | None, Sequence[str]], highest: int) -> str:
@@ -179,7 +196,7 @@ def _different_loads(groups: Mapping[int | None, Sequence[str]], highest: int) -
         f"from {at_a_time(load) if i == 0 else load} on for {listed(groups[load])}"
         for i, load in enumerate(sorted(load for load in groups if load is not None))
     ]
-    text = f"Use none {'; '.join(parts)}."
+    text = f"{'; '.join(parts)}."
     if None in groups:
         text += f" For {listed(groups[None])} drafting stays faster up to {highest}, the highest "
         text += "load measured."
@@ -202,15 +219,15 @@ def hosting(summary: Summary) -> str:
             f"the one with draft length {advice.draft_length} ({ratio(advice.speedup)} times as "
             "fast as none over all tasks)"
         )
-    if advice.hold_one:
+    if advice.hold_one and is_decided(summary.calibration):
         return (
             f"One variant is enough, {single}: choosing by task and load is {gain} times as fast "
             "as it, no more than the measurement's uncertainty."
         )
-    return (
-        f"If you host one variant only, take {single}; choosing by task and load is {gain} times "
-        "as fast as that."
-    )
+    alone = "If you host one variant only, take"
+    if not is_decided(summary.calibration):
+        alone = "The best variant to host alone is, so far,"
+    return f"{alone} {single}; choosing by task and load is {gain} times as fast as that."
 
 
 def certainty(summary: Summary) -> str:

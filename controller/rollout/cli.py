@@ -13,6 +13,7 @@ import click
 from trt_mtp.files import to_json
 from trt_mtp.live_screen import draw
 from trt_mtp.options import FILE, json_option
+from trt_mtp.terminal import fitted, say
 
 if TYPE_CHECKING:
     from trt_mtp.controller.rollout.control import Status
@@ -124,6 +125,7 @@ def explain(file: Path, as_json: bool) -> None:
     from trt_mtp.controller.rollout.gates import GateResult
     from trt_mtp.controller.rollout.memory_gate import not_gated, sentence
     from trt_mtp.controller.rollout.spec import read_spec
+    from trt_mtp.controller.rollout.verdict import verdict
 
     spec = read_spec(file)
     seen = look(spec)
@@ -131,8 +133,8 @@ def explain(file: Path, as_json: bool) -> None:
     lines = lines or ["the gates have seen no request yet"]
     lines += [sentence(gate) for gate in seen.progress.get("memory", ())]
     lines += not_gated(spec.where.servers) if spec.what.variant else []
-    text = "\n".join([_status_text(seen), *lines])
-    click.echo(to_json(seen.to_json()) if as_json else text, nl=not as_json)
+    text = "\n".join([_status_text(seen), verdict(seen, spec.how.gates.min_requests), *lines])
+    click.echo(to_json(seen.to_json()) if as_json else fitted(text), nl=not as_json)
 
 
 @rollout.command()
@@ -229,7 +231,7 @@ def history(file: Path, as_json: bool) -> None:
         what = json.dumps(event["what"]) if event["what"] else ""
         shown = what if len(what) <= MAX_SHOWN else f"{what[:MAX_SHOWN]}…"
         why = f"  {event['why']}" if event["why"] else f"  {shown}"
-        click.echo(f"{event['at']}  {event['who']}  {event['action']:16} {event['stage']}{why}")
+        say(f"{event['at']}  {event['who']}  {event['action']:16} {event['stage']}{why}")
 
 
 def _show_live(spec: "RolloutSpec", seen: "Status") -> None:
@@ -262,7 +264,7 @@ def _finish(seen: "Status", as_json: bool) -> None:
 
 
 def _print(seen: "Status", as_json: bool) -> None:
-    click.echo(to_json(seen.to_json()) if as_json else _status_text(seen), nl=not as_json)
+    click.echo(to_json(seen.to_json()) if as_json else fitted(_status_text(seen)), nl=not as_json)
 
 
 def _status_text(seen: "Status") -> str:
@@ -289,7 +291,7 @@ def _show_plan(file: Path, as_json: bool) -> None:
     planned["requests_per_minute"] = rate
     for step in planned["steps"]:
         step["requests_per_minute"] = None if rate is None else rate * step["percent"] / 100
-    click.echo(to_json(planned) if as_json else _plan_text(planned), nl=not as_json)
+    click.echo(to_json(planned) if as_json else fitted(_plan_text(planned)), nl=not as_json)
 
 
 def _plan_text(planned: dict[str, Any]) -> str:
@@ -316,4 +318,4 @@ def _plan_text(planned: dict[str, Any]) -> str:
 
 
 def _say(text: str) -> None:
-    click.echo(text, err=True)
+    say(text, err=True)
