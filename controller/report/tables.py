@@ -103,8 +103,8 @@ def is_measured(summary: Summary, best: BestLength) -> bool:
 def tasks(summary: Summary) -> Table:
     """The table per task, at the lowest load and the length to use there."""
     head = (
-        "task", "use K", "speedup, of all answers (95 %)", "acceptance rate", "AL", "TTFT ms", "TPOT ms",
-        "TPOT ms at none", "tok/s", "tok/s at none",
+        "task", "use K", "speedup, of all answers (95 %)", "of this cell alone", "acceptance rate",
+        "AL", "TTFT ms", "TPOT ms", "TPOT ms at none", "tok/s", "tok/s at none",
     )  # fmt: skip
     return _table(head, (_task_line(summary, row) for row in summary.tasks))
 
@@ -114,6 +114,7 @@ def _task_line(summary: Summary, row: TaskRow) -> list[str]:
         row.task,
         length(row.best.draft_length) if row.best else NONE,
         _advised(summary, row.best) if row.best else NONE,
+        _of_cell(summary, row.best) if row.best else NONE,
         *(_pooled_acceptance(summary, row)
           or _acceptance(row.drafting, named=row.drafting is not row.cell)),
         *_times(row),

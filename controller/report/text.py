@@ -48,9 +48,9 @@ TERMS = {
 
 # why two speedups of one cell differ
 BASIS = (
-    "It is estimated from all answers of the run: how often a task's drafts are right, over what a "
-    "step costs at that load. A cell's own answers, shown beside it and in the plots, are fewer and "
-    "scatter more."
+    "The speedups that advice goes by are estimated from all answers of the run: how often a "
+    "task's drafts are right, over what a step costs at that load. The answers of one cell alone, "
+    "shown beside them and in the plots, are fewer and scatter more."
 )
 
 
@@ -159,7 +159,8 @@ def _lengths(summary: Summary) -> str:
         )
     use = _use(summary)
     if _is_changing(summary):
-        use = f"At {at_a_time(summary.concurrencies[0])} {use[0].lower()}{use[1:]}"
+        comma = "" if use == "Use" else ","
+        use = f"At {at_a_time(summary.concurrencies[0])}{comma} {use[0].lower()}{use[1:]}"
     if len(groups) == 1:
         return f"{use} draft length {next(iter(groups))} for every task."
     parts = [
