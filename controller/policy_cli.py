@@ -143,7 +143,7 @@ def _policy(profile: Path | None, state: Path | None, seed: int) -> Any:
 def replay(log: Path, policy: str, profile: Path | None, seed: int, as_json: bool) -> None:
     """Replay a decision log against the best possible, the best fixed and no draft length.
 
-    Ratios are throughput over the other's, with 95 % bootstrap intervals over requests.
+    Ratios are throughput over the other's, with 95% bootstrap intervals over requests.
 
     Example: trt-mtp replay decisions.jsonl --policy learned
     """

@@ -163,7 +163,7 @@ def _certainty(advice: Recommendation) -> Iterator[str]:
         num_settled = sum(best.is_settled for best in advice.best)
         yield (
             f"{num_settled} of {len(losses)} choices lose at most {ALLOWED_LOSS:.0%} against the "
-            f"best length (95 %)"
+            f"best length (95%)"
         )
         if num_settled < len(losses):
             yield f"the least certain may lose {max(losses):.1%}"

@@ -16,7 +16,7 @@ from trt_mtp.files import nearest
 
 SYSTEM_CHARS = 600
 SYSTEM_WEIGHT = 0.5  # a system prompt says what a service is for, not what this request asks
-MAX_LAG = 3.9  # log-odds behind the best from which a task is left out: 2 % as likely
+MAX_LAG = 3.9  # log-odds behind the best from which a task is left out: 2% as likely
 # log-odds where the client predicts the answer, an edited file or document: it repeats what it has
 PREDICTED = {"coding": 2.0, "rag": 2.0, "writing": -3.0, "roleplay": -3.0}
 _SERVICE_WORDS = ("assistant", "helpful", "expert", "model", "bot", "tool", "qwen", "engineer")

@@ -113,7 +113,7 @@ def up(
 def ready_text(ready: dict[str, Any]) -> str:
     """The ready line for people."""
     names = ", ".join(variant["name"] for variant in ready["variants"])
-    http = f", OpenAI's API at http://{ready['http']}/v1" if ready["http"] else ""
+    http = f", OpenAI's API at {ready['openai']}" if ready["openai"] else ""
     url = "" if ready["gateway"] == GATEWAY else f" --url {ready['gateway']}"
     watch = f"Watch: trt-mtp top --admin {ready['admin']}\n" if ready["admin"] else ""
     return (

@@ -48,7 +48,7 @@ TASK_PLOTS = (
         "length",
         "Speedup by draft length",
         "At the lowest load. Above the dashed line drafting wins, below it loses; the shaded "
-        "length is the one to use. Points are of each cell's own answers, bars their 95 % "
+        "length is the one to use. Points are of each cell's own answers, bars their 95% "
         "intervals; what leaves the plot is in the table.",
         None,
         plots.speedup_by_length,
@@ -206,7 +206,7 @@ def _prediction(summary: Summary, looks: Mapping[int, Any], name: str) -> Iterat
         "Predicted against measured",
         "Each cell's speedup from the others alone: its task's acceptance length at other loads, "
         "divided by what a step costs other tasks at this load. On the dashed line the two agree; "
-        "the band is 10 % to both sides.",
+        "the band is 10% to both sides.",
         _key(looks, f"{name}-prediction", 1),
         (("all tasks", drawn),),
         table,

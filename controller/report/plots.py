@@ -155,7 +155,7 @@ def latencies(summary: Summary, task: str) -> dict[CellKey, tuple[float, float]]
 
 
 def prediction(axes: Any, summary: Summary, looks: Mapping[int, Any]) -> None:
-    """Speedups predicted from the other cells against the measured ones, and 10 % to both sides."""
+    """Speedups predicted from the other cells against the measured ones, and 10% to both sides."""
     rows = compared(summary)
     for row, measured in rows:
         color, marker = looks[row.key.draft_length]

@@ -69,8 +69,8 @@ def _task_choices(summary: Summary, task: str) -> list[str]:
 def advice(summary: Summary) -> Table:
     """The length to use with its interval, and the lengths that can't be told from it."""
     head = (
-        "task", "requests at a time", "use K", "speedup, of all answers (95 %)",
-        "of this cell alone", "as good within the interval", "may lose (95 %)",
+        "task", "requests at a time", "use K", "speedup, of all answers (95%)",
+        "of this cell alone", "as good within the interval", "may lose (95%)",
     )  # fmt: skip
     rows = [summary.best(row.task, load) for row in summary.tasks for load in summary.concurrencies]
     lines = (
@@ -103,7 +103,7 @@ def is_measured(summary: Summary, best: BestLength) -> bool:
 def tasks(summary: Summary) -> Table:
     """The table per task, at the lowest load and the length to use there."""
     head = (
-        "task", "use K", "speedup, of all answers (95 %)", "of this cell alone", "acceptance rate",
+        "task", "use K", "speedup, of all answers (95%)", "of this cell alone", "acceptance rate",
         "AL", "TTFT ms", "TPOT ms", "TPOT ms at none", "tok/s", "tok/s at none",
     )  # fmt: skip
     return _table(head, (_task_line(summary, row) for row in summary.tasks))
@@ -166,7 +166,7 @@ def speedups_by_length(summary: Summary) -> Table:
     lowest = summary.concurrencies[0] if summary.concurrencies else 0
     rows = [row for row in summary.rows if row.key.concurrency == lowest]
     lines = ([r.key.task, length(r.key.draft_length), row_speedup(r)] for r in rows)
-    return _table(("task", "K", "speedup (95 %)"), lines)
+    return _table(("task", "K", "speedup (95%)"), lines)
 
 
 def row_speedup(row: CellRow) -> str:
@@ -214,7 +214,7 @@ def acceptance_by_position(summary: Summary) -> Table:
 
 def latency_and_throughput(summary: Summary) -> Table:
     """Time per token beside the server's speed."""
-    head = ("task", "K", "requests at a time", "TPOT ms", "tok/s (95 %)")
+    head = ("task", "K", "requests at a time", "TPOT ms", "tok/s (95%)")
     lines = (
         [
             *key_cells(row.key),
@@ -248,8 +248,8 @@ def all_cells(summary: Summary) -> Table:
     """Everything that was measured, a line a cell."""
     head = (
         "task", "K", "requests at a time", "answers", "tokens", "steps", "acceptance rate", "AL",
-        "TTFT ms p50/p95/p99", "TPOT ms p50/p95/p99", "ITL ms p50/p95/p99", "tok/s (95 %)",
-        "speedup (95 %)", "ended",
+        "TTFT ms p50/p95/p99", "TPOT ms p50/p95/p99", "ITL ms p50/p95/p99", "tok/s (95%)",
+        "speedup (95%)", "ended",
     )  # fmt: skip
     return _table(head, (_cell_line(row) for row in summary.rows))
 

@@ -34,7 +34,7 @@ TERMS = {
     "token": "A piece of a word; the unit that a model writes in and speed is counted in.",
     "speedup": "How many times as fast the text after the first token comes, compared with no "
     "speculation on the same prompts. Below 1 it is slower. The range in brackets holds the true "
-    "value with 95 % confidence.",
+    "value with 95% confidence.",
     "acceptance rate": "The share of guessed tokens that turned out right.",
     "acceptance length, AL": "Tokens that one check brings on average, from 1 (no guess was right) "
     "to K + 1 (all were).",
@@ -241,11 +241,11 @@ def certainty(summary: Summary) -> str:
     if not unsettled:
         return (
             f"No other length that was measured is more than {ALLOWED_LOSS:.0%} faster than the "
-            "one shown, with 95 % confidence in each."
+            "one shown, with 95% confidence in each."
         )
     return (
         f"A question mark says that another length may be more than {ALLOWED_LOSS:.0%} faster; for "
-        f"the other {len(known) - unsettled} of {len(known)} choices none is, with 95 % confidence "
+        f"the other {len(known) - unsettled} of {len(known)} choices none is, with 95% confidence "
         "in each."
     )
 

@@ -160,7 +160,7 @@ def test_estimated_and_measured_speedups_stand_side_by_side() -> None:
     summary = summarize(profile, profile.calibration.model_copy(update={"cells": cells}))
     for table in (report_tables.advice(summary), report_tables.tasks(summary)):
         at = table.head.index("of this cell alone")
-        assert table.head[at - 1] == "speedup, of all answers (95 %)"
+        assert table.head[at - 1] == "speedup, of all answers (95%)"
         drafting = [line for line in table.lines if line[at] != report_tables.NONE]
         assert drafting
         for line in drafting:
