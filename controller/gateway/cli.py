@@ -235,7 +235,8 @@ def gateway(workers: int, as_json: bool, **options: Any) -> None:
 
     Clients use the model `qwen_mtp`; each request goes to one of the variants `qwen_mtp_k<draft
     length>`, on any of the servers. When a variant fails in the middle of an answer, another one
-    goes on with it. All other models are passed through. Counters are logged once a minute.
+    goes on with it. All other models are passed through. Counters
+    are logged at the end, if stderr is not a terminal.
 
     Example: trt-mtp gateway --triton 127.0.0.1:8101 --port 8001
     """

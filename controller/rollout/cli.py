@@ -12,7 +12,7 @@ import click
 
 from trt_mtp.files import to_json
 from trt_mtp.live_screen import draw
-from trt_mtp.options import FILE, json_option
+from trt_mtp.options import FILE, json_option, wide_option
 from trt_mtp.terminal import fitted, say
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from trt_mtp.controller.rollout.spec import RolloutSpec
 
 WATCH_S = 1.0
-MAX_SHOWN = 100  # characters of an event's facts; --json has all of them
+COLUMNS = 80
 SPEC = click.argument("file", type=FILE)
 WHY = click.option("--why", default="", help="Reason, recorded in the history.")
 Command = Callable[..., None]
@@ -122,6 +122,7 @@ def explain(file: Path, as_json: bool) -> None:
     Example: trt-mtp rollout explain k5.yaml
     """
     from trt_mtp.controller.rollout.control import status as look
+    from trt_mtp.controller.rollout.gate_table import gate_table
     from trt_mtp.controller.rollout.gates import GateResult
     from trt_mtp.controller.rollout.memory_gate import not_gated, sentence
     from trt_mtp.controller.rollout.spec import read_spec
@@ -129,7 +130,7 @@ def explain(file: Path, as_json: bool) -> None:
 
     spec = read_spec(file)
     seen = look(spec)
-    lines = [GateResult(**gate).sentence() for gate in seen.progress.get("gates", ())]
+    lines = list(gate_table([GateResult(**gate) for gate in seen.progress.get("gates", ())]))
     lines = lines or ["the gates have seen no request yet"]
     lines += [sentence(gate) for gate in seen.progress.get("memory", ())]
     lines += not_gated(spec.where.servers) if spec.what.variant else []
@@ -214,9 +215,12 @@ def unlock(file: Path, as_json: bool) -> None:
 
 @rollout.command()
 @SPEC
+@wide_option
 @json_option
-def history(file: Path, as_json: bool) -> None:
+def history(file: Path, wide: bool, as_json: bool) -> None:
     """Show who did what, when and why.
+
+    Facts are cut at 80 columns; --wide and --json have them whole.
 
     Example: trt-mtp rollout history k5.yaml
     """
@@ -228,10 +232,14 @@ def history(file: Path, as_json: bool) -> None:
         click.echo(to_json({"schema_version": 1, "events": events}), nl=False)
         return
     for event in events:
-        what = json.dumps(event["what"]) if event["what"] else ""
-        shown = what if len(what) <= MAX_SHOWN else f"{what[:MAX_SHOWN]}…"
-        why = f"  {event['why']}" if event["why"] else f"  {shown}"
-        say(f"{event['at']}  {event['who']}  {event['action']:16} {event['stage']}{why}")
+        head = f"{event['at'][:19]}Z  {event['who']}  {event['action']:<16} {event['stage']}"
+        facts = f"{head}  {json.dumps(event['what']) if event['what'] else ''}".rstrip()
+        if event["why"]:
+            say(f"{head}  {event['why']}")
+        elif wide or len(facts) <= COLUMNS:
+            click.echo(facts)
+        else:
+            click.echo(f"{facts[: COLUMNS - 1]}…")
 
 
 def _show_live(spec: "RolloutSpec", seen: "Status") -> None:
