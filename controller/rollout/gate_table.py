@@ -6,7 +6,7 @@ from trt_mtp.controller.rollout.gates import GateResult
 
 LINE = "{:<18}{:<18}{:<14}{:>11}{:>8}{:>10}"
 NOTES = (
-    "requests: of the canary / of the stable side; may miss: a loss still hidden by chance",
+    "requests: of the canary/of the stable side; may miss: a loss still hidden",
     "beyond: how many more of its requests exceed the stable side's percentile",
 )
 
