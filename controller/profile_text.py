@@ -20,7 +20,8 @@ def summary(profile: Profile, *, wide: bool = False) -> str:
     """A profile for people; its table has 80 columns, or with `wide` all of it in one."""
     calibration = profile.calibration
     if calibration is None:
-        return "\n".join(["no calibration: its numbers are published or typed in", *_head(profile)])
+        source = profile.notes or "its numbers are published or typed in"
+        return "\n".join([f"no calibration: {source}", *_head(profile)])
     lines = [conclusion(calibration), "", *_head(profile)]
     if calibration.recommendation is not None:
         so_far = [] if is_decided(calibration) else ["so far, not decided:"]

@@ -44,7 +44,7 @@ def seconds(option: str, text: str) -> float:
     """
     match = re.fullmatch(r"(\d{1,6}(?:\.\d+)?)([smh]?)", text.strip())
     if not match or float(match[1]) == 0:
-        raise InputError(f"{option} {text!r}: expected a time, as 90s, 10m or 2h")
+        raise InputError(f"{option} {text!r}: expected a time such as 90s, 10m or 2h")
     return float(match[1]) * UNITS[match[2]]
 
 
