@@ -2,7 +2,7 @@
 
 `python -m benchmarks.fleet [--json] [--short]`. Targets: a choice among 1,000 servers with 6 draft
 lengths each takes 100 us at most in 99 of 100; a gateway in front of 1,000 servers that nobody uses
-takes 5 % of a core at most.
+takes 5% of a core at most.
 
 The servers are doubles: for the choice, objects of the gateway without a connection; for the idle
 gateway, one process that answers Triton's RPCs on a thousand loopback addresses.
@@ -162,7 +162,7 @@ def main() -> None:
             ),
             f"1,000 servers over 1: {many['p50_us'] / few['p50_us']:.2f} at p50",
             f"idle in front of 1,000 servers, {rest['num_ready']} of them ready: "
-            f"{rest['share_of_a_core']:.1%} of a core (target: 5 %)",
+            f"{rest['share_of_a_core']:.1%} of a core (target: 5%)",
         ],
     )
 

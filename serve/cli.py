@@ -20,6 +20,7 @@ from trt_mtp.options import (
 )
 from trt_mtp.serve.contract import INTERVAL, INTERVAL_MS
 from trt_mtp.serve.streaming_interval import MAX_HOLD_MS
+from trt_mtp.terminal import fitted
 
 WATCH_INTERVAL_S = 0.25
 ENGINES = click.argument("engines", nargs=-1, required=True, type=FOLDER)
@@ -164,7 +165,7 @@ def serve(
         ):
             ready = describe(server, variants)
             is_ready = True
-            click.echo(json.dumps(ready) if as_json else ready_text(ready))
+            click.echo(json.dumps(ready) if as_json else fitted(ready_text(ready)))
             while True:
                 time.sleep(WATCH_INTERVAL_S)
                 server.check(say)

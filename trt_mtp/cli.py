@@ -1,6 +1,7 @@
 """The `trt-mtp` command: a table of commands, each imported when it is used."""
 
 import importlib
+import io
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -13,6 +14,7 @@ from trt_mtp import __version__
 from trt_mtp.errors import TrtMtpError
 from trt_mtp.files import nearest
 from trt_mtp.interrupts import EXIT_CODE, ending_in_time, is_interrupted
+from trt_mtp.terminal import say
 
 PROGRAM = "trt-mtp"
 
@@ -196,7 +198,9 @@ def main() -> None:
             code = cli.main(prog_name=PROGRAM, standalone_mode=False)
         sys.stdout.flush()
     except click.ClickException as error:
-        error.show()
+        shown = io.StringIO()
+        error.show(shown)
+        say(shown.getvalue().rstrip("\n"), err=True)
         code = error.exit_code
     except (click.Abort, KeyboardInterrupt):
         code = EXIT_CODE
@@ -205,7 +209,7 @@ def main() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 141
     except TrtMtpError as error:
-        click.echo(f"trt-mtp: {error}", err=True)
+        say(f"trt-mtp: {error}", err=True)
         code = error.exit_code
     except Exception:
         if not is_interrupted():

@@ -6,6 +6,7 @@ import gc
 import json
 import logging
 import signal
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -179,6 +180,9 @@ def _hosted(gateway: Gateway) -> frozenset[str]:
 
 
 def _report(gateway: Gateway, policy: Policy, state: Path | None, level: int) -> None:
+    """Log the counters, for programs; on a terminal `trt-mtp top` and /statistics show them."""
+    if sys.stderr.isatty():
+        level = logging.DEBUG
     log.log(level, "counters %s", json.dumps(gateway.statistics(), separators=(",", ":")))
     if state is not None:
         try:
