@@ -72,7 +72,9 @@ def environment(
     theirs = {**ours, STUB_VARIABLE: str(stub)}
     here = str(Path(trt_mtp.__file__).resolve().parents[1])
     _prepend(theirs, "PYTHONPATH", [here])
+    # Triton starts models through bash, which a service without a PATH would not find
     _prepend(theirs, "PATH", [str(Path(sys.executable).parent)])
+    theirs["PATH"] += os.pathsep + os.defpath
     _prepend(theirs, "LD_LIBRARY_PATH", map(str, libraries))
     if not theirs.get("TMPDIR", "").isascii():  # as ASCII is how they read it
         theirs["TMPDIR"] = str(temporary)

@@ -1,5 +1,6 @@
 """Triton's log since its last start, read as it grows."""
 
+import os
 import re
 from collections import Counter
 from pathlib import Path
@@ -13,6 +14,7 @@ LOG_LINES = 12
 EVENTS = re.compile(
     rb"^(?P<signal>Signal \((?!2\)|15\))\d+\) received)"  # 2 and 15 end it in order
     rb"|successfully loaded '(?P<loaded>[^'\n]+)'"
+    rb"|^Failed to run python backend stub\. Errno = (?P<stub>\d+)"
     rb"|(?P<port>already in use)",
     re.MULTILINE,
 )
@@ -31,6 +33,7 @@ class TritonLog:
         self._partial = b""
         self.signal = ""  # the line about a signal that Triton's handler wrote
         self.has_lost_port = False
+        self.stub_error = ""  # why the process of a model could not be started
         self.loaded: Counter[str] = Counter()  # how often each model was
 
     def begin(self) -> None:
@@ -68,6 +71,8 @@ class TritonLog:
                     self.signal = text
                 case "loaded":
                     self.loaded[text] += 1
+                case "stub":
+                    self.stub_error = os.strerror(int(text))
                 case _:
                     self.has_lost_port = True
 

@@ -2,6 +2,7 @@
 
 import importlib
 import os
+import signal
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -191,6 +192,8 @@ def main() -> None:
     """Run the command line; what a user can cause ends in one line on stderr."""
     # for processes that we start: a secrets.py in the working folder is no module of ours
     os.environ["PYTHONSAFEPATH"] = "1"
+    # where whoever started us ignores it, every child would seem to have ended with 0
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     try:
         with ending_in_time():
             code = cli.main(prog_name=PROGRAM, standalone_mode=False)

@@ -8,6 +8,7 @@ from trt_mtp.errors import InputError
 
 Message = dict[str, object]
 
+NO_PARAMETERS = {"type": "object", "properties": {}}
 REASONING = ("reasoning_content", "reasoning", "thinking")
 
 
@@ -57,6 +58,20 @@ def template_call(call: Any, place: str) -> Any:
     if not isinstance(arguments, dict):
         raise InputError(f"{place}.function.arguments is {text!r:.60}, expected a JSON object")
     return {**call, "function": {**function, "arguments": arguments}}
+
+
+def template_tools(tools: list[Message]) -> list[Message]:
+    """`tools` with a schema for functions that take nothing, where OpenAI's clients may have none.
+
+    https://github.com/openai/openai-openapi, FunctionObject.parameters.
+    """
+    return [
+        {**tool, "function": {**function, "parameters": NO_PARAMETERS}}
+        if isinstance(function := tool.get("function"), Mapping)
+        and function.get("parameters") is None
+        else tool
+        for tool in tools
+    ]
 
 
 def template_content(parts: Any, place: str, *, takes_parts: bool) -> Any:
