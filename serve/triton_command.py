@@ -39,6 +39,9 @@ class TritonCommand:
             "backend-config": f"python,shm-region-prefix-name={self.shm_prefix}",
             "model-load-thread-count": max(len(self.models), 1),
             "pinned-memory-pool-byte-size": 0,
+            # as the gateway has it (controller/gateway/grpc_server.py)
+            "grpc-keepalive-permit-without-calls": 1,
+            "grpc-http2-min-recv-ping-interval-without-data": 1000,  # ms
             "exit-timeout-secs": 5,  # for when we are killed and the kernel sends SIGINT
         }
         if self.ports.http is None:

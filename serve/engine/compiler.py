@@ -34,9 +34,6 @@ def cache_folder() -> Path:
 
 
 numba.config.CACHE_DIR = str(cache_folder())  # type: ignore[attr-defined]
-# as whoever debugs something else may have set it ($NUMBA_DISABLE_JIT): the kernels that are
-# written for LLVM can't run as Python
-numba.config.DISABLE_JIT = 0  # type: ignore[attr-defined]
 
 
 def use_wide_vectors() -> None:
