@@ -5,7 +5,6 @@ the tests use from PyPI and what its tests need, into .venv-conformance. Exit 1 
 that is not expected to. Only this glue is ours.
 """
 
-import json
 import os
 import re
 import subprocess
@@ -19,7 +18,7 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
-from tests.programs import read_line
+from tests.programs import ready_line
 from trt_mtp.controller.up import default_checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -87,18 +86,6 @@ def door(names: list[str]) -> Iterator[str]:
         gateway = ["gateway", "--triton", stack["triton"]["grpc"], "--port", "0", *options]
         with ready_line([*gateway, "--http-port", "0", "--json"]) as own:
             yield f"http://{own['http']}/v1"
-
-
-@contextmanager
-def ready_line(arguments: list[str]) -> Iterator[dict[str, Any]]:
-    """The ready line of a `trt-mtp` that runs until the end."""
-    command = [sys.executable, "-m", "trt_mtp", *arguments]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
-        try:
-            yield json.loads(read_line(process))
-        finally:
-            process.terminate()
-            process.wait(WAIT_S)
 
 
 def run(source: Path, url: str) -> Counter[tuple[str, str]]:
