@@ -1,8 +1,8 @@
-"""NVIDIA's AIPerf, unchanged, against OpenAI's API of `trt-mtp up`: is the acceptance in its report?
+"""NVIDIA's AIPerf, unchanged, against OpenAI's API of `trt-mtp up`: does it report acceptance?
 
-`python -m tests.aiperf` (`make test-aiperf`) installs AIPerf, 1.3 GB, into .venv-aiperf and measures
-chat completions and completions of the small checkpoint. Exit 1 if a request failed, an answer has
-another length than was asked for, or nothing is said of drafts.
+`python -m tests.aiperf` (`make test-aiperf`) installs AIPerf, 1.3 GB, into .venv-aiperf, and
+measures chat completions and completions of the small checkpoint. Exit 1 if a request failed, an
+answer has another length than was asked for, or nothing is said of drafts.
 """
 
 import json
