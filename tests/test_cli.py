@@ -190,3 +190,18 @@ def test_an_output_that_takes_nothing_is_no_traceback(shell: str, code: int, say
     assert run.returncode == code
     assert says in run.stderr
     assert "Traceback" not in run.stderr
+
+
+def test_letters_that_stdout_has_not_are_escaped(tmp_path: Path) -> None:
+    """Where the terminal's encoding is an old one, a path in another script is no traceback."""
+    folder = make_checkpoint(tmp_path / "模型")
+    run = subprocess.run(
+        [sys.executable, "-m", "trt_mtp", "inspect", str(folder)],
+        env={**os.environ, "PYTHONIOENCODING": "latin-1", "PYTHONUTF8": "0"},
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT_S,
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr
+    assert f"{tmp_path}/\\u6a21\\u578b" in run.stdout

@@ -2,6 +2,7 @@
 
 import errno
 import importlib
+import io
 import os
 import signal
 import sys
@@ -190,11 +191,17 @@ def schedules(
     return schedules(profile, draft_lengths, max_batch_size, mix)
 
 
-def open_closed_outputs() -> None:
-    """Stdout and stderr that whoever started us closed (`>&-`) go nowhere, rather than fail."""
+def prepare_outputs() -> None:
+    """What is written never fails for the stream that it goes to.
+
+    Stdout and stderr that whoever started us closed (`>&-`) go nowhere; what stdout's encoding has
+    no letters for is written as stderr does it, `\\u6a21`.
+    """
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 (to the end)
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def main() -> None:
@@ -203,7 +210,7 @@ def main() -> None:
     os.environ["PYTHONSAFEPATH"] = "1"
     # where whoever started us ignores it, every child would seem to have ended with 0
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    open_closed_outputs()
+    prepare_outputs()
     try:
         with ending_in_time():
             code = cli.main(prog_name=PROGRAM, standalone_mode=False)
