@@ -61,17 +61,21 @@ def template_call(call: Any, place: str) -> Any:
 
 
 def template_tools(tools: list[Message]) -> list[Message]:
-    """`tools` with a schema for functions that take nothing, where OpenAI's clients may have none.
-
-    https://github.com/openai/openai-openapi, FunctionObject.parameters.
+    """`tools` with a whole schema for functions that take nothing, which OpenAI's API and MCP let
+    clients state without properties, or not at all.
     """
-    return [
-        {**tool, "function": {**function, "parameters": NO_PARAMETERS}}
-        if isinstance(function := tool.get("function"), Mapping)
-        and function.get("parameters") is None
-        else tool
-        for tool in tools
-    ]
+    return [template_tool(tool) for tool in tools]
+
+
+def template_tool(tool: Message) -> Message:
+    """One tool whose parameters are an object with properties, as templates look at them."""
+    function = tool.get("function")
+    if not isinstance(function, Mapping):
+        return tool
+    stated = function.get("parameters")
+    if stated is not None and (not isinstance(stated, Mapping) or "properties" in stated):
+        return tool
+    return {**tool, "function": {**function, "parameters": {**NO_PARAMETERS, **(stated or {})}}}
 
 
 def template_content(parts: Any, place: str, *, takes_parts: bool) -> Any:

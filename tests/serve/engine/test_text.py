@@ -251,7 +251,11 @@ def test_messages_are_taken_as_openai_clients_send_them(
     assert tool_codec.chat_text(messages) == expected
 
 
-@pytest.mark.parametrize("stated", [{}, {"parameters": None}], ids=["left out", "null"])
+@pytest.mark.parametrize(
+    "stated",
+    [{}, {"parameters": None}, {"parameters": {}}, {"parameters": {"type": "object"}}],
+    ids=["left out", "null", "empty", "no properties"],
+)
 def test_a_function_that_takes_nothing_has_an_empty_schema(
     tmp_path: Path, stated: dict[str, object]
 ) -> None:
