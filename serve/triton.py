@@ -318,6 +318,11 @@ class TritonServer:
             # without its metrics port it would run on; otherwise it takes seconds to end
             if written.has_lost_port:
                 raise TrtMtpError(f"tritonserver lost a port:\n{log_excerpt(written.tail())}")
+            if written.stub_error:  # it would wait for the process without end
+                raise TrtMtpError(
+                    f"tritonserver can't start the process of a model ({written.stub_error}); it "
+                    f"needs bash in a folder of $PATH"
+                )
             if process.poll() is not None or written.signal:
                 how = written.signal or f"ended with code {process.returncode}"
                 is_crash = written.signal or process.returncode < 0

@@ -1,5 +1,6 @@
 """Triton's log since its last start, read as it grows."""
 
+import os
 import re
 from collections import Counter
 from pathlib import Path
@@ -14,6 +15,7 @@ EVENTS = re.compile(
     rb"^(?P<signal>Signal \((?!2\)|15\))\d+\) received)"  # 2 and 15 end it in order
     rb"|successfully loaded '(?P<loaded>[^'\n]+)'"
     rb"|(?P<failed>failed to load '[^'\n]+' version)"
+    rb"|^Failed to run python backend stub\. Errno = (?P<stub>\d+)"
     rb"|(?P<port>already in use)",
     re.MULTILINE,
 )
@@ -32,6 +34,7 @@ class TritonLog:
         self._partial = b""
         self.signal = ""  # the line about a signal that Triton's handler wrote
         self.has_lost_port = False
+        self.stub_error = ""  # why the process of a model could not be started
         self.loaded: Counter[str] = Counter()  # how often each model was
         self.num_loads = 0  # that ended, well or not
 
@@ -73,6 +76,8 @@ class TritonLog:
                     self.num_loads += 1
                 case "failed":
                     self.num_loads += 1
+                case "stub":
+                    self.stub_error = os.strerror(int(text))
                 case _:
                     self.has_lost_port = True
 

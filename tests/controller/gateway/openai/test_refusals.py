@@ -58,7 +58,7 @@ def error(reply: Reply) -> dict[str, Any]:
         ({"temperature": 3}, "temperature"),
         ({"temperature": float("nan")}, "temperature"),
         ({"temperature": True}, "temperature"),
-        ({"top_p": 0}, "top_p"),
+        ({"top_p": -0.1}, "top_p"),
         ({"max_tokens": 0}, "max_tokens"),
         ({"max_tokens": 1.5}, "max_tokens"),
         ({"max_completion_tokens": 2**31}, "max_completion_tokens"),
