@@ -133,11 +133,11 @@ class Fleet:
         chunk_s: float | None = None,
     ):  # fmt: skip
         self._cost, self._chunk_s = cost, chunk_s
-        self._replicas = [
+        self.replicas = [
             Replica(i, k, k, max_batch_size, schedules.get(k)) for i, k in enumerate(draft_lengths)
         ]
         by_length: dict[int, list[Replica]] = defaultdict(list)
-        for replica in self._replicas:
+        for replica in self.replicas:
             by_length[replica.max_draft_length].append(replica)
         self._groups = {k: Group(replicas) for k, replicas in sorted(by_length.items())}
         self._events: list[tuple[float, int, int]] = []  # time, replica, version
@@ -163,7 +163,7 @@ class Fleet:
         """The requests that end up to `now`, in order."""
         while self._events and self._events[0][0] <= now:
             ended_at, index, version = heapq.heappop(self._events)
-            replica = self._replicas[index]
+            replica = self.replicas[index]
             if version != replica.version:
                 continue
             self._advance(replica, ended_at)
@@ -175,7 +175,7 @@ class Fleet:
 
     def _ended(self, replica: Replica) -> InFlight | None:
         """The request that an event ends; None if it is a prompt that was read to its end."""
-        if replica.unread and replica.unread[0].prefill_s <= 1e-12:
+        if replica.unread and replica.unread[0].prefill_s <= 1e-9:
             self._run(replica, replica.unread.popleft())
             return None
         _, _, flight = heapq.heappop(replica.running)

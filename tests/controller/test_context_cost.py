@@ -57,7 +57,7 @@ def test_on_a_shared_device_all_contexts_count() -> None:
     """Where variants share a machine, so do their caches; those unknown are as long as others."""
     policy = Policy(Profile(shared_device=True, context_cost=PER_ROW))
     known, unknown = variants(0, 3, load=2, context_tokens=8000.0, num_on_device=4)
-    hosted = [known, replace(unknown, context_tokens=None)]
+    hosted = [known, unknown._replace(context_tokens=None)]
     features = request(num_prompt_tokens=1000, max_tokens=200)
     decision = policy.choose(features, hosted, now_s=0.0)
     assert [c.context_tokens for c in decision.candidates] == [16_000 + 1100] * 2
