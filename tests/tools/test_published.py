@@ -119,6 +119,7 @@ def test_the_gateways_form_finds_its_own_numbers() -> None:
                     lengths[task][k] / cost.ratio(k, load))
         for task in lengths for k in (1, 2, 3, 5) for load in (1, 4, 8)
     ]  # fmt: skip
-    known, asked = rows[::2], rows[1::2]
+    asked = [row for row in rows if row.task_source != "code" and row.concurrency > 1]
+    known = [row for row in rows if row not in asked]
     for row, speedup in zip(asked, predict_speedups(known, [], asked), strict=True):
-        assert speedup == pytest.approx(row.speedup, rel=0.1)
+        assert speedup == pytest.approx(row.speedup, rel=0.05)
