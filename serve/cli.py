@@ -10,6 +10,7 @@ from trt_mtp.config_file import config_option
 from trt_mtp.errors import TrtMtpError
 from trt_mtp.files import to_json
 from trt_mtp.options import FILE, FOLDER, PORT, json_option, ready_json_option, tls_options
+from trt_mtp.printable import printable
 
 WATCH_INTERVAL_S = 0.25
 ENGINES = click.argument("engines", nargs=-1, required=True, type=FOLDER)
@@ -17,7 +18,7 @@ ENGINES = click.argument("engines", nargs=-1, required=True, type=FOLDER)
 
 def say(text: str) -> None:
     """A line for people, on stderr."""
-    click.echo(text, err=True)
+    click.echo(printable(text), err=True)
 
 
 @click.command()

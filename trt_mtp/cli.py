@@ -13,6 +13,7 @@ from trt_mtp import __version__
 from trt_mtp.errors import TrtMtpError
 from trt_mtp.files import nearest
 from trt_mtp.interrupts import EXIT_CODE, ending_in_time, is_interrupted
+from trt_mtp.printable import printable
 
 PROGRAM = "trt-mtp"
 
@@ -205,7 +206,7 @@ def main() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 141
     except TrtMtpError as error:
-        click.echo(f"trt-mtp: {error}", err=True)
+        click.echo(f"trt-mtp: {printable(str(error))}", err=True)
         code = error.exit_code
     except Exception:
         if not is_interrupted():

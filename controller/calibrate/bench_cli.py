@@ -10,6 +10,7 @@ from trt_mtp.controller.calibrate.calibrate_cli import openai_key_option, tasks_
 from trt_mtp.errors import InputError, TrtMtpError
 from trt_mtp.files import to_json, write_atomic
 from trt_mtp.options import FILE, json_option
+from trt_mtp.printable import printable
 
 if TYPE_CHECKING:
     from trt_mtp.controller.calibrate.bench import Target, TaskAnswers, TaskResult
@@ -128,7 +129,7 @@ def bench(
         click.echo(to_json(report(target, chosen, concurrency, results)), nl=False)
     else:
         notes = [f"the server {note}" for note in target.notes]
-        click.echo("\n".join([head(), *map(row, results), NOTE, *notes]))
+        click.echo(printable("\n".join([head(), *map(row, results), NOTE, *notes])))
     failed = results[-1].error_request_count
     if failed:
         raise TrtMtpError(f"{failed} requests failed, the first with: {results[-1].error}")

@@ -10,6 +10,7 @@ import click
 
 from trt_mtp.errors import InputError
 from trt_mtp.options import FILE, FOLDER, parsed, profile_out
+from trt_mtp.printable import printable
 
 if TYPE_CHECKING:
     from trt_mtp.controller.profile import Profile
@@ -237,7 +238,7 @@ def calibrate(
     if as_json:
         click.echo(profile_json(profile), nl=False)
     else:
-        click.echo("\n".join([summary(profile), *_settings(profile)]))
+        click.echo(printable("\n".join([summary(profile), *_settings(profile)])))
         click.echo(f"written to {options.out}", err=True)
         if disturbance(profile.calibration):
             click.echo(f"to measure again, remove {options.journal} first", err=True)

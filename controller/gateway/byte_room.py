@@ -52,13 +52,14 @@ class ByteRoom:
             hold.resize(0)
 
     @contextmanager
-    def hold_now(self, size: int) -> Iterator[None]:
+    def hold_now(self, size: int) -> Iterator["Hold"]:
         """Count bytes that are there already; others wait if they are too many."""
         self.num_bytes += size
+        hold = Hold(self, size)
         try:
-            yield
+            yield hold
         finally:
-            self.give_back(size)
+            hold.resize(0)
 
     def _fits(self, size: int) -> bool:
         return not self.num_bytes or self.num_bytes + size <= self.limit
@@ -74,3 +75,7 @@ class Hold:
         """Hold `size` bytes instead, at once: they are there."""
         before, self._size = self._size, size
         self._room.give_back(before - size)
+
+    def grow(self, size: int) -> None:
+        """Hold `size` bytes more, at once."""
+        self.resize(self._size + size)

@@ -154,10 +154,11 @@ class InferenceCall:
         return self.last_failure_at + pause_s
 
     def num_output_tokens(self) -> int:
-        """Tokens of the answer so far, as far as they are known."""
+        """Tokens of the answer so far, as far as they are known, without those it was given."""
+        outcome, num_brought = self.outcome, self.num_brought // BYTES_PER_TOKEN
         known = max(
-            self.outcome.num_output_tokens if self.outcome else 0,
-            (len(self.emitted) - self.num_brought) // BYTES_PER_TOKEN,
+            outcome.num_output_tokens - num_brought if outcome else 0,
+            len(self.emitted) // BYTES_PER_TOKEN - num_brought,
         )
         is_unknown = self.outcome is not None and self.outcome.finish_reason in BROKEN
         return known or (self._expected_tokens() if is_unknown else 0)

@@ -159,6 +159,11 @@ class GrpcStream:
             raise ClientStalledError(
                 f"the client took nothing of what was sent for {CLIENT_STALL_S:.0f} s"
             )
+        if now - self._outbox.full_since > CLIENT_STALL_S:
+            raise ClientStalledError(
+                f"the client took too little of what was sent for {CLIENT_STALL_S:.0f} s, and its "
+                f"answers wait for it at their variants"
+            )
         if self._is_reading and not self._answering and now - self._idle_since > self._idle_s:
             raise ClientStalledError(
                 f"no whole request came on this stream for {self._idle_s:g} s: open another one"

@@ -13,6 +13,7 @@ import click
 from trt_mtp.files import to_json
 from trt_mtp.live_screen import draw
 from trt_mtp.options import FILE, json_option
+from trt_mtp.printable import one_line, printable
 
 if TYPE_CHECKING:
     from trt_mtp.controller.rollout.control import Status
@@ -229,7 +230,8 @@ def history(file: Path, as_json: bool) -> None:
         what = json.dumps(event["what"]) if event["what"] else ""
         shown = what if len(what) <= MAX_SHOWN else f"{what[:MAX_SHOWN]}…"
         why = f"  {event['why']}" if event["why"] else f"  {shown}"
-        click.echo(f"{event['at']}  {event['who']}  {event['action']:16} {event['stage']}{why}")
+        line = f"{event['at']}  {event['who']}  {event['action']:16} {event['stage']}{why}"
+        click.echo(one_line(line))
 
 
 def _show_live(spec: "RolloutSpec", seen: "Status") -> None:
@@ -316,4 +318,4 @@ def _plan_text(planned: dict[str, Any]) -> str:
 
 
 def _say(text: str) -> None:
-    click.echo(text, err=True)
+    click.echo(printable(text), err=True)

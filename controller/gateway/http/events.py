@@ -5,7 +5,13 @@ from collections.abc import Callable, Mapping
 
 from aiohttp import web
 
-from trt_mtp.controller.gateway.http.sending import taken
+from trt_mtp.controller.gateway.byte_room import ByteRoom
+from trt_mtp.controller.gateway.http.sending import (
+    MAX_WAITING_BYTES,
+    let_wait,
+    send_rest,
+    taken,
+)
 
 HEADERS = {"Content-Type": "text/event-stream; charset=utf-8", "Cache-Control": "no-cache"}
 
@@ -13,8 +19,9 @@ HEADERS = {"Content-Type": "text/event-stream; charset=utf-8", "Cache-Control": 
 class EventStream:
     """Events as they come; a client that takes nothing for too long is ended."""
 
-    def __init__(self, request: web.Request) -> None:
-        self._request = request
+    def __init__(self, request: web.Request, room: ByteRoom) -> None:
+        """`room` is the caller's."""
+        self._request, self._room = request, room
         self._response = web.StreamResponse(headers=HEADERS)
         self._beginning = asyncio.Lock()
         self._loop = asyncio.get_running_loop()
@@ -67,10 +74,11 @@ class EventStream:
         await self._begin()
         if self._held:
             await self.write(b"")
-        await self._response.write_eof()
+        await send_rest(self._request, self._response, self._room)
         return self._response
 
     async def _begin(self) -> None:
         async with self._beginning:  # several answers may come on one response
             if not self._response.prepared:
                 await self._response.prepare(self._request)
+                let_wait(self._request, MAX_WAITING_BYTES)
