@@ -226,7 +226,10 @@ def is_streaming(request: InferRequest) -> bool:
 
 def input_tensor(request: InferRequest, name: str) -> Any | None:
     """The input of this name, None where there is none."""
-    return next((tensor for tensor in request.message.inputs if tensor.name == name), None)
+    for tensor in request.message.inputs:
+        if tensor.name == name:
+            return tensor
+    return None
 
 
 def _number(request: InferRequest, name: str, form: str, default: float) -> float:

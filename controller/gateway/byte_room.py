@@ -15,10 +15,16 @@ class ByteRoom:
         self.num_bytes = 0  # that are held
         self.num_waiting_bytes = 0  # that room is waited for
 
+    def take_now(self, size: int) -> bool:
+        """Hold room for `size` bytes if there is some and nobody waits; `give_back` follows."""
+        if self._waiting or (self.num_bytes and self.num_bytes + size > self.limit):
+            return False
+        self.num_bytes += size
+        return True
+
     async def take(self, size: int) -> None:
-        """Hold room for `size` bytes, as soon as there is some; `give_back` follows."""
-        if not self._waiting and self._fits(size):
-            self.num_bytes += size
+        """The same, as soon as there is some."""
+        if self.take_now(size):
             return
         turn = asyncio.get_running_loop().create_future()
         self._waiting.append((size, turn))

@@ -117,7 +117,8 @@ class GrpcStream:
             return
         await self._room.acquire()  # until an answer ends, and each does
         for room in self._rooms:
-            await room.take(len(raw))
+            if not room.take_now(len(raw)):
+                await room.take(len(raw))
         answering = self._answer(request) if is_public else self._pass_on(raw)
         task = self._tasks.create_task(answering)
         self._answering.add(task)

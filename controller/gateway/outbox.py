@@ -34,9 +34,9 @@ class Outbox:
 
     async def put(self, raw: bytes) -> None:
         """Add a message, as soon as there is room."""
-        if self._room.num_bytes + len(raw) > MAX_BYTES:
+        if not self._room.take_now(len(raw)):
             self.full_since = min(self.full_since, time.monotonic())
-        await self._room.take(len(raw))
+            await self._room.take(len(raw))
         self._messages.append(raw)
         self._wake()
 
@@ -61,7 +61,7 @@ class Outbox:
             while self._messages:
                 await self._write(self._messages[0])
                 self._room.give_back(len(self._messages.popleft()))
-                if self._room.num_bytes <= MAX_BYTES // 2:
+                if self.full_since != math.inf and self._room.num_bytes <= MAX_BYTES // 2:
                     self.full_since = math.inf
             if self._emptied is not None:
                 self._emptied.set_result(None)
