@@ -20,6 +20,7 @@ from hypothesis import HealthCheck, settings
 from tests.json_outputs import checking
 from tests.run_guard import RunGuard
 from tests.tiny_model import make_checkpoint
+from trt_mtp.build.template_process import RENDERERS
 from trt_mtp.cli import main
 from trt_mtp.serve.triton import TritonServer
 
@@ -52,6 +53,12 @@ LONG = (
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Folders of long tests first, all else in its order."""
     items.sort(key=lambda item: [not item.nodeid.startswith(folder) for folder in LONG])
+
+
+@pytest.hookimpl(tryfirst=True)  # before anybody looks for what is left running
+def pytest_sessionfinish() -> None:
+    """End the processes that render chat templates."""
+    RENDERERS.close()
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:
