@@ -32,13 +32,13 @@ def built(folder: Path, *lengths: int, schedule: dict[int, int] | None = None) -
 @pytest.fixture(scope="session")
 def engines(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Draft lengths 0 and 3."""
-    return built(tmp_path_factory.mktemp("vllm") / "engines", 0, 3)
+    return built(tmp_path_factory.mktemp("vllm"), 0, 3)
 
 
 @pytest.fixture(scope="session")
 def scheduled(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Draft length 2 for one request, 1 for more."""
-    return built(tmp_path_factory.mktemp("scheduled") / "engines", 2, schedule={1: 2, 8: 1})
+    return built(tmp_path_factory.mktemp("scheduled"), 2, schedule={1: 2, 8: 1})
 
 
 @pytest.fixture(scope="session")
