@@ -77,7 +77,7 @@ def test_a_schedule_drafts_less_in_larger_batches(triton: TritonServer) -> None:
     with streaming(triton.grpc_url) as stream:
         for name in ("a", "b", "c"):
             stream.send("qwen_mtp_k2", request_id=name, **GREEDY)
-        ended = []
+        ended: list[Response] = []
         while len(ended) < 3:
             response = stream.receive()
             ended += [response] if response.is_final else []
