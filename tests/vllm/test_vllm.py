@@ -147,7 +147,7 @@ def engine_pids(server: TritonServer, model: str) -> set[int]:
 
 
 def test_answers_survive_their_engine(triton: TritonServer) -> None:
-    """kill -9 of vLLM's process in mid-answer: another variant goes on, the server is restarted."""
+    """kill -9 of vLLM's processes in mid-answer: another variant goes on, greedy and sampled."""
     whole = ids_of(ask(triton, "qwen_mtp_k0", **GREEDY))
     with (
         running_gateway(triton.grpc_url, stall=StallLimits(factor=1.0, min_s=30.0)) as gateway,
@@ -168,7 +168,3 @@ def test_answers_survive_their_engine(triton: TritonServer) -> None:
     assert sum(task["num_failed_over"] for task in statistics["tasks"].values()) == 2
     require_same(triton, whole, ids_of(answers[0][1]))
     assert len(ids_of(answers[1][1])) == answers[1][1][-1].outputs["num_output_tokens"][0]
-    said: list[str] = []
-    triton.check(said.append)
-    assert any("the process of a model ended" in line for line in said)
-    require_same(triton, whole, ids_of(ask(triton, "qwen_mtp_k3", **GREEDY)))
