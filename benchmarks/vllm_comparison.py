@@ -1,35 +1,39 @@
 """vLLM on the CPU beside our engine, and routed by us beside what it can do alone.
 
-`python -m benchmarks.vllm_comparison --vllm-python PYTHON [--json] [--short] [--tasks A,B]`
+`python -m benchmarks.vllm_comparison --vllm HOST:PORT [--adaptive HOST:PORT/MODEL] [--json]`
 
-Everything runs behind Triton at the same time on the small checkpoint: our engine and vLLM at
-K = 0, 1 and 3, vLLM with a schedule of its own (`num_speculative_tokens_per_batch_size`), and the
-gateway in front of vLLM's variants with a profile calibrated on other prompts. A round sends the
-same greedy prompts of a task to each of them in random order. Results are ratios of tokens per
-second within a round, as median and quartiles over rounds; tokens per second are never printed,
+HOST:PORT is a Triton with vLLM's variants of the small checkpoint at the draft lengths of
+--lengths, as `trt-mtp serve` starts it, and MODEL a variant with a schedule of vLLM's own
+(`trt-mtp build --draft-len-schedule`). Our engine at the same lengths, and a gateway in front of
+vLLM's variants with a profile calibrated on other prompts, are started beside them. A round sends
+the same greedy prompts of a task to each of them in random order. Results are ratios of tokens per
+second within a round, as median and quartiles over rounds; tokens per second are not printed,
 because the machine's load is in them.
 
 vLLM computes in bfloat16 and our engine in float32: the ratio between them is of programs, not of
-arithmetic. Variants share the cores, so that a variant that waits costs the others nothing but
-memory, 2.4 GB each.
+arithmetic. All share the cores, so that one that waits costs the others nothing but memory.
 """
 
 import argparse
 import asyncio
+import json
 import random
 import statistics
 import sys
 import tempfile
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+
+from tritonclient.grpc import InferenceServerClient
 
 from benchmarks._report import print_report
 from benchmarks.engine import Ratio
 from tests.engine_fixtures import ASSET
+from trt_mtp.build.variant import VariantRecord
 from trt_mtp.controller.calibrate.load_client import LoadClient, request_bytes
 from trt_mtp.controller.calibrate.prompt_sets import PromptSet, read_prompt_set
 from trt_mtp.controller.client import Prompt, StreamClient
@@ -38,11 +42,10 @@ from trt_mtp.controller.demo.report import one_at_a_time, profile_from
 from trt_mtp.controller.profile import write_profile
 from trt_mtp.controller.up import child, read_ready_line
 from trt_mtp.errors import TrtMtpError
+from trt_mtp.serve.repository import MEASURED_ON
 from trt_mtp.serve.serving import resolve_variants, serving
 
-LENGTHS = (0, 1, 3)
 LOADS = (1, 4)
-SCHEDULE = "1:3,8:1"  # three drafts alone, one from two requests on
 CALIBRATION, ASKED, ROUNDS = 4, 6, 5  # prompts a task; rounds
 SEED = 20261129
 PUBLIC = "qwen_mtp"
@@ -79,46 +82,52 @@ def built(folder: Path, *options: str) -> Path:
 
 
 @contextmanager
-def running(folder: Path, vllm_python: str, prompts: PromptSet) -> Iterator[dict[str, Target]]:
-    """Everything that is compared, behind its Triton."""
-    lengths = ",".join(map(str, LENGTHS))
-    vllm = ("--engine", "vllm", "--vllm-python", vllm_python)
-    ours = built(folder / "cpu", "--engine", "cpu", "--no-verify", "--draft-lengths", lengths)
-    theirs = built(folder / "vllm", *vllm, "--draft-lengths", lengths)
-    alone = built(
-        folder / "adaptive", *vllm, "--draft-lengths", "3", "--draft-len-schedule", SCHEDULE
+def running(
+    folder: Path, lengths: Sequence[int], url: str, adaptive: str | None, prompts: PromptSet
+) -> Iterator[dict[str, Target]]:
+    """Everything that is compared."""
+    named = ",".join(map(str, lengths))
+    ours = resolve_variants(
+        [built(folder / "cpu", "--engine", "cpu", "--no-verify", "--draft-lengths", named)]
     )
-    with ExitStack() as stack:
-        targets: dict[str, Target] = {}
-        for name, engines in (("ours", ours), ("vLLM", theirs), (ADAPTIVE, alone)):
-            variants = resolve_variants([engines])
-            server = stack.enter_context(serving(variants, on_progress=say))
-            for variant, model in zip(variants, server.models, strict=True):
-                label = name if name == ADAPTIVE else f"{name} K={variant.draft_length}"
-                targets[label] = (server.grpc_url, model)
+    targets = {f"vLLM K={k}": (url, f"{PUBLIC}_k{k}") for k in lengths}
+    if adaptive is not None:
+        where, _, model = adaptive.partition("/")
+        targets[ADAPTIVE] = (where, model)
+    with serving(ours, on_progress=say) as server:
+        models = zip(lengths, server.models, strict=True)
+        targets |= {f"ours K={k}": (server.grpc_url, model) for k, model in models}
         profile = folder / "profile.json"
-        calibrate(targets, theirs, prompts, profile)
-        url = targets["vLLM K=0"][0]
-        gateway = stack.enter_context(
-            child("gateway", "--triton", url, "--port", "0", "--json", "--profile", str(profile))
-        )
-        yield targets | {ROUTED: (str(read_ready_line(gateway)["gateway"]), PUBLIC)}
+        calibrate(url, lengths, prompts, ours[0].record, profile)
+        with child(
+            "gateway", "--triton", url, "--port", "0", "--json", "--profile", str(profile)
+        ) as gateway:
+            yield targets | {ROUTED: (str(read_ready_line(gateway)["gateway"]), PUBLIC)}
 
 
 def calibrate(
-    targets: Mapping[str, Target], engines: Path, prompts: PromptSet, profile: Path
+    url: str, lengths: Sequence[int], prompts: PromptSet, record: VariantRecord, profile: Path
 ) -> None:
     """A profile of vLLM's variants from the first prompts of each task, one at a time."""
-    url = targets["vLLM K=0"][0]
-    models = {k: targets[f"vLLM K={k}"][1] for k in LENGTHS}
+    models = {k: f"{PUBLIC}_k{k}" for k in lengths}
     held = {task: part[:CALIBRATION] for task, part in prompts.prompts.items()}
     with StreamClient(url) as client:
         warm_up(client, models, held)
         alone = {model: (client, model) for model in models.values()}
         answers = measure(alone, held, 1, lambda *_: None)
+        told = describe_target(url, models[0])
     cells = one_at_a_time(prompts, models, answers, 0, SEED)
-    record = resolve_variants([engines])[0].record
-    write_profile(profile, profile_from(cells, record, 0.0))
+    write_profile(profile, profile_from(cells, replace(record, **told), 0.0))
+
+
+def describe_target(url: str, model: str) -> dict[str, Any]:
+    """What a variant was measured on, as its Triton model says."""
+    with InferenceServerClient(url) as client:
+        parameters = client.get_model_config(model).config.parameters
+    return {
+        "fingerprint": parameters["fingerprint"].string_value,
+        "measured_on": json.loads(parameters[MEASURED_ON].string_value),
+    }
 
 
 async def measured(
@@ -154,9 +163,9 @@ async def tokens_per_s(
     return sum(answer.num_output_tokens for answer in batch.answers) / batch.elapsed_s
 
 
-def best_single(speeds: Speeds, load: int) -> str:
+def best_single(speeds: Speeds, lengths: Sequence[int], load: int) -> str:
     """The draft length of vLLM that is fastest over all tasks at this load, in hindsight."""
-    names = [f"vLLM K={k}" for k in LENGTHS]
+    names = [f"vLLM K={k}" for k in lengths]
 
     def time_per_token(name: str) -> float:
         return sum(
@@ -182,21 +191,21 @@ def compared(what: str, speeds: Speeds, one: str, other: Mapping[int, str]) -> C
     return Comparison(what, {**ratios, "all": everything})
 
 
-def comparisons(speeds: Speeds) -> list[Comparison]:
+def comparisons(speeds: Speeds, lengths: Sequence[int]) -> list[Comparison]:
     """All that is printed."""
 
     def against(one: str, other: str) -> Comparison:
         return compared(f"{one} over {other}", speeds, one, dict.fromkeys(LOADS, other))
 
-    best = {load: best_single(speeds, load) for load in LOADS}
+    best = {load: best_single(speeds, lengths, load) for load in LOADS}
     told = ", ".join(f"{name.removeprefix('vLLM ')} at load {load}" for load, name in best.items())
     return [
-        *[against(f"ours K={k}", "ours K=0") for k in LENGTHS[1:]],
-        *[against(f"vLLM K={k}", "vLLM K=0") for k in LENGTHS[1:]],
-        *[against(f"ours K={k}", f"vLLM K={k}") for k in LENGTHS],
+        *[against(f"ours K={k}", "ours K=0") for k in lengths[1:]],
+        *[against(f"vLLM K={k}", "vLLM K=0") for k in lengths[1:]],
+        *[against(f"ours K={k}", f"vLLM K={k}") for k in lengths],
         against(ROUTED, "vLLM K=0"),
         compared(f"{ROUTED} over the best single K ({told})", speeds, ROUTED, best),
-        against(ROUTED, ADAPTIVE),
+        *([against(ROUTED, ADAPTIVE)] if ADAPTIVE in next(iter(speeds.values())) else []),
     ]
 
 
@@ -208,20 +217,23 @@ def say(text: str) -> None:
 def main() -> None:
     """Run it."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--vllm-python", required=True)
+    parser.add_argument("--vllm", required=True, metavar="HOST:PORT")
+    parser.add_argument("--adaptive", metavar="HOST:PORT/MODEL")
+    parser.add_argument("--lengths", default="0,1,3", help="of both engines; 0 among them")
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("--short", action="store_true", help="fewer rounds and shorter answers")
     parser.add_argument("--tasks", default="structured_output,coding,writing")
     options = parser.parse_args()
+    lengths = sorted(map(int, options.lengths.split(",")))
     prompts = read_prompt_set(str(ASSET / "prompts.jsonl")).chosen(options.tasks.split(","))
     prompts = prompts.drawn(48 if options.short else None, 0.0, SEED)
     asked = {task: part[CALIBRATION:][:ASKED] for task, part in prompts.prompts.items()}
     with (
         tempfile.TemporaryDirectory(prefix="trt-mtp-vllm-") as folder,
-        running(Path(folder), options.vllm_python, prompts) as targets,
+        running(Path(folder), lengths, options.vllm, options.adaptive, prompts) as targets,
     ):
         speeds = asyncio.run(measured(targets, asked, 2 if options.short else ROUNDS))
-    found = comparisons(speeds)
+    found = comparisons(speeds, lengths)
     values = [{"what": one.what, "ratios": as_json(one)} for one in found]
     print_report(
         options.json, {"comparisons": values}, [line for one in found for line in one.lines]
