@@ -43,11 +43,12 @@ from trt_mtp.controller.profile import write_profile
 from trt_mtp.controller.up import child, read_ready_line
 from trt_mtp.errors import TrtMtpError
 from trt_mtp.serve.repository import MEASURED_ON
-from trt_mtp.serve.serving import resolve_variants, serving
+from trt_mtp.serve.serving import limits_for, resolve_variants, serving
 
 LOADS = (1, 4)
 CALIBRATION, ASKED, ROUNDS = 4, 6, 5  # prompts a task; rounds
 SEED = 20261129
+LOAD_S = 900.0  # of our variants, where the machine does other work
 PUBLIC = "qwen_mtp"
 ROUTED, ADAPTIVE = "vLLM routed", "vLLM adaptive"
 
@@ -94,7 +95,8 @@ def running(
     if adaptive is not None:
         where, _, model = adaptive.partition("/")
         targets[ADAPTIVE] = (where, model)
-    with serving(ours, on_progress=say) as server:
+    limits = limits_for(ours, load_s=LOAD_S)
+    with serving(ours, limits=limits, on_progress=say) as server:
         models = zip(lengths, server.models, strict=True)
         targets |= {f"ours K={k}": (server.grpc_url, model) for k, model in models}
         profile = folder / "profile.json"
