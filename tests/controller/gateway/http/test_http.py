@@ -300,6 +300,6 @@ def test_who_takes_a_little_now_and_then_holds_no_place(
         def is_free() -> bool:
             with contextlib.suppress(ConnectionError):
                 client.recv(4_000)
-            return running()["variants"]["k3"]["num_running"] == 0
+            return bool(running()["variants"]["k3"]["num_running"] == 0)
 
         wait_until(is_free)
