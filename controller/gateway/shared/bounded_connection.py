@@ -60,19 +60,19 @@ class _Bounding:
     _reader: Any
 
     async def _connect(self) -> None:
-        await super()._connect()
+        await super()._connect()  # type: ignore[misc]
         self._reader = BoundedReader(self._reader)
 
     async def send_packed_command(self, *arguments: Any, **options: Any) -> None:
         """Send; what comes back until the next time is one exchange."""
         if isinstance(self._reader, BoundedReader):
             self._reader.begin()
-        await super().send_packed_command(*arguments, **options)
+        await super().send_packed_command(*arguments, **options)  # type: ignore[misc]
 
 
-class Bounded(_Bounding, Connection):  # type: ignore[misc]
+class Bounded(_Bounding, Connection):
     """A connection in the clear."""
 
 
-class BoundedTls(_Bounding, SSLConnection):  # type: ignore[misc]
+class BoundedTls(_Bounding, SSLConnection):
     """One over TLS."""
