@@ -9,6 +9,7 @@ import hashlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from trt_mtp.controller.gateway.shared.bounded_connection import bounded
 from trt_mtp.controller.gateway.shared.config import SharedConfig
 from trt_mtp.controller.gateway.shared.scripts import HOLD, LEASE, PUBLISH
 from trt_mtp.errors import TrtMtpError
@@ -168,18 +169,16 @@ def _connection(config: SharedConfig) -> "Redis":
 
     After that Reach says when to try again.
     """
-    from redis.asyncio import ConnectionPool, Redis
+    from redis.asyncio import Connection, ConnectionPool, Redis, SSLConnection
     from redis.asyncio.retry import Retry
     from redis.backoff import NoBackoff
-
-    from trt_mtp.controller.gateway.shared.bounded_connection import Bounded, BoundedTls
 
     tls: dict[str, Any] = {}
     if config.is_tls:
         ca = None if config.ca is None else str(config.ca)
         tls = {"ssl_ca_certs": ca, "ssl_check_hostname": True}
     pool = ConnectionPool(
-        connection_class=BoundedTls if config.is_tls else Bounded,
+        connection_class=bounded(SSLConnection if config.is_tls else Connection),
         host=config.host,
         port=config.port,
         db=config.database,
