@@ -55,7 +55,7 @@ class BoundedReader:
 def bounded(kind: type[Any]) -> type[Any]:
     """`kind` of redis-py's connections, with such a reader."""
 
-    class Bounded(kind):
+    class Bounded(kind):  # type: ignore[misc]
         _reader: Any
 
         async def _connect(self) -> None:
