@@ -10,6 +10,7 @@ from typing import Protocol
 
 from trt_mtp.extras import is_installed
 from trt_mtp.printable import printable
+from trt_mtp.terminal import folded
 
 PLAIN_INTERVAL_S = 10.0
 
@@ -74,7 +75,7 @@ def shown(unit: str, scale: float = 1.0) -> Iterator[Meter]:
 
         class Bar:
             def say(self, text: str) -> None:
-                console.print(printable(text), markup=False)
+                console.print(folded(text, console.width), markup=False)
 
             def update(
                 self, label: str, done: float, total: float, num_answers: int | None = None

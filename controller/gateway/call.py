@@ -61,6 +61,7 @@ class InferenceCall:
     metadata: Metadata = ()  # that goes on to Triton
     deadline_at: float | None = None  # monotonic time until which it may wait for a variant
     wants_reasons: bool = False  # of the decision, in the responses
+    optional_outputs: frozenset[str] = frozenset()  # for the client, of variants that have them
     started_at: float = field(default_factory=time.monotonic)
     first_at: float | None = None  # monotonic time of the first message to the client
     replica: Replica | None = None  # that has the request, or had it last
@@ -209,12 +210,13 @@ class InferenceCall:
         if not asked:
             return frozenset()
         wanted = LEARNED_OUTPUTS | ({IDS} if self.is_streaming and replica.can_continue else set())
-        return frozenset(wanted & replica.outputs - asked)
+        return frozenset((wanted | self.optional_outputs) & replica.outputs - asked)
 
     def hidden(self, replica: Replica) -> frozenset[str]:
         """The outputs that are not for the client, who got some of them by naming none."""
         is_named = any(output.name == IN_FLIGHT for output in self.request.message.outputs)
-        return self.unasked(replica) | (frozenset() if is_named else {IN_FLIGHT})
+        hidden = self.unasked(replica) - self.optional_outputs
+        return hidden | (frozenset() if is_named else {IN_FLIGHT})
 
     def message_for(self, replica: Replica, upstream_id: str) -> bytes:
         """The request as `replica` gets it: with a seed, after the tokens that the client has."""

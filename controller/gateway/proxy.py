@@ -62,10 +62,12 @@ class Proxy:
         metadata: Metadata = (),
         deadline_at: float | None = None,
         read: ReadFeatures = read_features,
+        optional_outputs: frozenset[str] = frozenset(),
     ) -> InferenceCall:
         """The call of a request, checked; raises InputError for one that is wrong.
 
-        `read` is for a door that knows more of the request than its tensors say.
+        `read` is for a door that knows more of the request than its tensors say, and
+        `optional_outputs` are to be in the answers of variants that have them.
         """
         try:
             lengths = self.pool.index.draft_lengths
@@ -77,7 +79,10 @@ class Proxy:
         except TrtMtpError:
             self.metrics.refused()
             raise
-        return InferenceCall(request, features, caller, metadata, deadline_at, hints.wants_reasons)
+        reasons = hints.wants_reasons
+        return InferenceCall(
+            request, features, caller, metadata, deadline_at, reasons, optional_outputs
+        )
 
     async def handle(self, call: InferenceCall, send: Send) -> None:
         """Carry the answer to the client through `send`.

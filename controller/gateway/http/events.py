@@ -13,6 +13,7 @@ from trt_mtp.controller.gateway.http.sending import (
     taken,
 )
 
+SHORT_BYTES = 16_384  # with which asyncio lets a writer go on that had to wait
 HEADERS = {"Content-Type": "text/event-stream; charset=utf-8", "Cache-Control": "no-cache"}
 
 
@@ -51,8 +52,11 @@ class EventStream:
         if self._held:
             events, self._held = self._held + events, b""
         self._written_at = self._loop.time()
-        async with taken(self._request):
+        if self._is_short(events):
             await self._response.write(events)
+        else:
+            async with taken(self._request):
+                await self._response.write(events)
 
     async def keep_alive(self, idle_s: float, event: Callable[[], bytes]) -> None:
         """Send an `event` whenever nothing was sent for `idle_s`, until this is cancelled.
@@ -72,10 +76,16 @@ class EventStream:
     async def end(self) -> web.StreamResponse:
         """The whole response."""
         await self._begin()
-        if self._held:
-            await self.write(b"")
-        await send_rest(self._request, self._response, self._room)
+        held, self._held = self._held, b""
+        await send_rest(self._request, self._response, held, self._room)
         return self._response
+
+    def _is_short(self, events: bytes) -> bool:
+        """Can `events` be written without a wait? A time limit takes as long as writing them."""
+        transport = self._request.transport
+        return (
+            transport is not None and transport.get_write_buffer_size() + len(events) < SHORT_BYTES
+        )
 
     async def _begin(self) -> None:
         async with self._beginning:  # several answers may come on one response

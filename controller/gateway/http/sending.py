@@ -34,17 +34,19 @@ def let_wait(request: web.Request, num_bytes: int | None) -> None:
         request.transport.set_write_buffer_limits(num_bytes)
 
 
-async def send_rest(request: web.Request, response: web.StreamResponse, room: ByteRoom) -> None:
-    """End a stream: what waits of it counts in its caller's room until the client took it.
+async def send_rest(
+    request: web.Request, response: web.StreamResponse, last: bytes, room: ByteRoom
+) -> None:
+    """End a stream with `last`: what waits counts in its caller's room until the client took it.
 
     Raises ConnectionResetError as `taken`.
     """
     transport = request.transport
-    num_bytes = 0 if transport is None else transport.get_write_buffer_size()
+    num_bytes = len(last) + (0 if transport is None else transport.get_write_buffer_size())
     let_wait(request, 0)
     with room.hold_now(num_bytes):
         async with taken(request, CLIENT_STALL_S + num_bytes / LEAST_BYTES_PER_S):
-            await response.write_eof()
+            await response.write_eof(last)
     let_wait(request, None)
 
 
