@@ -52,20 +52,24 @@ class BoundedReader:
             raise AnswerTooLongError(f"it sends more than {MAX_EXCHANGE_BYTES:,} bytes at once")
 
 
-def bounded(kind: type[Any]) -> type[Any]:
-    """`kind` of redis-py's connections, with such a reader."""
+def connection_class(*, is_tls: bool) -> type:
+    """redis-py's kind of connection, over TLS or in the clear, with such a reader."""
+    from redis.asyncio import Connection, SSLConnection
 
-    class Bounded(kind):  # type: ignore[misc]
+    class Bounding:
+        """What both kinds do about it."""
+
         _reader: Any
 
         async def _connect(self) -> None:
-            await super()._connect()
+            await super()._connect()  # type: ignore[misc]
             self._reader = BoundedReader(self._reader)
 
         async def send_packed_command(self, *arguments: Any, **options: Any) -> None:
             """Send; what comes back until the next time is one exchange."""
             if isinstance(self._reader, BoundedReader):
                 self._reader.begin()
-            await super().send_packed_command(*arguments, **options)
+            await super().send_packed_command(*arguments, **options)  # type: ignore[misc]
 
-    return Bounded
+    kind = SSLConnection if is_tls else Connection
+    return type("Bounded", (Bounding, kind), {})

@@ -9,7 +9,7 @@ import hashlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from trt_mtp.controller.gateway.shared.bounded_connection import bounded
+from trt_mtp.controller.gateway.shared.bounded_connection import connection_class
 from trt_mtp.controller.gateway.shared.config import SharedConfig
 from trt_mtp.controller.gateway.shared.scripts import HOLD, LEASE, PUBLISH
 from trt_mtp.errors import TrtMtpError
@@ -169,7 +169,7 @@ def _connection(config: SharedConfig) -> "Redis":
 
     After that Reach says when to try again.
     """
-    from redis.asyncio import Connection, ConnectionPool, Redis, SSLConnection
+    from redis.asyncio import ConnectionPool, Redis
     from redis.asyncio.retry import Retry
     from redis.backoff import NoBackoff
 
@@ -178,7 +178,7 @@ def _connection(config: SharedConfig) -> "Redis":
         ca = None if config.ca is None else str(config.ca)
         tls = {"ssl_ca_certs": ca, "ssl_check_hostname": True}
     pool = ConnectionPool(
-        connection_class=bounded(SSLConnection if config.is_tls else Connection),
+        connection_class=connection_class(is_tls=config.is_tls),
         host=config.host,
         port=config.port,
         db=config.database,
