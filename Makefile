@@ -40,7 +40,7 @@ bench: $(VENV)/.dev
 		echo "== $$file"; $(BIN)/python -m benchmarks.$$(basename $$file .py); \
 	done
 
-# real variants on vLLM's CPU wheel, in an environment of their own (3.5 GB; AVX-512-BF16 or AMX)
+# real variants on vLLM's CPU wheel, in an environment of their own (3.5 GB; AVX2)
 test-vllm: $(VENV)/.dev $(VENV)-vllm/.ready
 	TRT_MTP_VLLM_PYTHON=$(abspath $(VENV))-vllm/bin/python $(BIN)/python -m pytest \
 		-o timeout=1800 tests/vllm

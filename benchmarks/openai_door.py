@@ -66,6 +66,7 @@ class HttpClient(asyncio.Protocol):
 
     def __init__(self, address: str) -> None:
         self._host, _, self._port = address.rpartition(":")
+        self._times, self._tail = list[float](), b""
 
     async def connect(self) -> None:
         """Open it."""

@@ -10,6 +10,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from trt_mtp.controller.app_offset import logit, shifted
 from trt_mtp.controller.position_counts import MEMORY_STEPS, PositionCounts
 
 # SD of the error of log c_2 / c_1 = log r, and of log c_j / c_(j-1) beyond: 55 published series
@@ -32,15 +33,6 @@ class Estimate:
     weight: float
 
 
-def logit(p: float) -> float:
-    p = min(max(p, 1e-4), 1 - 1e-4)
-    return math.log(p / (1 - p))
-
-
-def sigmoid(x: float) -> float:
-    return 1 / (1 + math.exp(-x))
-
-
 def pooled(counts: PositionCounts, parent: Sequence[float], weight: float) -> tuple[float, ...]:
     """The conditionals of `counts`, shrunk to `parent`'s.
 
@@ -49,7 +41,7 @@ def pooled(counts: PositionCounts, parent: Sequence[float], weight: float) -> tu
     """
     means, shift = [], 0.0
     for j, parent_mean in enumerate(parent):
-        prior = parent_mean if not shift else sigmoid(logit(parent_mean) + shift)
+        prior = parent_mean if not shift else shifted((parent_mean,), shift)[0]
         trials = counts.trials[j]
         if trials <= 0.0:
             means.append(prior)

@@ -10,6 +10,7 @@ import click
 from trt_mtp.errors import InputError, TrtMtpError
 from trt_mtp.files import to_json
 from trt_mtp.options import json_option, model_option, temperature_option
+from trt_mtp.printable import printable
 from trt_mtp.terminal import say
 
 if TYPE_CHECKING:
@@ -83,7 +84,7 @@ def ask(
     )
 
     def show(piece: str) -> None:
-        click.echo(piece, nl=False)
+        click.echo(printable(piece) if sys.stdout.isatty() else piece, nl=False)
 
     with StreamClient(url) as client:
         if not client.is_reachable():

@@ -21,6 +21,7 @@ from trt_mtp.controller.acceptance import (
     temperature_band,
 )
 from trt_mtp.controller.acceptance_estimate import Estimate
+from trt_mtp.controller.context_cost import answer_tokens, mean_context_tokens
 from trt_mtp.controller.decision import CandidateScore, Decision, VariantState
 from trt_mtp.controller.filters import rejections
 from trt_mtp.controller.outcome import Outcome, outcome_problem
@@ -146,6 +147,7 @@ class Policy:
             now_s=now_s,
             session_id=features.session_id,
             tenant=features.tenant,
+            app=features.app,
             prompt_tokens=features.prompt_tokens,
         )
 
@@ -177,6 +179,7 @@ class Policy:
             outcome.cut_after,
             decision.tenant,
             decision.session_id,
+            decision.app,
         )
         if outcome.ttft_s is not None and outcome.num_steps > 1 and is_steady:
             self.num_rejected_outcomes += not self._learn_cost(chosen, outcome, outcome.ttft_s)
@@ -193,10 +196,10 @@ class Policy:
 
     def _expect(self, guess: TaskGuess, features: RequestFeatures) -> "Expected":
         band, thinking = temperature_band(features.temperature), bool(features.thinking)
-        estimate, tenant, session = self.acceptance.estimate, features.tenant, features.session_id
+        keys = features.tenant, features.session_id, features.app
         return Expected(
             [
-                (share, estimate(AcceptanceKey(task, band, thinking), tenant, session))
+                (share, self.acceptance.estimate(AcceptanceKey(task, band, thinking), *keys))
                 for task, share in _likely(guess.probabilities)
             ]
         )
@@ -207,7 +210,7 @@ class Policy:
         """The expected time on every variant."""
         home = self._homes.get(features.session_id) if features.session_id else None
         num_tokens = features.prompt_tokens
-        answer, own_tokens = features.answer_tokens, features.context_tokens
+        answer, own_tokens = answer_tokens(features), mean_context_tokens(features)
         in_flight = _on_devices(variants) if self.profile.shared_device else _on_variants(variants)
         times = []
         for v, (others, context_tokens) in zip(variants, in_flight, strict=True):

@@ -99,6 +99,7 @@ def _features(record: LogRecord) -> RequestFeatures:
         thinking=decision.thinking,
         hint_task=decision.task,
         tenant=decision.tenant,
+        app=decision.app,
     )
 
 

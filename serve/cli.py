@@ -18,6 +18,7 @@ from trt_mtp.options import (
     tls_options,
     together,
 )
+from trt_mtp.printable import printable
 from trt_mtp.serve.contract import INTERVAL, INTERVAL_MS
 from trt_mtp.serve.streaming_interval import MAX_HOLD_MS
 from trt_mtp.terminal import fitted
@@ -34,7 +35,7 @@ def given_interval(tokens: int | None, milliseconds: int | None) -> dict[str, in
 
 def say(text: str) -> None:
     """A line for people, on stderr."""
-    click.echo(text, err=True)
+    click.echo(printable(text), err=True)
 
 
 interval_options = together(

@@ -12,6 +12,7 @@ from trt_mtp.controller.calibrate.calibrate_cli import openai_key_option, tasks_
 from trt_mtp.errors import InputError, TrtMtpError
 from trt_mtp.files import to_json, write_atomic
 from trt_mtp.options import FILE, json_option, temperature_option, wide_option
+from trt_mtp.printable import printable
 from trt_mtp.terminal import say
 
 if TYPE_CHECKING:
@@ -125,7 +126,7 @@ def bench(
     else:
         is_shown = sys.stdout.isatty() and sys.stderr.isatty()  # row by row, as they came
         lines = [row(line, columns) for line in results]
-        click.echo("\n".join(lines[-1:] if is_shown else [head(columns), *lines]))
+        click.echo(printable("\n".join(lines[-1:] if is_shown else [head(columns), *lines])))
         say("\n".join([NOTE, *(f"the server {note}" for note in target.notes)]))
     failed = results[-1].error_request_count
     if failed:

@@ -32,7 +32,6 @@ log = logging.getLogger(__name__)
 
 OnReady = Callable[[dict[str, Any]], None]
 
-LOG_FORMAT = "%(asctime)s %(levelname)s %(message)s"
 REPORT_S = 60.0
 LOOK_S = 0.1
 SAME_S = 2.0  # signals of one end: systemd sends SIGTERM to us, and so does who started us
