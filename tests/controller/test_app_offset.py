@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from trt_mtp.controller import app_offset
 from trt_mtp.controller.acceptance import AcceptanceKey, AcceptanceLearner
 from trt_mtp.controller.app_offset import MAX_APPS, app_key, shifted
+from trt_mtp.controller.position_counts import PositionCounts
 from trt_mtp.controller.profile import PUBLISHED_ACCEPTANCE
 
 CODING = AcceptanceKey("coding", "low", False)
@@ -111,5 +112,5 @@ def test_shifted_chances_are_chances_and_shift_back(chances: list[float], by: fl
 
 def test_nothing_tried_is_no_offset() -> None:
     """Without a trial there is nothing to compare."""
-    counts = app_offset.PositionCounts()
+    counts = PositionCounts()
     assert app_offset.offset(counts, counts, 25.0) == 0.0

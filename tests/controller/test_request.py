@@ -39,7 +39,7 @@ def raw_content(value: Content) -> tuple[str, bytes]:
     return "BYTES", len(data).to_bytes(4, "little") + data
 
 
-def features_of(parameters: dict[str, str] | None = None, **inputs: Content) -> RequestFeatures:
+def features_of(parameters: Any = None, **inputs: Any) -> RequestFeatures:
     """The features of a request with these inputs."""
     request = pb.ModelInferRequest(model_name="qwen_mtp")
     for name, value in inputs.items():
