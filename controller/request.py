@@ -8,13 +8,8 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from trt_mtp.controller import pasted_text
 from trt_mtp.controller.app_offset import app_key
-from trt_mtp.controller.pasted_text import (
-    asks_in_messages,
-    asks_in_text,
-    asks_of_pasted_text,
-    unescaped,
-)
 from trt_mtp.errors import InputError
 from trt_mtp.files import nearest
 from trt_mtp.serve.contract import (
@@ -321,7 +316,7 @@ def _text_prompt(data: memoryview) -> _Prompt:
         system=system[:WINDOW_CHARS],
         has_tools="<tools>" in system,
         thinking=thinking,
-        asks_of_pasted_text=asks_in_text(head, tail, num_chars),
+        asks_of_pasted_text=pasted_text.asks_in_text(head, tail, num_chars),
     )
 
 
@@ -355,7 +350,7 @@ def _chat_prompt(data: bytes) -> _Prompt:
         has_tools=bool(options.get("tools")) or any(m.get("role") == "tool" for m in turns),
         has_response_format=is_format(options.get("response_format")),
         thinking=said if isinstance(said := options.get("enable_thinking"), bool) else None,
-        asks_of_pasted_text=asks_of_pasted_text(last, last, len(last)),
+        asks_of_pasted_text=pasted_text.asks_of_pasted_text(last, last, len(last)),
     )
 
 
@@ -392,12 +387,12 @@ def _long_chat_prompt(data: memoryview) -> _Prompt:
     outside = head + tail  # keys inside a content have their quotes escaped
     said = re.search(r'(?<!\\)"enable_thinking"\s*:\s*(true|false)', outside)
     return _Prompt(
-        head=unescaped(head)[:WINDOW_CHARS],
-        tail=unescaped(tail)[-WINDOW_CHARS:],
+        head=pasted_text.unescaped(head)[:WINDOW_CHARS],
+        tail=pasted_text.unescaped(tail)[-WINDOW_CHARS:],
         num_chars=num_chars,
         system=system[:WINDOW_CHARS],
         has_tools=re.search(r'(?<!\\)"tools"\s*:\s*\[\s*\{', outside) is not None,
         has_response_format=re.search(r'(?<!\\)"response_format"\s*:\s*\{', outside) is not None,
         thinking=None if said is None else said[1] == "true",
-        asks_of_pasted_text=asks_in_messages(head, tail, num_chars),
+        asks_of_pasted_text=pasted_text.asks_in_messages(head, tail, num_chars),
     )
