@@ -171,11 +171,8 @@ def replay(log: Path, policy: str, profile: Path | None, seed: int, as_json: boo
 def _ratios(row: dict[str, Any]) -> Iterator[str]:
     """Throughput over the oracle's, the best fixed length's and no speculation's."""
     for name, digits in (("over_oracle", 3), ("over_best_static", 2), ("over_none", 2)):
-        ratio = row.get(name)
-        yield (
-            "-"
-            if ratio is None
-            else (
-                f"{ratio['ratio']:.{digits}f} ({ratio['low']:.{digits}f}-{ratio['high']:.{digits}f})"
-            )
-        )
+        if name in row:
+            value, low, high = (f"{row[name][key]:.{digits}f}" for key in ("ratio", "low", "high"))
+            yield f"{value} ({low}-{high})"
+        else:
+            yield "-"

@@ -19,7 +19,7 @@ from trt_mtp.controller.profile import Profile, write_profile
 from trt_mtp.controller.report import tables as report_tables
 from trt_mtp.controller.report.report import Report, calibrated, read_report, render
 from trt_mtp.controller.report.summary import Summary, summarize
-from trt_mtp.controller.report.text import BASIS, headline, hosting
+from trt_mtp.controller.report.text import BASIS, headline, hosting, next_step
 from trt_mtp.errors import InputError
 from trt_mtp.files import to_json
 
@@ -146,6 +146,7 @@ def test_what_is_undecided_is_no_order() -> None:
     assert "ikeliest so far: draft length" in said
     assert not re.search(r"\b[Uu]se\b", said)
     assert "The best variant to host alone is, so far," in hosting(summary)
+    assert next_step(summary, "p.json")[1].startswith("rm p.json.journal && ")
 
 
 def test_estimated_and_measured_speedups_stand_side_by_side() -> None:
