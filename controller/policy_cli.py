@@ -171,8 +171,9 @@ def replay(log: Path, policy: str, profile: Path | None, seed: int, as_json: boo
 def _ratios(row: dict[str, Any]) -> Iterator[str]:
     """Throughput over the oracle's, the best fixed length's and no speculation's."""
     for name, digits in (("over_oracle", 3), ("over_best_static", 2), ("over_none", 2)):
-        if name in row:
-            value, low, high = (f"{row[name][key]:.{digits}f}" for key in ("ratio", "low", "high"))
-            yield f"{value} ({low}-{high})"
-        else:
+        ratio = row.get(name)
+        if ratio is None:
             yield "-"
+            continue
+        middle, low, high = (f"{ratio[key]:.{digits}f}" for key in ("ratio", "low", "high"))
+        yield f"{middle} ({low}-{high})"

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from trt_mtp.errors import InputError
 from trt_mtp.files import nearest
 from trt_mtp.serve.contract import (
+    EMITTED,
     EXPLAIN,
     GUIDED,
     IGNORE_EOS,
@@ -68,6 +69,12 @@ class RequestFeatures:
     num_tool_chars: int = 0  # of the tools, which the template puts into the prompt
     min_tokens: int = 0  # before an end token may come; 0 where end tokens are ignored
     is_guided: bool = False  # its answer is held to a grammar
+    num_emitted: int = 0  # tokens of its answer that it brings, to be continued
+
+    @property
+    def context_tokens(self) -> int:
+        """All that a variant reads before it answers."""
+        return self.prompt_tokens + self.num_emitted
 
     @property
     def prompt_tokens(self) -> int:
@@ -193,6 +200,7 @@ def read_features(request: InferRequest, hints: Hints) -> RequestFeatures:
         num_tool_chars=len(tools) if tools else 0,
         min_tokens=_min_tokens(request),
         is_guided=is_guided,
+        num_emitted=num_ids(request, EMITTED) or 0,
     )
 
 
@@ -218,7 +226,10 @@ def is_streaming(request: InferRequest) -> bool:
 
 def input_tensor(request: InferRequest, name: str) -> Any | None:
     """The input of this name, None where there is none."""
-    return next((tensor for tensor in request.message.inputs if tensor.name == name), None)
+    for tensor in request.message.inputs:
+        if tensor.name == name:
+            return tensor
+    return None
 
 
 def _number(request: InferRequest, name: str, form: str, default: float) -> float:

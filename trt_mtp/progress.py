@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from trt_mtp.extras import is_installed
+from trt_mtp.printable import printable
 from trt_mtp.terminal import folded
 
 PLAIN_INTERVAL_S = 10.0
@@ -100,7 +101,7 @@ class PlainMeter:
 
     def say(self, text: str) -> None:
         """Print it."""
-        print(text, file=sys.stderr, flush=True)
+        print(printable(text), file=sys.stderr, flush=True)
 
     def update(self, label: str, done: float, total: float, num_answers: int | None = None) -> None:
         """Say so if it is time to."""

@@ -7,12 +7,14 @@ from typing import TextIO
 
 import click
 
+from trt_mtp.printable import printable
+
 INDENT = "  "  # of what a long line goes on with
 NARROWEST = 40  # columns; below, the terminal itself wraps
 
 
 def folded(text: str, width: int | None) -> str:
-    """`text` with its long lines folded at spaces; as it is without a `width`.
+    """`text`, printable, with its long lines folded at spaces if there is a `width`.
 
     Words are never cut, so that an address or a command can be copied whole.
 
@@ -20,6 +22,7 @@ def folded(text: str, width: int | None) -> str:
     gateway at 127.0.0.1:8001, OpenAI's API
       at http://127.0.0.1:8000/v1
     """
+    text = printable(text)
     if width is None:
         return text
     return "\n".join(_folded_line(line, max(width, NARROWEST)) for line in text.split("\n"))

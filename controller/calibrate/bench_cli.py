@@ -11,7 +11,8 @@ import click
 from trt_mtp.controller.calibrate.calibrate_cli import openai_key_option, tasks_option
 from trt_mtp.errors import InputError, TrtMtpError
 from trt_mtp.files import to_json, write_atomic
-from trt_mtp.options import FILE, json_option, wide_option
+from trt_mtp.options import FILE, json_option, temperature_option, wide_option
+from trt_mtp.printable import printable
 from trt_mtp.terminal import say
 
 if TYPE_CHECKING:
@@ -59,13 +60,7 @@ if TYPE_CHECKING:
     type=click.IntRange(2),
     help="Maximum output tokens per answer.  [default: the prompt's]",
 )
-@click.option(
-    "--temperature",
-    type=click.FloatRange(0, 2),
-    default=0.0,
-    show_default=True,
-    help="Sampling temperature; 0 is greedy.",
-)
+@temperature_option
 @click.option(
     "--seed",
     type=click.IntRange(0, 2**31),
@@ -131,7 +126,7 @@ def bench(
     else:
         is_shown = sys.stdout.isatty() and sys.stderr.isatty()  # row by row, as they came
         lines = [row(line, columns) for line in results]
-        click.echo("\n".join(lines[-1:] if is_shown else [head(columns), *lines]))
+        click.echo(printable("\n".join(lines[-1:] if is_shown else [head(columns), *lines])))
         say("\n".join([NOTE, *(f"the server {note}" for note in target.notes)]))
     failed = results[-1].error_request_count
     if failed:

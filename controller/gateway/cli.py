@@ -1,7 +1,6 @@
 """The commands that route requests to variants."""
 
 import json
-import logging
 import os
 from typing import TYPE_CHECKING, Any
 
@@ -242,10 +241,11 @@ def gateway(workers: int, as_json: bool, **options: Any) -> None:
     """
     # before gRPC comes: its core says a line of every broken frame, which anybody can send
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
-    from trt_mtp.controller.gateway.process import LOG_FORMAT, run_gateway
+    from trt_mtp.controller.gateway.log_lines import begin_log
+    from trt_mtp.controller.gateway.process import run_gateway
 
     config = process_config(options)
-    logging.basicConfig(level=logging.INFO, format=LOG_FORMAT)
+    begin_log()
 
     def on_ready(ready: dict[str, Any]) -> None:
         click.echo(json.dumps(ready) if as_json else fitted(ready_text(ready)))

@@ -13,6 +13,7 @@ import click
 from trt_mtp.files import to_json
 from trt_mtp.live_screen import draw
 from trt_mtp.options import FILE, json_option, wide_option
+from trt_mtp.printable import one_line
 from trt_mtp.terminal import fitted, say
 
 if TYPE_CHECKING:
@@ -235,11 +236,11 @@ def history(file: Path, wide: bool, as_json: bool) -> None:
         head = f"{event['at'][:19]}Z  {event['who']}  {event['action']:<16} {event['stage']}"
         facts = f"{head}  {json.dumps(event['what']) if event['what'] else ''}".rstrip()
         if event["why"]:
-            say(f"{head}  {event['why']}")
+            say(one_line(f"{head}  {event['why']}"))
         elif wide or len(facts) <= COLUMNS:
-            click.echo(facts)
+            click.echo(one_line(facts))
         else:
-            click.echo(f"{facts[: COLUMNS - 1]}…")
+            click.echo(one_line(f"{facts[: COLUMNS - 1]}…"))
 
 
 def _show_live(spec: "RolloutSpec", seen: "Status") -> None:

@@ -64,7 +64,7 @@ def read_access(options: dict[str, Any]) -> "AccessConfig":
     from trt_mtp.controller.gateway.access.config import (
         AccessConfig,
         ConnectionLimits,
-        affordable_connections,
+        checked_connections,
         raise_file_limit,
     )
     from trt_mtp.serve.tls_files import TlsFiles, read_server_files
@@ -78,7 +78,7 @@ def read_access(options: dict[str, Any]) -> "AccessConfig":
         tokens=take("tokens"),
         max_prompt_tokens=take("max_prompt_tokens"),
         connections=ConnectionLimits(
-            max_connections=take("max_connections") or affordable_connections(),
+            max_connections=checked_connections(take("max_connections")),
             max_streams=take("max_streams"),
             max_caller_streams=take("max_caller_streams"),
             idle_s=take("idle_timeout_s"),

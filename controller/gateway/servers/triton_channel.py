@@ -18,6 +18,8 @@ OPTIONS = (
     ("grpc.max_receive_message_length", -1),  # what a variant answers is not ours to limit
     ("grpc.max_send_message_length", -1),
     ("grpc.use_local_subchannel_pool", 1),
+    # else gRPC guesses how much is on its way, and lets tens of MB come that nobody reads
+    ("grpc.http2.bdp_probe", 0),
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.min_reconnect_backoff_ms", 2_000),  # also the time that an attempt has: busy servers
     ("grpc.max_reconnect_backoff_ms", 2_000),

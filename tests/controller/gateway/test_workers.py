@@ -307,6 +307,7 @@ def test_the_admin_port_tells_and_drains(doubles: TritonServer, tmp_path: Path) 
         ("POST", "/drain", {"TRT-MTP-Admin": "1", "Origin": "http://a.example"}, "Origin"),
         ("GET", "/statistics", {"Host": "a.example"}, "127.0.0.1 or localhost"),  # rebound DNS
         ("GET", "/metrics", {"Host": "127.0.0.1.a.example:80"}, "127.0.0.1 or localhost"),
+        ("GET", "/metrics", {"Host": "localhost:1@a.example"}, "127.0.0.1 or localhost"),
     ],
 )
 def test_the_admin_port_is_not_for_web_pages(

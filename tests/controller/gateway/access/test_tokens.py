@@ -239,3 +239,13 @@ def test_neither_prompts_nor_tokens_are_logged(
     wait_until(lambda: not any(v.num_running for v in gateway.gateway.pool.variants.values()))
     assert secret not in caplog.text
     assert "eerf" not in caplog.text
+
+
+def test_tokens_of_an_answer_that_is_brought_count_as_its_prompt(url: str) -> None:
+    """A variant reads them all the same."""
+    request = script_request(tokens=200)
+    request.inputs.add(name="emitted_ids", datatype="INT32", shape=[101])
+    request.raw_input_contents.append(bytes(4 * 101))
+    with raw_stream(url, bearer("free")) as stream:
+        stream.send(request)
+        assert "tokens: at most 100 are taken here" in stream.receive().error_message
