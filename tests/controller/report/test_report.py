@@ -221,11 +221,11 @@ def test_the_table_per_task_is_that_of_the_cells(profile: Profile, page: str) ->
     assert [line[0] for line in lines] == [task.replace("_", " ") for task in TASKS]
     for task, line in zip(TASKS, lines, strict=True):
         cell = cells[CellKey(task, 0 if line[1] == "none" else int(line[1]), 1)]
-        assert float(line[6]) == pytest.approx(cell.tpot_ms.p50, rel=0.01)
-        assert float(line[8]) == pytest.approx(cell.tokens_per_s.value, rel=0.01)
+        assert float(line[7]) == pytest.approx(cell.tpot_ms.p50, rel=0.01)
+        assert float(line[9]) == pytest.approx(cell.tokens_per_s.value, rel=0.01)
         if cell.speedup:
             assert float(line[2].split()[0]) == pytest.approx(cell.speedup.value, abs=0.006)
-            assert float(line[4]) == pytest.approx(cell.acceptance_length, abs=0.006)
+            assert float(line[5]) == pytest.approx(cell.acceptance_length, abs=0.006)
 
 
 def test_every_choice_is_in_the_first_table(profile: Profile, page: str) -> None:
