@@ -149,7 +149,7 @@ def test_tensors_that_the_engine_does_not_read_are_named(cli: Cli, tmp_path: Pat
     write_safetensors(folder / "model.safetensors", tensors)
     result = cli("build", folder, "--engine", "cpu", "-o", tmp_path / "engines")
     assert result.code == 2
-    assert "model.layers.3.self_attn.q_proj.bias is no part of a Qwen3.5 model" in result.err
+    assert "model.layers.3.self_attn.q_proj.bias is not part of a Qwen3.5 model" in result.err
 
 
 VALUES = st.one_of(
