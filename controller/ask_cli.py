@@ -9,7 +9,7 @@ import click
 
 from trt_mtp.errors import InputError, TrtMtpError
 from trt_mtp.files import to_json
-from trt_mtp.options import json_option, model_option
+from trt_mtp.options import json_option, model_option, temperature_option
 
 if TYPE_CHECKING:
     from trt_mtp.controller.client import TimedAnswer
@@ -40,13 +40,7 @@ GATEWAY = "127.0.0.1:8001"
     show_default=True,
     help="Maximum output tokens.",
 )
-@click.option(
-    "--temperature",
-    type=click.FloatRange(0, 2),
-    default=0.0,
-    show_default=True,
-    help="Sampling temperature; 0 is greedy.",
-)
+@temperature_option
 @click.option(
     "--seed", type=click.IntRange(0, 2**63), default=0, show_default=True, help="Random seed."
 )

@@ -32,6 +32,7 @@ from trt_mtp.serve.engine.base import Chunk, Engine, Generation
 from trt_mtp.serve.long_prompts import LongPrompts, ReceivedRequest
 from trt_mtp.serve.openable import openable
 from trt_mtp.serve.pending_message import PendingMessage
+from trt_mtp.serve.streaming_interval import interval_in
 from trt_mtp.serve.variant_metrics import VariantMetrics
 from trt_mtp.serve.variant_request import VariantRequest, read_cancel, read_request
 from trt_mtp.serve.warm_up import one_at_a_time, warm_up
@@ -318,18 +319,17 @@ class TritonPythonModel:
 
     def initialize(self, args: dict[str, str]) -> None:
         """Open the variant in the model's `variant_folder` parameter."""
-        parameters = json.loads(args["model_config"])["parameters"]
+        parameters = json.loads(args["model_config"])["parameters"].items()
+        texts = {name: value["string_value"] for name, value in parameters}
         try:
-            with openable(parameters["variant_folder"]["string_value"]) as folder:
+            self._interval = interval_in(texts)
+            with openable(texts["variant_folder"]) as folder:
                 self._engine = open_engine(folder)
                 with one_at_a_time(folder / ".."):
                     warm_up(self._engine)
         except TrtMtpError as error:
             raise pb_utils.TritonModelException(str(error)) from None
-        labels = {
-            "variant": parameters["variant"]["string_value"],
-            "draft_length": parameters["draft_length"]["string_value"],
-        }
+        labels = {name: texts[name] for name in ("variant", "draft_length")}
         metrics = VariantMetrics(self._engine, labels, pb_utils.MetricFamily)
 
         self._responses = ResponseSender(metrics.publish, lambda: end_with(self._engine))
@@ -358,7 +358,7 @@ class TritonPythonModel:
 
     def _submit(self, received: ReceivedRequest) -> None:
         responses = self._responses
-        wanted = read_request(received.inputs, received.parameters, self._engine)
+        wanted = read_request(received.inputs, received.parameters, self._engine, self._interval)
         state = RequestState(received.request_id, received.sender, received.outputs, wanted)
         state.generation = self._engine.submit(
             wanted.request, lambda chunk: responses.put(state, chunk)

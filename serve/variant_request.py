@@ -4,7 +4,7 @@ import json
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 from numpy.typing import NDArray
 
@@ -12,9 +12,6 @@ from trt_mtp.errors import InputError
 from trt_mtp.serve.contract import (
     CANCEL,
     GUIDED,
-    INTERVAL,
-    INTERVAL_MS,
-    MAX_HOLD_S,
     MAX_LOGPROBS,
     MAX_STOP_TEXTS,
     NEUTRAL,
@@ -28,6 +25,14 @@ from trt_mtp.serve.contract import (
 from trt_mtp.serve.engine.base import Engine, Guided, Request, SamplingParams
 from trt_mtp.serve.guided_decoding import read_guided
 from trt_mtp.serve.parameter_names import PREFIX, unknown_parameter
+from trt_mtp.serve.streaming_interval import (
+    INTERVALS,
+    NO_INTERVAL,
+    GivenInterval,
+    Interval,
+    asked_interval,
+    default_interval,
+)
 
 Inputs = Mapping[str, NDArray[Any]]
 
@@ -37,13 +42,6 @@ SAMPLING_FIELDS = (
 )  # fmt: skip
 FOR_MESSAGES = ("tools", THINKING)
 SEED_BITS = 64
-
-
-class Interval(NamedTuple):
-    """How much of a streamed answer waits for the next message: until either is reached."""
-
-    tokens: int = 1
-    seconds: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,8 +55,12 @@ class VariantRequest:
     omitted: frozenset[str]  # outputs that flags leave out
 
 
-def read_request(inputs: Inputs, parameters: str, engine: Engine) -> VariantRequest:
+def read_request(
+    inputs: Inputs, parameters: str, engine: Engine, interval: GivenInterval = NO_INTERVAL
+) -> VariantRequest:
     """The request whose tensors are `inputs` and whose parameters are the JSON object `parameters`.
+
+    `interval` is the variant's, for streamed answers whose request has none.
 
     Raises InputError if it can't be run; the engine checks ranges and lengths on submission.
     """
@@ -78,7 +80,7 @@ def read_request(inputs: Inputs, parameters: str, engine: Engine) -> VariantRequ
             _num_logprobs(inputs),
         ),
         is_streaming=is_streaming,
-        interval=_interval(inputs, sampling.max_tokens, is_streaming),
+        interval=_interval(inputs, sampling.max_tokens, is_streaming, interval),
         echo=_echo(inputs),
         omitted=frozenset[str]().union(
             *(OUTPUT_FLAGS[name] for name, is_wanted in flags.items() if not is_wanted)
@@ -181,19 +183,15 @@ def _sampling(inputs: Inputs, room: int) -> SamplingParams:
     return SamplingParams(**{"seed": secrets.randbits(SEED_BITS), **values})
 
 
-def _interval(inputs: Inputs, max_tokens: int, is_streaming: bool) -> Interval:
-    limits = {INTERVAL: max_tokens, INTERVAL_MS: round(MAX_HOLD_S * 1000)}
-    given = {name: int(inputs[name].item()) for name in limits if name in inputs}
-    for name, value in given.items():
-        if not is_streaming:
+def _interval(
+    inputs: Inputs, max_tokens: int, is_streaming: bool, default: GivenInterval
+) -> Interval:
+    given = {name: int(inputs[name].item()) for name in INTERVALS if name in inputs}
+    if not is_streaming:
+        for name in given:
             raise InputError(f"{name} goes with streaming, which this request doesn't ask for")
-        if not 1 <= value <= limits[name]:
-            what = "sampling_param_max_tokens, " if name == INTERVAL else ""
-            raise InputError(f"{name} is {value}: expected 1 to {what}{limits[name]}")
-    # with milliseconds alone, no number of tokens is enough
-    tokens = given.get(INTERVAL, max_tokens if INTERVAL_MS in given else 1)
-    seconds = given.get(INTERVAL_MS, limits[INTERVAL_MS]) / 1000 if given else 0.0
-    return Interval(tokens, seconds)
+        return Interval()
+    return asked_interval(given, max_tokens) if given else default_interval(default, max_tokens)
 
 
 def _echo(inputs: Inputs) -> str:

@@ -94,6 +94,13 @@ engine_option = click.option(
 seed_option = click.option(
     "--seed", type=click.IntRange(0), default=0, show_default=True, help="Random seed."
 )
+temperature_option = click.option(
+    "--temperature",
+    type=click.FloatRange(0, 2),
+    default=0.0,
+    show_default=True,
+    help="Sampling temperature; 0 is greedy.",
+)
 model_option = click.option(
     "--model", default="qwen_mtp", show_default=True, help="Model name that clients use."
 )

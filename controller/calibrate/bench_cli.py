@@ -9,7 +9,7 @@ import click
 from trt_mtp.controller.calibrate.calibrate_cli import openai_key_option, tasks_option
 from trt_mtp.errors import InputError, TrtMtpError
 from trt_mtp.files import to_json, write_atomic
-from trt_mtp.options import FILE, json_option
+from trt_mtp.options import FILE, json_option, temperature_option
 
 if TYPE_CHECKING:
     from trt_mtp.controller.calibrate.bench import Target, TaskAnswers, TaskResult
@@ -63,13 +63,7 @@ NOTE = (
     type=click.IntRange(2),
     help="Maximum output tokens per answer.  [default: the prompt's]",
 )
-@click.option(
-    "--temperature",
-    type=click.FloatRange(0, 2),
-    default=0.0,
-    show_default=True,
-    help="Sampling temperature; 0 is greedy.",
-)
+@temperature_option
 @click.option(
     "--seed",
     type=click.IntRange(0, 2**31),

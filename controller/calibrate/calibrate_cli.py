@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from trt_mtp.errors import InputError
-from trt_mtp.options import FILE, FOLDER, parsed, profile_out
+from trt_mtp.options import FILE, FOLDER, parsed, profile_out, temperature_option
 
 if TYPE_CHECKING:
     from trt_mtp.controller.profile import Profile
@@ -143,13 +143,7 @@ openai_key_option = click.option(
     type=click.IntRange(2),
     help="Maximum output tokens per answer; overrides the prompt set.",
 )
-@click.option(
-    "--temperature",
-    type=click.FloatRange(0, 2),
-    default=0.0,
-    show_default=True,
-    help="Sampling temperature; 0 is greedy.",
-)
+@temperature_option
 @click.option(
     "--all-cells",
     is_flag=True,

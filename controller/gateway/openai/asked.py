@@ -33,7 +33,7 @@ from trt_mtp.controller.gateway.openai.schema import (
     CompletionRequest,
     read_as,
 )
-from trt_mtp.controller.gateway.openai.vendor import request_parameters
+from trt_mtp.controller.gateway.openai.vendor import given_interval, request_parameters
 from trt_mtp.controller.json_request import features_from_json
 from trt_mtp.controller.request import UNBOUNDED_TOKENS, Hints, RequestFeatures
 from trt_mtp.serve.contract import (
@@ -181,6 +181,7 @@ class BodyReader:
             f"{PREFIX}max_tokens": limit,
             f"{PREFIX}temperature": DEFAULT_TEMPERATURE if temperature is None else temperature,
             "parameters": request_parameters(request, headers, pinned),
+            **given_interval(request, limit),
         }
         if request.ignore_eos:
             values[IGNORE_EOS] = True
