@@ -112,8 +112,9 @@ def refusal_of(error: TrtMtpError, prompt: str) -> Refusal:
 
 
 def _as_openai_has_it(message: str) -> str:
-    """The sentence about a prompt that is too long, after the words by which clients such as LiteLLM
-    know one and take a model with a longer context; they don't look at the code.
+    """The sentence about a prompt that is too long, after the words by which clients know one.
+
+    LiteLLM, for one, then takes a model with a longer context; it does not look at the code.
     """
     most = re.search(r"at most (\d+)", message)
     limit = f" is {most[1]} tokens" if most else " is exceeded"
