@@ -40,7 +40,7 @@ bench: $(VENV)/.dev
 		echo "== $$file"; $(BIN)/python -m benchmarks.$$(basename $$file .py); \
 	done
 
-# real variants on vLLM's CPU wheel, in an environment of their own (3.5 GB; AVX-512-BF16 or AMX)
+# real variants on vLLM's CPU wheel, in an environment of their own (3.5 GB; AVX2)
 test-vllm: $(VENV)/.dev $(VENV)-vllm/.ready
 	TRT_MTP_VLLM_PYTHON=$(abspath $(VENV))-vllm/bin/python $(BIN)/python -m pytest \
 		-o timeout=1800 tests/vllm
@@ -61,9 +61,10 @@ test-aiperf: $(VENV)/.dev
 chaos: $(VENV)/.dev
 	$(BIN)/python -m tests.chaos $(ARGS)
 
-# the `openai` package's own tests against the gateway, from its own distribution
+# tests that others wrote for OpenAI's API, from their own distributions, against the gateway: those of
+# the `openai` package and of llama.cpp; make conformance VLLM=DIR: those in a checkout of vLLM, too
 conformance: $(VENV)/.dev
-	$(BIN)/python -m tests.conformance
+	$(BIN)/python -m tests.conformance $(if $(VLLM),--vllm $(VLLM))
 
 # a rollout is killed at every point of its record, then called again
 rollout-crash: $(VENV)/.dev

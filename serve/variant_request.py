@@ -4,7 +4,7 @@ import json
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from numpy.typing import NDArray
 
@@ -44,6 +44,13 @@ FOR_MESSAGES = ("tools", THINKING)
 SEED_BITS = 64
 
 
+class ChatOptions(NamedTuple):
+    """What a chat says of its answer's form."""
+
+    enable_thinking: bool | None
+    has_tools: bool
+
+
 @dataclass(frozen=True, slots=True)
 class VariantRequest:
     """What to run and how to answer."""
@@ -53,6 +60,7 @@ class VariantRequest:
     interval: Interval
     echo: str  # the prompt, where it is to be part of the answer
     omitted: frozenset[str]  # outputs that flags leave out
+    chat: ChatOptions | None  # None for a prompt that is no chat
 
 
 def read_request(
@@ -85,6 +93,7 @@ def read_request(
         omitted=frozenset[str]().union(
             *(OUTPUT_FLAGS[name] for name, is_wanted in flags.items() if not is_wanted)
         ),
+        chat=ChatOptions(_thinking(inputs), "tools" in inputs) if "messages" in inputs else None,
     )
 
 
@@ -136,8 +145,11 @@ def _prompt_ids(inputs: Inputs, engine: Engine) -> tuple[int, ...]:
     if given == ["text_input"]:
         return engine.encode(_text(inputs, "text_input"))
     tools = _objects(inputs, "tools") if "tools" in inputs else None
-    thinking = bool(inputs[THINKING].item()) if THINKING in inputs else None
-    return engine.encode_chat(_objects(inputs, "messages"), tools, thinking)
+    return engine.encode_chat(_objects(inputs, "messages"), tools, _thinking(inputs))
+
+
+def _thinking(inputs: Inputs) -> bool | None:
+    return bool(inputs[THINKING].item()) if THINKING in inputs else None
 
 
 def _guided(inputs: Inputs) -> Guided | None:

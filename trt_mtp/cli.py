@@ -16,6 +16,7 @@ from trt_mtp import __version__
 from trt_mtp.errors import TrtMtpError
 from trt_mtp.files import nearest
 from trt_mtp.interrupts import EXIT_CODE, ending_in_time, is_interrupted
+from trt_mtp.terminal import say
 
 PROGRAM = "trt-mtp"
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -216,7 +217,9 @@ def main() -> None:
             code = cli.main(prog_name=PROGRAM, standalone_mode=False)
         sys.stdout.flush()
     except click.ClickException as error:
-        error.show()
+        shown = io.StringIO()
+        error.show(shown)
+        say(shown.getvalue().rstrip("\n"), err=True)
         code = error.exit_code
     except (click.Abort, KeyboardInterrupt):
         code = EXIT_CODE
@@ -225,7 +228,7 @@ def main() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 141
     except TrtMtpError as error:
-        click.echo(f"trt-mtp: {error}", err=True)
+        say(f"trt-mtp: {error}", err=True)
         code = error.exit_code
     except OSError as error:
         if error.errno not in DISK_FULL:

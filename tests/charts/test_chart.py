@@ -340,7 +340,7 @@ def test_lint_has_nothing_to_say() -> None:
 def test_compose_starts_commands_that_trt_mtp_takes() -> None:
     """compose.yaml has the same commands, for one machine."""
     services = yaml.safe_load((CHART.parents[1] / "compose.yaml").read_text())["services"]
-    assert set(services) == {"triton", "gateway-1", "gateway-2"}
+    assert set(services) == {"redis", "triton", "gateway-1", "gateway-2"}
     shell = services["triton"]["command"][2].replace("exec ", "").split(" && ")
     commands = [text.split() for text in (*shell, services["gateway-1"]["command"])]
     for program, name, *options in commands:

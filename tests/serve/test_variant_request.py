@@ -83,7 +83,8 @@ def tensors_of(inputs: dict[str, Any]) -> dict[str, Any]:
 def test_a_request_with_a_text_only_has_the_defaults() -> None:
     """Nothing but the prompt has to be given."""
     found = read(text_input="ab")
-    assert found == VariantRequest(request_of(found, (97, 98)), False, Interval(), "", frozenset())
+    request = request_of(found, (97, 98))
+    assert found == VariantRequest(request, False, Interval(), "", frozenset(), None)
 
 
 def test_a_seed_is_drawn_where_none_is_given() -> None:

@@ -84,6 +84,7 @@ class Asked:
     num_prompts: int  # whose choices are one after the other, as many for each
     streams: bool
     wants_usage: bool  # at the end of a stream
+    wants_running_usage: bool  # in each of its chunks
     wants_decision: bool
     wants_logprobs: bool
     choices: tuple[Choice, ...]
@@ -214,6 +215,9 @@ class BodyReader:
             num_prompts=len(prompts),
             streams=bool(request.stream),
             wants_usage=bool(options and options.include_usage),
+            wants_running_usage=bool(
+                options and options.include_usage and options.continuous_usage_stats
+            ),
             wants_decision=request.trt_mtp is not None,
             wants_logprobs=NUM_LOGPROBS in common,
             choices=tuple(self._choices(request, prompts, common)),

@@ -18,7 +18,7 @@ MAX_CHOICES = 128  # of one request, as OpenAI's `n`
 INT64 = 2**63
 
 Name = Annotated[str, Field(max_length=MAX_NAME_CHARS)]
-Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh"]
+Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
 TokenId = Annotated[int, Field(ge=0, lt=2**31)]
 
 
