@@ -2,7 +2,7 @@
 
 `python -m benchmarks.fleet [--json] [--short]`. Targets: a choice among 1,000 servers with 6 draft
 lengths each takes 100 us at most in 99 of 100; a gateway in front of 1,000 servers that nobody uses
-takes 5 % of a core at most.
+takes 5% of a core at most.
 
 For the choice, servers are objects of the gateway that never connect; for the idle gateway, one
 process that answers Triton's RPCs on a thousand loopback addresses.
@@ -186,7 +186,7 @@ def main() -> None:
             "over 1 server, at p50: "
             + ", ".join(f"{r['p50_us'] / one['p50_us']:.2f}" for r in others),
             f"idle in front of 1,000 servers, {rest['num_ready']} of them ready: "
-            f"{rest['share_of_a_core']:.1%} of a core (target: 5 %)",
+            f"{rest['share_of_a_core']:.1%} of a core (target: 5%)",
         ],
     )
 

@@ -69,6 +69,7 @@ class Decision(NamedTuple):
     now_s: float
     session_id: str | None = None
     tenant: str | None = None
+    app: str | None = None  # named by its system prompt
     side: str = ""  # "stable" or "canary"; empty without a traffic file
     prompt_tokens: int | None = None  # estimated where the prompt is text
 

@@ -18,8 +18,10 @@ from trt_mtp.build.variant import write_variant
 from trt_mtp.errors import InputError
 from trt_mtp.serve.contract import INPUTS, OUTPUTS, TensorSpec
 from trt_mtp.serve.repository import (
+    MODEL_PY,
     ModelConfig,
     from_pbtxt,
+    interval_of,
     render_repository,
     to_pbtxt,
     variant_config,
@@ -72,6 +74,20 @@ def test_a_variant_becomes_a_decoupled_python_model(tmp_path: Path) -> None:
     assert config.parameters["max_batch_size"] == "8"  # of the engine
 
 
+def test_a_repository_has_one_streaming_interval(tmp_path: Path) -> None:
+    """Its models' parameters say it, so that a rollout gives a new one the same."""
+    interval = {"streaming_interval": 4, "streaming_interval_ms": 50}
+    variants = [make_variant(tmp_path / "engines", k) for k in (0, 3)]
+    render_repository(variants, tmp_path / "r")
+    assert interval_of(tmp_path / "r") == {}
+    render_repository(variants, tmp_path / "r", interval=interval)
+    assert interval_of(tmp_path / "r") == interval
+    config = tmp_path / "r" / "qwen_mtp_k0" / "config.pbtxt"
+    config.write_text(config.read_text().replace('"50"', '"-50"'))
+    with pytest.raises(InputError, match="streaming_interval_ms is '-50'"):
+        interval_of(tmp_path / "r")
+
+
 def test_the_inputs_of_the_llmapi_model_keep_their_types() -> None:
     """Clients of TensorRT-LLM's llmapi model find its inputs under their names and types."""
     types = {spec.name: (spec.data_type, spec.dims) for spec in INPUTS}
@@ -117,6 +133,20 @@ def test_a_variant_runs_with_the_python_of_its_record(tmp_path: Path) -> None:
     assert "PYTHONPATH" not in seen.stdout
     render_repository([write_variant(plain.folder, plain.record)], tmp_path / "r")
     assert not stub.exists()
+
+
+def test_triton_may_work_where_a_model_is_installed_from(tmp_path: Path) -> None:
+    """Its working folder is left out of what is imported, unless an installed package named it."""
+    (tmp_path / "json.py").write_text("raise SystemError('shadowed by the working folder')")
+    library = os.path.dirname(os.__file__)
+    paths = ["", ".", str(tmp_path), library, "/packages", str(tmp_path)]
+    model = MODEL_PY.partition("from trt_mtp")[0] + "import json\nprint(json.dumps(sys.path))"
+    code = f"import sys\nsys.path = {paths!r}\nexec({model!r})"
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    ran = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
+    assert json.loads(ran.stdout) == [library, "/packages", str(tmp_path)]
 
 
 def test_only_our_models_are_removed(tmp_path: Path) -> None:
