@@ -12,7 +12,7 @@ TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 CAN_REACH := timeout 10 $(BIN)/python -c \
 	'import sys, urllib.request; urllib.request.urlopen(sys.argv[1], timeout=5)'
 
-.PHONY: demo test test-vllm lint docs bench chaos conformance rollout-crash audit sbom chart clean lock
+.PHONY: demo test test-aiperf test-vllm lint docs bench chaos conformance rollout-crash audit sbom chart clean lock
 
 demo: $(VENV)/.runtime
 	$(BIN)/trt-mtp demo
@@ -53,13 +53,18 @@ $(VENV)-vllm/.ready: pyproject.toml
 	$(VENV)-vllm/bin/python -m pip install --disable-pip-version-check --quiet --no-deps 'numpy<2' -e .
 	@touch $@
 
+# NVIDIA's AIPerf against OpenAI's API, in an environment of its own (1.3 GB)
+test-aiperf: $(VENV)/.dev
+	$(BIN)/python -m tests.aiperf
+
 # make chaos ARGS='--json --seed 7': a thousand faults while clients ask
 chaos: $(VENV)/.dev
 	$(BIN)/python -m tests.chaos $(ARGS)
 
-# the `openai` package's own tests against the gateway, from its own distribution
+# tests that others wrote for OpenAI's API, from their own distributions, against the gateway: those of
+# the `openai` package and of llama.cpp; make conformance VLLM=DIR: those in a checkout of vLLM, too
 conformance: $(VENV)/.dev
-	$(BIN)/python -m tests.conformance
+	$(BIN)/python -m tests.conformance $(if $(VLLM),--vllm $(VLLM))
 
 # a rollout is killed at every point of its record, then called again
 rollout-crash: $(VENV)/.dev
@@ -87,7 +92,7 @@ chart:
 
 # build/ is source: never remove it here
 clean:
-	rm -rf $(VENV) $(VENV)-vllm dist site engines .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage
+	rm -rf $(VENV) $(VENV)-vllm $(VENV)-aiperf $(VENV)-conformance dist site engines .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV)/.runtime: requirements.lock pyproject.toml

@@ -1,6 +1,6 @@
 """llama.cpp (PyPI xllamacpp) on a GGUF file of the same weights: the peer in benchmarks.engine.
 
-The file has the trunk without the MTP layer: plain decoding. Names, keys and transformations are
+Names, keys and transformations are
 those of llama.cpp's own converter for the architecture qwen35 (github.com/ggml-org/llama.cpp,
 convert_hf_to_gguf.py); the same greedy tokens as ours show that they are right.
 """
@@ -47,16 +47,25 @@ GLOBAL_NAMES = {
 }
 
 
-def write_gguf(checkpoint: Path, file: Path, quantization: str) -> None:
+MTP_NAMES = {
+    "fc.weight": "nextn.eh_proj.weight",
+    "pre_fc_norm_embedding.weight": "nextn.enorm.weight",
+    "pre_fc_norm_hidden.weight": "nextn.hnorm.weight",
+    "norm.weight": "nextn.shared_head_norm.weight",
+}
+
+
+def write_gguf(checkpoint: Path, file: Path, quantization: str, *, with_mtp: bool = False) -> None:
     """Write `checkpoint` to `file` with matrices in "f32" or "q8_0".
 
-    Only checkpoints with as many key heads as value heads: the converter reorders others.
+    Without the MTP layer, llama.cpp decodes plainly. Only checkpoints with as many key heads as
+    value heads: the converter reorders others.
     """
     source = read_checkpoint(checkpoint)
     writer = gguf.GGUFWriter(file, "qwen35")
-    add_sizes(writer, source.text_config)
+    add_sizes(writer, source.text_config, with_mtp)
     add_tokenizer(writer, checkpoint, source.vocab_size)
-    for name, value in tensors_of(source):
+    for name, value in tensors_of(source, with_mtp):
         is_matrix = value.ndim == 2 and "conv1d" not in name
         if is_matrix and quantization == "q8_0" and value.shape[1] % 32 == 0:
             kind = gguf.GGMLQuantizationType.Q8_0
@@ -69,12 +78,14 @@ def write_gguf(checkpoint: Path, file: Path, quantization: str) -> None:
     writer.close()
 
 
-def add_sizes(writer: gguf.GGUFWriter, config: Any) -> None:
+def add_sizes(writer: gguf.GGUFWriter, config: Any, with_mtp: bool) -> None:
     """The model's sizes."""
     if config["linear_num_key_heads"] != config["linear_num_value_heads"]:
         raise SystemExit("llama.cpp is measured only where key heads equal value heads")
     rope = config["rope_parameters"]
-    writer.add_block_count(config["num_hidden_layers"])
+    writer.add_block_count(config["num_hidden_layers"] + with_mtp)
+    if with_mtp:
+        writer.add_nextn_predict_layers(1)
     writer.add_context_length(config["max_position_embeddings"])
     writer.add_embedding_length(config["hidden_size"])
     writer.add_feed_forward_length(config["intermediate_size"])
@@ -95,7 +106,7 @@ def add_sizes(writer: gguf.GGUFWriter, config: Any) -> None:
 
 
 def add_tokenizer(writer: gguf.GGUFWriter, checkpoint: Path, vocab: int) -> None:
-    """The byte-level BPE; prompts are sent as ids, so only its size and end token matter."""
+    """The byte-level BPE and the chat template."""
     content = json.loads((checkpoint / "tokenizer.json").read_text(encoding="utf-8"))
     special = {token["id"]: token["content"] for token in content["added_tokens"]}
     by_id = {i: token for token, i in content["model"]["vocab"].items()} | special
@@ -108,21 +119,28 @@ def add_tokenizer(writer: gguf.GGUFWriter, checkpoint: Path, vocab: int) -> None
     )
     writer.add_token_merges([m if isinstance(m, str) else " ".join(m) for m in merges])
     writer.add_eos_token_id(max(special))
+    template = checkpoint / "chat_template.jinja"
+    if template.exists():
+        writer.add_chat_template(template.read_text(encoding="utf-8"))
 
 
-def tensors_of(source: Checkpoint) -> list[tuple[str, Array]]:
-    """The trunk's tensors under their GGUF names."""
+def tensors_of(source: Checkpoint, with_mtp: bool) -> list[tuple[str, Array]]:
+    """The tensors under their GGUF names; the MTP layer comes after those of the trunk."""
     names = {f"{source.prefix}{old}": new for old, new in GLOBAL_NAMES.items()}
     names["lm_head.weight"] = "output.weight"
     for layer in range(len(source.layer_types)):
         prefix = f"{source.prefix}layers.{layer}."
         names |= {prefix + old: f"blk.{layer}.{new}" for old, new in LAYER_NAMES.items()}
+    if with_mtp:
+        prefix = f"blk.{len(source.layer_types)}."
+        names |= {f"mtp.{old}": prefix + new for old, new in MTP_NAMES.items()}
+        names |= {f"mtp.layers.0.{old}": prefix + new for old, new in LAYER_NAMES.items()}
     result = []
     for old, new in names.items():
         if old not in source.tensors:
             continue
         info = source.tensors[old]
-        value = Source(info).rows(0, info.shape[0])
+        value = Source(old, info).rows(0, info.shape[0])
         if len(info.shape) == 1:
             value = value[:, 0]
         if new.endswith("norm.weight") and "ssm" not in new:

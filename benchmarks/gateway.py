@@ -224,7 +224,7 @@ def started_gateway(
         yield json.loads(process.stdout.readline()), process.pid
     finally:
         process.terminate()
-        process.wait(60)
+        process.communicate(timeout=60)
 
 
 @contextmanager

@@ -3,9 +3,9 @@
 `python -m benchmarks.openai_door [--json] [--short]`
 
 A real Triton hosts doubles of variants that answer at once, so that nothing but the way of the
-messages is measured. The client reads server-sent events from plain sockets, in Python, where gRPC
-is read in C: the gateway's processor time has none of that. All share this machine: ratios tell
-something, absolute times don't.
+messages is measured. The client counts server-sent events in what plain sockets bring, in Python,
+where gRPC is read in C: the gateway's processor time has none of that. All share this machine:
+ratios tell something, absolute times don't.
 """
 
 import asyncio
@@ -17,15 +17,18 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from benchmarks._report import arguments, print_report
 from benchmarks.gateway import Case, Run, Target, cpu_s, measure, quantile, started_gateway
+from benchmarks.soak import rss_bytes
 from tests.gateway_fixtures import triton_of_doubles
 from trt_mtp.controller.gateway.http.generate_json import generate_request
 from trt_mtp.controller.gateway.openai.answer_reader import OUTPUTS, AnswerReader
-from trt_mtp.controller.gateway.openai.asked import DEFAULT_TEMPERATURE, Asked
+from trt_mtp.controller.gateway.openai.asked import DEFAULT_TEMPERATURE, Asked, BodyReader
 from trt_mtp.controller.gateway.openai.chunks import Chunks
+from trt_mtp.controller.gateway.openai.model_names import ModelNames
 from trt_mtp.serve.contract import REST_OF_CONTEXT
 from trt_mtp.serve.kserve import response_change
 
@@ -38,6 +41,11 @@ PROMPT = "Write a function that parses a date, with type hints and a test. " * 8
 NUM_FRAMES = 200_000
 LONG_BODY_BYTES = 1_000_000
 NUM_BODIES = 20
+EVENT, LAST = b"data: ", b"[DONE]\n\n\r\n0\r\n\r\n"
+NUM_SLOW_READERS = 16
+SLOW_WORD = "x" * 10_000  # a token
+SLOW_TOKENS = 1_000  # 10 MB of an answer that is not read
+SLOW_S = 6.0  # in which nothing is read
 TOKEN_S = 0.005  # between the tokens of the stream that long bodies may hold up
 
 
@@ -53,35 +61,56 @@ class Result:
     cpu_ratio: float  # of the gateway's processor time, OpenAI / gRPC
 
 
-class HttpClient:
-    """One connection, kept open."""
+class HttpClient(asyncio.Protocol):
+    """One connection, kept open, for one request at a time."""
 
     def __init__(self, address: str) -> None:
         self._host, _, self._port = address.rpartition(":")
+        self._times, self._tail = list[float](), b""
 
     async def connect(self) -> None:
         """Open it."""
-        self._reader, self._writer = await asyncio.open_connection(self._host, int(self._port))
+        loop = asyncio.get_running_loop()
+        self._is_over = loop.create_future()
+        self._transport, _ = await loop.create_connection(lambda: self, self._host, int(self._port))
 
     def close(self) -> None:
-        """Close it."""
-        self._writer.close()
+        """Close it; what is waited for is over."""
+        self._is_over.cancel()
+        self._transport.close()
+
+    def data_received(self, data: bytes) -> None:
+        """Note the events in `data`, whose first one may have begun before it."""
+        number = (self._tail[-len(EVENT) + 1 :] + data).count(EVENT)
+        self._times += [time.perf_counter()] * number
+        self._tail = (self._tail + data)[-len(LAST) :]
+        if self._tail == LAST:
+            self._is_over.set_result(None)
+
+    def connection_lost(self, error: Exception | None) -> None:
+        """A request that waits fails."""
+        if not self._is_over.done():
+            self._is_over.set_exception(error or ConnectionError("the gateway closed it"))
 
     async def events(self, body: bytes) -> list[float]:
         """When each event of the answer to `body` came."""
+        self.ask(body)
+        await self._is_over
+        return self._times
+
+    def ask(self, body: bytes) -> None:
+        """Send a request."""
         head = (
             "POST /v1/chat/completions HTTP/1.1\r\nHost: gateway\r\n"
             f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
         )
-        self._writer.write(head.encode() + body)
-        times: list[float] = []
-        while True:
-            line = await self._reader.readuntil(b"\n")
-            if line.startswith(b"data: "):
-                times.append(time.perf_counter())
-            elif line == b"0\r\n":  # the last chunk
-                await self._reader.readuntil(b"\r\n")
-                return times
+        self._times, self._tail = list[float](), b""
+        self._is_over = asyncio.get_running_loop().create_future()
+        self._transport.write(head.encode() + body)
+
+    def leave_unread(self) -> None:
+        """Read nothing from now on."""
+        self._transport.pause_reading()
 
 
 def chat(num_tokens: int, **script: Any) -> bytes:
@@ -157,7 +186,9 @@ def frame_us() -> float:
     """Processor time to make a chunk of a message that gRPC's clients would have got."""
     from tritonclient.grpc import service_pb2 as pb
 
-    asked = Asked("chatcmpl-1", True, "qwen_mtp", "fp_0", 0, 1, True, False, False, False, ())
+    asked = Asked(
+        "chatcmpl-1", True, "qwen_mtp", "fp_0", 0, 1, True, False, False, False, False, ()
+    )
     response = pb.ModelStreamInferResponse()
     response.infer_response.MergeFromString(response_change("qwen_mtp", "", {"variant": "k3"}))
     response.infer_response.outputs.add(name="text_output", datatype="BYTES", shape=[1])
@@ -171,6 +202,19 @@ def frame_us() -> float:
             chunks.text(reader.read(raw))
         best = min(best, time.process_time() - start)
     return best / NUM_FRAMES * 1e6
+
+
+def body_cpu_ms(body: bytes, number: int) -> float:
+    """Processor time to read a request; a long one is read in a thread."""
+    pool: Any = SimpleNamespace(public_name="qwen_mtp", variants={})
+    reader = BodyReader(pool.public_name, ModelNames(pool, ()))
+    best = float("inf")
+    for _ in range(5):
+        start = time.process_time()
+        for _ in range(number):
+            reader.chat({}, body)
+        best = min(best, time.process_time() - start)
+    return best / number * 1e3
 
 
 async def longest_gaps(address: str) -> tuple[float, float]:
@@ -190,6 +234,25 @@ async def longest_gaps(address: str) -> tuple[float, float]:
     stream.close()
     other.close()
     return gaps[0], gaps[1]
+
+
+async def slow_readers_mb(address: str, pid: int) -> float:
+    """How much memory a gateway takes for streams of 10 MB each that nobody reads."""
+    before_bytes = rss_bytes(pid)
+    clients = [HttpClient(address) for _ in range(NUM_SLOW_READERS)]
+    for client in clients:
+        await client.connect()
+        client.leave_unread()
+        client.ask(chat(SLOW_TOKENS, word=SLOW_WORD))
+    peak_bytes = before_bytes
+    end_at = time.monotonic() + SLOW_S
+    while time.monotonic() < end_at:
+        await asyncio.sleep(0.1)
+        peak_bytes = max(peak_bytes, rss_bytes(pid))
+    for client in clients:
+        client.close()
+    await asyncio.sleep(0)
+    return (peak_bytes - before_bytes) / 1e6
 
 
 def lines(results: list[Result], costs: dict[str, float]) -> Iterator[str]:
@@ -221,10 +284,14 @@ def main() -> None:
         number = 2 if options.short else 7
         results = [run_case(case, ready, pid, number) for case in CASES]
         alone_s, beside_s = asyncio.run(longest_gaps(ready["http"]))
+        slow_mb = asyncio.run(slow_readers_mb(ready["http"], pid))
     costs = {
         "frame_cpu_us": round(frame_us(), 2),
+        "request_cpu_ms": round(body_cpu_ms(chat(64), 500), 3),
+        "1_MB_request_cpu_ms": round(body_cpu_ms(chat(1, padding="x" * LONG_BODY_BYTES), 5), 2),
         "longest_gap_alone_ms": round(alone_s * 1e3, 1),
         "longest_gap_beside_1_MB_bodies_ms": round(beside_s * 1e3, 1),
+        "MB_for_16_unread_streams_of_10_MB": round(slow_mb, 1),
     }
     print_report(
         options.json,

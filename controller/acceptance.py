@@ -14,7 +14,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from trt_mtp.controller.position_counts import MAX_POSITIONS, PositionCounts, trials
+from trt_mtp.controller.app_offset import Apps, app_scope, count_beside, logit, offset, shifted
+from trt_mtp.controller.position_counts import (
+    MAX_POSITIONS,
+    Counted,
+    PositionCounts,
+    counted_to_json,
+    read_counted,
+    trials,
+)
 
 DECAY_RATIO = 0.91  # r above
 # Requests of one task differ: SD 0.04 to 0.10 of acceptance within a task, which is an
@@ -26,7 +34,9 @@ MAX_SESSIONS = 4096
 MAX_TENANTS = 1024
 
 # how many effective steps of data outweigh the level above
-PRIOR_WEIGHT = {"all": 400.0, "task": 60.0, "cell": 60.0, "tenant": 120.0, "session": 40.0}
+PRIOR_WEIGHT = {
+    "all": 400.0, "task": 60.0, "cell": 60.0, "tenant": 120.0, "app": 25.0, "session": 100.0
+}  # fmt: skip
 
 
 class AcceptanceKey(NamedTuple):
@@ -88,31 +98,6 @@ class DriftAlarm:
     num_observations: int  # answers since the cell's last alarm
 
 
-# a gateway's counts by scope, and the number of answers behind them
-Counted = tuple[int, dict[str, PositionCounts]]
-
-
-def read_counted(value: Mapping[str, Any]) -> Counted:
-    """What `counted_to_json` wrote; raises KeyError, TypeError or ValueError for anything else."""
-    counts = {str(k): PositionCounts.from_json(v) for k, v in value["counts"].items()}
-    return int(value["version"]), counts
-
-
-def counted_to_json(counted: Counted) -> dict[str, Any]:
-    """One gateway's counts as a JSON object."""
-    version, counts = counted
-    return {"version": version, "counts": {k: c.to_json() for k, c in sorted(counts.items())}}
-
-
-def _logit(p: float) -> float:
-    p = min(max(p, 1e-4), 1 - 1e-4)
-    return math.log(p / (1 - p))
-
-
-def _sigmoid(x: float) -> float:
-    return 1 / (1 + math.exp(-x))
-
-
 def pooled(counts: PositionCounts, parent: Sequence[float], weight: float) -> tuple[float, ...]:
     """The conditionals of `counts`, shrunk to `parent`'s.
 
@@ -121,13 +106,13 @@ def pooled(counts: PositionCounts, parent: Sequence[float], weight: float) -> tu
     """
     means, shift = [], 0.0
     for j, parent_mean in enumerate(parent):
-        prior = parent_mean if not shift else _sigmoid(_logit(parent_mean) + shift)
+        prior = parent_mean if not shift else shifted((parent_mean,), shift)[0]
         trials = counts.trials[j]
         if trials <= 0.0:
             means.append(prior)
             continue
         mean = (counts.successes[j] + weight * prior) / (trials + weight)
-        shift = _logit(mean) - _logit(parent_mean)
+        shift = logit(mean) - logit(parent_mean)
         means.append(mean)
     return tuple(means)
 
@@ -171,14 +156,21 @@ class AcceptanceLearner:
     version: int = 0
     own: dict[str, PositionCounts] = field(default_factory=dict)
     peers: dict[str, Counted] = field(default_factory=dict)
-    _sessions: OrderedDict[str, PositionCounts] = field(default_factory=OrderedDict)
+    _sessions: OrderedDict[str, tuple[PositionCounts, PositionCounts]] = field(
+        default_factory=OrderedDict
+    )
+    _apps: Apps = field(default_factory=Apps)
     _peer_sums: dict[str, PositionCounts] = field(default_factory=dict)  # by scope, when asked for
     _peer_epochs: dict[str, int] = field(default_factory=dict)
     _cusums: dict[str, _Cusum] = field(default_factory=dict)
     _cache: dict[AcceptanceKey, tuple[tuple[float, ...], Estimate]] = field(default_factory=dict)
 
     def estimate(
-        self, key: AcceptanceKey, tenant: str | None = None, session_id: str | None = None
+        self,
+        key: AcceptanceKey,
+        tenant: str | None = None,
+        session_id: str | None = None,
+        app: str | None = None,
     ) -> Estimate:
         """The expected acceptance of a request, pooled from its conversation up to all tasks."""
         cached = self._cache.get(key)
@@ -186,14 +178,21 @@ class AcceptanceLearner:
             cached = self._cache[key] = self._pool_cell(key)
         own_tenant = self._counts(f"tenant/{tenant}/{key}") if tenant else None
         session = self._sessions.get(session_id) if session_id else None
-        if own_tenant is None and session is None:
+        shift = self._offset_of(app_scope(tenant, app)) if app else 0.0
+        if session is not None:
+            shift += offset(*session, PRIOR_WEIGHT["session"])
+        if own_tenant is None and not shift:
             return cached[1]
         conditionals, weight = cached[0], cached[1].weight
-        for name, counts in (("tenant", own_tenant), ("session", session)):
-            if counts is not None:
-                conditionals = pooled(counts, conditionals, PRIOR_WEIGHT[name])
-                weight += counts.trials[0]
-        return _estimate(conditionals, weight)
+        if own_tenant is not None:
+            conditionals = pooled(own_tenant, conditionals, PRIOR_WEIGHT["tenant"])
+            weight += own_tenant.trials[0]
+        return _estimate(shifted(conditionals, shift) if shift else conditionals, weight)
+
+    def _offset_of(self, scope: str) -> float:
+        """What an app's requests have beyond their tasks and tenant, in logits."""
+        seen, expected = self._counts(scope), self._counts(f"expected/{scope}")
+        return offset(seen, expected, PRIOR_WEIGHT["app"]) if seen and expected else 0.0
 
     def update(
         self,
@@ -203,8 +202,9 @@ class AcceptanceLearner:
         cut_after: int = -1,
         tenant: str | None = None,
         session_id: str | None = None,
+        app: str | None = None,
     ) -> DriftAlarm | None:
-        """Learn from one answer; `shares` says how much of it belongs to which key (sum 1).
+        """Learn from one answer; `shares` says how much of it belongs to which key (1 at most).
 
         `cut_after` is that of trt_mtp.serve.engine.base.SpeculationCounters.
 
@@ -214,6 +214,13 @@ class AcceptanceLearner:
             return None  # K = 0 teaches nothing
         weight = 1 / (1 + REQUEST_CORRELATION * num_steps)
         self.version += 1
+        answer = num_steps, accepted_per_position, weight, cut_after
+        if session_id:
+            seen, expected = self._session(session_id)
+            count_beside(seen, expected, self._chance(shares, tenant, app), *answer)
+        if app:
+            scope, chance = app_scope(tenant, app), self._chance(shares, tenant)
+            self._apps.count(self.own, scope, chance, *answer)
         likeliest = max(shares, key=lambda key: shares[key])
         first_tried = num_steps - (cut_after == 0)
         alarm = self._watch(likeliest, first_tried, accepted_per_position[0])
@@ -227,9 +234,15 @@ class AcceptanceLearner:
                 counts.add(num_steps, accepted_per_position, weight * share, cut_after)
             self._add_overall(key, num_steps, accepted_per_position, weight * share, cut_after)
         self._cache.clear()
-        if session_id:
-            self._add_session(session_id, num_steps, accepted_per_position, weight, cut_after)
         return alarm
+
+    def _chance(
+        self, shares: Mapping[AcceptanceKey, float], tenant: str | None, app: str | None = None
+    ) -> float:
+        """That a first draft is accepted, as far as is known without the conversation."""
+        known = [(s, self.estimate(key, tenant, None, app)) for key, s in shares.items()]
+        chance = sum([share * (estimate.lengths[1] - 1) for share, estimate in known])
+        return chance / sum(shares.values())
 
     def _add_overall(
         self,
@@ -247,19 +260,12 @@ class AcceptanceLearner:
         counts = self.own.setdefault("expected", PositionCounts())
         counts.add_expected(num_steps, accepted, expected, weight, cut_after)
 
-    def _add_session(
-        self,
-        session_id: str,
-        num_steps: int,
-        accepted: Sequence[int],
-        weight: float,
-        cut_after: int,
-    ) -> None:
-        counts = self._sessions.setdefault(session_id, PositionCounts())
-        counts.add(num_steps, accepted, weight, cut_after)
+    def _session(self, session_id: str) -> tuple[PositionCounts, PositionCounts]:
+        counts = self._sessions.setdefault(session_id, (PositionCounts(), PositionCounts()))
         self._sessions.move_to_end(session_id)
         if len(self._sessions) > MAX_SESSIONS:
             self._sessions.popitem(last=False)
+        return counts
 
     def _may_add_tenant(self, scope: str) -> bool:
         if scope in self.own:
@@ -290,7 +296,7 @@ class AcceptanceLearner:
         conditionals = prior_conditionals(self.priors[key.task], self.decay_ratio)
         shift = self._overall_shift()
         if shift:
-            conditionals = tuple(_sigmoid(_logit(c) + shift) for c in conditionals)
+            conditionals = shifted(conditionals, shift)
         weight = 0.0
         for level, scope in (("task", f"task/{key.task}"), ("cell", f"cell/{key}")):
             counts = self._counts(scope)
@@ -302,12 +308,7 @@ class AcceptanceLearner:
     def _overall_shift(self) -> float:
         """The difference of all tasks together from their priors, in logits of the first draft."""
         seen, expected = self._counts("all"), self._counts("expected")
-        if seen is None or expected is None or seen.trials[0] <= 0:
-            return 0.0
-        prior_mean = expected.successes[0] / seen.trials[0]
-        kappa = PRIOR_WEIGHT["all"]
-        mean = (seen.successes[0] + kappa * prior_mean) / (seen.trials[0] + kappa)
-        return _logit(mean) - _logit(prior_mean)
+        return offset(seen, expected, PRIOR_WEIGHT["all"]) if seen and expected else 0.0
 
     def _watch(self, key: AcceptanceKey, num_tried: int, num_accepted: int) -> DriftAlarm | None:
         """Raise the drift alarm for a known cell whose first drafts keep missing the expected."""
@@ -359,7 +360,7 @@ class AcceptanceLearner:
         for name, (version, counts) in read.items():
             if name == self.replica:
                 if version > self.version:
-                    self.version, self.own = version, counts
+                    self.version, self.own, self._apps = version, counts, Apps.of(counts)
             elif version > self.peers.get(name, (-1, {}))[0]:
                 self.peers[name] = (version, counts)
         self._use_peers()

@@ -1,6 +1,5 @@
 """A policy's view of a variant, and its decision: plain values that round-trip JSON."""
 
-from dataclasses import dataclass
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -14,8 +13,7 @@ from trt_mtp.errors import InputError
 MAX_NUMBER = 1e15  # of a record that isn't damaged
 
 
-@dataclass(frozen=True, slots=True)
-class VariantState:
+class VariantState(NamedTuple):
     """The present state of one hosted variant."""
 
     name: str
@@ -71,6 +69,7 @@ class Decision(NamedTuple):
     now_s: float
     session_id: str | None = None
     tenant: str | None = None
+    app: str | None = None  # named by its system prompt
     side: str = ""  # "stable" or "canary"; empty without a traffic file
     prompt_tokens: int | None = None  # estimated where the prompt is text
 

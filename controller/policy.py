@@ -147,6 +147,7 @@ class Policy:
             now_s=now_s,
             session_id=features.session_id,
             tenant=features.tenant,
+            app=features.app,
             prompt_tokens=features.prompt_tokens,
         )
 
@@ -178,6 +179,7 @@ class Policy:
             outcome.cut_after,
             decision.tenant,
             decision.session_id,
+            decision.app,
         )
         if outcome.ttft_s is not None and outcome.num_steps > 1 and is_steady:
             seconds = outcome.duration_s - outcome.ttft_s
@@ -189,10 +191,10 @@ class Policy:
 
     def _expect(self, guess: TaskGuess, features: RequestFeatures) -> "Expected":
         band, thinking = temperature_band(features.temperature), bool(features.thinking)
-        estimate, tenant, session = self.acceptance.estimate, features.tenant, features.session_id
+        keys = features.tenant, features.session_id, features.app
         return Expected(
             [
-                (share, estimate(AcceptanceKey(task, band, thinking), tenant, session))
+                (share, self.acceptance.estimate(AcceptanceKey(task, band, thinking), *keys))
                 for task, share in _likely(guess.probabilities)
             ]
         )

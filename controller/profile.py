@@ -45,6 +45,7 @@ PUBLISHED_RATIOS = {
     3: {1: 1.52, 2: 1.54, 4: 1.72, 8: 2.20, 128: 4.0},
     5: {1: 1.85, 2: 1.90, 4: 2.20, 8: 3.00, 128: 6.0},
 }
+MAX_DIFFERING = 4  # parts of a fingerprint that a sentence names
 BANDS = ("greedy", "low", "high")  # of temperature
 MAX_POSTERIOR_STEPS = 500.0  # effective steps that a profile's posterior counts as
 MEASURED_RATIO = 0.05  # SD of the error of log R(3, B) of a calibrated profile's table
@@ -163,6 +164,8 @@ def differing_parts(measured: Mapping[str, str], other: Mapping[str, str]) -> st
         for key in sorted({*measured, *other})
         if measured.get(key) != other.get(key)
     ]
+    if len(parts) > MAX_DIFFERING:
+        parts[MAX_DIFFERING:] = [f"{len(parts) - MAX_DIFFERING} more"]
     return f" ({'; '.join(parts)})" if parts and measured and other else ""
 
 
@@ -176,6 +179,12 @@ def require_measured_on(
     """
     known = {fingerprint: parts for fingerprint, parts in hosted.items() if fingerprint}
     if profile.fingerprint and known and profile.fingerprint not in known:
+        if "server" in profile.measured_on:  # of `calibrate --openai`
+            raise InputError(
+                f"{where} was measured on a server of OpenAI's API "
+                f"({profile.measured_on['server']:.40}), not on variants of Triton: measure these "
+                f"with `trt-mtp calibrate --url`"
+            )
         parts = differing_parts(profile.measured_on, next(iter(known.values())))
         raise InputError(
             f"{where} was measured on {profile.fingerprint}, and {whose} "

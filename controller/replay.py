@@ -97,6 +97,7 @@ def _features(record: LogRecord) -> RequestFeatures:
         thinking=decision.thinking,
         hint_task=decision.task,
         tenant=decision.tenant,
+        app=decision.app,
     )
 
 
@@ -175,7 +176,7 @@ def _best_static(replayed: Sequence[Replayed]) -> Seconds:
 
 
 def _ratio(other: Seconds, own: Seconds, seed: int) -> dict[str, float]:
-    """other / own with a 95 % bootstrap interval over requests."""
+    """other / own with a 95% bootstrap interval over requests."""
     rng = np.random.default_rng(seed)
     drawn = (rng.integers(0, len(own), len(own)) for _ in range(RESAMPLES))
     ratios = sorted(float(other[rows].sum() / own[rows].sum()) for rows in drawn)

@@ -9,15 +9,50 @@ import click
 from trt_mtp.config_file import config_option
 from trt_mtp.errors import TrtMtpError
 from trt_mtp.files import to_json
-from trt_mtp.options import FILE, FOLDER, PORT, json_option, ready_json_option, tls_options
+from trt_mtp.options import (
+    FILE,
+    FOLDER,
+    PORT,
+    json_option,
+    ready_json_option,
+    tls_options,
+    together,
+)
+from trt_mtp.printable import printable
+from trt_mtp.serve.contract import INTERVAL, INTERVAL_MS
+from trt_mtp.serve.streaming_interval import MAX_HOLD_MS
+from trt_mtp.terminal import fitted
 
 WATCH_INTERVAL_S = 0.25
 ENGINES = click.argument("engines", nargs=-1, required=True, type=FOLDER)
 
 
+def given_interval(tokens: int | None, milliseconds: int | None) -> dict[str, int]:
+    """The options --streaming-interval and --streaming-interval-ms, by the names of the inputs."""
+    given = {INTERVAL: tokens, INTERVAL_MS: milliseconds}
+    return {name: value for name, value in given.items() if value is not None}
+
+
 def say(text: str) -> None:
     """A line for people, on stderr."""
-    click.echo(text, err=True)
+    click.echo(printable(text), err=True)
+
+
+interval_options = together(
+    click.option(
+        "--streaming-interval",
+        type=click.IntRange(1),
+        metavar="TOKENS",
+        help="Tokens per message of a stream whose request doesn't say; the first token always "
+        "comes at once.  [default: each step by itself]",
+    ),
+    click.option(
+        "--streaming-interval-ms",
+        type=click.IntRange(1, MAX_HOLD_MS),
+        metavar="MS",
+        help="The same in milliseconds; with both, whichever comes first.",
+    ),
+)
 
 
 @click.command()
@@ -68,6 +103,7 @@ def say(text: str) -> None:
     help="Restart Triton if models are not loaded after this many seconds.  [default: 120; "
     "tensorrt-llm: 3600; vllm: 900]",
 )
+@interval_options
 @config_option
 @ready_json_option
 def serve(
@@ -83,6 +119,8 @@ def serve(
     admin_key_file: Path | None,
     answer_timeout_s: float,
     load_timeout_s: float | None,
+    streaming_interval: int | None,
+    streaming_interval_ms: int | None,
     as_json: bool,
 ) -> None:
     """Serve variants with Triton Inference Server.
@@ -122,12 +160,13 @@ def serve(
                 ports=ports,
                 access=access,
                 limits=limits,
+                interval=given_interval(streaming_interval, streaming_interval_ms),
                 on_progress=say,
             ) as server,
         ):
             ready = describe(server, variants)
             is_ready = True
-            click.echo(json.dumps(ready) if as_json else ready_text(ready))
+            click.echo(json.dumps(ready) if as_json else fitted(ready_text(ready)))
             while True:
                 time.sleep(WATCH_INTERVAL_S)
                 server.check(say)
@@ -172,8 +211,15 @@ def repo() -> None:
     show_default=True,
     help="Directory of the model repository.",
 )
+@interval_options
 @json_option
-def render(engines: tuple[Path, ...], output: Path, as_json: bool) -> None:
+def render(
+    engines: tuple[Path, ...],
+    output: Path,
+    streaming_interval: int | None,
+    streaming_interval_ms: int | None,
+    as_json: bool,
+) -> None:
     """Write a Triton model repository without starting Triton.
 
     Models written before and no longer among ENGINES are removed; other files stay.
@@ -183,7 +229,8 @@ def render(engines: tuple[Path, ...], output: Path, as_json: bool) -> None:
     from trt_mtp.serve.repository import render_repository
     from trt_mtp.serve.serving import resolve_variants
 
-    models = render_repository(resolve_variants(engines), output)
+    interval = given_interval(streaming_interval, streaming_interval_ms)
+    models = render_repository(resolve_variants(engines), output, interval=interval)
     start = f"tritonserver --model-repository={output.resolve()} --model-control-mode=explicit"
     start += "".join(f" --load-model={name}" for name in models)
     result = {

@@ -40,6 +40,8 @@ THINKING = "enable_thinking"  # of the chat template; its own default where it i
 IGNORE_EOS = "sampling_param_ignore_eos"
 MIN_TOKENS = "sampling_param_min_tokens"
 NUM_LOGPROBS = "sampling_param_logprobs"  # of the most likely tokens at each place; 0: of its own
+NUM_INPUT = "num_input_tokens"
+NUM_REASONING = "num_reasoning_tokens"  # of a chat's answer; absent where they can't be told
 LOGPROBS = "logprobs"  # JSON: a list with OpenAI's object for each of output_ids
 INTERVAL = "streaming_interval"  # tokens of a message; the first one comes at once
 INTERVAL_MS = "streaming_interval_ms"  # from one message to the next, about
@@ -115,14 +117,16 @@ INPUTS = (
 )
 
 # The last response brings all that the request asks for (no outputs named: everything);
-# those before it bring text_output, output_ids, logprobs and requests_in_flight only.
+# those before it bring text_output, output_ids, logprobs and requests_in_flight only, and the first
+# one that has text num_input_tokens.
 OUTPUTS = (
     TensorSpec("text_output", "TYPE_STRING"),
     TensorSpec("output_ids", "TYPE_INT32", (-1,)),
     TensorSpec(LOGPROBS, "TYPE_STRING"),  # where sampling_param_logprobs asks
     TensorSpec("finish_reason", "TYPE_STRING"),
-    TensorSpec("num_input_tokens", "TYPE_INT32"),
+    TensorSpec(NUM_INPUT, "TYPE_INT32"),
     TensorSpec("num_output_tokens", "TYPE_INT32"),
+    TensorSpec(NUM_REASONING, "TYPE_INT32"),
     TensorSpec("num_steps", "TYPE_INT32"),
     TensorSpec("num_draft_tokens", "TYPE_INT32"),
     TensorSpec("num_accepted_draft_tokens", "TYPE_INT32"),

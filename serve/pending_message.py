@@ -4,7 +4,7 @@ import time
 
 from trt_mtp.serve.engine.base import Chunk
 from trt_mtp.serve.engine.logprobs import PlaceLogprobs
-from trt_mtp.serve.variant_request import Interval
+from trt_mtp.serve.streaming_interval import Interval
 
 
 class PendingMessage:

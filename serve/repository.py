@@ -15,6 +15,7 @@ from trt_mtp.errors import InputError, TrtMtpError
 from trt_mtp.files import SMALL, read_json, read_text, to_json, write_atomic
 from trt_mtp.serve.chat_format import CHAT_FORMAT
 from trt_mtp.serve.contract import INPUTS, OUTPUTS, TensorSpec
+from trt_mtp.serve.streaming_interval import NO_INTERVAL, GivenInterval, interval_in
 
 PUBLIC_NAME = "qwen_mtp"
 MARK = "written_by"  # the model parameter by which a folder is known to be ours
@@ -123,8 +124,12 @@ def model_name(variant: EngineVariant, public_name: str = PUBLIC_NAME) -> str:
     return f"{public_name}_{variant.name}"
 
 
-def variant_config(variant: EngineVariant, public_name: str = PUBLIC_NAME) -> ModelConfig:
-    """The Triton model that serves `variant`."""
+def variant_config(
+    variant: EngineVariant,
+    public_name: str = PUBLIC_NAME,
+    interval: GivenInterval = NO_INTERVAL,
+) -> ModelConfig:
+    """The Triton model that serves `variant`, with `interval` for streams that ask for none."""
     schedule = variant.record.details.get(SCHEDULE)
     # TensorRT-LLM refuses min_tokens while it drafts (NVIDIA/TensorRT-LLM pull request 17955)
     is_bound = variant.record.engine == "tensorrt-llm" and variant.draft_length > 0
@@ -147,12 +152,16 @@ def variant_config(variant: EngineVariant, public_name: str = PUBLIC_NAME) -> Mo
             **({NO_MIN_TOKENS: "true"} if is_bound else {}),
             **({NO_GUIDED: "true"} if variant.record.engine != "cpu" else {}),
             **({CHAT_FORMAT: json.dumps(chat)} if chat else {}),
+            **{name: str(value) for name, value in interval.items()},
         },
     )
 
 
 def render_repository(
-    variants: Sequence[EngineVariant], folder: Path, public_name: str = PUBLIC_NAME
+    variants: Sequence[EngineVariant],
+    folder: Path,
+    public_name: str = PUBLIC_NAME,
+    interval: GivenInterval = NO_INTERVAL,
 ) -> tuple[str, ...]:
     """Make `folder` a Triton repository of exactly `variants`; returns the models' names.
 
@@ -167,13 +176,18 @@ def render_repository(
     for name in configs:
         _require_ours(folder / name)
     for variant in variants:
-        write_model(variant, folder, public_name)
+        write_model(variant, folder, public_name, interval)
     for stale in sorted(set(_our_models(folder)) - set(configs) - set(loaded_models(folder))):
         remove_model(folder / stale)
     return tuple(configs)
 
 
-def write_model(variant: EngineVariant, folder: Path, public_name: str = PUBLIC_NAME) -> str:
+def write_model(
+    variant: EngineVariant,
+    folder: Path,
+    public_name: str = PUBLIC_NAME,
+    interval: GivenInterval = NO_INTERVAL,
+) -> str:
     """Add the model of `variant` to the repository `folder`; returns its name.
 
     Raises InputError for a model folder of that name that is not ours.
@@ -182,7 +196,8 @@ def write_model(variant: EngineVariant, folder: Path, public_name: str = PUBLIC_
     _require_ours(folder / name)
     write_atomic(folder / name / "1" / "model.py", MODEL_PY)
     write_stub(variant, folder / name / STUB)
-    write_atomic(folder / name / "config.pbtxt", to_pbtxt(variant_config(variant, public_name)))
+    config = variant_config(variant, public_name, interval)
+    write_atomic(folder / name / "config.pbtxt", to_pbtxt(config))
     return name
 
 
@@ -206,6 +221,15 @@ def write_stub(variant: EngineVariant, file: Path) -> None:
     )
     write_atomic(file, text)
     file.chmod(0o755)
+
+
+def interval_of(folder: Path) -> GivenInterval:
+    """The streaming interval of the models that trt-mtp wrote into a repository, all alike."""
+    for name in sorted(_our_models(folder)):
+        config = folder / name / "config.pbtxt"
+        if config.exists():
+            return interval_in(from_pbtxt(read_text(config, SMALL)).parameters)
+    return NO_INTERVAL
 
 
 def loaded_models(folder: Path) -> tuple[str, ...]:

@@ -19,6 +19,7 @@ from trt_mtp.serve.limits import Limits
 from trt_mtp.serve.ports import ANY_PORTS, Ports
 from trt_mtp.serve.processes import postponed
 from trt_mtp.serve.repository import model_name, render_repository
+from trt_mtp.serve.streaming_interval import NO_INTERVAL, GivenInterval
 from trt_mtp.serve.triton import Progress, TritonServer
 from trt_mtp.serve.triton_install import find_triton
 
@@ -67,12 +68,14 @@ def serving(
     ports: Ports = ANY_PORTS,
     access: GrpcAccess = LOCAL,
     limits: Limits | None = None,
+    interval: GivenInterval = NO_INTERVAL,
     on_progress: Progress = lambda text: None,
 ) -> Iterator[TritonServer]:
     """A Triton that serves `variants` until the context ends; call its `check` often.
 
-    Without `limits`, those of the engine hold. Without `repository`, the model repository is
-    temporary. The directory with Triton's log is removed at the end, unless there was an error.
+    Without `limits`, those of the engine hold; `interval` is for streams that ask for none. Without
+    `repository`, the model repository is temporary. The directory with Triton's log is removed at
+    the end, unless there was an error.
     """
     require_engine(variants[0].engine)
     install = find_triton()
@@ -80,7 +83,7 @@ def serving(
     repository = repository or run_folder / "model_repository"
     try:
         with postponed():  # it imports tritonclient
-            models = render_repository(variants, repository)
+            models = render_repository(variants, repository, interval=interval)
         limits = limits or limits_for(variants)
         server = TritonServer(
             install,

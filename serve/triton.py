@@ -36,6 +36,7 @@ DRAIN_TIMEOUT_S = 10.0  # for answers in flight when the server is stopped
 START_ATTEMPTS = 3  # a port can be taken before it is bound; a load can hang; Triton can crash
 RESTART_WINDOW_S = 120.0  # of service: with each restart within it, the next one waits longer
 LONGEST_PAUSE_S = 30.0  # before a restart
+FAILED_LOAD_S = 2.0  # for Triton's log to say of a process that ended that its model isn't loaded
 LOOK_S = 0.05
 IDLE_LOOKS = 3  # in a row: a request that began just now is on the metrics a moment later
 LONGEST_LOOK_S = 3.0  # what a longer one takes, as when this process is stopped, isn't waiting
@@ -87,6 +88,7 @@ class TritonServer:
         self._process: subprocess.Popen[bytes] | None = None
         self._stubs: dict[int, str] = {}  # process of a model -> its model
         self._num_loads = 0  # by the log, when they were looked for
+        self._unsure_of, self._unsure_since = 0, 0.0  # a process that ended; monotonic time
         self._loaded_at = 0  # when the repository's list of models was written, ns
         self._restarts = Restarts(RESTART_WINDOW_S)
         self._written = TritonLog(self.log)
@@ -234,13 +236,27 @@ class TritonServer:
         again Triton keeps the old one while streams are open on which it answered.
         """
         assert self._process is not None
-        self._num_loads = self._written.loaded.total()
+        self._num_loads = self._written.num_loads
         pids = sorted(children(self._process.pid), key=started_at)
         newest = {_model_of(pid): pid for pid in pids}
         return {pid: model for model, pid in newest.items() if model in self.models}
 
     def _dead_stubs(self) -> list[int]:
         return [pid for pid in self._stubs if not is_alive(pid)]
+
+    def _is_certain(self, dead: int) -> bool:
+        """Whether the end of a process is its model's.
+
+        Where the model has another one, it may be that of a version that failed to load, which
+        Triton's log says soon.
+        """
+        assert self._process is not None
+        others = filter(is_alive, children(self._process.pid))
+        if self._stubs[dead] not in map(_model_of, others):
+            return True
+        if self._unsure_of != dead:
+            self._unsure_of, self._unsure_since = dead, time.monotonic()
+        return time.monotonic() - self._unsure_since > FAILED_LOAD_S
 
     def _launch(self, on_progress: Progress) -> None:
         self._has_other_models()
@@ -302,6 +318,11 @@ class TritonServer:
             # without its metrics port it would run on; otherwise it takes seconds to end
             if written.has_lost_port:
                 raise TrtMtpError(f"tritonserver lost a port:\n{log_excerpt(written.tail())}")
+            if written.stub_error:  # it would wait for the process without end
+                raise TrtMtpError(
+                    f"tritonserver can't start the process of a model ({written.stub_error}); it "
+                    f"needs bash in a folder of $PATH"
+                )
             if process.poll() is not None or written.signal:
                 how = written.signal or f"ended with code {process.returncode}"
                 is_crash = written.signal or process.returncode < 0
@@ -343,14 +364,14 @@ class TritonServer:
         # of the thread that it interrupted
         if self._written.signal:
             return Failure(Reason.ABORTED, f"tritonserver aborted ({self._written.signal})")
-        if self._written.loaded.total() != self._num_loads:  # a model has another process
+        if self._written.num_loads != self._num_loads:  # a model may have another process
             self._stubs = self._find_stubs()
         # after a model died, Triton runs on, says that it is ready, and lets its clients hang
         dead = self._dead_stubs()
         if dead and self._has_other_models():  # it may have been unloaded
             self._stubs = self._find_stubs()
             dead = self._dead_stubs()
-        if dead:
+        if dead and self._is_certain(dead[0]):
             text = f"the process of a model ended (pid {dead[0]})"
             return Failure(Reason.MODEL_ENDED, text)
         silent = self._liveness.silent() if self._liveness else ()

@@ -1,5 +1,6 @@
 """Triton's log since its last start, read as it grows."""
 
+import os
 import re
 from collections import Counter
 from pathlib import Path
@@ -13,6 +14,8 @@ LOG_LINES = 12
 EVENTS = re.compile(
     rb"^(?P<signal>Signal \((?!2\)|15\))\d+\) received)"  # 2 and 15 end it in order
     rb"|successfully loaded '(?P<loaded>[^'\n]+)'"
+    rb"|(?P<failed>failed to load '[^'\n]+' version)"
+    rb"|^Failed to run python backend stub\. Errno = (?P<stub>\d+)"
     rb"|(?P<port>already in use)",
     re.MULTILINE,
 )
@@ -31,7 +34,9 @@ class TritonLog:
         self._partial = b""
         self.signal = ""  # the line about a signal that Triton's handler wrote
         self.has_lost_port = False
+        self.stub_error = ""  # why the process of a model could not be started
         self.loaded: Counter[str] = Counter()  # how often each model was
+        self.num_loads = 0  # that ended, well or not
 
     def begin(self) -> None:
         """Forget what was read; a new start of the server writes from here on."""
@@ -68,6 +73,11 @@ class TritonLog:
                     self.signal = text
                 case "loaded":
                     self.loaded[text] += 1
+                    self.num_loads += 1
+                case "failed":
+                    self.num_loads += 1
+                case "stub":
+                    self.stub_error = os.strerror(int(text))
                 case _:
                     self.has_lost_port = True
 

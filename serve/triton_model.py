@@ -19,12 +19,15 @@ import numpy as np
 import triton_python_backend_utils as pb_utils
 
 from trt_mtp.errors import InputError, TrtMtpError
+from trt_mtp.serve.chat_format import CHAT_FORMAT, ChatFormat
 from trt_mtp.serve.contract import (
     CANCELLED,
     CANCELLED_FLAG,
     IN_FLIGHT,
     INTERNAL_ERROR,
     LOGPROBS,
+    NUM_INPUT,
+    NUM_REASONING,
     OUTPUTS,
 )
 from trt_mtp.serve.engine import open_engine
@@ -32,6 +35,8 @@ from trt_mtp.serve.engine.base import Chunk, Engine, Generation
 from trt_mtp.serve.long_prompts import LongPrompts, ReceivedRequest
 from trt_mtp.serve.openable import openable
 from trt_mtp.serve.pending_message import PendingMessage
+from trt_mtp.serve.reasoning import Reasoning, ReasoningCounter
+from trt_mtp.serve.streaming_interval import interval_in
 from trt_mtp.serve.variant_metrics import VariantMetrics
 from trt_mtp.serve.variant_request import VariantRequest, read_cancel, read_request
 from trt_mtp.serve.warm_up import one_at_a_time, warm_up
@@ -58,7 +63,12 @@ class RequestState:
     """A running request; after submission only the response sender's thread uses it."""
 
     def __init__(
-        self, request_id: str, sender: Any, outputs: frozenset[str], request: VariantRequest
+        self,
+        request_id: str,
+        sender: Any,
+        outputs: frozenset[str],
+        request: VariantRequest,
+        reasoning: ReasoningCounter | None,
     ) -> None:
         self.request_id = request_id  # empty if the client gave none
         self.sender = sender  # Triton's, of this request
@@ -70,11 +80,15 @@ class RequestState:
         self.generation: Generation | None = None
         self.is_cancelled_in_band = False  # by another request; the client reads to the end
         self._pending = PendingMessage(request.echo, self.outputs, request.interval)
+        self._reasoning = reasoning
+        self._has_told_input = False
         self._last: Chunk | None = None
 
     def add(self, chunk: Chunk) -> None:
         """Add a chunk to the next response."""
         self._pending.add(chunk)
+        if self._reasoning is not None:
+            self._reasoning.push(chunk.token_ids)
         self._last = chunk
 
     @property
@@ -101,6 +115,9 @@ class RequestState:
             places = [each.to_json() for each in self._pending.logprobs]
             values[LOGPROBS] = [json.dumps(places, ensure_ascii=False).encode()]
         values[IN_FLIGHT] = [num_in_flight]
+        if self._pending.text and not self._has_told_input:
+            self._has_told_input = True
+            values[NUM_INPUT] = [self.num_input_tokens]
         if chunk.finish_reason is not None:
             values |= self._closing_values(chunk)
         self._pending.sent()
@@ -119,10 +136,12 @@ class RequestState:
     def _closing_values(self, chunk: Chunk) -> dict[str, Any]:
         counters = chunk.counters
         drafted = counters.num_draft_tokens
-        margin = {} if chunk.margin is None else {"margin": [chunk.margin]}
-        return margin | {
+        optional: dict[str, Any] = {} if chunk.margin is None else {"margin": [chunk.margin]}
+        if self._reasoning is not None:
+            optional[NUM_REASONING] = [self._reasoning.num_tokens]
+        return optional | {
             "finish_reason": [str(chunk.finish_reason).encode()],
-            "num_input_tokens": [self.num_input_tokens],
+            NUM_INPUT: [self.num_input_tokens],
             "num_output_tokens": [chunk.num_output_tokens],
             "num_steps": [counters.num_steps],
             "num_draft_tokens": [counters.num_draft_tokens],
@@ -318,18 +337,19 @@ class TritonPythonModel:
 
     def initialize(self, args: dict[str, str]) -> None:
         """Open the variant in the model's `variant_folder` parameter."""
-        parameters = json.loads(args["model_config"])["parameters"]
+        parameters = json.loads(args["model_config"])["parameters"].items()
+        texts = {name: value["string_value"] for name, value in parameters}
         try:
-            with openable(parameters["variant_folder"]["string_value"]) as folder:
+            self._interval = interval_in(texts)
+            with openable(texts["variant_folder"]) as folder:
                 self._engine = open_engine(folder)
                 with one_at_a_time(folder / ".."):
                     warm_up(self._engine)
         except TrtMtpError as error:
             raise pb_utils.TritonModelException(str(error)) from None
-        labels = {
-            "variant": parameters["variant"]["string_value"],
-            "draft_length": parameters["draft_length"]["string_value"],
-        }
+        chat_format = ChatFormat.from_json(texts.get(CHAT_FORMAT, ""))
+        self._reasoning = Reasoning(self._engine.encode, chat_format)
+        labels = {name: texts[name] for name in ("variant", "draft_length")}
         metrics = VariantMetrics(self._engine, labels, pb_utils.MetricFamily)
 
         self._responses = ResponseSender(metrics.publish, lambda: end_with(self._engine))
@@ -358,8 +378,11 @@ class TritonPythonModel:
 
     def _submit(self, received: ReceivedRequest) -> None:
         responses = self._responses
-        wanted = read_request(received.inputs, received.parameters, self._engine)
-        state = RequestState(received.request_id, received.sender, received.outputs, wanted)
+        wanted = read_request(received.inputs, received.parameters, self._engine, self._interval)
+        counter = self._reasoning.counter(wanted)
+        state = RequestState(
+            received.request_id, received.sender, received.outputs, wanted, counter
+        )
         state.generation = self._engine.submit(
             wanted.request, lambda chunk: responses.put(state, chunk)
         )

@@ -12,9 +12,6 @@ from trt_mtp.errors import InputError
 from trt_mtp.serve.contract import (
     CANCEL,
     GUIDED,
-    INTERVAL,
-    INTERVAL_MS,
-    MAX_HOLD_S,
     MAX_LOGPROBS,
     MAX_STOP_TEXTS,
     NEUTRAL,
@@ -28,6 +25,14 @@ from trt_mtp.serve.contract import (
 from trt_mtp.serve.engine.base import Engine, Guided, Request, SamplingParams
 from trt_mtp.serve.guided_decoding import read_guided
 from trt_mtp.serve.parameter_names import PREFIX, unknown_parameter
+from trt_mtp.serve.streaming_interval import (
+    INTERVALS,
+    NO_INTERVAL,
+    GivenInterval,
+    Interval,
+    asked_interval,
+    default_interval,
+)
 
 Inputs = Mapping[str, NDArray[Any]]
 
@@ -39,11 +44,11 @@ FOR_MESSAGES = ("tools", THINKING)
 SEED_BITS = 64
 
 
-class Interval(NamedTuple):
-    """How much of a streamed answer waits for the next message: until either is reached."""
+class ChatOptions(NamedTuple):
+    """What a chat says of its answer's form."""
 
-    tokens: int = 1
-    seconds: float = 0.0
+    enable_thinking: bool | None
+    has_tools: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,10 +60,15 @@ class VariantRequest:
     interval: Interval
     echo: str  # the prompt, where it is to be part of the answer
     omitted: frozenset[str]  # outputs that flags leave out
+    chat: ChatOptions | None  # None for a prompt that is no chat
 
 
-def read_request(inputs: Inputs, parameters: str, engine: Engine) -> VariantRequest:
+def read_request(
+    inputs: Inputs, parameters: str, engine: Engine, interval: GivenInterval = NO_INTERVAL
+) -> VariantRequest:
     """The request whose tensors are `inputs` and whose parameters are the JSON object `parameters`.
+
+    `interval` is the variant's, for streamed answers whose request has none.
 
     Raises InputError if it can't be run; the engine checks ranges and lengths on submission.
     """
@@ -78,11 +88,12 @@ def read_request(inputs: Inputs, parameters: str, engine: Engine) -> VariantRequ
             _num_logprobs(inputs),
         ),
         is_streaming=is_streaming,
-        interval=_interval(inputs, sampling.max_tokens, is_streaming),
+        interval=_interval(inputs, sampling.max_tokens, is_streaming, interval),
         echo=_echo(inputs),
         omitted=frozenset[str]().union(
             *(OUTPUT_FLAGS[name] for name, is_wanted in flags.items() if not is_wanted)
         ),
+        chat=ChatOptions(_thinking(inputs), "tools" in inputs) if "messages" in inputs else None,
     )
 
 
@@ -134,8 +145,11 @@ def _prompt_ids(inputs: Inputs, engine: Engine) -> tuple[int, ...]:
     if given == ["text_input"]:
         return engine.encode(_text(inputs, "text_input"))
     tools = _objects(inputs, "tools") if "tools" in inputs else None
-    thinking = bool(inputs[THINKING].item()) if THINKING in inputs else None
-    return engine.encode_chat(_objects(inputs, "messages"), tools, thinking)
+    return engine.encode_chat(_objects(inputs, "messages"), tools, _thinking(inputs))
+
+
+def _thinking(inputs: Inputs) -> bool | None:
+    return bool(inputs[THINKING].item()) if THINKING in inputs else None
 
 
 def _guided(inputs: Inputs) -> Guided | None:
@@ -167,6 +181,8 @@ def _sampling(inputs: Inputs, room: int) -> SamplingParams:
     }
     if values.get("max_tokens") == REST_OF_CONTEXT:
         values["max_tokens"] = room
+    if values.get("top_p") == 0:  # as OpenAI's API has it: of all tokens only the likeliest
+        values |= {"top_p": 1.0, "top_k": 1}
     if "sampling_param_stop" in inputs:
         texts = inputs["sampling_param_stop"]
         if texts.size > MAX_STOP_TEXTS:
@@ -179,19 +195,15 @@ def _sampling(inputs: Inputs, room: int) -> SamplingParams:
     return SamplingParams(**{"seed": secrets.randbits(SEED_BITS), **values})
 
 
-def _interval(inputs: Inputs, max_tokens: int, is_streaming: bool) -> Interval:
-    limits = {INTERVAL: max_tokens, INTERVAL_MS: round(MAX_HOLD_S * 1000)}
-    given = {name: int(inputs[name].item()) for name in limits if name in inputs}
-    for name, value in given.items():
-        if not is_streaming:
+def _interval(
+    inputs: Inputs, max_tokens: int, is_streaming: bool, default: GivenInterval
+) -> Interval:
+    given = {name: int(inputs[name].item()) for name in INTERVALS if name in inputs}
+    if not is_streaming:
+        for name in given:
             raise InputError(f"{name} goes with streaming, which this request doesn't ask for")
-        if not 1 <= value <= limits[name]:
-            what = "sampling_param_max_tokens, " if name == INTERVAL else ""
-            raise InputError(f"{name} is {value}: expected 1 to {what}{limits[name]}")
-    # with milliseconds alone, no number of tokens is enough
-    tokens = given.get(INTERVAL, max_tokens if INTERVAL_MS in given else 1)
-    seconds = given.get(INTERVAL_MS, limits[INTERVAL_MS]) / 1000 if given else 0.0
-    return Interval(tokens, seconds)
+        return Interval()
+    return asked_interval(given, max_tokens) if given else default_interval(default, max_tokens)
 
 
 def _echo(inputs: Inputs) -> str:

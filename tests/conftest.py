@@ -21,6 +21,7 @@ from tests.json_outputs import checking
 from tests.run_guard import RunGuard
 from tests.tiny_model import make_checkpoint
 from tests.watchdog import LIMIT_SHARE
+from trt_mtp.build.template_process import RENDERERS
 from trt_mtp.cli import main
 from trt_mtp.serve.triton import TritonServer
 
@@ -53,6 +54,12 @@ LONG = (
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Folders of long tests first, all else in its order."""
     items.sort(key=lambda item: [not item.nodeid.startswith(folder) for folder in LONG])
+
+
+@pytest.hookimpl(tryfirst=True)  # before anybody looks for what is left running
+def pytest_sessionfinish() -> None:
+    """End the processes that render chat templates."""
+    RENDERERS.close()
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:

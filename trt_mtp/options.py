@@ -81,6 +81,9 @@ def parsed(parse: Callable[[str, str], Any]) -> Callable[..., Any]:
 
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+wide_option = click.option(
+    "--wide", is_flag=True, help="Print every column, in lines of more than 80 characters."
+)
 ready_json_option = click.option(
     "--json", "as_json", is_flag=True, help="Print one line of JSON when ready."
 )
@@ -93,6 +96,13 @@ engine_option = click.option(
 )
 seed_option = click.option(
     "--seed", type=click.IntRange(0), default=0, show_default=True, help="Random seed."
+)
+temperature_option = click.option(
+    "--temperature",
+    type=click.FloatRange(0, 2),
+    default=0.0,
+    show_default=True,
+    help="Sampling temperature; 0 is greedy.",
 )
 model_option = click.option(
     "--model", default="qwen_mtp", show_default=True, help="Model name that clients use."

@@ -130,7 +130,7 @@ class CheckLine(_Part):
 
 
 class CellLine(_Part):
-    """A measured cell of the calibration; speedups are [value, low, high], 95 %."""
+    """A measured cell of the calibration; speedups are [value, low, high], 95%."""
 
     task: Task  # type: ignore[valid-type]
     draft_length: Count

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from trt_mtp.errors import InputError
-from trt_mtp.options import FILE, FOLDER, parsed, profile_out
+from trt_mtp.options import FILE, FOLDER, parsed, profile_out, temperature_option
+from trt_mtp.terminal import say
 
 if TYPE_CHECKING:
     from trt_mtp.controller.profile import Profile
@@ -43,7 +44,7 @@ def seconds(option: str, text: str) -> float:
     """
     match = re.fullmatch(r"(\d{1,6}(?:\.\d+)?)([smh]?)", text.strip())
     if not match or float(match[1]) == 0:
-        raise InputError(f"{option} {text!r}: expected a time, as 90s, 10m or 2h")
+        raise InputError(f"{option} {text!r}: expected a time such as 90s, 10m or 2h")
     return float(match[1]) * UNITS[match[2]]
 
 
@@ -143,13 +144,7 @@ openai_key_option = click.option(
     type=click.IntRange(2),
     help="Maximum output tokens per answer; overrides the prompt set.",
 )
-@click.option(
-    "--temperature",
-    type=click.FloatRange(0, 2),
-    default=0.0,
-    show_default=True,
-    help="Sampling temperature; 0 is greedy.",
-)
+@temperature_option
 @click.option(
     "--all-cells",
     is_flag=True,
@@ -237,7 +232,7 @@ def calibrate(
     if as_json:
         click.echo(profile_json(profile), nl=False)
     else:
-        click.echo("\n".join([summary(profile), *_settings(profile)]))
+        say("\n".join([summary(profile), *_settings(profile)]))
         click.echo(f"written to {options.out}", err=True)
         if disturbance(profile.calibration):
             click.echo(f"to measure again, remove {options.journal} first", err=True)

@@ -90,7 +90,7 @@ def print_table(result: dict[str, Any]) -> None:
     console.print(
         "tok/s: output tokens a second of whole answers, one at a time: without speculation, with\n"
         f"K={best} for all (the best single draft length), and routed. Speed-up: routed against\n"
-        "none on the same prompt, median and 95 % interval, of whole answers and of the time\n"
+        "none on the same prompt, median and 95% interval, of whole answers and of the time\n"
         "after the first token. Compare ratios, not absolute speeds. Why: what most of a\n"
         "task's decisions said, and how much faster than K=0 they expected to be (median)."
     )

@@ -268,7 +268,7 @@ def num_same(answers: Answers) -> int:
 
 
 def interval(values: Sequence[float]) -> dict[str, float]:
-    """The median, and the 95 % bootstrap interval of it."""
+    """The median, and the 95% bootstrap interval of it."""
     draw = random.Random(SEED)
     medians = sorted(
         statistics.median(draw.choices(values, k=len(values))) for _ in range(RESAMPLES)
@@ -302,7 +302,7 @@ def rows(result: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
         "answers",
         "accepted",
         f"AL at K={','.join(lengths)}",
-        "chosen K (from 5 %)",
+        "chosen K (from 5%)",
         "none",
         "best K",
         "routed tok/s",

@@ -2,9 +2,11 @@
 
 import asyncio
 import contextlib
+import gc
 import json
 import logging
 import signal
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -30,10 +32,10 @@ log = logging.getLogger(__name__)
 
 OnReady = Callable[[dict[str, Any]], None]
 
-LOG_FORMAT = "%(asctime)s %(levelname)s %(message)s"
 REPORT_S = 60.0
 LOOK_S = 0.1
 SAME_S = 2.0  # signals of one end: systemd sends SIGTERM to us, and so does who started us
+YOUNG_OBJECTS = 50_000  # made and not freed again, before the collector looks for cycles
 END_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
@@ -86,6 +88,7 @@ async def _run(config: ProcessConfig, on_ready: OnReady) -> None:
         if sharing is not None:
             await sharing.begin(SharedMetrics(gateway.metrics.registry), lambda: _hosted(gateway))
         await gateway.start()
+        _collect_seldom()
         ended = _end_of_service()
         gateway.on_drain = ended.set
         on_ready(gateway.describe())
@@ -108,6 +111,17 @@ async def _run(config: ProcessConfig, on_ready: OnReady) -> None:
         decisions.close()
     if not is_whole:
         raise TrtMtpError("stopped, and cut answers that were still in flight")
+
+
+def _collect_seldom() -> None:
+    """Keep the garbage collector off the path of requests, which make no cycles of their own.
+
+    What is there from the start is never looked at again. The cycles that gRPC makes, some six
+    small objects a stream, are still found, but not by a look at every other request.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(YOUNG_OBJECTS, *gc.get_threshold()[1:])
 
 
 async def _stopped(gateway: Gateway) -> bool:
@@ -165,6 +179,9 @@ def _hosted(gateway: Gateway) -> frozenset[str]:
 
 
 def _report(gateway: Gateway, policy: Policy, state: Path | None, level: int) -> None:
+    """Log the counters, for programs; on a terminal `trt-mtp top` and /statistics show them."""
+    if sys.stderr.isatty():
+        level = logging.DEBUG
     log.log(level, "counters %s", json.dumps(gateway.statistics(), separators=(",", ":")))
     if state is not None:
         try:

@@ -62,10 +62,12 @@ class Proxy:
         metadata: Metadata = (),
         deadline_at: float | None = None,
         read: ReadFeatures = read_features,
+        optional_outputs: frozenset[str] = frozenset(),
     ) -> InferenceCall:
         """The call of a request, checked; raises InputError for one that is wrong.
 
-        `read` is for a door that knows more of the request than its tensors say.
+        `read` is for a door that knows more of the request than its tensors say, and
+        `optional_outputs` are to be in the answers of variants that have them.
         """
         try:
             lengths = self.pool.index.draft_lengths
@@ -77,7 +79,10 @@ class Proxy:
         except TrtMtpError:
             self.metrics.refused()
             raise
-        return InferenceCall(request, features, caller, metadata, deadline_at, hints.wants_reasons)
+        reasons = hints.wants_reasons
+        return InferenceCall(
+            request, features, caller, metadata, deadline_at, reasons, optional_outputs
+        )
 
     async def handle(self, call: InferenceCall, send: Send) -> None:
         """Carry the answer to the client through `send`.
@@ -110,13 +115,18 @@ class Proxy:
         return await self.single_answer(self.open(request, caller, metadata, deadline_at))
 
     async def single_answer(self, call: InferenceCall) -> Any:
-        """The pb.ModelInferResponse to a call that is not streamed; raises as `handle`."""
+        """The pb.ModelInferResponse to a call that is not streamed; raises as `handle`.
+
+        While it grows here, it counts in its caller's room.
+        """
         answers: list[bytes] = []
+        with call.caller.room.hold_now(0) as hold:
 
-        async def keep(raw: bytes) -> None:
-            answers.append(raw)
+            async def keep(raw: bytes) -> None:
+                hold.grow(len(raw))
+                answers.append(raw)
 
-        await self.handle(call, keep)
+            await self.handle(call, keep)
         for raw in answers:
             response = parse_stream_response(raw).infer_response
             if response.outputs:

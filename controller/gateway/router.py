@@ -113,7 +113,7 @@ class Router:
             return list(states.values())
         excluded = left_out(call, replicas.values(), states)
         return [
-            replace(state, excluded=excluded[key]) if key in excluded else state
+            state._replace(excluded=excluded[key]) if key in excluded else state
             for key, state in states.items()
         ]
 
@@ -132,6 +132,7 @@ class Router:
 
     def _free(self, replica: Replica) -> None:
         self._count_running(replica, -1)
+        self.pool.index.note_free(replica)
         # not here and now: who waits may not be answered from inside another request's end
         asyncio.get_running_loop().call_soon(self.on_free)
 

@@ -166,7 +166,7 @@ def _mix(question: Question, best: Fleet | None, schedule: Fleet | None) -> Flee
 
 
 def _chosen(best: Fleet | None, schedule: Fleet | None, mix: Fleet | None) -> Fleet | None:
-    """The simplest of those that are within 2 % of the cheapest."""
+    """The simplest of those that are within 2% of the cheapest."""
     found = [fleet for fleet in (best, schedule, mix) if fleet is not None]
     if not found:
         return None

@@ -22,7 +22,13 @@ from trt_mtp.controller.rollout.spec import Server, Tls
 from trt_mtp.errors import InputError, TrtMtpError
 from trt_mtp.files import SMALL, read_text
 from trt_mtp.serve.hosts import channel_options, normal_target
-from trt_mtp.serve.repository import VARIANT_FOLDER, model_name, remove_model, write_model
+from trt_mtp.serve.repository import (
+    VARIANT_FOLDER,
+    interval_of,
+    model_name,
+    remove_model,
+    write_model,
+)
 from trt_mtp.serve.tls_files import TlsFiles
 
 CALL_S = 10.0
@@ -107,7 +113,8 @@ class TritonSite:
         self._wait_for_end(model_name(variant, self._public_name), "LOADING", LOAD_S, still_ours)
         if self.is_ready(variant.name):
             return
-        name = write_model(variant, self.repository, self._public_name)
+        interval = interval_of(self.repository)
+        name = write_model(variant, self.repository, self._public_name, interval)
         self._call(
             lambda: self._client.load_model(name, headers=self._headers, client_timeout=LOAD_S)
         )
@@ -193,5 +200,4 @@ def _credentials(tls: Tls | None) -> Any:
     if tls is None:
         return None
     files = TlsFiles(tls.cert, tls.key, tls.ca)
-    files.check()
-    return channel_credentials(files)
+    return channel_credentials(files.read())

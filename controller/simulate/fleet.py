@@ -96,11 +96,11 @@ class Fleet:
         schedules: Mapping[int, BatchSchedule] = MappingProxyType({}),
     ):  # fmt: skip
         self._cost = cost
-        self._replicas = [
+        self.replicas = [
             Replica(i, k, k, max_batch_size, schedules.get(k)) for i, k in enumerate(draft_lengths)
         ]
         by_length: dict[int, list[Replica]] = defaultdict(list)
-        for replica in self._replicas:
+        for replica in self.replicas:
             by_length[replica.max_draft_length].append(replica)
         self._groups = {k: Group(replicas) for k, replicas in sorted(by_length.items())}
         self._events: list[tuple[float, int, int]] = []  # time, replica, version
@@ -126,7 +126,7 @@ class Fleet:
         """The requests that end up to `now`, in order."""
         while self._events and self._events[0][0] <= now:
             ended_at, index, version = heapq.heappop(self._events)
-            replica = self._replicas[index]
+            replica = self.replicas[index]
             if version != replica.version:
                 continue
             self._advance(replica, ended_at)

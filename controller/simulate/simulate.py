@@ -1,5 +1,6 @@
 """Run a policy over a simulated fleet and report what users and operators would see."""
 
+import math
 import random
 import statistics
 from collections import Counter
@@ -16,11 +17,14 @@ from trt_mtp.controller.profile import Profile
 from trt_mtp.controller.simulate.arrivals import Arrival, Trace, bursts, poisson
 from trt_mtp.controller.simulate.fleet import Fleet, InFlight, Replica, split
 from trt_mtp.controller.simulate.workload import SimulatedRequest, Workload, published_cost
+from trt_mtp.controller.tasks import TASKS
 from trt_mtp.errors import InputError
+from trt_mtp.files import nearest
 
 POLICIES = ("none", "static", "schedule", "heuristics", "learned", "oracle")
 MAX_BATCH_SIZE = 128  # of a replica
 SAMPLE = 10_000  # latencies kept for percentiles
+EXAMPLE_SHARES = {"mix": {"coding": 0.7, "writing": 0.3}, "fleet": {0: 1, 3: 2}}
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +43,22 @@ class Settings:
     arrivals: str = "poisson"  # or bursts; a trace replaces both
     trace: Trace | None = None
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Raises InputError for a value that no simulation can have."""
+        for task in self.mix:
+            if task not in TASKS:
+                raise InputError(f"mix: {task!r} is not a task{nearest(str(task), TASKS)}")
+        shares = {"mix": self.mix.values(), "fleet": self.shares.values()}
+        for name, values in shares.items():
+            if not values or not all(0 < value < math.inf for value in values):
+                raise InputError(f"{name}: expected shares above 0, such as {EXAMPLE_SHARES[name]}")
+        counts = {"num_requests": self.num_requests, "num_replicas": self.num_replicas}
+        for name, count in counts.items():
+            if count < 1:
+                raise InputError(f"{name} is {count}: expected at least 1")
+        if not 0 < self.rate_per_s < math.inf:
+            raise InputError(f"rate_per_s is {self.rate_per_s:g}: expected requests per second")
 
 
 class Router:

@@ -1,5 +1,6 @@
 """What a folder is found to be, and the one sentence for each folder that is not usable."""
 
+import codecs
 import contextlib
 import json
 import os
@@ -16,7 +17,7 @@ from hypothesis import strategies as st
 from tests.conftest import CliResult
 from tests.programs import TIMEOUT_S
 from tests.real_checkpoints import NAMES, write_real
-from tests.tiny_model import make_checkpoint, write_json
+from tests.tiny_model import make_checkpoint, write_json, write_safetensors
 from trt_mtp.build.checkpoint import read_checkpoint
 from trt_mtp.build.hub import resolve_checkpoint
 from trt_mtp.build.tensors import INDEX, read_header
@@ -265,7 +266,45 @@ def no_weights(folder: Path) -> None:
     keep_only(folder, "config.json")
 
 
+def adapter(folder: Path) -> None:
+    keep_only(folder)
+    (folder / "adapter_config.json").write_text('{"peft_type": "LORA"}')
+    write_safetensors(folder / "adapter_model.safetensors", {})
+
+
+def adapter_with_config(folder: Path) -> None:
+    keep_only(folder, "config.json")
+    (folder / "adapter_config.json").write_text('{"peft_type": "LORA"}')
+    write_safetensors(folder / "adapter_model.safetensors", {})
+
+
+def whole_model_beside_shards(folder: Path) -> None:
+    make_checkpoint(folder.with_name("other"), seed=1)
+    shutil.copy(folder.with_name("other") / "model.safetensors", folder)
+
+
+def two_models_without_index(folder: Path) -> None:
+    whole_model_beside_shards(folder)
+    (folder / INDEX).unlink()
+
+
+def marked(name: str) -> Callable[[Path], None]:
+    """Put a byte order mark before a file, as Windows' editors do."""
+
+    def mark(folder: Path) -> None:
+        (folder / name).write_bytes(codecs.BOM_UTF8 + (folder / name).read_bytes())
+
+    mark.__name__ = f"marked_{name}"
+    return mark
+
+
 BAD: dict[Callable[[Path], None], str] = {
+    adapter: "is a LoRA adapter, not a model",
+    adapter_with_config: "is a LoRA adapter, not a model",
+    whole_model_beside_shards: f"is in model.safetensors and, by {INDEX}, in model-0000",
+    two_models_without_index: "remove one of them",
+    marked("config.json"): "config.json begins with a byte order mark",
+    marked("tokenizer.json"): "tokenizer.json begins with a byte order mark",
     missing_folder: "does not exist",
     a_file: "is a file; give the folder",
     empty: "is empty",

@@ -17,6 +17,8 @@ from tests.triton_client import FINAL, tensor
 MODEL = "qwen_mtp"
 DEADLINE_S = 60.0  # for one answer: what takes longer hangs
 RETRY_S = 0.1
+# clients are processes of their own: what one of them saw of the gateway is not another's to know
+OWN_CONNECTION = [("grpc.use_local_subchannel_pool", 1)]
 NUM_PAUSES = 20
 FAILED_OVER = "failed_over"  # parameter of a last response
 # what refuses a request before its first token: sentences of the gateway, and what gRPC says when a
@@ -147,7 +149,7 @@ async def _read(url: str, answer: Answer, pause_s: float, leave_after: int | Non
     async def requests() -> AsyncIterator[dict[str, Any]]:
         yield request
 
-    async with grpcclient.InferenceServerClient(url) as client:
+    async with grpcclient.InferenceServerClient(url, channel_args=OWN_CONNECTION) as client:
         responses = client.stream_infer(requests())
         num_seen = 0
         try:

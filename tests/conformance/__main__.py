@@ -1,128 +1,102 @@
-"""The `openai` package's own tests, from its own distribution, against the gateway's HTTP port.
+"""Tests that other projects wrote for OpenAI's API, against the gateway's HTTP port.
 
-`python -m tests.conformance` (`make conformance`) gets the source distribution of the version that
-the tests use from PyPI and what its tests need, into .venv-conformance. Exit 1 when a test fails
+`python -m tests.conformance [--vllm DIR] [--only NAME] [--verbose]` (`make conformance`) gets the
+source distributions of `openai` and of llama-cpp-python, which has llama.cpp's, from PyPI, and what
+their tests need, into .venv-conformance; vLLM's are run from a checkout. Exit 1 when a test fails
 that is not expected to. Only this glue is ours.
 """
 
-import json
+import argparse
 import os
-import re
 import subprocess
 import sys
-import tarfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 from xml.etree import ElementTree
 
-from tests.programs import read_line
+from tests.conformance.environment import PYTHON, ROOT, VENV, WAIT_S, pip
+from tests.conformance.suites import Suite, llama_cpp_suite, openai_suite, vllm_suite
+from tests.programs import ready_line
 from trt_mtp.controller.up import default_checkpoint
 
-ROOT = Path(__file__).resolve().parents[2]
-VENV = ROOT / ".venv-conformance"
-NEEDS = (
-    "pytest", "pytest-asyncio", "respx", "dirty-equals", "inline-snapshot", "time-machine",
-    "nest_asyncio", "rich", "httpx-aiohttp",
-)  # fmt: skip
-FILES = (
-    "tests/api_resources/chat/test_completions.py",
-    "tests/api_resources/test_completions.py",
-    "tests/api_resources/test_models.py",
-)
-MODELS = re.compile(r'model="([\w.-]+)"')
-# names of tests -> why they fail
-EXPECTED = (
-    (re.compile(r"test_method_create_with_all_params"), "all parameters at once, with audio"),
-    (re.compile(r"chat.*_(retrieve|update|list|list_with_all_params)$"), "no stored completions"),
-    (re.compile(r"_delete$"), "no deletion of completions and models"),
-)
-WAIT_S = 600.0
+UNEXPECTED = "NOT EXPECTED"
+Outcome = tuple[str, str, str]  # passed, failed or skipped; why; the test's name
 
 
 def main() -> int:
-    """Run them and print what became of them."""
-    source = prepare(version("openai"))
-    with door(aliases(source)) as url:
-        results = run(source, url)
-    for (outcome, why), count in sorted(results.items()):
-        print(f"{count:4}  {outcome}{f': {why}' if why else ''}")
-    return 1 if any(outcome == "failed" and not why for outcome, why in results) else 0
-
-
-def prepare(number: str) -> Path:
-    """The unpacked source distribution of the `openai` package, with an environment beside it."""
-    source = VENV / f"openai-{number}"
-    if source.exists():
-        return source
-    python = VENV / "bin" / "python"
-    pip = [str(python), "-m", "pip", "--disable-pip-version-check", "--quiet"]
-    download = [*pip, "download", "--no-deps", "--no-binary", "openai", "-d", str(VENV)]
-    for command in (
-        [sys.executable, "-m", "venv", str(VENV)],
-        [*pip, "install", f"openai=={number}", *NEEDS],
-        [*download, f"openai=={number}"],
-    ):
-        subprocess.run(command, check=True, timeout=WAIT_S)
-    with tarfile.open(VENV / f"openai-{number}.tar.gz") as archive:
-        archive.extractall(VENV, filter="data")
-    return source
-
-
-def aliases(source: Path) -> list[str]:
-    """The models that its tests ask for."""
-    texts = [(source / file).read_text(encoding="utf-8") for file in FILES]
-    return sorted({name for text in texts for name in MODELS.findall(text)} | {"model"})
+    """Run the suites and print what became of them."""
+    parser = argparse.ArgumentParser(description="Run other projects' tests of OpenAI's API.")
+    parser.add_argument("--vllm", type=Path, metavar="DIR", help="a checkout of vLLM")
+    parser.add_argument("--only", default="", help="run suites whose name begins so")
+    parser.add_argument("--verbose", action="store_true", help="name each test that failed")
+    options = parser.parse_args()
+    suites = [openai_suite(version("openai")), llama_cpp_suite()]
+    if options.vllm:
+        suites.append(vllm_suite(options.vllm.resolve()))
+    suites = [suite for suite in suites if suite.name.startswith(options.only)]
+    pip("install", "pytest", *sorted({need for suite in suites for need in suite.needs}))
+    with door(sorted({name for suite in suites for name in suite.models})) as url:
+        results = [show(suite, run(suite, url), options.verbose) for suite in suites]
+    return 0 if all(results) else 1
 
 
 @contextmanager
-def door(names: list[str]) -> Iterator[str]:
+def door(names: Sequence[str]) -> Iterator[str]:
     """The address of a gateway whose model has these names, too."""
-    up = ["up", default_checkpoint(), "--http-port", "0", "--json"]
+    up = ["up", default_checkpoint(), "--http-port", "0", "--gateway-port", "0", "--json"]
     with ready_line(up) as stack:
         options = [option for name in names for option in ("--model-alias", name)]
         gateway = ["gateway", "--triton", stack["triton"]["grpc"], "--port", "0", *options]
         with ready_line([*gateway, "--http-port", "0", "--json"]) as own:
-            yield f"http://{own['http']}/v1"
+            yield str(own["http"])
 
 
-@contextmanager
-def ready_line(arguments: list[str]) -> Iterator[dict[str, Any]]:
-    """The ready line of a `trt-mtp` that runs until the end."""
-    command = [sys.executable, "-m", "trt_mtp", *arguments]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
-        try:
-            yield json.loads(read_line(process))
-        finally:
-            process.terminate()
-            process.wait(WAIT_S)
-
-
-def run(source: Path, url: str) -> Counter[tuple[str, str]]:
-    """How many tests had each outcome, with the reason of a failure that is expected."""
+def run(suite: Suite, url: str) -> list[Outcome]:
+    """What became of each test."""
     report = VENV / "report.xml"
+    report.unlink(missing_ok=True)
     command = [
-        str(VENV / "bin" / "python"), "-m", "pytest", "-q", "-o", "addopts=", "--tb=no",
-        "-p", "no:cacheprovider", f"--junitxml={report}", *FILES,
+        str(PYTHON), "-m", "pytest", "-q", "--tb=line", "-p", "no:cacheprovider",
+        f"--junitxml={report}", *suite.options, *suite.files,
     ]  # fmt: skip
-    environment = {**os.environ, "TEST_API_BASE_URL": url}
-    subprocess.run(
-        command, cwd=source, env=environment, stdout=subprocess.DEVNULL, timeout=WAIT_S, check=False
-    )
-    return Counter(outcome(case) for case in ElementTree.parse(report).getroot().iter("testcase"))
+    paths = os.pathsep.join([str(suite.folder), str(ROOT / "tests" / "conformance")])
+    environment = {**os.environ, "PYTHONPATH": paths, **suite.environment(url)}
+    log = VENV / f"{suite.name.split()[0]}.log"
+    with log.open("w") as output:
+        subprocess.run(
+            command, cwd=suite.folder, env=environment, stdout=output, stderr=subprocess.STDOUT,
+            timeout=WAIT_S, check=False,
+        )  # fmt: skip
+    if not report.exists():
+        sys.exit(f"the tests of {suite.name} were not run: see {log}")
+    return [outcome(suite, case) for case in ElementTree.parse(report).getroot().iter("testcase")]
 
 
-def outcome(case: ElementTree.Element) -> tuple[str, str]:
+def outcome(suite: Suite, case: ElementTree.Element) -> Outcome:
     """Passed, failed or skipped, and why."""
+    name = f"{case.get('classname')}.{case.get('name') or ''}"
     if case.find("skipped") is not None:
-        return "skipped", ""
+        return "skipped", "", name
     if case.find("failure") is None and case.find("error") is None:
-        return "passed", ""
-    name = f"{case.get('classname')}.{(case.get('name') or '').partition('[')[0]}"
-    return "failed", next((why for pattern, why in EXPECTED if pattern.search(name)), "")
+        return "passed", "", name
+    plain = name.partition("[")[0]
+    whys = (why for pattern, why in suite.expected if pattern.search(plain))
+    return "failed", next(whys, UNEXPECTED), name
+
+
+def show(suite: Suite, outcomes: list[Outcome], is_verbose: bool) -> bool:
+    """Print a suite's results; returns whether all failures were expected."""
+    counts = Counter((what, why) for what, why, _ in outcomes)
+    print(suite.name)
+    for (what, why), count in sorted(counts.items(), key=lambda each: each[0]):
+        print(f"{count:6}  {what}{f': {why}' if why else ''}")
+        for name in [n for w, y, n in outcomes if (w, y) == (what, why)]:
+            if why == UNEXPECTED or (is_verbose and what == "failed"):
+                print(f"        {name}")
+    return ("failed", UNEXPECTED) not in counts
 
 
 if __name__ == "__main__":

@@ -151,11 +151,14 @@ class TritonPythonModel:
             "output_ids": np.array([index], np.int32),
             "requests_in_flight": np.array([len(self.running) - bool(finish)], np.int32),
         }
+        if index == num_emitted:
+            values["num_input_tokens"] = np.array([7], np.int32)
         if finish:
             values["finish_reason"] = np.array([str(finish).encode()], np.object_)
             numbers = {
                 "num_input_tokens": [7],
                 "num_output_tokens": [index + 1],
+                "num_reasoning_tokens": [2],
                 "num_steps": [steps],
                 "num_draft_tokens": [steps * k],
                 "num_accepted_draft_tokens": [k],

@@ -19,7 +19,7 @@ from tests.conftest import CliResult
 from tests.http_client import ask
 from tests.json_outputs import check_output
 from tests.programs import read_line
-from tests.triton_client import streaming
+from tests.triton_client import streaming, text_of
 from tests.variants import build_engines, make_variant
 from trt_mtp.serve.processes import children, is_alive
 
@@ -89,6 +89,19 @@ def test_serve_ends_with_a_signal(engines: Path, number: int) -> None:
         assert process.wait(DEADLINE_S) == 0
         assert not any(is_alive(pid) for pid in below)
         assert not Path(ready["log"]).exists()
+
+
+def test_a_server_has_a_streaming_interval(engines: Path) -> None:
+    """It holds for streams that ask for none; the first tokens come at once all the same."""
+    with started("serve", engines, "--json", "--streaming-interval", "32") as (_, ready):
+        with streaming(ready["grpc"]) as stream:
+            request = {"text_input": "a", "sampling_param_max_tokens": 100, "streaming": True}
+            held = stream.ask("qwen_mtp_k1", **request)
+            plain = stream.ask("qwen_mtp_k1", **request, streaming_interval=1)
+            whole = stream.ask("qwen_mtp_k1", **{**request, "streaming": False})
+        assert text_of(held) == text_of(plain) == text_of(whole)
+        assert 1 < len(held) <= 1 + 100 // 32 + 1
+        assert len(whole) == 1
 
 
 def test_nothing_survives_a_serve_that_is_killed(engines: Path) -> None:

@@ -6,7 +6,7 @@ import pytest
 
 from trt_mtp.serve.engine.base import Chunk, SpeculationCounters
 from trt_mtp.serve.pending_message import PendingMessage
-from trt_mtp.serve.variant_request import Interval
+from trt_mtp.serve.streaming_interval import Interval
 
 BOTH = frozenset({"text_output", "output_ids"})
 

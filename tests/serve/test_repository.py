@@ -21,6 +21,7 @@ from trt_mtp.serve.repository import (
     MODEL_PY,
     ModelConfig,
     from_pbtxt,
+    interval_of,
     render_repository,
     to_pbtxt,
     variant_config,
@@ -71,6 +72,20 @@ def test_a_variant_becomes_a_decoupled_python_model(tmp_path: Path) -> None:
     assert 'backend: "python"' in text
     assert "\nmax_batch_size:" not in text  # 0, the default: the engine batches
     assert config.parameters["max_batch_size"] == "8"  # of the engine
+
+
+def test_a_repository_has_one_streaming_interval(tmp_path: Path) -> None:
+    """Its models' parameters say it, so that a rollout gives a new one the same."""
+    interval = {"streaming_interval": 4, "streaming_interval_ms": 50}
+    variants = [make_variant(tmp_path / "engines", k) for k in (0, 3)]
+    render_repository(variants, tmp_path / "r")
+    assert interval_of(tmp_path / "r") == {}
+    render_repository(variants, tmp_path / "r", interval=interval)
+    assert interval_of(tmp_path / "r") == interval
+    config = tmp_path / "r" / "qwen_mtp_k0" / "config.pbtxt"
+    config.write_text(config.read_text().replace('"50"', '"-50"'))
+    with pytest.raises(InputError, match="streaming_interval_ms is '-50'"):
+        interval_of(tmp_path / "r")
 
 
 def test_the_inputs_of_the_llmapi_model_keep_their_types() -> None:

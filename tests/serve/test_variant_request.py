@@ -19,7 +19,8 @@ from trt_mtp.serve.engine.base import (
     Request,
     SamplingParams,
 )
-from trt_mtp.serve.variant_request import Interval, VariantRequest, read_request
+from trt_mtp.serve.streaming_interval import Interval
+from trt_mtp.serve.variant_request import VariantRequest, read_request
 
 
 class BytesEngineDouble:
@@ -65,19 +66,25 @@ def request_of(
 
 def read(parameters: str = "", **inputs: Any) -> VariantRequest:
     """Read a request with `inputs`, texts and lists made tensors as Triton hands them over."""
+    return read_request(tensors_of(inputs), parameters, BytesEngineDouble())
+
+
+def tensors_of(inputs: dict[str, Any]) -> dict[str, Any]:
+    """Inputs as Triton hands them over."""
     tensors = {}
     for name, value in inputs.items():
         values = value if isinstance(value, list) else [value]
         values = [text.encode() if isinstance(text, str) else text for text in values]
         is_text = any(isinstance(text, bytes) for text in values)
         tensors[name] = np.array(values, np.object_ if is_text else None)
-    return read_request(tensors, parameters, BytesEngineDouble())
+    return tensors
 
 
 def test_a_request_with_a_text_only_has_the_defaults() -> None:
     """Nothing but the prompt has to be given."""
     found = read(text_input="ab")
-    assert found == VariantRequest(request_of(found, (97, 98)), False, Interval(), "", frozenset())
+    request = request_of(found, (97, 98))
+    assert found == VariantRequest(request, False, Interval(), "", frozenset(), None)
 
 
 def test_a_seed_is_drawn_where_none_is_given() -> None:
@@ -136,6 +143,12 @@ def test_every_sampling_input_arrives() -> None:
     assert found.is_streaming
 
 
+def test_a_nucleus_of_nothing_is_the_likeliest_token() -> None:
+    """top_p 0 is valid in OpenAI's API, and engines differ in what they make of it."""
+    sampling = read(text_input="ab", sampling_param_top_p=0.0, sampling_param_top_k=9)
+    assert (sampling.request.sampling.top_p, sampling.request.sampling.top_k) == (1.0, 1)
+
+
 @pytest.mark.parametrize(
     ("given", "interval"),
     [
@@ -147,6 +160,25 @@ def test_every_sampling_input_arrives() -> None:
 def test_an_interval_is_tokens_or_time(given: dict[str, Any], interval: Interval) -> None:
     """Whichever is reached first; what isn't given is no reason to send."""
     found = read(text_input="ab", streaming=True, sampling_param_max_tokens=9, **given)
+    assert found.interval == interval
+
+
+@pytest.mark.parametrize(
+    ("given", "interval"),
+    [
+        ({"streaming": True}, Interval(9, 0.2)),  # an answer may be shorter than the default
+        ({"streaming": True, "streaming_interval": 3}, Interval(3, 1.0)),
+        ({"streaming": True, "streaming_interval_ms": 50}, Interval(9, 0.05)),
+        ({}, Interval()),
+    ],
+)
+def test_a_variants_interval_is_for_requests_without_one(
+    given: dict[str, Any], interval: Interval
+) -> None:
+    """A request that gives either has only that, and one without a stream has none."""
+    default = {"streaming_interval": 64, "streaming_interval_ms": 200}
+    tensors = tensors_of({"text_input": "ab", "sampling_param_max_tokens": 9, **given})
+    found = read_request(tensors, "", BytesEngineDouble(), default)
     assert found.interval == interval
 
 

@@ -5,16 +5,24 @@ from collections.abc import Callable, Mapping
 
 from aiohttp import web
 
-from trt_mtp.controller.gateway.http.sending import taken
+from trt_mtp.controller.gateway.byte_room import ByteRoom
+from trt_mtp.controller.gateway.http.sending import (
+    MAX_WAITING_BYTES,
+    let_wait,
+    send_rest,
+    taken,
+)
 
+SHORT_BYTES = 16_384  # with which asyncio lets a writer go on that had to wait
 HEADERS = {"Content-Type": "text/event-stream; charset=utf-8", "Cache-Control": "no-cache"}
 
 
 class EventStream:
     """Events as they come; a client that takes nothing for too long is ended."""
 
-    def __init__(self, request: web.Request) -> None:
-        self._request = request
+    def __init__(self, request: web.Request, room: ByteRoom) -> None:
+        """`room` is the caller's."""
+        self._request, self._room = request, room
         self._response = web.StreamResponse(headers=HEADERS)
         self._beginning = asyncio.Lock()
         self._loop = asyncio.get_running_loop()
@@ -44,8 +52,11 @@ class EventStream:
         if self._held:
             events, self._held = self._held + events, b""
         self._written_at = self._loop.time()
-        async with taken(self._request):
+        if self._is_short(events):
             await self._response.write(events)
+        else:
+            async with taken(self._request):
+                await self._response.write(events)
 
     async def keep_alive(self, idle_s: float, event: Callable[[], bytes]) -> None:
         """Send an `event` whenever nothing was sent for `idle_s`, until this is cancelled.
@@ -65,12 +76,19 @@ class EventStream:
     async def end(self) -> web.StreamResponse:
         """The whole response."""
         await self._begin()
-        if self._held:
-            await self.write(b"")
-        await self._response.write_eof()
+        held, self._held = self._held, b""
+        await send_rest(self._request, self._response, held, self._room)
         return self._response
+
+    def _is_short(self, events: bytes) -> bool:
+        """Can `events` be written without a wait? A time limit takes as long as writing them."""
+        transport = self._request.transport
+        return (
+            transport is not None and transport.get_write_buffer_size() + len(events) < SHORT_BYTES
+        )
 
     async def _begin(self) -> None:
         async with self._beginning:  # several answers may come on one response
             if not self._response.prepared:
                 await self._response.prepare(self._request)
+                let_wait(self._request, MAX_WAITING_BYTES)

@@ -11,7 +11,7 @@ import grpc
 from trt_mtp.controller.gateway.failure import AnswerError
 from trt_mtp.controller.gateway.openai.logprobs import Place, places_of
 from trt_mtp.controller.gateway.response_rewriter import CLOSING, FAILED_OVER
-from trt_mtp.serve.contract import LOGPROBS
+from trt_mtp.serve.contract import LOGPROBS, NUM_INPUT, NUM_REASONING
 from trt_mtp.serve.kserve import (
     int_outputs,
     parse_stream_response,
@@ -23,10 +23,11 @@ from trt_mtp.serve.kserve import (
 
 TEXT = "text_output"
 NUMBERS = (
-    "num_input_tokens", "num_output_tokens", "num_steps", "num_draft_tokens",
+    NUM_INPUT, "num_output_tokens", "num_steps", "num_draft_tokens",
     "num_accepted_draft_tokens", "accepted_per_position",
 )  # fmt: skip
 OUTPUTS = (TEXT, CLOSING, *NUMBERS, "seed")  # that a variant is asked for
+OPTIONAL_OUTPUTS = frozenset({NUM_REASONING})  # the same, of a variant that has them
 FINISH_REASONS = ("stop", "length")
 _CONTENTS = b"\x32"  # tag of ModelInferResponse.raw_output_contents
 
@@ -51,7 +52,7 @@ def read_closing(infer: Any) -> Closing:
         raise AnswerError(grpc.StatusCode.INTERNAL, f"the answer broke off ({reason})")
     return Closing(
         reason,
-        int_outputs(infer, NUMBERS),
+        int_outputs(infer, (*NUMBERS, NUM_REASONING)),
         uint64_output(infer, "seed"),
         str(infer.parameters[FAILED_OVER].string_param) if FAILED_OVER in infer.parameters else "",
     )
@@ -62,6 +63,7 @@ class AnswerReader:
 
     def __init__(self) -> None:
         self.closing: Closing | None = None
+        self.num_input_tokens = 0  # until the first text is read
         self.places: list[Place] = []  # of messages read: who takes them empties it
         self._head = b""  # what precedes the text, after the message's size
 
@@ -87,6 +89,8 @@ class AnswerReader:
         infer = parse_stream_response(raw).infer_response
         names = [output.name for output in infer.outputs]
         self.places += places_of(text_output(infer, LOGPROBS))
+        if NUM_INPUT in names:
+            self.num_input_tokens = int_outputs(infer, (NUM_INPUT,))[NUM_INPUT][0]
         if CLOSING in names:
             self.closing = read_closing(infer)
         elif names == [TEXT]:

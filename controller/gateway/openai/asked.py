@@ -33,7 +33,7 @@ from trt_mtp.controller.gateway.openai.schema import (
     CompletionRequest,
     read_as,
 )
-from trt_mtp.controller.gateway.openai.vendor import request_parameters
+from trt_mtp.controller.gateway.openai.vendor import given_interval, request_parameters
 from trt_mtp.controller.json_request import features_from_json
 from trt_mtp.controller.request import UNBOUNDED_TOKENS, Hints, RequestFeatures
 from trt_mtp.serve.contract import (
@@ -84,6 +84,7 @@ class Asked:
     num_prompts: int  # whose choices are one after the other, as many for each
     streams: bool
     wants_usage: bool  # at the end of a stream
+    wants_running_usage: bool  # in each of its chunks
     wants_decision: bool
     wants_logprobs: bool
     choices: tuple[Choice, ...]
@@ -181,6 +182,7 @@ class BodyReader:
             f"{PREFIX}max_tokens": limit,
             f"{PREFIX}temperature": DEFAULT_TEMPERATURE if temperature is None else temperature,
             "parameters": request_parameters(request, headers, pinned),
+            **given_interval(request, limit),
         }
         if request.ignore_eos:
             values[IGNORE_EOS] = True
@@ -213,6 +215,9 @@ class BodyReader:
             num_prompts=len(prompts),
             streams=bool(request.stream),
             wants_usage=bool(options and options.include_usage),
+            wants_running_usage=bool(
+                options and options.include_usage and options.continuous_usage_stats
+            ),
             wants_decision=request.trt_mtp is not None,
             wants_logprobs=NUM_LOGPROBS in common,
             choices=tuple(self._choices(request, prompts, common)),

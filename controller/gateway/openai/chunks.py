@@ -26,6 +26,7 @@ class Chunks:
         self._has_begun = False
         self._num_chars = 0  # of tokens whose logprobs were told
         self._places: Sequence[Place] = ()  # for the next chunk
+        self.usage: dict[str, int] | None = None  # so far, for each chunk from now on
         delta: Any = {"content": _GAP} if asked.is_chat else _GAP
         self._before, self._after = self._render(delta, None).split(json.dumps(_GAP).encode())
 
@@ -35,7 +36,7 @@ class Chunks:
 
     def text(self, text: str) -> bytes:
         """The chunk with a piece of the answer's text."""
-        if not self._has_begun or self._places:
+        if not self._has_begun or self._places or self.usage:
             return self.delta({"content": text} if self._asked.is_chat else text)
         return b"%b%b%b" % (self._before, encode_basestring(text).encode(), self._after)
 
@@ -67,7 +68,7 @@ class Chunks:
         }
         value: dict[str, Any] = {**head(self._asked, kind(self._asked)), "choices": [choice]}
         if self._asked.wants_usage:
-            value["usage"] = None
+            value["usage"] = self.usage
         return event(value)
 
     def _logprobs(self) -> dict[str, Any] | None:

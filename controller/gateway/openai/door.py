@@ -23,7 +23,12 @@ from trt_mtp.controller.gateway.http.answering import (
 from trt_mtp.controller.gateway.http.body import received
 from trt_mtp.controller.gateway.http.events import EventStream
 from trt_mtp.controller.gateway.http.sending import send_whole
-from trt_mtp.controller.gateway.openai.answer_reader import TEXT, AnswerReader, read_closing
+from trt_mtp.controller.gateway.openai.answer_reader import (
+    OPTIONAL_OUTPUTS,
+    TEXT,
+    AnswerReader,
+    read_closing,
+)
 from trt_mtp.controller.gateway.openai.asked import Asked, BodyReader, Choice
 from trt_mtp.controller.gateway.openai.chunks import DONE, Chunks, last_chunk
 from trt_mtp.controller.gateway.openai.cors import Cors
@@ -36,7 +41,12 @@ from trt_mtp.controller.gateway.openai.errors import (
 )
 from trt_mtp.controller.gateway.openai.logprobs import places_of
 from trt_mtp.controller.gateway.openai.model_names import ModelNames
-from trt_mtp.controller.gateway.openai.objects import Answered, decision_headers, whole_answer
+from trt_mtp.controller.gateway.openai.objects import (
+    Answered,
+    decision_headers,
+    token_counts,
+    whole_answer,
+)
 from trt_mtp.controller.gateway.openai.options import OpenAiOptions
 from trt_mtp.controller.gateway.openai.reply import Reply
 from trt_mtp.controller.gateway.openai.vendor import timeout_of
@@ -113,7 +123,9 @@ class OpenAiDoor:
     def _open(self, request: web.Request, caller: Caller, choice: Choice) -> InferenceCall:
         until = deadline_at(choice.request, timeout_of(request.headers))
         metadata = forwarded_headers(request)
-        return self._proxy.open(choice.request, caller, metadata, until, choice.features)
+        return self._proxy.open(
+            choice.request, caller, metadata, until, choice.features, OPTIONAL_OUTPUTS
+        )
 
     async def _whole(self, asked: Asked, calls: Sequence[InferenceCall]) -> web.Response:
         """All choices in one object."""
@@ -135,7 +147,7 @@ class OpenAiDoor:
         self, request: web.Request, asked: Asked, calls: Sequence[InferenceCall]
     ) -> web.StreamResponse:
         """Chunks of all choices as they come."""
-        events = EventStream(request)
+        events = EventStream(request, calls[0].caller.room)
         events.begin_with(NO_BUFFERING)
         streamed = [StreamedChoice(asked, i, call, events) for i, call in enumerate(calls)]
         keeping = asyncio.create_task(
@@ -175,6 +187,8 @@ class StreamedChoice:
         if self._reader.places:
             self._chunks.tell(self._reader.places)
             self._reader.places = []
+        if self._asked.wants_running_usage:
+            self._count()
         if self._reply is None:
             self._reply = Reply(self._asked, self.call.chat_format)
         reply, closing = self._reply, self._reader.closing
@@ -196,6 +210,12 @@ class StreamedChoice:
         if not self._events.has_begun:
             self._events.begin_with(decision_headers(self._asked, self.call))
         return self._chunks.idle()
+
+    def _count(self) -> None:
+        """Have the chunks tell this choice's tokens so far; a variant may not tell them."""
+        num_input, num_output = self._reader.num_input_tokens, self.call.num_output_tokens()
+        if num_input and num_output:
+            self._chunks.usage = token_counts(num_input, num_output)
 
     def _chunk(self, reply: Reply, delta: Delta) -> bytes:
         if delta.kind == "content":

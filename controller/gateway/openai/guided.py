@@ -111,20 +111,21 @@ def _response_format(value: Mapping[str, Any]) -> dict[str, Any] | None:
     kind = value.get("type")
     if kind in (None, "text"):
         return None
-    if kind == "json_object":
+    if kind == "json_object" and value.get("schema") is None:
         return {"json_object": True}
-    if kind != "json_schema":
+    if kind not in ("json_object", "json_schema"):
         raise ParameterError(
             f"response_format.type is {str(kind)[:MAX_NAME_CHARS]!r}: expected text, json_object "
             "or json_schema",
             "response_format",
         )
-    stated = value.get("json_schema")
+    # llama.cpp and others have the schema of a json_object there
+    is_object = kind == "json_object"
+    place = "response_format" if is_object else "response_format.json_schema"
+    stated = value if is_object else value.get("json_schema")
     schema = stated.get("schema") if isinstance(stated, dict) else None
     if not isinstance(schema, dict):
-        raise ParameterError(
-            "response_format.json_schema.schema has to be an object", "response_format"
-        )
+        raise ParameterError(f"{place}.schema has to be an object", "response_format")
     return {"json_schema": schema}
 
 

@@ -41,7 +41,10 @@ def chat_logprobs(places: Sequence[Place]) -> dict[str, Any]:
 
 
 def completion_logprobs(places: Sequence[Place], offset: int) -> dict[str, Any]:
-    """A completion choice's `logprobs`; its first token begins after `offset` characters."""
+    """A completion choice's `logprobs`; its first token begins after `offset` characters.
+
+    The token that was sampled is always among the likely ones, as OpenAI says.
+    """
     offsets = []
     for place in places:
         offsets.append(offset)
@@ -50,7 +53,8 @@ def completion_logprobs(places: Sequence[Place], offset: int) -> dict[str, Any]:
         "tokens": [place["token"] for place in places],
         "token_logprobs": [place["logprob"] for place in places],
         "top_logprobs": [
-            {top["token"]: top["logprob"] for top in place["top_logprobs"]} for place in places
+            {top["token"]: top["logprob"] for top in (*place["top_logprobs"], place)}
+            for place in places
         ],
         "text_offset": offsets,
     }

@@ -14,7 +14,7 @@ from trt_mtp.controller.gateway.openai.logprobs import (
 )
 from trt_mtp.controller.gateway.openai.reply import Reply, whole_message
 from trt_mtp.controller.gateway.openai.vendor import PREFIX
-from trt_mtp.serve.contract import REASONS
+from trt_mtp.serve.contract import NUM_INPUT, NUM_REASONING, REASONS
 
 
 class Answered(NamedTuple):
@@ -80,11 +80,20 @@ def totals(asked: Asked, answered: Sequence[Answered]) -> dict[str, Any]:
     return values
 
 
-def usage(asked: Asked, closings: Sequence[Closing]) -> dict[str, int]:
+def usage(asked: Asked, closings: Sequence[Closing]) -> dict[str, Any]:
     """The tokens of all choices; a prompt counts once, however many answers it has."""
     per_prompt = max(len(asked.choices) // asked.num_prompts, 1)
-    num_prompt = sum(closing.number("num_input_tokens") for closing in closings[::per_prompt])
+    num_prompt = sum(closing.number(NUM_INPUT) for closing in closings[::per_prompt])
     num_output = sum(closing.number("num_output_tokens") for closing in closings)
+    values: dict[str, Any] = token_counts(num_prompt, num_output)
+    if asked.is_chat and all(NUM_REASONING in closing.numbers for closing in closings):
+        num_reasoning = sum(closing.number(NUM_REASONING) for closing in closings)
+        values["completion_tokens_details"] = {"reasoning_tokens": num_reasoning}
+    return values
+
+
+def token_counts(num_prompt: int, num_output: int) -> dict[str, int]:
+    """A `usage` without details."""
     return {
         "prompt_tokens": num_prompt,
         "completion_tokens": num_output,

@@ -1,4 +1,4 @@
-"""Parameters of OpenAI's and vLLM's that would change the answer and can't: refused by name."""
+"""Parameters of OpenAI and other servers that can't be followed: refused by name."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -24,6 +24,16 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "chat_template": (),
     "documents": ([],),
     "guided_grammar": (),
+    "guided_whitespace_pattern": (),
+    "allowed_token_ids": (),
+    "logprob_token_ids": (),
+    "return_token_ids": (False,),
+    "return_tokens_as_token_ids": (False,),
+    "structural_tag": (),
+    "grammar": ("",),  # llama.cpp's, as is json_schema
+    "json_schema": (),
+    "ebnf": (),  # SGLang's, as is regex
+    "regex": (),
     "modalities": (["text"],),
     "audio": (),
     "functions": ([],),

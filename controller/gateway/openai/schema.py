@@ -12,12 +12,13 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from trt_mtp.controller.gateway.openai.errors import ParameterError
 from trt_mtp.controller.request import MAX_NAME_CHARS
 from trt_mtp.serve.contract import MAX_LOGPROBS
+from trt_mtp.serve.streaming_interval import MAX_HOLD_MS
 
 MAX_CHOICES = 128  # of one request, as OpenAI's `n`
 INT64 = 2**63
 
 Name = Annotated[str, Field(max_length=MAX_NAME_CHARS)]
-Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh"]
+Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
 TokenId = Annotated[int, Field(ge=0, lt=2**31)]
 
 
@@ -33,7 +34,10 @@ class StreamOptions(_Model):
 
 
 class VendorOptions(_Model):
-    """`trt_mtp`: the gateway's request parameters. Given at all, the answer has it, too."""
+    """`trt_mtp`: the gateway's request parameters, and the streaming interval of variants.
+
+    Given at all, the answer has it, too.
+    """
 
     model_config = ConfigDict(strict=True, extra="forbid")
 
@@ -43,6 +47,8 @@ class VendorOptions(_Model):
     tenant: Name | None = None
     latency_class: Name | None = None
     explain: bool | None = None
+    streaming_interval: int | None = Field(None, ge=1, lt=2**31)  # tokens of a chunk
+    streaming_interval_ms: int | None = Field(None, ge=1, le=MAX_HOLD_MS)
 
 
 class Prediction(_Model):
@@ -61,7 +67,7 @@ class CommonRequest(_Model):
     n: int | None = Field(None, ge=1, le=MAX_CHOICES)
     max_tokens: int | None = Field(None, ge=1, lt=2**31)
     temperature: float | None = Field(None, ge=0, le=2)
-    top_p: float | None = Field(None, gt=0, le=1)
+    top_p: float | None = Field(None, ge=0, le=1)
     top_k: int | None = Field(None, ge=-1, lt=2**31)
     frequency_penalty: float | None = Field(None, ge=-2, le=2)
     presence_penalty: float | None = Field(None, ge=-2, le=2)

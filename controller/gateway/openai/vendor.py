@@ -10,7 +10,8 @@ from typing import Any
 from trt_mtp.controller.gateway.openai.errors import ParameterError
 from trt_mtp.controller.gateway.openai.schema import CommonRequest
 from trt_mtp.controller.request import MAX_NAME_CHARS
-from trt_mtp.serve.contract import PARAMETERS
+from trt_mtp.serve.contract import INTERVAL, PARAMETERS
+from trt_mtp.serve.streaming_interval import INTERVALS
 
 PREFIX = "x-trt-mtp-"
 # of Claude Code, Codex, and routers of other servers, which keep a conversation on one server
@@ -47,6 +48,24 @@ def request_parameters(
     if timeout_s is not None:
         parameters["timeout"] = int(timeout_s * 1e6)
     return parameters
+
+
+def given_interval(request: CommonRequest, limit: int) -> dict[str, int]:
+    """The inputs for how much goes into a chunk of an answer of up to `limit` tokens.
+
+    Raises ParameterError for one that is longer than that, or without a stream.
+    """
+    values = {name: getattr(request.trt_mtp, name, None) for name in INTERVALS}
+    given = {name: value for name, value in values.items() if value is not None}
+    for name in given:
+        if not request.stream:
+            raise ParameterError(f"{name} goes with stream: true", f"trt_mtp.{name}")
+    if 0 < limit < given.get(INTERVAL, 1):
+        raise ParameterError(
+            f"{INTERVAL} is {given[INTERVAL]}, longer than the answer: expected 1 to {limit}",
+            f"trt_mtp.{INTERVAL}",
+        )
+    return given
 
 
 def _given(request: CommonRequest, headers: Mapping[str, str]) -> dict[str, Any]:

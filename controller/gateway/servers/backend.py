@@ -32,6 +32,7 @@ T = TypeVar("T")
 POLL_S = 1.0
 DISCOVERY_S = 10.0
 PROBES_PER_S = 50.0  # of all servers together: a gateway with a thousand asks each less often
+NAMES_PER_S = 20.0  # likewise, of variants that a server may have got since
 JITTER = 0.25  # of the time between probes, both ways: gateways don't ask in step
 MAX_DRAFT_LENGTH = 16
 CALL_TIMEOUT_S = 5.0
@@ -96,24 +97,27 @@ class Replica:
 
     def load(self, now_s: float) -> int:
         """Requests that are believed to be in flight on it, whoever sent them."""
-        return self.num_running + self.num_elsewhere + self.others.num(now_s)
+        others = self.others
+        num_ours = self.num_running + self.num_elsewhere
+        return num_ours if now_s > others.until else num_ours + others.num(now_s)
 
     def state(self, is_healthy: bool, now_s: float) -> VariantState:
         """What a policy sees of it."""
         num_running = self.load(now_s)
-        return VariantState(
-            name=self.key,
-            draft_length=self.draft_length,
-            is_healthy=is_healthy,
-            num_running=num_running,
-            max_batch_size=self.max_batch_size,
-            max_seq_len=self.max_seq_len,
-            device=self.backend.target,
-            num_on_device=self.backend.load(now_s),
-            is_full=num_running >= self.max_batch_size,
-            takes_min_tokens=self.takes_min_tokens,
-            takes_guided=self.takes_guided,
-            schedule=self.schedule,
+        return VariantState(  # not by keyword, which takes twice as long
+            self.key,
+            self.draft_length,
+            is_healthy,
+            num_running,
+            self.max_batch_size,
+            self.max_seq_len,
+            self.backend.target,
+            self.backend.load(now_s),
+            num_running >= self.max_batch_size,
+            "",
+            self.takes_min_tokens,
+            self.takes_guided,
+            self.schedule,
         )
 
 
@@ -236,7 +240,7 @@ class Backend:
 
     def load(self, now_s: float) -> int:
         """Requests that are believed to be in flight on all its variants."""
-        return sum([variant.load(now_s) for variant in self.variants.values()])
+        return sum([variant.load(now_s) for variant in self._variants.values()])
 
     async def refresh(self, silent_since: float | None = None) -> None:
         """Ask Triton whether it is alive and which of its variants are ready.
@@ -287,13 +291,14 @@ class Backend:
 
     async def watch(self) -> None:
         """Keep what is known of the variants fresh, for ever; looks at once after a failed call."""
-        next_discovery = 0.0
+        # servers that are named together aren't looked through together
+        next_discovery = time.monotonic() + self._discovery_s() * DRAWS.random()
         silent_since: float | None = None
         while True:
             await self.refresh(silent_since)
             if self.is_live and (not self.variants or time.monotonic() >= next_discovery):
                 await self.discover()
-                next_discovery = time.monotonic() + DISCOVERY_S * self._probe_s()
+                next_discovery = time.monotonic() + self._discovery_s() * _jittered()
             self._suspected.clear()
             await asyncio.sleep(0.1)  # a storm of failures is one look, not one for each
             silent_since = time.monotonic()
@@ -307,6 +312,13 @@ class Backend:
     def _probe_s(self) -> float:
         """Seconds between probes of a variant that sends nothing, by how many there are."""
         return max(POLL_S, self.num_probed() / PROBES_PER_S)
+
+    def _discovery_s(self) -> float:
+        """Seconds between looks for new variants, were all servers like this one."""
+        num_known = len(self.variants)
+        num_names = MAX_DRAFT_LENGTH + 1 + len(self.named) - num_known
+        num_servers = self.num_probed() / max(num_known, 1)
+        return max(DISCOVERY_S, num_servers * num_names / NAMES_PER_S)
 
     async def close(self) -> None:
         """Close the connection, after CLOSE_S at most for streams that come to their end."""

@@ -43,6 +43,7 @@ class Pool:
         self._tls = tls
         self._preference = preference
         self._index: Index | None = None  # of the variants that there are; None: to be made
+        self._num_variants: int | None = None  # on all servers; None: to be counted
         self._named: Sequence[str] = ()
         self._source = source_of(triton)
         self._follower: asyncio.Task[None] | None = None
@@ -172,7 +173,7 @@ class Pool:
     def _add(self, server: Server) -> None:
         backend = self._returned(server) or self._new(server)
         self.backends[server.target] = backend
-        self._index = None
+        self._variants_changed()
         if self._is_watching:
             self._watchers[server.target] = asyncio.create_task(backend.watch())
 
@@ -186,11 +187,14 @@ class Pool:
         return backend
 
     def _variants_changed(self) -> None:
-        self._index = None
+        self._index = self._num_variants = None
 
     def _num_probed(self) -> int:
         """What is asked for a sign of life when nothing else comes from it."""
-        return max(len(self.index.by_key), len(self.backends))
+        if self._num_variants is None:
+            counts = [len(backend.variants) for backend in self.backends.values()]
+            self._num_variants = sum(counts)
+        return max(self._num_variants, len(self.backends))
 
     def _returned(self, server: Server) -> Backend | None:
         """The same server that was to leave, with what it has in flight."""
@@ -201,7 +205,7 @@ class Pool:
 
     def _remove(self, target: str) -> None:
         backend, watcher = self.backends.pop(target), self._watchers.pop(target, None)
-        self._index = None
+        self._variants_changed()
         if watcher is not None:
             watcher.cancel()
         departure = asyncio.create_task(self._leave(target, backend))

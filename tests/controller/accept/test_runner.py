@@ -196,7 +196,7 @@ def test_two_at_once(world: World) -> None:
     """A second run in the same directory is refused."""
     with (
         Journal(world.folder / "journal.jsonl"),
-        pytest.raises(InputError, match="another `trt-mtp accept` is running"),
+        pytest.raises(InputError, match="another `trt-mtp` is writing"),
     ):
         world.run()
 

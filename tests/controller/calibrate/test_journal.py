@@ -100,3 +100,13 @@ def test_a_full_disk_keeps_what_was_measured(tmp_path: Path) -> None:
             resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     with Journal(tmp_path / "j", SETTINGS) as again:
         assert len(again.results.arms) == 3
+
+
+def test_two_at_once(tmp_path: Path) -> None:
+    """A second run of the same journal is refused, and the first one goes on."""
+    with Journal(tmp_path / "j", SETTINGS) as journal:
+        with pytest.raises(InputError, match="another `trt-mtp` is writing"):
+            Journal(tmp_path / "j", SETTINGS)
+        block = begin_block(journal)
+    with Journal(tmp_path / "j", SETTINGS) as again:
+        assert again.open_block == block

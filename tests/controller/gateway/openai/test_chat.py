@@ -266,6 +266,42 @@ def test_several_choices(client: OpenAI, script: Any) -> None:
     assert "metrics" not in (answer.model_extra or {})
 
 
+def test_reasoning_tokens(client: OpenAI, script: Any) -> None:
+    """The usage has those of all choices; completions have none."""
+    answer = client.chat.completions.create(model="qwen_mtp", messages=script(tokens=2), n=2)
+    assert answer.usage is not None
+    assert answer.usage.completion_tokens_details is not None
+    assert answer.usage.completion_tokens_details.reasoning_tokens == 4
+    completion = client.completions.create(model="qwen_mtp", prompt='{"tokens": 2}')
+    assert completion.usage is not None
+    assert completion.usage.completion_tokens_details is None
+
+
+def test_usage_in_every_chunk(client: OpenAI, script: Any) -> None:
+    """With continuous_usage_stats each chunk has its choice's tokens so far, as vLLM has it."""
+    *chunks, last = client.chat.completions.create(
+        model="qwen_mtp",
+        messages=script(tokens=4),
+        stream=True,
+        stream_options={"include_usage": True, "continuous_usage_stats": True},  # type: ignore[call-overload]
+    )
+    told = [(chunk.usage.prompt_tokens, chunk.usage.completion_tokens) for chunk in chunks]
+    assert told == [(7, 1), (7, 2), (7, 3), (7, 4), (7, 4)]
+    assert last.usage.total_tokens == 11
+
+
+def test_usage_in_every_chunk_across_a_failover(client: OpenAI, script: Any) -> None:
+    """The tokens of the variant that failed count on."""
+    chunks = client.chat.completions.create(
+        model="qwen_mtp",
+        messages=script(tokens=6, error_at=3, faulty=[3]),
+        stream=True,
+        stream_options={"include_usage": True, "continuous_usage_stats": True},  # type: ignore[call-overload]
+    )
+    told = [chunk.usage.completion_tokens for chunk in chunks]
+    assert told == [1, 2, 3, 4, 5, 6, 6, 6]
+
+
 def test_several_choices_on_one_stream(client: OpenAI, script: Any) -> None:
     """Their chunks have their index, and each its end."""
     texts: dict[int, str] = {0: "", 1: ""}

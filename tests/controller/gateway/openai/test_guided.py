@@ -30,6 +30,11 @@ def guided(client: OpenAI, script: Any, **request: Any) -> Any:
     [
         ({"response_format": {"type": "text"}}, None),
         ({"response_format": {"type": "json_object"}}, {"json_object": True}),
+        ({"response_format": {"type": "json_object", "schema": None}}, {"json_object": True}),
+        (
+            {"response_format": {"type": "json_object", "schema": SCHEMA}},
+            {"json_schema": SCHEMA},
+        ),
         ({"response_format": NAMED}, {"json_schema": SCHEMA}),
         ({"extra_body": {"guided_json": SCHEMA}}, {"json_schema": SCHEMA}),
         ({"extra_body": {"guided_json": json.dumps(SCHEMA)}}, {"json_schema": SCHEMA}),

@@ -5,8 +5,13 @@ from typing import Any
 import pytest
 
 from trt_mtp.controller.gateway.openai.errors import ParameterError
-from trt_mtp.controller.gateway.openai.schema import ChatRequest
-from trt_mtp.controller.gateway.openai.vendor import request_parameters, timeout_of
+from trt_mtp.controller.gateway.openai.schema import ChatRequest, read_as
+from trt_mtp.controller.gateway.openai.vendor import (
+    given_interval,
+    request_parameters,
+    timeout_of,
+)
+from trt_mtp.serve.contract import REST_OF_CONTEXT
 
 
 def request(**values: Any) -> ChatRequest:
@@ -61,3 +66,28 @@ def test_a_pinned_length_is_the_only_one() -> None:
     assert request_parameters(request(), {}, 3) == {"draft_length": 3}
     with pytest.raises(ParameterError, match="give one of them"):
         request_parameters(request(trt_mtp={"draft_length": 1}), {}, 3)
+
+
+def test_a_streaming_interval() -> None:
+    """It goes to the variant; without a stream, or longer than the answer, it is refused."""
+    both = {"streaming_interval": 4, "streaming_interval_ms": 100}
+    assert given_interval(request(stream=True, trt_mtp=both), 9) == both
+    assert given_interval(request(stream=True, trt_mtp=both), REST_OF_CONTEXT) == both
+    assert given_interval(request(), 9) == {}
+    with pytest.raises(ParameterError, match="streaming_interval goes with stream: true") as error:
+        given_interval(request(trt_mtp=both), 9)
+    assert error.value.param == "trt_mtp.streaming_interval"
+    with pytest.raises(ParameterError, match="longer than the answer: expected 1 to 3"):
+        given_interval(request(stream=True, trt_mtp=both), 3)
+
+
+@pytest.mark.parametrize(
+    "interval",
+    [{"streaming_interval": 0}, {"streaming_interval_ms": -1}, {"streaming_interval_ms": 1001}],
+)
+def test_an_interval_that_is_none(interval: dict[str, int]) -> None:
+    """The body is refused, with the parameter's name."""
+    body = {"model": "m", "messages": [{}], "stream": True, "trt_mtp": interval}
+    with pytest.raises(ParameterError) as error:
+        read_as(ChatRequest, body)
+    assert error.value.param == f"trt_mtp.{next(iter(interval))}"

@@ -1,6 +1,7 @@
 """How busy a variant is, with several gateways before one Triton."""
 
 from collections import Counter
+from contextlib import ExitStack
 from typing import Any
 
 import pytest
@@ -44,6 +45,21 @@ def test_gateways_see_each_others_requests(doubles: TritonServer) -> None:
             assert "requests_in_flight" not in names
             assert ("output_ids" in names) == (not outputs)
             wait_until(lambda: abs(load_of(other) - 5) <= 1)
+
+
+def test_ten_gateways_agree_on_how_busy_a_server_is(doubles: TritonServer) -> None:
+    """Within one request of the truth: seven that have one there, three that had one."""
+    deep = {"draft_length": "3"}
+    with ExitStack() as stack:
+        gateways = [stack.enter_context(running_gateway(doubles.grpc_url)) for _ in range(10)]
+        streams = [stack.enter_context(raw_stream(each.gateway.address)) for each in gateways]
+        for stream in streams[:7]:
+            stream.send(script_request(tokens=10**6, delay_s=0.02, parameters=deep))
+            stream.receive()
+        for stream in streams[7:]:
+            stream.send(script_request(tokens=2, parameters=deep))
+            assert [text_of(stream.receive()) for _ in range(2)] == ["w0", "w1"]
+        wait_until(lambda: all(abs(load_of(each) - 7) <= 1 for each in gateways))
 
 
 def test_a_server_that_is_full_is_left_alone(doubles: TritonServer) -> None:
