@@ -21,7 +21,8 @@ from trt_mtp.controller.acceptance_estimate import (
     pooled,
     sharpened,
 )
-from trt_mtp.controller.app_offset import Apps, app_scope, count_beside, offset, shifted
+from trt_mtp.controller.app_offset import Apps, app_scope, count_beside, offset
+from trt_mtp.controller.log_odds import shifted
 from trt_mtp.controller.position_counts import (
     MAX_POSITIONS,
     Counted,
@@ -174,8 +175,7 @@ class AcceptanceLearner:
             conditionals = pooled(own_tenant, conditionals, PRIOR_WEIGHT["tenant"])
             precisions = sharpened(precisions, own_tenant, PRIOR_WEIGHT["tenant"])
             weight = max(weight, own_tenant.trials[0])  # the cell has the same answers
-        conditionals = shifted(conditionals, shift) if shift else conditionals
-        return estimate(conditionals, precisions, weight)
+        return estimate(shifted(conditionals, shift) if shift else conditionals, precisions, weight)
 
     def _offset_of(self, scope: str) -> float:
         """What an app's requests have beyond their tasks and tenant, in logits."""
@@ -225,6 +225,14 @@ class AcceptanceLearner:
         self._cache.clear()
         return alarm
 
+    def _chance(
+        self, shares: Mapping[AcceptanceKey, float], tenant: str | None, app: str | None = None
+    ) -> float:
+        """That a first draft is accepted, as far as is known without the conversation."""
+        known = [(s, self.estimate(key, tenant, None, app)) for key, s in shares.items()]
+        chance = sum([share * (estimate.lengths[1] - 1) for share, estimate in known])
+        return chance / sum(shares.values())
+
     def _common_share(self, tenant_scope: str) -> float:
         """How far an answer of a tenant counts for all others: the less, the more it has had.
 
@@ -232,14 +240,6 @@ class AcceptanceLearner:
         """
         counts = self.own.get(tenant_scope)
         return 1.0 if counts is None else TENANT_STEPS / (TENANT_STEPS + counts.trials[0])
-
-    def _chance(
-        self, shares: Mapping[AcceptanceKey, float], tenant: str | None, app: str | None = None
-    ) -> float:
-        """That a first draft is accepted, as far as is known without the conversation."""
-        known = [(s, self.estimate(key, tenant, None, app)) for key, s in shares.items()]
-        chance = sum([share * (e.lengths[1] - 1) for share, e in known])
-        return chance / sum(shares.values())
 
     def _add_overall(
         self,

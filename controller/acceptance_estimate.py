@@ -10,7 +10,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from trt_mtp.controller.app_offset import logit, shifted
+from trt_mtp.controller.log_odds import logit, shifted
 from trt_mtp.controller.position_counts import MEMORY_STEPS, PositionCounts
 
 # SD of the error of log c_2 / c_1 = log r, and of log c_j / c_(j-1) beyond: 55 published series
