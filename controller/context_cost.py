@@ -6,7 +6,12 @@ values once for all of its rows, b is what a draft reads; where it reads them fo
 """
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
+if TYPE_CHECKING:
+    from trt_mtp.controller.request import RequestFeatures
+
+TYPICAL_ANSWER_TOKENS = 256  # max_tokens is a bound, not what an answer takes
 LEAST = 0.25  # of a table's step that is left at no context, whatever the line says
 
 
@@ -36,3 +41,13 @@ class ContextCost:
 
 
 NO_CONTEXT = ContextCost()
+
+
+def answer_tokens(features: "RequestFeatures") -> int:
+    """Tokens that a request's answer is taken to have."""
+    return max(1, min(features.max_tokens, TYPICAL_ANSWER_TOKENS))
+
+
+def mean_context_tokens(features: "RequestFeatures") -> float:
+    """Tokens in a request's cache while it is answered: what it brings and half of the answer."""
+    return features.input_tokens + answer_tokens(features) / 2

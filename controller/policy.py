@@ -21,6 +21,7 @@ from trt_mtp.controller.acceptance import (
     temperature_band,
 )
 from trt_mtp.controller.acceptance_estimate import Estimate
+from trt_mtp.controller.context_cost import answer_tokens, mean_context_tokens
 from trt_mtp.controller.decision import CandidateScore, Decision, VariantState
 from trt_mtp.controller.filters import rejections
 from trt_mtp.controller.outcome import Outcome, outcome_problem
@@ -209,7 +210,7 @@ class Policy:
         """The expected time on every variant."""
         home = self._homes.get(features.session_id) if features.session_id else None
         num_tokens = features.prompt_tokens
-        answer, own_tokens = features.answer_tokens, features.context_tokens
+        answer, own_tokens = answer_tokens(features), mean_context_tokens(features)
         in_flight = _on_devices(variants) if self.profile.shared_device else _on_variants(variants)
         times = []
         for v, (others, context_tokens) in zip(variants, in_flight, strict=True):

@@ -27,7 +27,6 @@ from trt_mtp.serve.kserve import InferRequest, parameter_value
 from trt_mtp.serve.parameter_names import unknown_parameter
 
 CHARS_PER_TOKEN = 4.0
-TYPICAL_ANSWER_TOKENS = 256
 WINDOW_CHARS = 2_000  # of the prompt's start, its end and the system prompt
 WINDOW_BYTES = 4 * WINDOW_CHARS  # a character has at most four
 MAX_JSON_BYTES = 32_768  # longer `messages` are read through two windows, not as JSON
@@ -88,16 +87,6 @@ class RequestFeatures:
         if known is not None:
             return known
         return int((self.num_chars + self.num_tool_chars) / CHARS_PER_TOKEN)
-
-    @property
-    def context_tokens(self) -> float:
-        """Tokens in its cache while it is answered: the prompt and half of a typical answer."""
-        return self.input_tokens + self.answer_tokens / 2
-
-    @property
-    def answer_tokens(self) -> int:
-        """Tokens that an answer may have; max_tokens is a bound, not what it takes."""
-        return max(1, min(self.max_tokens, TYPICAL_ANSWER_TOKENS))
 
 
 class Hints(NamedTuple):

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 
+from trt_mtp.controller.context_cost import mean_context_tokens
 from trt_mtp.controller.decision import Decision, VariantState
 from trt_mtp.controller.filters import NoVariantError, can_take
 from trt_mtp.controller.gateway.call import InferenceCall
@@ -144,7 +145,8 @@ class Router:
                 log.exception("of decision %s something is lost", lease.decision.decision_id)
 
     def _count_running(self, replica: Replica, call: InferenceCall, change: int) -> None:
-        replica.count_running(change, call.features.context_tokens, time.monotonic())
+        tokens = mean_context_tokens(call.features)
+        replica.count_running(change, tokens, time.monotonic())
         self._metrics.in_flight(replica.name, change)
         self._running(replica.key).add(change)
 
