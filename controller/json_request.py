@@ -5,8 +5,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from trt_mtp.controller.app_offset import app_key
+from trt_mtp.controller.chat_messages import content_text, is_format
 from trt_mtp.controller.pasted_text import asks_of_pasted_text
-from trt_mtp.controller.request import WINDOW_CHARS, RequestFeatures, content_text, is_format
+from trt_mtp.controller.request import WINDOW_CHARS, RequestFeatures
 from trt_mtp.errors import InputError
 from trt_mtp.files import nearest
 from trt_mtp.serve.contract import INPUTS

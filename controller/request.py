@@ -4,12 +4,13 @@ import json
 import math
 import re
 import struct
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from trt_mtp.controller import pasted_text
 from trt_mtp.controller.app_offset import app_key
+from trt_mtp.controller.chat_messages import content_text, is_format, joined
 from trt_mtp.errors import InputError
 from trt_mtp.files import nearest
 from trt_mtp.serve.contract import (
@@ -343,8 +344,8 @@ def _chat_prompt(data: bytes) -> _Prompt:
     turns = [m for m in messages if m.get("role") not in ("system", "assistant")]
     last = content_text(turns[-1]) if turns else ""
     return _Prompt(
-        head=_joined(turns)[:WINDOW_CHARS],
-        tail=_joined(turns)[-WINDOW_CHARS:],
+        head=joined(turns)[:WINDOW_CHARS],
+        tail=joined(turns)[-WINDOW_CHARS:],
         num_chars=len(data.decode(errors="ignore")),
         system=content_text(system)[:WINDOW_CHARS],
         has_tools=bool(options.get("tools")) or any(m.get("role") == "tool" for m in turns),
@@ -352,24 +353,6 @@ def _chat_prompt(data: bytes) -> _Prompt:
         thinking=said if isinstance(said := options.get("enable_thinking"), bool) else None,
         asks_of_pasted_text=pasted_text.asks_of_pasted_text(last, last, len(last)),
     )
-
-
-def is_format(value: object) -> bool:
-    """Whether a response format asks for more than text, which is what there is without one."""
-    return bool(value) and value not in ("text", {"type": "text"})
-
-
-def _joined(messages: Sequence[Mapping[str, object]]) -> str:
-    return "\n".join(content_text(message) for message in messages)
-
-
-def content_text(message: Mapping[str, object]) -> str:
-    """The text of a chat message, whose content may be a list of parts."""
-    content = message.get("content")
-    if isinstance(content, list):
-        parts = [part.get("text") for part in content if isinstance(part, dict)]
-        return "\n".join(part for part in parts if isinstance(part, str))
-    return content if isinstance(content, str) else ""
 
 
 def _long_chat_prompt(data: memoryview) -> _Prompt:
