@@ -165,10 +165,11 @@ def problems(gateway: Process, before_mib: float) -> Iterator[str]:
         return
     if (grown := memory_mib(gateway.process.pid) - before_mib) > MAX_GROWTH_MIB:
         yield f"its memory grew by {grown:.0f} MiB"
-    until = time.monotonic() + SAY_S
-    while HALF_SAID.search(gateway.log) and time.monotonic() < until:
+    until, log = time.monotonic() + SAY_S, gateway.log
+    while HALF_SAID.search(log) and time.monotonic() < until:
         time.sleep(0.1)
-    log = GRPCS_OWN.sub("", gateway.log)
+        log = gateway.log
+    log = GRPCS_OWN.sub("", log)
     at = log.find("Traceback")
     if at >= 0:
         yield f"its log has an exception: {log[max(at - 300, 0) : at + 2000]}"
