@@ -117,7 +117,7 @@ def _check_consistent(decision: Decision) -> None:
     shares = dict(decision.task_probabilities)
     for task in (decision.task, *shares):
         if task not in TASKS:
-            raise _not_a_record(f"{task!r:.40} is no task")
+            raise _not_a_record(f"{task!r:.40} is not a task")
     if not shares or not all(0 <= share <= 1 for share in shares.values()):
         raise _not_a_record("its task_probabilities are none")
     able = [c for c in decision.candidates if not c.rejected]

@@ -95,7 +95,7 @@ class Profile(BaseModel):
     def _check(self) -> "Profile":
         for task in self.acceptance:
             if task not in TASKS:
-                raise ValueError(f"acceptance.{task} is no task{nearest(task, TASKS)}")
+                raise ValueError(f"acceptance.{task} is not a task{nearest(task, TASKS)}")
         for length, curve in self.step_ratio.items():
             if length < 1 or not curve:
                 raise ValueError(f"step_ratio.{length}: lengths are 1 or more, with a batch each")
@@ -209,7 +209,7 @@ def require_measured_on(
 def parse_profile(value: Any, where: str) -> Profile:
     """The profile in a JSON value that came from `where`; raises InputError."""
     if not isinstance(value, dict):
-        raise InputError(f"{where} is no profile: expected a JSON object")
+        raise InputError(f"{where} is not a profile: expected a JSON object")
     try:
         return Profile.model_validate(value)
     except ValidationError as error:

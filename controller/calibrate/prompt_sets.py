@@ -158,7 +158,7 @@ def _messages(row: Mapping[str, Any], where: str) -> list[dict[str, Any]]:
         raise InputError(f"{where}: messages is {messages!r:.40}: expected a list of messages")
     for message in messages:
         if not (isinstance(message, dict) and isinstance(message.get("role"), str)):
-            raise InputError(f"{where}: {message!r:.60} is no message with a role")
+            raise InputError(f"{where}: {message!r:.60} is not a message with a role")
     return messages
 
 
