@@ -32,7 +32,7 @@ MAX_STEPS = 6  # of mutation
 # gRPC prints by itself that it can't send a status to a client that has left
 GRPCS_OWN = re.compile(r"Traceback.*\n(?:  .*\n)+grpc\._cython\.cygrpc\.ExecuteBatchError")
 HALF_SAID = re.compile(r"Traceback.*\n(?:  .*\n)*(?:  .*)?\Z")
-SAY_S = 2.0  # for the gateway to end a sentence
+SAY_S = 60.0  # for the gateway to end a sentence
 NUMBERS = (0, 1, 127, 128, 255, 16_384, 2**16, 2**24 - 1, 2**31 - 1, 2**32 - 1)
 
 
@@ -165,9 +165,11 @@ def problems(gateway: Process, before_mib: float) -> Iterator[str]:
         return
     if (grown := memory_mib(gateway.process.pid) - before_mib) > MAX_GROWTH_MIB:
         yield f"its memory grew by {grown:.0f} MiB"
-    if HALF_SAID.search(gateway.log):
-        time.sleep(SAY_S)
-    log = GRPCS_OWN.sub("", gateway.log)
+    until, log = time.monotonic() + SAY_S, gateway.log
+    while HALF_SAID.search(log) and time.monotonic() < until:
+        time.sleep(0.1)
+        log = gateway.log
+    log = GRPCS_OWN.sub("", log)
     at = log.find("Traceback")
     if at >= 0:
         yield f"its log has an exception: {log[max(at - 300, 0) : at + 2000]}"
