@@ -12,7 +12,7 @@ TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 CAN_REACH := timeout 10 $(BIN)/python -c \
 	'import sys, urllib.request; urllib.request.urlopen(sys.argv[1], timeout=5)'
 
-.PHONY: demo test test-vllm lint docs bench chaos conformance rollout-crash audit sbom chart clean lock
+.PHONY: demo test test-aiperf test-vllm lint docs bench chaos conformance rollout-crash audit sbom chart clean lock
 
 demo: $(VENV)/.runtime
 	$(BIN)/trt-mtp demo
@@ -40,7 +40,7 @@ bench: $(VENV)/.dev
 		echo "== $$file"; $(BIN)/python -m benchmarks.$$(basename $$file .py); \
 	done
 
-# real variants on vLLM's CPU wheel, in an environment of their own (3.5 GB; AVX-512-BF16 or AMX)
+# real variants on vLLM's CPU wheel, in an environment of their own (3.5 GB; AVX2)
 test-vllm: $(VENV)/.dev $(VENV)-vllm/.ready
 	TRT_MTP_VLLM_PYTHON=$(abspath $(VENV))-vllm/bin/python $(BIN)/python -m pytest \
 		-o timeout=1800 tests/vllm
@@ -52,6 +52,10 @@ $(VENV)-vllm/.ready: pyproject.toml
 	$(VENV)-vllm/bin/python -m pip uninstall --quiet -y torchaudio torchcodec
 	$(VENV)-vllm/bin/python -m pip install --disable-pip-version-check --quiet --no-deps 'numpy<2' -e .
 	@touch $@
+
+# NVIDIA's AIPerf against OpenAI's API, in an environment of its own (1.3 GB)
+test-aiperf: $(VENV)/.dev
+	$(BIN)/python -m tests.aiperf
 
 # make chaos ARGS='--json --seed 7': a thousand faults while clients ask
 chaos: $(VENV)/.dev
@@ -88,7 +92,7 @@ chart:
 
 # build/ is source: never remove it here
 clean:
-	rm -rf $(VENV) $(VENV)-vllm dist site engines .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage
+	rm -rf $(VENV) $(VENV)-vllm $(VENV)-aiperf $(VENV)-conformance dist site engines .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV)/.runtime: requirements.lock pyproject.toml

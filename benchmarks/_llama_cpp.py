@@ -140,7 +140,7 @@ def tensors_of(source: Checkpoint, with_mtp: bool) -> list[tuple[str, Array]]:
         if old not in source.tensors:
             continue
         info = source.tensors[old]
-        value = Source(info).rows(0, info.shape[0])
+        value = Source(old, info).rows(0, info.shape[0])
         if len(info.shape) == 1:
             value = value[:, 0]
         if new.endswith("norm.weight") and "ssm" not in new:

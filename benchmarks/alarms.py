@@ -2,7 +2,7 @@
 
 `python -m benchmarks.alarms [--json] [--short]`
 
-False alarms: first drafts of one cell, 4,000 answers, requests spread by 0.04 or 0.08, or 15 % of
+False alarms: first drafts of one cell, 4,000 answers, requests spread by 0.04 or 0.08, or 15% of
 them another task's (writing taken for coding). Delay: answers from a shift of 0.92 until the alarm.
 Starvation: acceptance learned as 0.2 is 0.92 again while a load is held at which no drafts looked
 best; throughput over the best static length's, 1,000 requests after 3,000.

@@ -4,7 +4,7 @@
 
 Acceptance is spread around what was published, step costs around the published composite rig. Each
 deployment is measured until the plan has no open choice left or the budget, in simulated seconds,
-is spent. Noise is the standard deviation, in percent, of what a batch takes, on top of 5 % of each
+is spent. Noise is the standard deviation, in percent, of what a batch takes, on top of 5% of each
 answer; the product's error is what each cell's truth has beyond AL / R.
 """
 

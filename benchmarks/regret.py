@@ -2,7 +2,7 @@
 
 Run `python -m benchmarks.regret [--json] [--requests N] [--seeds N]`. Targets: at least 0.98 of the
 oracle, 1.00 of the best static length per load on average, 0.99 of none in every task; speedups
-predicted with a median error of at most 6 %, and the best draft length within 1 in 85 %.
+predicted with a median error of at most 6%, and the best draft length within 1 in 85%.
 """
 
 import json

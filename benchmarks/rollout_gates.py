@@ -6,7 +6,7 @@ Simulated rollouts: acceptance drawn per request from the published spread
 (controller/simulate/workload.py),
 answers of log-normal length, a load that moves both sides up and down together. The canary is
 equal; or slower in all tasks by exactly what is tolerated (the hardest case that must still not be
-aborted); or 5 % slower in one task. A rollout is watched for a fixed number of canary requests and
+aborted); or 5% slower in one task. A rollout is watched for a fixed number of canary requests and
 looked at after every window.
 """
 
@@ -128,8 +128,8 @@ def run(rollouts: int, num_canary: int, seed: int = 0) -> dict[str, Any]:
     cases = (
         ("equal", everything, Truth(0.0, ())),
         ("slower by the tolerance", everything, Truth(gates.tolerance, tuple(everything))),
-        ("one of 4 tasks 5 % slower", mixed, Truth(0.05, (slow_task,))),
-        ("one of 13 tasks 5 % slower", everything, Truth(0.05, (slow_task,))),
+        ("one of 4 tasks 5% slower", mixed, Truth(0.05, (slow_task,))),
+        ("one of 13 tasks 5% slower", everything, Truth(0.05, (slow_task,))),
     )
     start = time.perf_counter()
     results = []

@@ -2,7 +2,7 @@
 
 `python -m benchmarks.rollout_sessions [--json] [--short]`
 
-First, false aborts: equal canaries of 5 % of the sessions, which are as unlike as conversations are
+First, false aborts: equal canaries of 5% of the sessions, which are as unlike as conversations are
 (requests by Zipf's law with exponent 1, log speed of a session with SD 0.3, of a request 0.1), and
 equal canaries that get everything after 200 stable requests, at 2 % errors. Aimed at: at most 1 %.
 Then, among 20,000 sessions of one request each, the canary requests until a worse canary is found.
@@ -119,9 +119,9 @@ def detections(num: int) -> Iterator[dict[str, Any]]:
     cases = {
         **{f"{d:.0%} slower, SD {sd}": Worse(speed=1 - d, request_sd=sd)
            for sd in (0.1, 0.2, 0.4) for d in (0.05, 0.1, 0.2)},
-        "TTFT +10 %, heavy tail": Worse(ttft=1.1),
-        "acceptance -5 %": Worse(acceptance=0.95),
-        "errors 0.2 to 2 %": Worse(errors=(0.002, 0.02)),
+        "TTFT +10%, heavy tail": Worse(ttft=1.1),
+        "acceptance -5%": Worse(acceptance=0.95),
+        "errors 0.2 to 2%": Worse(errors=(0.002, 0.02)),
     }  # fmt: skip
     for name, worse in cases.items():
         yield row(name, [rollout(1000 + seed, 0, worse, 200) for seed in range(num)])

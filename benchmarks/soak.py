@@ -63,7 +63,7 @@ class Repeated:
     requests_per_s: float
     rss_after_warm_up_mib: float
     rss_after_mib: float
-    rss_growth: float  # 0.05 is 5 %
+    rss_growth: float  # 0.05 is 5%
 
 
 def rss_bytes(pid: int) -> int:

@@ -3,6 +3,9 @@
 from pathlib import Path
 from typing import Any
 
+from trt_mtp.build.chat_template import find_templates, read_chat_template
+from trt_mtp.extras import is_installed
+
 _MESSAGES = [{"role": "user", "content": "Hello"}]
 
 
@@ -13,9 +16,7 @@ def read_chat_format(folder: Path) -> dict[str, Any]:
     whether a prompt ends inside the reasoning: without enable_thinking, with it true and false.
     Empty without a chat template, and where jinja2 isn't installed, as in a dry run.
     """
-    try:
-        from trt_mtp.build.chat_template import find_templates, read_chat_template
-    except ImportError:
+    if not is_installed("jinja2"):
         return {}
     try:
         chat = read_chat_template(folder)

@@ -1,18 +1,11 @@
 """The chat template of a checkpoint: found, compiled and rendered as transformers does it."""
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
-import jinja2
-from jinja2 import nodes
-from jinja2.ext import Extension
-from jinja2.parser import Parser
-
-from trt_mtp.build.template_limits import BoundedEnvironment, bounded, limited
+from trt_mtp.build.template_process import RENDERERS, RefusalError, TemplateError
 from trt_mtp.build.text_files import NAMED_TEMPLATES, read_settings
 from trt_mtp.errors import InputError
 from trt_mtp.files import SMALL, read_text
@@ -25,63 +18,17 @@ SPECIAL_TOKENS = (
 )  # fmt: skip
 
 
-class Refusal(jinja2.TemplateError):
-    """A template's own `raise_exception`."""
-
-
-class GenerationTag(Extension):
-    """`{% generation %}`, which marks answers for training, as the text inside it."""
-
-    tags = {"generation"}  # noqa: RUF012 (jinja2 has it as an instance variable)
-
-    def parse(self, parser: Parser) -> nodes.Node | list[nodes.Node]:
-        """The statements up to `{% endgeneration %}`, unchanged."""
-        line = next(parser.stream).lineno
-        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
-        return nodes.Scope(body, lineno=line)
-
-
-def _tojson(
-    value: Any, ensure_ascii: bool = False, indent: Any = None, separators: Any = None,
-    sort_keys: bool = False,
-) -> str:  # fmt: skip
-    return json.dumps(
-        value,
-        ensure_ascii=ensure_ascii,
-        indent=indent,
-        separators=separators,
-        sort_keys=sort_keys,
-    )
-
-
-def _raise(message: str) -> NoReturn:
-    raise Refusal(message)
-
-
-def compile_template(source: str) -> jinja2.Template:
-    """A chat template with the tags, filters and functions that Hugging Face gives it."""
-    environment = BoundedEnvironment(
-        trim_blocks=True,
-        lstrip_blocks=True,
-        extensions=[GenerationTag, "jinja2.ext.loopcontrols"],
-    )
-    environment.filters["tojson"] = bounded("tojson", _tojson)
-    environment.globals["raise_exception"] = _raise
-    environment.globals["strftime_now"] = lambda pattern: datetime.now().strftime(pattern)
-    return environment.from_string(source)
-
-
 @dataclass(frozen=True, slots=True)
 class ChatTemplate:
     """The templates of one checkpoint, and the special tokens that they see."""
 
-    sources: Mapping[str, str]  # name -> file
-    templates: Mapping[str, jinja2.Template]
+    files: Mapping[str, str]  # by name
+    sources: Mapping[str, str]  # by name
     special_tokens: Mapping[str, str]
 
     def chosen(self, *, with_tools: bool) -> str:
         """The name of the template for a request."""
-        return TOOL_USE if with_tools and TOOL_USE in self.templates else DEFAULT
+        return TOOL_USE if with_tools and TOOL_USE in self.sources else DEFAULT
 
     def render(
         self,
@@ -91,18 +38,17 @@ class ChatTemplate:
     ) -> str:
         """The text before the answer; `options` are the template's own, enable_thinking say.
 
-        Raises whatever the template makes of what it is given, and TemplateLimitError.
+        Raises TemplateError for what the template makes of them, and TemplateLimitError.
         """
-        template = self.templates[self.chosen(with_tools=tools is not None)]
-        with limited():
-            return template.render(
-                **self.special_tokens,
-                messages=list(messages),
-                tools=None if tools is None else list(tools),
-                documents=None,
-                add_generation_prompt=True,
-                **options,
-            )
+        values = {
+            **self.special_tokens,
+            "messages": list(messages),
+            "tools": None if tools is None else list(tools),
+            "documents": None,
+            "add_generation_prompt": True,
+            **options,
+        }
+        return RENDERERS.render(self.sources[self.chosen(with_tools=tools is not None)], values)
 
 
 def read_chat_template(folder: Path) -> ChatTemplate | None:
@@ -118,20 +64,21 @@ def read_chat_template(folder: Path) -> ChatTemplate | None:
         raise InputError(
             f"{file} has the chat templates {', '.join(sorted(found))}, but none named {DEFAULT}"
         )
-    templates = {name: compiled(file, source) for name, (file, source) in found.items()}
+    for file, source in found.values():
+        check_compiles(file, source)
     files = {name: str(file) for name, (file, _) in found.items()}
-    return ChatTemplate(files, templates, special_tokens_of(folder))
+    sources = {name: source for name, (_, source) in found.items()}
+    return ChatTemplate(files, sources, special_tokens_of(folder))
 
 
-def compiled(file: Path, source: str) -> jinja2.Template:
-    """The template in `file`; raises InputError with line and reason when it has an error."""
+def check_compiles(file: Path, source: str) -> None:
+    """Raise InputError with line and reason for a template that has an error."""
     try:
-        return compile_template(source)
-    except jinja2.TemplateSyntaxError as error:
-        reason = f"line {error.lineno}: {error.message}"
+        RENDERERS.render(source, None)
     except Exception as error:  # a recursion without end, say
-        reason = str(error) or type(error).__name__
-    raise InputError(f"{file}: its chat template can't be compiled ({one_line(reason)})")
+        raise InputError(
+            f"{file}: its chat template can't be compiled ({one_line(str(error))})"
+        ) from None
 
 
 def find_templates(folder: Path) -> Iterator[tuple[str, Path, str]]:
@@ -241,13 +188,15 @@ def try_template(chat: ChatTemplate) -> None:
             try:
                 chat.render(messages, tools, **thinking).encode()
                 continue
-            except Refusal as error:
+            except RefusalError as error:
                 if number >= PLAIN:
                     continue
                 reason = str(error)
+            except TemplateError as error:
+                reason = f"{error.kind}: {error}"
             except Exception as error:
                 reason = f"{type(error).__name__}: {error}"
-            file = chat.sources[chat.chosen(with_tools=tools is not None)]
+            file = chat.files[chat.chosen(with_tools=tools is not None)]
             options = "".join(f" with {key} {value}" for key, value in thinking.items())
             raise InputError(
                 f"{file}: its chat template can't render {what}{options} ({one_line(reason)})"

@@ -26,6 +26,7 @@ from trt_mtp.build.tensors import (
     read_unlisted,
     safetensors_files,
 )
+from trt_mtp.build.text_files import check_marks
 from trt_mtp.build.weights_check import check_tensors
 from trt_mtp.errors import InputError
 from trt_mtp.files import read_json
@@ -43,6 +44,7 @@ FAMILIES = {
     "qwen4_exp_text": "qwen3.8-flash-next",
 }
 EXPERTS = frozenset(FAMILIES.values()) - {"qwen3.5"}  # families with mixtures of experts
+ADAPTER = "adapter_model.safetensors"
 SUPPORTED = "Qwen3-Next, Qwen3.5, Qwen3.6 and Qwen3.8"
 ORIGINAL = "use the original safetensors checkpoint (`hf download ORG/NAME`)"
 
@@ -133,6 +135,7 @@ def read_checkpoint(folder: Path) -> Checkpoint:
     An MTP head that is there in part is not an error here: `Checkpoint.mtp.missing` lists it.
     """
     check_folder(folder)
+    check_marks(folder)
     file = folder / "config.json"
     config = read_json(file)
     family, model_type = find_family(file, config)
@@ -211,7 +214,17 @@ def check_folder(folder: Path) -> None:
         raise InputError(f"{folder} is empty; {ORIGINAL}")
     if any(name.endswith(".gguf") for name in names):
         raise gguf_error(folder)
+    check_adapter(folder)
     raise InputError(f"{folder} has no config.json, so it is not a Hugging Face checkpoint")
+
+
+def check_adapter(folder: Path) -> None:
+    """Raise InputError for a LoRA adapter, as PEFT saves one."""
+    if (folder / "adapter_config.json").is_file():
+        raise InputError(
+            f"{folder} is a LoRA adapter, not a model: merge it into its base model "
+            f"(`merge_and_unload` of PEFT) and copy the base's mtp.* tensors to the result"
+        )
 
 
 def gguf_error(path: Path) -> InputError:
@@ -221,8 +234,10 @@ def gguf_error(path: Path) -> InputError:
 
 def check_format(folder: Path) -> None:
     """Raise InputError when the weights are missing or in another format than safetensors."""
-    if safetensors_files(folder) or any(folder.glob("*.safetensors.index.json")):
+    names = {file.name for file in safetensors_files(folder)} - {ADAPTER}
+    if names or any(folder.glob("*.safetensors.index.json")):
         return
+    check_adapter(folder)
     if any(folder.glob("*.gguf")):
         raise gguf_error(folder)
     pickles = sorted(

@@ -9,6 +9,7 @@ import click
 
 from trt_mtp.files import to_json
 from trt_mtp.options import json_option
+from trt_mtp.terminal import say
 
 
 @click.command()
@@ -25,7 +26,10 @@ def doctor(target: Path | None, as_json: bool) -> None:
     from trt_mtp.build.doctor import examine
 
     machine, subjects = examine(target)
-    click.echo(doctor_json(machine, subjects) if as_json else doctor_text(machine, subjects))
+    if as_json:
+        click.echo(doctor_json(machine, subjects))
+    else:
+        say(doctor_text(machine, subjects))
     if any(subject.num_errors for subject in subjects):
         sys.exit(1)
 

@@ -59,7 +59,8 @@ class Packed:
 def pack_weights(checkpoint: Checkpoint, folder: Path, progress: Progress) -> None:
     """Write `weights.bin` and `weights.json` into `folder`.
 
-    Raises InputError when a tensor is missing or its shape is not what config.json says.
+    Raises InputError when a tensor is missing, its shape is not what config.json says, or it holds
+    values that are not finite.
     """
     plan = plan_tensors(checkpoint)
     total, index, offset = packed_bytes(plan), {}, 0
@@ -199,7 +200,7 @@ class Planner:
 
 def blocks_of(packed: Packed, tensors: Mapping[str, TensorInfo]) -> Iterator[Floats]:
     """The values to write, some at a time."""
-    sources = [Source(tensors[name]) for name in packed.sources]
+    sources = [Source(name, tensors[name]) for name in packed.sources]
     if packed.order is Order.TRANSPOSED:  # a convolution, which is small
         yield sources[0].rows(0, sources[0].num_rows).T
         return
@@ -230,17 +231,24 @@ def in_tiles(rows: Floats) -> Floats:
 class Source:
     """One tensor of the checkpoint, mapped and converted to float32 piece by piece."""
 
-    def __init__(self, info: TensorInfo) -> None:
+    def __init__(self, name: str, info: TensorInfo) -> None:
         """Map the tensor; a convolution [channels, 1, kernel] counts as [channels, kernel]."""
         stored, convert = READERS[info.dtype]
+        self._name, self._file = name, info.file
         self._convert: Convert = convert
         self.num_rows = info.shape[0]
         shape = (self.num_rows, math.prod(info.shape[1:]))
         self._values = np.memmap(info.file, stored, "r", info.offset, shape)
 
     def rows(self, start: int, stop: int) -> Floats:
-        """Rows `start` to `stop`."""
-        return self._convert(np.ascontiguousarray(self._values[start:stop]))
+        """Rows `start` to `stop`; raises InputError for values that no model can compute with."""
+        values = self._convert(np.ascontiguousarray(self._values[start:stop]))
+        if not np.isfinite(values).all():
+            raise InputError(
+                f"{self._file}: {self._name} has values that are infinite or not a number, as "
+                f"float16 makes of large ones: save the model again in bfloat16"
+            )
+        return values
 
 
 def from_bfloat16(bits: NDArray[np.uint16]) -> Floats:

@@ -8,7 +8,7 @@ import gc
 import json
 import math
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,6 +17,7 @@ from trt_mtp.errors import InputError
 from trt_mtp.files import open_regular, read_json
 
 INDEX = "model.safetensors.index.json"
+SINGLE = "model.safetensors"
 MAX_HEADER = 100_000_000  # bytes, as the safetensors library has it
 AGAIN = "download the checkpoint again"
 
@@ -41,19 +42,49 @@ class TensorInfo(NamedTuple):
 def read_tensors(folder: Path) -> dict[str, TensorInfo]:
     """Every tensor of the checkpoint in `folder`, by name; no tensor data is read.
 
-    Raises InputError for a missing shard, a file that is cut short or is no safetensors file,
-    and a tensor that is in the index but not in its shard.
+    Raises InputError for a missing shard, a file that is cut short or is not a safetensors file,
+    a tensor that is in the index but not in its shard, and one that two files have.
     """
     index = folder / INDEX
     tensors: dict[str, TensorInfo] = {}
     with collector_paused():
         weight_map = weight_map_of(index) if index.exists() else {}
         for file in list_shards(folder, weight_map):
-            tensors.update(read_header(file))
+            add_tensors(tensors, file, weight_map)
+        check_single_file(folder, weight_map)
     if not tensors.keys() >= weight_map.keys():
         name = min(weight_map.keys() - tensors.keys())
         raise InputError(f"{folder / weight_map[name]} lacks the tensor {name} of {INDEX}; {AGAIN}")
     return tensors
+
+
+def add_tensors(tensors: dict[str, TensorInfo], file: Path, weight_map: Mapping[str, str]) -> None:
+    """Add what `file` has, as far as the index doesn't say that another file has it."""
+    for name, info in read_header(file):
+        if weight_map.get(name, file.name) != file.name:
+            continue
+        if name in tensors:
+            raise InputError(
+                f"{file.parent}: {name} is in {tensors[name].file.name} and in {file.name}, and no "
+                f"{INDEX} says which one counts; remove one of them"
+            )
+        tensors[name] = info
+
+
+def check_single_file(folder: Path, weight_map: Mapping[str, str]) -> None:
+    """Raise InputError for the whole model beside an index of shards: one of them is another model.
+
+    transformers reads the single file then, vLLM the shards.
+    """
+    file = folder / SINGLE
+    if not weight_map or SINGLE in weight_map.values() or not file.is_file():
+        return
+    name = next((name for name, _ in read_header(file) if name in weight_map), None)
+    if name is not None:
+        raise InputError(
+            f"{folder}: {name} is in {SINGLE} and, by {INDEX}, in {weight_map[name]}; remove the "
+            f"older of the two models"
+        )
 
 
 def read_unlisted(folder: Path, listed: Collection[Path]) -> Iterator[tuple[str, TensorInfo]]:
@@ -122,7 +153,7 @@ def weight_map_of(index: Path) -> dict[str, str]:
         raise InputError(f"{index} has no weight_map; {AGAIN}")
     for name in set(map(str, weight_map.values())):
         if Path(name).name != name or not name.endswith(".safetensors"):
-            raise InputError(f"{index} names {name!r}, which is no safetensors file; {AGAIN}")
+            raise InputError(f"{index} names {name!r}, which is not a safetensors file; {AGAIN}")
     return weight_map
 
 
@@ -172,5 +203,5 @@ def load_header(file: Path) -> tuple[dict[str, Any], int, int]:
         except (ValueError, RecursionError):  # UnicodeDecodeError is one too
             header = None
     if not isinstance(header, dict):
-        raise InputError(f"{file} is no safetensors file: its header is not JSON; {AGAIN}")
+        raise InputError(f"{file} is not a safetensors file: its header is not JSON; {AGAIN}")
     return header, 8 + length, size

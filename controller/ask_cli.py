@@ -10,6 +10,8 @@ import click
 from trt_mtp.errors import InputError, TrtMtpError
 from trt_mtp.files import to_json
 from trt_mtp.options import json_option, model_option, temperature_option
+from trt_mtp.printable import printable
+from trt_mtp.terminal import say
 
 if TYPE_CHECKING:
     from trt_mtp.controller.client import TimedAnswer
@@ -82,7 +84,7 @@ def ask(
     )
 
     def show(piece: str) -> None:
-        click.echo(piece, nl=False)
+        click.echo(printable(piece) if sys.stdout.isatty() else piece, nl=False)
 
     with StreamClient(url) as client:
         if not client.is_reachable():
@@ -95,7 +97,7 @@ def ask(
         click.echo(to_json({"schema_version": 1, **asdict(answer)}), nl=False)
         return
     click.echo()
-    click.echo(summary(answer), err=True)
+    say(summary(answer), err=True)
 
 
 def summary(answer: "TimedAnswer") -> str:

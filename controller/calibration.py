@@ -1,7 +1,7 @@
 """The measurements and conclusions of a calibration: the part of a profile for people.
 
 Cells are task x draft length x concurrency. Times are milliseconds as a client sees them, speeds
-are output tokens a second, intervals hold the true value with 95 % confidence.
+are output tokens a second, intervals hold the true value with 95% confidence.
 """
 
 from typing import Annotated, Any, Literal, NamedTuple
@@ -11,14 +11,14 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 Count = Annotated[int, Field(ge=0)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 
-ALLOWED_LOSS = 0.05  # what a choice of a draft length may cost against the best one (95 %)
+ALLOWED_LOSS = 0.05  # what a choice of a draft length may cost against the best one (95%)
 
 # why a cell was measured no further; settled: the choice that it matters for is clear
 Ended = Literal["tight", "hopeless", "settled", "budget", "max", "failed"]
 
 
 class Interval(NamedTuple):
-    """An estimate and its 95 % confidence interval; JSON: [value, low, high]."""
+    """An estimate and its 95% confidence interval; JSON: [value, low, high]."""
 
     value: Finite
     low: Finite
@@ -107,7 +107,7 @@ class BestLength(_Record):
     draft_length: Count
     speedup: Interval  # over no speculation; 1 if the draft length is 0
     ties: tuple[Count, ...] = ()  # other lengths whose interval can't be told from it
-    may_lose: Finite | None = None  # of its speed, against the best other length at most (95 %)
+    may_lose: Finite | None = None  # of its speed, against the best other length at most (95%)
 
     @property
     def is_settled(self) -> bool:

@@ -23,6 +23,8 @@ from trt_mtp.errors import InputError, TrtMtpError
 from trt_mtp.files import open_private, open_regular
 
 MAX_BYTES = 64 * 1024 * 1024  # of one file, then it is rotated
+MAX_LINE_BYTES = 1 << 22
+_BEGIN = b'{"decision":{'  # of each line
 MAX_FILES = 5  # the current one and .1 (newest) to .4
 
 
@@ -67,7 +69,11 @@ class DecisionLog:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             # unbuffered: a kill loses no whole line
             file = FileIO(self._path, "a+", opener=open_private)
-            _cut_broken_line(file)
+            try:
+                _cut_broken_line(file)
+            except OSError:
+                file.close()
+                raise
             return file
         except OSError as error:
             raise TrtMtpError(f"can't open {self._path}: {error.strerror or error}") from error
@@ -87,13 +93,22 @@ class DecisionLog:
 
 
 def _cut_broken_line(file: FileIO) -> None:
-    """Remove a last line without an end, which a kill left, so that the next one is readable."""
-    if not file.seekable() or file.seek(0, os.SEEK_END) == 0:
+    """Remove a last line without an end, which a kill left, so that the next one is readable.
+
+    Raises OSError for a file whose last line is not one of ours: it may be anything.
+    """
+    if not file.seekable() or (size := file.seek(0, os.SEEK_END)) == 0:
         return
-    file.seek(-1, os.SEEK_END)
-    if file.read(1) != b"\n":
-        file.seek(0)
-        file.truncate(file.readall().rfind(b"\n") + 1)
+    start = max(size - MAX_LINE_BYTES, 0)
+    file.seek(start)
+    end = file.readall()
+    begun = end.rfind(b"\n") + 1
+    line = end[begun:]
+    is_own = line.startswith(_BEGIN) if len(line) >= len(_BEGIN) else _BEGIN.startswith(line)
+    if not is_own or (start and not begun):
+        raise OSError(errno.EINVAL, "it is not a decision log")
+    if line:
+        file.truncate(start + begun)
 
 
 def prompt_text(features: RequestFeatures) -> str:

@@ -10,6 +10,9 @@ import click
 
 from trt_mtp.errors import InputError
 from trt_mtp.options import FILE, json_option, parsed, profile_option, seed_option
+from trt_mtp.terminal import say
+
+REPLAY_LINE = "{:<18}{:>8}{:>20}{:>17}{:>17}"
 
 
 def _lengths(option: str, text: str) -> list[int]:
@@ -46,6 +49,12 @@ def _lengths(option: str, text: str) -> list[int]:
     default=0,
     show_default=True,
     help="Requests in flight per variant.",
+)
+@click.option(
+    "--context",
+    "context_tokens",
+    type=click.IntRange(0, 10_000_000),
+    help="Tokens in the cache of each request in flight.  [default: as in the profile's tables]",
 )
 @seed_option
 @json_option
@@ -85,6 +94,7 @@ def _decided(
     state: Path | None,
     draft_lengths: list[int],
     load: int,
+    context_tokens: int | None,
     seed: int,
 ) -> Iterable[dict[str, Any]]:
     """What a policy decides for the given request or requests."""
@@ -96,7 +106,8 @@ def _decided(
         summary,
     )
 
-    policy, variants = _policy(profile, state, seed), idle_variants(draft_lengths, load)
+    policy = _policy(profile, state, seed)
+    variants = idle_variants(draft_lengths, load, context_tokens)
     if jsonl is not None:
         return explain_jsonl(policy, jsonl, variants)
     value = {"prompt": prompt} if request is None else request_value(request.read())
@@ -109,11 +120,11 @@ def _print_all(results: Iterable[dict[str, Any]], as_json: bool, to_text: Any) -
     for result in results:
         if "error" in result:
             failed = True
-            click.echo(f"trt-mtp: {result['error']}", err=True)
+            say(f"trt-mtp: {result['error']}", err=True)
         if as_json:
             click.echo(json.dumps(result))
         elif "error" not in result:
-            click.echo(to_text(result) + "\n")
+            say(to_text(result) + "\n")
     return failed
 
 
@@ -142,7 +153,8 @@ def _policy(profile: Path | None, state: Path | None, seed: int) -> Any:
 def replay(log: Path, policy: str, profile: Path | None, seed: int, as_json: bool) -> None:
     """Replay a decision log against the best possible, the best fixed and no draft length.
 
-    Ratios are throughput over the other's, with 95 % bootstrap intervals over requests.
+    Ratios are throughput over that of the best length for each request, of the best fixed one, and
+    of no speculation, with 95% bootstrap intervals over requests.
 
     Example: trt-mtp replay decisions.jsonl --policy learned
     """
@@ -155,16 +167,21 @@ def replay(log: Path, policy: str, profile: Path | None, seed: int, as_json: boo
     if as_json:
         click.echo(json.dumps(report))
         return
-    click.echo(
+    say(
         f"{report['requests']} requests under policy {policy}: "
         f"{report['tokens_per_s']} tok/s per request, regret {report['regret']:.2%}"
     )
+    click.echo(REPLAY_LINE.format("task", "requests", "over best each", "over best K", "over none"))
     for row in [{"task": "all", **report}, *report["tasks"]]:
-        click.echo(f"{row['task']:<18}{row['requests']:>8}  " + "  ".join(_ratios(row)))
+        click.echo(REPLAY_LINE.format(row["task"], row["requests"], *_ratios(row)).rstrip())
 
 
 def _ratios(row: dict[str, Any]) -> Iterator[str]:
-    for name in ("over_oracle", "over_best_static", "over_none"):
-        if name in row:
-            ratio = row[name]
-            yield f"{name} {ratio['ratio']:.3f} ({ratio['low']:.3f}-{ratio['high']:.3f})"
+    """Throughput over the oracle's, the best fixed length's and no speculation's."""
+    for name, digits in (("over_oracle", 3), ("over_best_static", 2), ("over_none", 2)):
+        ratio = row.get(name)
+        if ratio is None:
+            yield "-"
+            continue
+        middle, low, high = (f"{ratio[key]:.{digits}f}" for key in ("ratio", "low", "high"))
+        yield f"{middle} ({low}-{high})"

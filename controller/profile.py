@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from trt_mtp.controller.acceptance import DECAY_RATIO
 from trt_mtp.controller.calibration import Calibration, cells_table
+from trt_mtp.controller.context_cost import NO_CONTEXT, ContextCost
 from trt_mtp.controller.cost import UNKNOWN_RATIO, Curve, StepCost
 from trt_mtp.controller.position_counts import PositionCounts
 from trt_mtp.controller.tasks import TASKS
@@ -45,9 +46,20 @@ PUBLISHED_RATIOS = {
     3: {1: 1.52, 2: 1.54, 4: 1.72, 8: 2.20, 128: 4.0},
     5: {1: 1.85, 2: 1.90, 4: 2.20, 8: 3.00, 128: 6.0},
 }
+MAX_DIFFERING = 4  # parts of a fingerprint that a sentence names
 BANDS = ("greedy", "low", "high")  # of temperature
 MAX_POSTERIOR_STEPS = 500.0  # effective steps that a profile's posterior counts as
 MEASURED_RATIO = 0.05  # SD of the error of log R(3, B) of a calibrated profile's table
+
+
+class ContextPrice(BaseModel):
+    """What the tokens in the caches add to a step, see controller/context_cost.py."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    at_tokens: Annotated[float, Field(ge=0, allow_inf_nan=False)]  # of a request, in the tables
+    plain_s: Annotated[float, Field(ge=0, le=1)]  # seconds per token in flight
+    draft_s: Annotated[float, Field(ge=0, le=1)]  # the same, more per draft
 
 
 class Profile(BaseModel):
@@ -66,6 +78,7 @@ class Profile(BaseModel):
     step_ratio: dict[int, dict[int, Positive]] = PUBLISHED_RATIOS
     # SD of the error of log R(3, B) of a table that was not calibrated here
     step_ratio_deviation: Annotated[float, Field(gt=0, le=1)] = UNKNOWN_RATIO
+    context_cost: ContextPrice | None = None  # None: nobody knows
     prefill_tokens_per_s: Positive = 2000.0
     acceptance: dict[str, Probability] = PUBLISHED_ACCEPTANCE
     decay_ratio: Annotated[float, Field(gt=0, le=1)] = DECAY_RATIO
@@ -82,7 +95,7 @@ class Profile(BaseModel):
     def _check(self) -> "Profile":
         for task in self.acceptance:
             if task not in TASKS:
-                raise ValueError(f"acceptance.{task} is no task{nearest(task, TASKS)}")
+                raise ValueError(f"acceptance.{task} is not a task{nearest(task, TASKS)}")
         for length, curve in self.step_ratio.items():
             if length < 1 or not curve:
                 raise ValueError(f"step_ratio.{length}: lengths are 1 or more, with a batch each")
@@ -100,6 +113,7 @@ class Profile(BaseModel):
             _curve(self.plain_step_s),
             {k: _curve(curve) for k, curve in self.step_ratio.items()},
             MEASURED_RATIO if self.calibration else self.step_ratio_deviation,
+            ContextCost(**self.context_cost.model_dump()) if self.context_cost else NO_CONTEXT,
         )
 
     def priors(self) -> dict[str, float]:
@@ -163,6 +177,8 @@ def differing_parts(measured: Mapping[str, str], other: Mapping[str, str]) -> st
         for key in sorted({*measured, *other})
         if measured.get(key) != other.get(key)
     ]
+    if len(parts) > MAX_DIFFERING:
+        parts[MAX_DIFFERING:] = [f"{len(parts) - MAX_DIFFERING} more"]
     return f" ({'; '.join(parts)})" if parts and measured and other else ""
 
 
@@ -176,6 +192,12 @@ def require_measured_on(
     """
     known = {fingerprint: parts for fingerprint, parts in hosted.items() if fingerprint}
     if profile.fingerprint and known and profile.fingerprint not in known:
+        if "server" in profile.measured_on:  # of `calibrate --openai`
+            raise InputError(
+                f"{where} was measured on a server of OpenAI's API "
+                f"({profile.measured_on['server']:.40}), not on variants of Triton: measure these "
+                f"with `trt-mtp calibrate --url`"
+            )
         parts = differing_parts(profile.measured_on, next(iter(known.values())))
         raise InputError(
             f"{where} was measured on {profile.fingerprint}, and {whose} "
@@ -187,7 +209,7 @@ def require_measured_on(
 def parse_profile(value: Any, where: str) -> Profile:
     """The profile in a JSON value that came from `where`; raises InputError."""
     if not isinstance(value, dict):
-        raise InputError(f"{where} is no profile: expected a JSON object")
+        raise InputError(f"{where} is not a profile: expected a JSON object")
     try:
         return Profile.model_validate(value)
     except ValidationError as error:

@@ -1,27 +1,32 @@
 """A profile as text: the advice, then the table behind it."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from trt_mtp.controller.calibration import (
     ALLOWED_LOSS,
+    BestLength,
     Calibration,
     Interval,
     Recommendation,
 )
 from trt_mtp.controller.profile import Profile
 
+TASK_WIDTH, CELL_WIDTH = 18, 12
+LOADS_IN_80 = (80 - TASK_WIDTH) // CELL_WIDTH
 MANY_DISTURBED = 0.03  # of the answers; on a quiet machine it is one in a thousand
 
 
-def summary(profile: Profile) -> str:
-    """A profile for people."""
+def summary(profile: Profile, *, wide: bool = False) -> str:
+    """A profile for people; its table has 80 columns, or with `wide` all of it in one."""
     calibration = profile.calibration
     if calibration is None:
-        return "\n".join(["no calibration: its numbers are published or typed in", *_head(profile)])
+        source = profile.notes or "its numbers are published or typed in"
+        return "\n".join([f"no calibration: {source}", *_head(profile)])
     lines = [conclusion(calibration), "", *_head(profile)]
     if calibration.recommendation is not None:
-        lines += ["", *_advice(calibration.recommendation), ""]
-        lines += _table(calibration, calibration.recommendation)
+        so_far = [] if is_decided(calibration) else ["so far, not decided:"]
+        lines += ["", *so_far, *_advice(calibration.recommendation), ""]
+        lines += _table(calibration, calibration.recommendation, wide=wide)
     lines += ["", *_quality(calibration)]
     return "\n".join(lines)
 
@@ -90,23 +95,40 @@ def _advice(advice: Recommendation) -> Iterator[str]:
         yield "that is less than its uncertainty: host one variant"
 
 
-def _table(calibration: Calibration, advice: Recommendation) -> Iterator[str]:
-    loads = calibration.concurrencies
-    chosen = {(best.task, best.concurrency): best for best in advice.best}
-    yield f"{'task':<18}" + "".join(f"{f'at {load}':>16}" for load in loads) + "  loses from"
-    for task in dict.fromkeys(best.task for best in advice.best):
-        cells = []
-        for load in loads:
-            best = chosen[task, load]
-            tie = "~" if best.ties else ""
-            cells.append(f"K={best.draft_length}{tie} {best.speedup.value:.2f}x")
-        limits = [
-            f"K={c.draft_length}: {c.concurrency:.3g}"
-            for c in calibration.crossovers
-            if c.task == task and c.concurrency is not None
-        ]
-        yield f"{task:<18}" + "".join(f"{cell:>16}" for cell in cells) + "  " + ", ".join(limits)
+def _table(calibration: Calibration, advice: Recommendation, *, wide: bool) -> Iterator[str]:
+    loads, columns = calibration.concurrencies, len(calibration.concurrencies)
+    if not wide:
+        columns = LOADS_IN_80
+    for first in range(0, len(loads), columns):
+        yield from _part(calibration, advice, loads[first : first + columns], wide=wide)
+        yield ""
     yield "~: another draft length can't be told from it by these numbers"
+    yield "speedups are estimates from all answers, of the text after the first token"
+    if not wide and any(one.concurrency is not None for one in calibration.crossovers):
+        yield "--wide of `trt-mtp profile show` has the loads from which each length loses"
+
+
+def _part(
+    calibration: Calibration, advice: Recommendation, loads: Sequence[int], *, wide: bool
+) -> Iterator[str]:
+    """The advice at some loads, a line per task."""
+    chosen = {(best.task, best.concurrency): best for best in advice.best}
+    head = f"{'task':<{TASK_WIDTH}}" + "".join(f"{f'at {load}':>{CELL_WIDTH}}" for load in loads)
+    yield head + ("  loses from" if wide else "")
+    for task in dict.fromkeys(best.task for best in advice.best):
+        cells = "".join(f"{_cell(chosen[task, load]):>{CELL_WIDTH}}" for load in loads)
+        limits = ", ".join(_limits(calibration, task)) if wide else ""
+        yield f"{task:<{TASK_WIDTH}}{cells}  {limits}".rstrip()
+
+
+def _cell(best: BestLength) -> str:
+    return f"K={best.draft_length}{'~' if best.ties else ''} {best.speedup.value:.2f}x"
+
+
+def _limits(calibration: Calibration, task: str) -> Iterator[str]:
+    for one in calibration.crossovers:
+        if one.task == task and one.concurrency is not None:
+            yield f"K={one.draft_length}: {one.concurrency:.3g}"
 
 
 def _quality(calibration: Calibration) -> Iterator[str]:
@@ -142,7 +164,7 @@ def _certainty(advice: Recommendation) -> Iterator[str]:
         num_settled = sum(best.is_settled for best in advice.best)
         yield (
             f"{num_settled} of {len(losses)} choices lose at most {ALLOWED_LOSS:.0%} against the "
-            f"best length (95 %)"
+            f"best length (95%)"
         )
         if num_settled < len(losses):
             yield f"the least certain may lose {max(losses):.1%}"

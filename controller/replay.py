@@ -14,10 +14,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from trt_mtp.controller.acceptance import acceptance_lengths, pooled
+from trt_mtp.controller.acceptance import acceptance_lengths
+from trt_mtp.controller.acceptance_estimate import pooled
 from trt_mtp.controller.decision import VariantState
 from trt_mtp.controller.decision_log import LogRecord
-from trt_mtp.controller.policy import Policy, outcome_problem
+from trt_mtp.controller.outcome import outcome_problem
+from trt_mtp.controller.policy import Policy
 from trt_mtp.controller.position_counts import MAX_POSITIONS, PositionCounts
 from trt_mtp.controller.profile import Profile
 from trt_mtp.controller.request import RequestFeatures
@@ -97,13 +99,20 @@ def _features(record: LogRecord) -> RequestFeatures:
         thinking=decision.thinking,
         hint_task=decision.task,
         tenant=decision.tenant,
+        app=decision.app,
     )
 
 
 def _variants(record: LogRecord) -> list[VariantState]:
     return [
         VariantState(
-            c.variant, c.draft_length, not c.rejected, max(c.load - 1, 0), 1 << 20, 1 << 30
+            c.variant,
+            c.draft_length,
+            not c.rejected,
+            max(c.load - 1, 0),
+            1 << 20,
+            1 << 30,
+            context_tokens=c.context_tokens or None,
         )
         for c in record.decision.candidates
     ]
@@ -175,7 +184,7 @@ def _best_static(replayed: Sequence[Replayed]) -> Seconds:
 
 
 def _ratio(other: Seconds, own: Seconds, seed: int) -> dict[str, float]:
-    """other / own with a 95 % bootstrap interval over requests."""
+    """other / own with a 95% bootstrap interval over requests."""
     rng = np.random.default_rng(seed)
     drawn = (rng.integers(0, len(own), len(own)) for _ in range(RESAMPLES))
     ratios = sorted(float(other[rows].sum() / own[rows].sum()) for rows in drawn)

@@ -16,9 +16,10 @@ from trt_mtp.files import nearest
 
 SYSTEM_CHARS = 600
 SYSTEM_WEIGHT = 0.5  # a system prompt says what a service is for, not what this request asks
-MAX_LAG = 3.9  # log-odds behind the best from which a task is left out: 2 % as likely
+MAX_LAG = 3.9  # log-odds behind the best from which a task is left out: 2% as likely
 # log-odds where the client predicts the answer, an edited file or document: it repeats what it has
 PREDICTED = {"coding": 2.0, "rag": 2.0, "writing": -3.0, "roleplay": -3.0}
+PASTED = 5.0  # log-odds for rag where a long text comes with a question
 _SERVICE_WORDS = ("assistant", "helpful", "expert", "model", "bot", "tool", "qwen", "engineer")
 _INDEX = {task: i for i, task in enumerate(TASKS)}
 
@@ -48,7 +49,7 @@ def guess_task(request: RequestFeatures, model: TextModel | None = None) -> Task
     text = model.score(read_words(request.head, request.tail, request.num_chars))
     scores, reasons = text.scores, []
     if text.evidence:
-        reasons.append("text: " + ", ".join(text.evidence))
+        reasons.append("prompt with " + ", ".join(text.evidence))
     if request.system:
         _add_system(model, request.system, scores, reasons)
         if _casts_a_character(request.system):
@@ -63,7 +64,7 @@ def _hinted(task: str) -> TaskGuess:
         raise InputError(
             f"task is {task[:80]!r}{nearest(task[:80], TASKS)} (known: {', '.join(TASKS)})"
         )
-    return TaskGuess(((task, 1.0),), ("hint: the request says so",))
+    return TaskGuess(((task, 1.0),), ("the request names its task",))
 
 
 def _add_system(model: TextModel, system: str, scores: list[float], reasons: list[str]) -> None:
@@ -71,7 +72,7 @@ def _add_system(model: TextModel, system: str, scores: list[float], reasons: lis
     for i, score in enumerate(text.scores):
         scores[i] += SYSTEM_WEIGHT * (score - model.bias[i])
     if text.evidence:
-        reasons.append("system prompt: " + ", ".join(text.evidence))
+        reasons.append("system prompt with " + ", ".join(text.evidence))
 
 
 def _casts_a_character(system: str) -> bool:
@@ -94,6 +95,9 @@ def _add_structure(request: RequestFeatures, scores: list[float], reasons: list[
         for task, change in PREDICTED.items():
             scores[_INDEX[task]] += change
         reasons.append("the answer is predicted")
+    if request.asks_of_pasted_text:
+        scores[_INDEX["rag"]] += PASTED
+        reasons.append("a long text with a question")
     if request.temperature >= 0.9:
         for task in ("writing", "roleplay"):
             scores[_INDEX[task]] += 0.4

@@ -38,6 +38,29 @@ _MARKS = (  # what is left of a text without letters, digits and spaces -> featu
 )
 
 
+_MARK_WORDS = {  # how a reason names a mark
+    "#json": "JSON",
+    "#equals": "equals signs",
+    "#paragraphs": "paragraphs",
+    "#short": "few words",
+    "#medium": "a few sentences",
+    "#long": "much text",
+    "#digits": "digits",
+    "#many-digits": "many digits",
+    "#question": "a question at the end",
+    "#not-ascii": "letters beyond ASCII",
+}
+
+
+def in_words(feature: str) -> str:
+    """A feature of the model's file as a reader of a reason knows it.
+
+    >>> in_words("^json"), in_words("#short")
+    ('"json"', 'few words')
+    """
+    return _MARK_WORDS.get(feature) or f'"{feature.removeprefix("^")}"'
+
+
 class Words(NamedTuple):
     """The features of a text: its words and marks, and the words at its ends once more."""
 
@@ -84,7 +107,7 @@ class TextScore(NamedTuple):
     """Log-odds by task, in the order of TASKS, and the features that count most for the best."""
 
     scores: list[float]
-    evidence: tuple[str, ...]
+    evidence: tuple[str, ...]  # such as `"json"` and `few words`
 
 
 Weights = Mapping[bytes, tuple[tuple[int, float], ...]]  # pairs of task and log-odds, few per word
@@ -111,22 +134,22 @@ class _Table:
 
 
 class _Telling:
-    """The words that speak for one task, ranked by their log-odds; those of the edges have `^`."""
+    """The words that speak for one task, ranked by their log-odds."""
 
     def __init__(self, weights: Weights, task: int) -> None:
         weighted = [(-w, name) for name, pairs in weights.items() for t, w in pairs if t == task]
         ranked = [name for minus, name in sorted(weighted) if -minus > TELLING]
-        self._names = [name.decode() for name in ranked]
+        self._names = [in_words(name.decode()) for name in ranked]
         self._edges = {name[1:]: i for i, name in enumerate(ranked) if name.startswith(b"^")}
         self._anywhere = {n: i for i, n in enumerate(ranked) if not n.startswith(b"^")}
         self._edge_words, self._words = frozenset(self._edges), frozenset(self._anywhere)
 
     def first(self, hits: frozenset[bytes], edge_hits: frozenset[bytes]) -> tuple[str, ...]:
-        """The three strongest reasons."""
+        """The three strongest reasons, each once: a word at an end is also one anywhere."""
         ranks = list(map(self._anywhere.__getitem__, hits & self._words))
         ranks += map(self._edges.__getitem__, edge_hits & self._edge_words)
         ranks.sort()
-        return tuple(map(self._names.__getitem__, ranks[:3]))
+        return tuple(dict.fromkeys(map(self._names.__getitem__, ranks[:6])))[:3]
 
 
 def _pack(pairs: Iterable[tuple[int, float]]) -> int:

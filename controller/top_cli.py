@@ -4,6 +4,7 @@ import click
 
 from trt_mtp.live_screen import draw
 from trt_mtp.options import json_option
+from trt_mtp.printable import printable
 
 ADMIN = "127.0.0.1:9001"
 
@@ -51,7 +52,7 @@ def top(admin: str, every_s: float, once: bool, as_json: bool) -> None:
         else:
             height = shutil.get_terminal_size((WIDTH, 24)).lines
             show = draw if sys.stdout.isatty() and not once else click.echo
-            show(screen(before, now, height))
+            show(printable(screen(before, now, height)))
         if once:
             return
         before = now

@@ -103,6 +103,7 @@ def running(
                     "schema_version": 1,
                     "gateway": ready["gateway"],
                     "http": ready["http"],
+                    "openai": ready["openai"],
                     "admin": ready["admin"],
                     "variants": triton.pop("variants"),
                     "triton": triton,

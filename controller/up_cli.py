@@ -10,6 +10,7 @@ import click
 from trt_mtp.build.vllm_cli import vllm_python_option
 from trt_mtp.controller.ask_cli import GATEWAY
 from trt_mtp.options import PORT, engine_option, ready_json_option, together
+from trt_mtp.terminal import fitted
 
 WATCH_INTERVAL_S = 0.25
 
@@ -98,7 +99,7 @@ def up(
             ) as stack,
         ):
             is_ready = True
-            click.echo(json.dumps(stack.ready) if as_json else ready_text(stack.ready))
+            click.echo(json.dumps(stack.ready) if as_json else fitted(ready_text(stack.ready)))
             while True:
                 time.sleep(WATCH_INTERVAL_S)
                 stack.check(say)
@@ -112,8 +113,9 @@ def up(
 def ready_text(ready: dict[str, Any]) -> str:
     """The ready line for people."""
     names = ", ".join(variant["name"] for variant in ready["variants"])
-    http = f", OpenAI's API at http://{ready['http']}/v1" if ready["http"] else ""
-    url = "" if ready["gateway"] == GATEWAY else f" --url {ready['gateway']}"
+    http = f", OpenAI's API at {ready['openai']}" if ready["openai"] else ""
+    # whole in 80 columns, or folded where a shell takes it as one command
+    url = "" if ready["gateway"] == GATEWAY else f" --url {ready['gateway']} \\\n "
     watch = f"Watch: trt-mtp top --admin {ready['admin']}\n" if ready["admin"] else ""
     return (
         f"gateway at {ready['gateway']}{http}, Triton at {ready['triton']['grpc']}; "

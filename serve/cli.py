@@ -18,8 +18,10 @@ from trt_mtp.options import (
     tls_options,
     together,
 )
+from trt_mtp.printable import printable
 from trt_mtp.serve.contract import INTERVAL, INTERVAL_MS
 from trt_mtp.serve.streaming_interval import MAX_HOLD_MS
+from trt_mtp.terminal import fitted
 
 WATCH_INTERVAL_S = 0.25
 ENGINES = click.argument("engines", nargs=-1, required=True, type=FOLDER)
@@ -33,7 +35,7 @@ def given_interval(tokens: int | None, milliseconds: int | None) -> dict[str, in
 
 def say(text: str) -> None:
     """A line for people, on stderr."""
-    click.echo(text, err=True)
+    click.echo(printable(text), err=True)
 
 
 interval_options = together(
@@ -164,7 +166,7 @@ def serve(
         ):
             ready = describe(server, variants)
             is_ready = True
-            click.echo(json.dumps(ready) if as_json else ready_text(ready))
+            click.echo(json.dumps(ready) if as_json else fitted(ready_text(ready)))
             while True:
                 time.sleep(WATCH_INTERVAL_S)
                 server.check(say)

@@ -36,8 +36,15 @@ MODEL_PY = '''\
 import os
 import sys
 
-# a file in Triton's working folder is no module of ours
-sys.path = [path for path in sys.path if path not in ("", ".", os.getcwd())]
+# a file in Triton's working folder is no module of ours, unless that folder is installed (`pip
+# install -e`): then it comes after the standard library
+library = os.path.dirname(os.__file__)
+own = sys.path.index(library) if library in sys.path else len(sys.path)
+sys.path = [
+    path
+    for at, path in enumerate(sys.path)
+    if path not in ("", ".") and (at > own or path != os.getcwd())
+]
 sys.path += [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
 from trt_mtp.serve.triton_model import TritonPythonModel  # noqa: E402
 

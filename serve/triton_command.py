@@ -39,6 +39,9 @@ class TritonCommand:
             "backend-config": f"python,shm-region-prefix-name={self.shm_prefix}",
             "model-load-thread-count": max(len(self.models), 1),
             "pinned-memory-pool-byte-size": 0,
+            # as the gateway has it (controller/gateway/grpc_server.py)
+            "grpc-keepalive-permit-without-calls": 1,
+            "grpc-http2-min-recv-ping-interval-without-data": 1000,  # ms
             "exit-timeout-secs": 5,  # for when we are killed and the kernel sends SIGINT
         }
         if self.ports.http is None:
@@ -72,7 +75,9 @@ def environment(
     theirs = {**ours, STUB_VARIABLE: str(stub)}
     here = str(Path(trt_mtp.__file__).resolve().parents[1])
     _prepend(theirs, "PYTHONPATH", [here])
+    # Triton starts models through bash, which a service without a PATH would not find
     _prepend(theirs, "PATH", [str(Path(sys.executable).parent)])
+    theirs["PATH"] += os.pathsep + os.defpath
     _prepend(theirs, "LD_LIBRARY_PATH", map(str, libraries))
     if not theirs.get("TMPDIR", "").isascii():  # as ASCII is how they read it
         theirs["TMPDIR"] = str(temporary)

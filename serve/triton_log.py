@@ -1,8 +1,11 @@
 """Triton's log since its last start, read as it grows."""
 
+import os
 import re
 from collections import Counter
 from pathlib import Path
+
+from trt_mtp.errors import TrtMtpError
 
 CHUNK = 1 << 20  # bytes
 CHUNKS_PER_READ = 16  # the rest comes with the next read
@@ -14,6 +17,7 @@ EVENTS = re.compile(
     rb"^(?P<signal>Signal \((?!2\)|15\))\d+\) received)"  # 2 and 15 end it in order
     rb"|successfully loaded '(?P<loaded>[^'\n]+)'"
     rb"|(?P<failed>failed to load '[^'\n]+' version)"
+    rb"|^Failed to run python backend stub\. Errno = (?P<stub>\d+)"
     rb"|(?P<port>already in use)",
     re.MULTILINE,
 )
@@ -32,6 +36,7 @@ class TritonLog:
         self._partial = b""
         self.signal = ""  # the line about a signal that Triton's handler wrote
         self.has_lost_port = False
+        self.stub_error = ""  # why the process of a model could not be started
         self.loaded: Counter[str] = Counter()  # how often each model was
         self.num_loads = 0  # that ended, well or not
 
@@ -73,8 +78,20 @@ class TritonLog:
                     self.num_loads += 1
                 case "failed":
                     self.num_loads += 1
+                case "stub":
+                    self.stub_error = os.strerror(int(text))
                 case _:
                     self.has_lost_port = True
+
+    def require_start(self) -> None:
+        """Raise TrtMtpError for what Triton would not end of, or only after seconds."""
+        if self.has_lost_port:  # without its metrics port it would run on
+            raise TrtMtpError(f"tritonserver lost a port:\n{log_excerpt(self.tail())}")
+        if self.stub_error:  # it would wait for the process
+            raise TrtMtpError(
+                f"tritonserver can't start the process of a model ({self.stub_error}); it needs "
+                f"bash in a folder of $PATH"
+            )
 
     def tail(self) -> str:
         """The end of the log since the last start, TAIL bytes at most."""

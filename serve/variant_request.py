@@ -181,6 +181,8 @@ def _sampling(inputs: Inputs, room: int) -> SamplingParams:
     }
     if values.get("max_tokens") == REST_OF_CONTEXT:
         values["max_tokens"] = room
+    if values.get("top_p") == 0:  # as OpenAI's API has it: of all tokens only the likeliest
+        values |= {"top_p": 1.0, "top_k": 1}
     if "sampling_param_stop" in inputs:
         texts = inputs["sampling_param_stop"]
         if texts.size > MAX_STOP_TEXTS:

@@ -140,7 +140,7 @@ def drift_lines(outcome: Mapping[str, Any]) -> list[str]:
         decided = f"; margins of the best token there {sorted(margins)}" if margins else ""
         lines.append(
             f"    {len(divergences)} of {outcome['num_prompts']} greedy answers leave, at token "
-            f"{positions}; real kernels drift after some hundred tokens{decided}"
+            f"{positions}; kernels that round differently do at near ties, and late{decided}"
         )
     return lines + [
         f"    prompt {d['prompt']} at temperature {d['temperature']} leaves at token "

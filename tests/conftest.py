@@ -20,6 +20,8 @@ from hypothesis import HealthCheck, settings
 from tests.json_outputs import checking
 from tests.run_guard import RunGuard
 from tests.tiny_model import make_checkpoint
+from tests.watchdog import LIMIT_SHARE
+from trt_mtp.build.template_process import RENDERERS
 from trt_mtp.cli import main
 from trt_mtp.serve.triton import TritonServer
 
@@ -54,9 +56,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: [not item.nodeid.startswith(folder) for folder in LONG])
 
 
+@pytest.hookimpl(tryfirst=True)  # before anybody looks for what is left running
+def pytest_sessionfinish() -> None:
+    """End the processes that render chat templates."""
+    RENDERERS.close()
+
+
 def pytest_sessionstart(session: pytest.Session) -> None:
     """From here on a run that is stuck ends, and nothing that it started survives it."""
-    session.config.pluginmanager.register(RunGuard(session.config))
+    limit_s = LIMIT_SHARE * float(session.config.getini("timeout"))
+    session.config.pluginmanager.register(RunGuard(session.config, limit_s))
     click.echo = checking(click.echo)
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         # a shell's `&` has it ignored, also by the programs that tests start and interrupt

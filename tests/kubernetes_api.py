@@ -23,14 +23,14 @@ from trt_mtp.controller.gateway.servers import kubernetes
 NAMESPACE, SERVICE = "models", "triton"
 PATH = f"/apis/discovery.k8s.io/v1/namespaces/{NAMESPACE}/endpointslices"
 REDIRECT = b"elsewhere"  # a lie
-SELECTOR = f"kubernetes.io/service-name={SERVICE}"
 
 
 class KubernetesApi:
     """Make it with `kubernetes_api`. All methods may be called from any thread."""
 
-    def __init__(self, token_file: Path) -> None:
+    def __init__(self, token_file: Path, service: str) -> None:
         self.token_file = token_file
+        self._selector = f"kubernetes.io/service-name={service}"
         self.asked: list[dict[str, str]] = []  # the queries that came, in order
         self.lie: bytes | None = None  # in place of every list
         self._slices: dict[str, Any] = {}
@@ -122,7 +122,7 @@ class KubernetesApi:
             return web.json_response({"code": 503}, status=503)
         if request.headers["Authorization"] != f"Bearer {self.token_file.read_text()}":
             return web.json_response({"code": 401}, status=401)
-        assert request.query["labelSelector"] == SELECTOR
+        assert request.query["labelSelector"] == self._selector
         if request.query.get("watch") == "true":
             return await self._watch(request)
         if self.lie is not None:
@@ -164,13 +164,15 @@ def endpoint_slice(name: str, target: str, zone: str, **conditions: bool) -> dic
 
 
 @contextmanager
-def kubernetes_api(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[KubernetesApi]:
+def kubernetes_api(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, service: str = SERVICE
+) -> Iterator[KubernetesApi]:
     """The double over TLS, and the account and environment of a pod that may ask it."""
     authority = Authority(folder)
     cert, key = authority.issue("api")
     authority.ca.rename(folder / "ca.crt")
     (folder / "token").write_text("t0")
-    api = KubernetesApi(folder / "token")
+    api = KubernetesApi(folder / "token", service)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(cert, key)
     port, runner = _serve(api, context)

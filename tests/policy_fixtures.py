@@ -18,11 +18,11 @@ def request(text: str = "", **changes: Any) -> RequestFeatures:
 
 def variants(*lengths: int, load: int = 0, **changes: Any) -> list[VariantState]:
     """Hosted variants `k<length>` with `load` requests in flight on each."""
-    return [replace(VariantState(f"k{k}", k, True, load, 64, 4096), **changes) for k in lengths]
+    return [VariantState(f"k{k}", k, True, load, 64, 4096)._replace(**changes) for k in lengths]
 
 
 def outcome(draft_length: int, acceptance: float = 0.8, num_steps: int = 50) -> Outcome:
-    """An answer whose every draft was accepted with this share, each costing 15 % of a step."""
+    """An answer whose every draft was accepted with this share, each costing 15% of a step."""
     step_s = 0.02 * (1 + 0.15 * draft_length)
     accepted = tuple(int(num_steps * acceptance ** (j + 1)) for j in range(draft_length))
     return Outcome(

@@ -1,9 +1,11 @@
 """Programs that tests start: what waits for them ends, on a loaded machine too."""
 
+import json
 import shutil
 import subprocess
+import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -38,6 +40,18 @@ def read_line(process: "subprocess.Popen[Any]") -> Any:
     assert process.stdout is not None
     with within(process):
         return process.stdout.readline()
+
+
+@contextmanager
+def ready_line(arguments: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """The ready line of a `trt-mtp` that runs until the end."""
+    command = [sys.executable, "-m", "trt_mtp", *arguments]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
+        try:
+            yield json.loads(read_line(process))
+        finally:
+            process.terminate()
+            process.wait(TIMEOUT_S)
 
 
 def join(thread: threading.Thread, timeout_s: float = TIMEOUT_S) -> None:

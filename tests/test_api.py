@@ -2,6 +2,7 @@
 
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ import pytest
 import trt_mtp.api
 from tests.calibration_fixtures import simulated_profile
 from tests.policy_fixtures import outcome, request, variants
-from trt_mtp.api import InputError, Policy, decide, load_profile, read_log, replay
+from trt_mtp.api import InputError, Policy, decide, load_profile, read_log, replay, simulate
 from trt_mtp.controller.decision_log import DecisionLog
 from trt_mtp.controller.profile import write_profile
 
@@ -53,6 +54,38 @@ def test_a_request_may_be_an_object(folder: Path) -> None:
         decide({"promt": "Hi"})
     with pytest.raises(InputError, match="does not exist"):
         load_profile(folder / "none.json")
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        (lambda: simulate({"codin": 1.0}), "'codin' is not a task; did you mean coding"),
+        (lambda: simulate({}), "mix: expected shares above 0"),
+        (lambda: simulate({"qa": 1.0}, fleet={}), "fleet: expected shares above 0"),
+        (lambda: simulate({"qa": 1.0}, num_requests=0), "num_requests is 0: expected at least 1"),
+        (lambda: simulate({"qa": 1.0}, rate_per_s=0.0), "rate_per_s is 0: expected"),
+        (lambda: simulate({"qa": 1.0}, ["best"]), "policy 'best' is not one of"),
+        (lambda: decide("Hi", draft_lengths=()), "expected numbers from 0 to"),
+        (lambda: decide("Hi", draft_lengths=(0, 99)), "expected numbers from 0 to"),
+        (lambda: decide("Hi", load=-1), "load is -1"),
+        (lambda: decide("Hi", load_profile(), policy=Policy()), "a policy has its own profile"),
+        (lambda: decide(["Hi"]), "a request is a JSON object"),  # type: ignore[arg-type]
+    ],
+)
+def test_wrong_values_are_sentences(wrong: Callable[[], object], says: str) -> None:
+    """In a notebook too, a mistake is an InputError that names the value."""
+    with pytest.raises(InputError, match=re.escape(says)):
+        wrong()
+
+
+def test_a_policy_that_learned_decides_otherwise() -> None:
+    """`decide` asks the policy it is given: after many rejected drafts it drafts less."""
+    policy = Policy()
+    before = decide("Why?", draft_lengths=(0, 5), policy=policy)
+    for _ in range(300):
+        policy.update(before, outcome(5, 0.0) if before.draft_length else outcome(0))
+    assert before.draft_length == 5
+    assert decide("Why?", draft_lengths=(0, 5), policy=policy).draft_length == 0
 
 
 def test_a_log_is_read_and_replayed(folder: Path) -> None:

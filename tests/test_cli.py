@@ -166,3 +166,42 @@ def test_the_shell_completes_commands_and_options(cli: Cli, shell: str) -> None:
             env=os.environ | place | {"_TRT_MTP_COMPLETE": f"{shell}_complete"},
         )
         assert found in run.stdout, run.stderr
+
+
+@pytest.mark.parametrize(
+    ("shell", "code", "says"),
+    [
+        ("exec {} > /dev/full", 1, "the output can't be written: No space left on device"),
+        ("exec {} >&-", 0, ""),
+        ("exec {} 2>&-", 0, ""),
+    ],
+    ids=["full disk", "closed stdout", "closed stderr"],
+)
+def test_an_output_that_takes_nothing_is_no_traceback(shell: str, code: int, says: str) -> None:
+    """A disk that is full is one sentence; a stream that was closed takes what is written."""
+    command = f"{sys.executable} -m trt_mtp --help"
+    run = subprocess.run(
+        ["bash", "-c", shell.format(command)],
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT_S,
+        check=False,
+    )
+    assert run.returncode == code
+    assert says in run.stderr
+    assert "Traceback" not in run.stderr
+
+
+def test_letters_that_stdout_has_not_are_escaped(tmp_path: Path) -> None:
+    """Where the terminal's encoding is an old one, a path in another script is no traceback."""
+    folder = make_checkpoint(tmp_path / "模型")
+    run = subprocess.run(
+        [sys.executable, "-m", "trt_mtp", "inspect", str(folder)],
+        env={**os.environ, "PYTHONIOENCODING": "latin-1", "PYTHONUTF8": "0"},
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT_S,
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr
+    assert f"{tmp_path}/\\u6a21\\u578b" in run.stdout

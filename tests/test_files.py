@@ -4,6 +4,8 @@ import json
 import os
 import string
 import tempfile
+from codecs import BOM_UTF8
+from collections.abc import Callable
 from io import FileIO
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ from trt_mtp.files import (
     open_shared,
     read_bounded,
     read_json,
+    read_text,
     read_yaml,
     write_atomic,
 )
@@ -132,3 +135,15 @@ def test_json_is_read_as_yaml(value: object) -> None:
         file = Path(folder) / "file"
         file.write_text(json.dumps(value))
         assert read_yaml(file) == value
+
+
+@pytest.mark.parametrize(
+    ("read", "content"), [(read_json, '"x"'), (read_yaml, "x"), (read_text, "x")]
+)
+def test_a_byte_order_mark_is_no_content(
+    tmp_path: Path, read: Callable[[Path], Any], content: str
+) -> None:
+    """Windows' editors put one before a text; a password with one would be another password."""
+    file = tmp_path / "file"
+    file.write_bytes(BOM_UTF8 + content.encode())
+    assert read(file) == "x"

@@ -16,6 +16,7 @@ transformers = pytest.importorskip("transformers")
 from jinja2 import Environment  # noqa: E402
 from safetensors import safe_open  # noqa: E402
 
+from trt_mtp.serve.engine.text import TextCodec  # noqa: E402
 from trt_mtp.serve.model import reference  # noqa: E402
 
 FOLDER = Path(__file__).parent.parent / "assets" / "qwen-mtp-tiny"
@@ -171,3 +172,16 @@ def test_prompts_use_words_no_training_example_has(prompts: list[dict[str, Any]]
     assert len(people) > 20
     names = [word for person in people for word in person if len(person) == 2]
     assert all(sources.held_out(word) for word in names)
+
+
+def test_properties_of_every_kind_are_rendered() -> None:
+    """A schema may have a reference, alternatives or several types where most have one type."""
+    properties = {
+        "a": {"$ref": "#/$defs/A"},
+        "b": {"anyOf": [{"type": "null"}]},
+        "c": {"type": "x"},
+    }
+    function = {"name": "f", "parameters": {"properties": properties | {"d": {"type": ["x", "y"]}}}}
+    tools: list[dict[str, object]] = [{"type": "function", "function": function}]
+    text = TextCodec(FOLDER).chat_text([{"role": "user", "content": "q"}], tools)
+    assert """{"a": "any", "b": "any", "c": "x", "d": "['x', 'y']"}""" in text

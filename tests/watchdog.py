@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 LIMIT_S = 420.0  # for one part of a test; more than the deadline of a test in pyproject.toml
+LIMIT_SHARE = 1.4  # of a test's deadline, where a run has another one
 DUMP_S = 20.0  # for the stacks to be printed
 TRACKER = "multiprocessing.resource_tracker"
 VARIABLE = "TRT_MTP_TEST_RUN"  # in the environment of every process that a run starts

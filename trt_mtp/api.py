@@ -8,6 +8,10 @@ The names in `__all__` stay as they are within a major version; those of other m
 >>> busy = decide("Tell me a story about a lighthouse.", load=60)
 >>> busy.task, busy.draft_length
 ('writing', 0)
+>>> policy = Policy(load_profile())  # for many requests
+>>> answers = ["Solve for x: 3x + 7 = 22", "Write a short poem about the sea in winter"]
+>>> [decide(prompt, policy=policy).task for prompt in answers]
+['math', 'writing']
 >>> round(load_profile().step_cost().ratio(3, 8), 1)  # a step of K=3 at batch 8, in plain steps
 2.2
 >>> [result.policy for result in simulate({"coding": 1.0}, ["none", "learned"], num_requests=100)]
@@ -27,6 +31,7 @@ from trt_mtp.controller.explain import idle_variants
 from trt_mtp.controller.json_request import features_from_json
 from trt_mtp.controller.outcome import Outcome
 from trt_mtp.controller.policy import Policy
+from trt_mtp.controller.position_counts import MAX_POSITIONS
 from trt_mtp.controller.profile import Profile, read_profile
 from trt_mtp.controller.replay import replay as _replay
 from trt_mtp.controller.simulate.simulate import Result, Settings, simulate_all
@@ -66,17 +71,34 @@ def decide(
     draft_lengths: Sequence[int] = (0, 1, 3, 5),
     load: int = 0,
     seed: int = 0,
+    policy: Policy | None = None,
 ) -> Decision:
     """What a gateway that starts with `profile` would choose, as `trt-mtp explain` shows it.
 
     `request` is a prompt, or an object as `trt-mtp explain --request` takes it: a body of OpenAI's
-    chat completions, say. `load` is the requests in flight on each variant. For many requests make
-    a `Policy` once. Raises InputError for a wrong request.
+    chat completions, say. `load` is the requests in flight on each variant.
+
+    With `policy`, a `Policy` made once, many requests are decided faster, and what it learned by
+    `policy.update(decision, outcome)` counts; `profile` and `seed` are then its own. Raises
+    InputError for a wrong request, draft length or load.
     """
-    value = {"prompt": request} if isinstance(request, str) else dict(request)
-    policy = Policy(profile, seed=seed)
-    variants = idle_variants(sorted(draft_lengths), load)
-    return policy.choose(features_from_json(value), variants, now_s=0.0)
+    lengths = sorted(set(draft_lengths))
+    if not lengths or not all(0 <= length <= MAX_POSITIONS for length in lengths):
+        raise InputError(
+            f"draft_lengths is {tuple(draft_lengths)}: expected numbers from 0 to {MAX_POSITIONS}"
+        )
+    if load < 0:
+        raise InputError(f"load is {load}: expected the requests in flight, 0 or more")
+    value = {"prompt": request} if isinstance(request, str) else _object(request)
+    if policy is None:
+        policy = Policy(profile, seed=seed)
+    elif profile is not None:
+        raise InputError("give a profile or a policy: a policy has its own profile")
+    return policy.choose(features_from_json(value), idle_variants(lengths, load), now_s=0.0)
+
+
+def _object(request: object) -> object:
+    return dict(request) if isinstance(request, Mapping) else request
 
 
 def read_log(path: str | PathLike[str]) -> Iterator[LogRecord]:

@@ -1,7 +1,10 @@
 """The `trt-mtp` command: a table of commands, each imported when it is used."""
 
+import errno
 import importlib
+import io
 import os
+import signal
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,8 +16,10 @@ from trt_mtp import __version__
 from trt_mtp.errors import TrtMtpError
 from trt_mtp.files import nearest
 from trt_mtp.interrupts import EXIT_CODE, ending_in_time, is_interrupted
+from trt_mtp.terminal import say
 
 PROGRAM = "trt-mtp"
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 # name -> (where it is, its one-line help). The line is repeated here so that
 # `trt-mtp --help` imports nothing; tests/test_cli.py holds the two equal.
@@ -187,16 +192,34 @@ def schedules(
     return schedules(profile, draft_lengths, max_batch_size, mix)
 
 
+def prepare_outputs() -> None:
+    """What is written never fails for the stream that it goes to.
+
+    Stdout and stderr that whoever started us closed (`>&-`) go nowhere; what stdout's encoding has
+    no letters for is written as stderr does it, `\\u6a21`.
+    """
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 (to the end)
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="backslashreplace")
+
+
 def main() -> None:
     """Run the command line; what a user can cause ends in one line on stderr."""
     # for processes that we start: a secrets.py in the working folder is no module of ours
     os.environ["PYTHONSAFEPATH"] = "1"
+    # where whoever started us ignores it, every child would seem to have ended with 0
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    prepare_outputs()
     try:
         with ending_in_time():
             code = cli.main(prog_name=PROGRAM, standalone_mode=False)
         sys.stdout.flush()
     except click.ClickException as error:
-        error.show()
+        shown = io.StringIO()
+        error.show(shown)
+        say(shown.getvalue().rstrip("\n"), err=True)
         code = error.exit_code
     except (click.Abort, KeyboardInterrupt):
         code = EXIT_CODE
@@ -205,8 +228,14 @@ def main() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 141
     except TrtMtpError as error:
-        click.echo(f"trt-mtp: {error}", err=True)
+        say(f"trt-mtp: {error}", err=True)
         code = error.exit_code
+    except OSError as error:
+        if error.errno not in DISK_FULL:
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        click.echo(f"trt-mtp: the output can't be written: {error.strerror}", err=True)
+        code = 1
     except Exception:
         if not is_interrupted():
             raise

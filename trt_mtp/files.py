@@ -131,9 +131,9 @@ def read_bounded(path: Path, limit: int = LARGE) -> bytes:
 
 
 def read_text(path: Path, limit: int = LARGE) -> str:
-    """The UTF-8 text in `path`; raises InputError."""
+    """The UTF-8 text in `path`, without the mark that Windows puts before it; raises InputError."""
     try:
-        return read_bounded(path, limit).decode()
+        return read_bounded(path, limit).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise InputError(f"{path} can't be read: it is not UTF-8 text ({error.reason})") from None
 

@@ -81,6 +81,9 @@ def parsed(parse: Callable[[str, str], Any]) -> Callable[..., Any]:
 
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+wide_option = click.option(
+    "--wide", is_flag=True, help="Print every column, in lines of more than 80 characters."
+)
 ready_json_option = click.option(
     "--json", "as_json", is_flag=True, help="Print one line of JSON when ready."
 )

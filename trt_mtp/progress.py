@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from trt_mtp.extras import is_installed
+from trt_mtp.printable import printable
+from trt_mtp.terminal import folded
 
 PLAIN_INTERVAL_S = 10.0
 
@@ -73,7 +75,7 @@ def shown(unit: str, scale: float = 1.0) -> Iterator[Meter]:
 
         class Bar:
             def say(self, text: str) -> None:
-                console.print(text, markup=False)
+                console.print(folded(text, console.width), markup=False)
 
             def update(
                 self, label: str, done: float, total: float, num_answers: int | None = None
@@ -99,7 +101,7 @@ class PlainMeter:
 
     def say(self, text: str) -> None:
         """Print it."""
-        print(text, file=sys.stderr, flush=True)
+        print(printable(text), file=sys.stderr, flush=True)
 
     def update(self, label: str, done: float, total: float, num_answers: int | None = None) -> None:
         """Say so if it is time to."""

@@ -53,6 +53,7 @@ class Said:
     seed: int
     variant: str  # of the first message
     failed_over: str  # variants that were left, "" for none
+    margin: float | None = None  # of the two best logits of the first token, if wanted and known
 
 
 @dataclass(slots=True)
@@ -160,6 +161,7 @@ def _parameter(result: Any, name: str) -> str:
 
 def _said(results: Sequence[Any]) -> Said:
     last = results[-1]
+    margin = last.as_numpy("margin")
     ids = [result.as_numpy("output_ids").tolist() for result in results]
 
     def number(name: str) -> int:
@@ -177,4 +179,5 @@ def _said(results: Sequence[Any]) -> Said:
         seed=number("seed"),
         variant=_parameter(results[0], "variant"),
         failed_over=_parameter(last, "failed_over"),
+        margin=None if margin is None else float(margin[0]),
     )

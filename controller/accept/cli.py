@@ -4,18 +4,19 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import click
 
+from trt_mtp.build.vllm_cli import vllm_python_option
 from trt_mtp.controller.calibrate.calibrate_cli import seconds
 from trt_mtp.errors import InputError
 from trt_mtp.files import nearest
-from trt_mtp.options import FILE, FOLDER, json_option
+from trt_mtp.options import FILE, FOLDER, engine_option, json_option
 
 if TYPE_CHECKING:
     from trt_mtp.controller.accept.record import Record
-    from trt_mtp.controller.accept.step import Options, Outcome
+    from trt_mtp.controller.accept.step import EngineName, Options, Outcome
 
 NAMES = ("doctor", "build", "verify", "serve", "smoke", "calibrate")
 LARGEST_DRAFT_LENGTH = 16
@@ -29,13 +30,8 @@ LARGEST_DRAFT_LENGTH = 16
     show_default=True,
     help="Draft lengths (K) to build: 0 and at least one other.",
 )
-@click.option(
-    "--engine",
-    type=click.Choice(["auto", "cpu", "tensorrt-llm"]),
-    default="auto",
-    show_default=True,
-    help="auto: tensorrt-llm if it is installed and a GPU is present, else cpu.",
-)
+@engine_option
+@vllm_python_option
 @click.option(
     "-o",
     "--output",
@@ -63,6 +59,7 @@ def accept(
     checkpoint: str | None,
     draft_lengths: str,
     engine: str,
+    vllm_python: Path | None,
     output: Path,
     engines: Path | None,
     skip: tuple[str, ...],
@@ -93,7 +90,9 @@ def accept(
     os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"  # its fork handlers crash the child; set first
     # numpy's threads gain nothing on small matrices, and spin on the cores that are measured
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-    options = options_of(checkpoint, draft_lengths, engine, output, engines, skip, budgets)
+    options = options_of(
+        checkpoint, draft_lengths, engine, vllm_python, output, engines, skip, budgets
+    )
     outcomes = run(options)
     record = write_record(options, outcomes)
     click.echo(record_json(record) if as_json else page_of(record), nl=False)
@@ -104,6 +103,7 @@ def options_of(
     checkpoint: str | None,
     draft_lengths: str,
     engine: str,
+    vllm_python: Path | None,
     output: Path,
     engines: Path | None,
     skip: Sequence[str],
@@ -131,10 +131,11 @@ def options_of(
     found = read_checkpoint(resolve_checkpoint(checkpoint or default_checkpoint()))
     return Options(
         checkpoint=str(found.path),
-        engine=chosen,
+        engine=cast("EngineName", chosen),
         draft_lengths=tuple(lengths),
         engines=engines or output / "engines",
         folder=output,
+        vllm_python=vllm_python,
         skipped=frozenset(skip),
         budgets=parse_budgets(budgets),
     )

@@ -20,7 +20,6 @@ from trt_mtp.controller.accept.verdict import (
     Verdict,
     compared,
     failed,
-    leaves_at,
     not_tried,
     passed,
 )
@@ -104,10 +103,8 @@ def failover(smoke: Smoke) -> Verdict:
             return failed("no-process")
         num_moved = sum(bool(answer.failed_over) for answer in answers)
         if num_moved:
-            left = [
-                leaves_at(one.token_ids, other.token_ids)
-                for one, other in zip(expected, answers, strict=True)
-            ]
+            triples = zip(places, expected, answers, strict=True)
+            left = [smoke.parting(place, one, other) for place, one, other in triples]
             return compared(left, smoke.is_exact, num_attempts=attempt, num_moved=num_moved)
         if not is_back(smoke):
             return failed("not-back", num_attempts=attempt)

@@ -6,6 +6,7 @@ from trt_mtp.controller.accept.differences import differences
 from trt_mtp.controller.accept.record import CellLine, CheckLine, Machine, Record, VariantLine
 from trt_mtp.controller.accept.verdict import REASONS
 
+ENGINES = {"cpu": "the embedded CPU engine", "tensorrt-llm": "TensorRT-LLM", "vllm": "vLLM"}
 Rows = Sequence[Sequence[str]]
 
 
@@ -59,7 +60,7 @@ def verdict(record: Record) -> str:
 
 
 def _head(record: Record) -> str:
-    engine = "TensorRT-LLM" if record.engine == "tensorrt-llm" else "the embedded CPU engine"
+    engine = ENGINES[record.engine]
     model = "a checkpoint" if record.family is None else f"a {record.family} checkpoint"
     when = str(record.created)[:16].replace("T", " ")
     return (

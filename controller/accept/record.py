@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from trt_mtp.build.checkpoint import FAMILIES
-from trt_mtp.controller.accept.step import PHRASES, Status, StepName
+from trt_mtp.controller.accept.step import PHRASES, EngineName, Status, StepName
 from trt_mtp.controller.accept.verdict import REASONS, CheckName, VerdictStatus
 from trt_mtp.controller.tasks import TASKS
 from trt_mtp.controller.validation import first_problem
@@ -130,7 +130,7 @@ class CheckLine(_Part):
 
 
 class CellLine(_Part):
-    """A measured cell of the calibration; speedups are [value, low, high], 95 %."""
+    """A measured cell of the calibration; speedups are [value, low, high], 95%."""
 
     task: Task  # type: ignore[valid-type]
     draft_length: Count
@@ -157,10 +157,12 @@ class Record(_Part):
 
     schema_version: Literal[1] = 1
     created: Time  # type: ignore[valid-type]
-    engine: Literal["cpu", "tensorrt-llm"]
+    engine: EngineName
     family: Family | None  # type: ignore[valid-type]
     versions: dict[
-        Literal["trt_mtp", "tensorrt_llm", "triton", "torch", "tritonclient", "numpy", "numba"],
+        Literal[
+            "trt_mtp", "tensorrt_llm", "vllm", "triton", "torch", "tritonclient", "numpy", "numba"
+        ],
         Version,  # type: ignore[valid-type]
     ]
     machine: Machine | None

@@ -22,7 +22,7 @@ from trt_mtp.controller.accept.record import (
     StepTime,
     VariantLine,
 )
-from trt_mtp.controller.accept.step import Facts, Outcome, phrases_in
+from trt_mtp.controller.accept.step import EngineName, Facts, Outcome, phrases_in
 from trt_mtp.controller.accept.verdict import REASONS
 from trt_mtp.controller.tasks import TASKS
 
@@ -31,13 +31,13 @@ MEASURED = ("load_s", "host_bytes", "gpu_bytes")
 VERIFIED = ("is_passed", "is_exact", "num_prompts", "num_tokens", "left_at", "acceptance_length")
 
 
-def record_of(outcomes: Sequence[Outcome], engine: str) -> Record:
+def record_of(outcomes: Sequence[Outcome], engine: EngineName) -> Record:
     """The record of steps that ended so."""
     facts: dict[str, Facts] = {outcome.step: outcome.facts for outcome in outcomes}
     built = variants_in(facts)
     return Record(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
-        engine="cpu" if engine == "cpu" else "tensorrt-llm",
+        engine=engine,
         family=known(built[0]["family"], FAMILIES.values()) if built else None,
         versions=versions_of(facts),
         machine=machine_of(facts["doctor"]["machine"]) if facts.get("doctor") else None,
@@ -80,6 +80,9 @@ def versions_of(facts: Mapping[str, Facts]) -> dict[Any, str]:
             found[package] = importlib.metadata.version(package).partition("+")[0]
         except importlib.metadata.PackageNotFoundError:
             continue
+    for variant in variants_in(facts)[:1]:
+        if variant.get("vllm"):  # in an environment of its own
+            found["vllm"] = variant["vllm"]
     if "triton" in facts.get("serve", {}):
         found["triton"] = facts["serve"]["triton"]
     return {name: formed("version", version) for name, version in found.items()}

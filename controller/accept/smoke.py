@@ -9,6 +9,7 @@ from trt_mtp.controller.accept.asking import Ask, Asker, Said
 from trt_mtp.controller.accept.stack import Stack
 from trt_mtp.controller.accept.verdict import (
     CheckName,
+    Parting,
     Verdict,
     compared,
     failed,
@@ -20,6 +21,7 @@ from trt_mtp.controller.accept.verdict import (
 from trt_mtp.controller.calibrate.prompt_sets import SHIPPED, read_prompt_set
 from trt_mtp.controller.client import Prompt
 from trt_mtp.errors import TrtMtpError
+from trt_mtp.serve.verify import EXACT_TOKENS, is_near_tie
 
 NUM_PROMPTS = 8
 MAX_TOKENS = 256
@@ -48,6 +50,26 @@ class Smoke:
     def request(self, place: int) -> Ask:
         """The greedy request of a prompt."""
         return Ask(self.prompts[place])
+
+    def parting(self, place: int, expected: Said, got: Said) -> Parting | None:
+        """Where `got` leaves `expected`, both answers to a prompt; None if it doesn't."""
+        at = leaves_at(expected.token_ids, got.token_ids)
+        if at is None:
+            return None
+        is_late = at >= EXACT_TOKENS
+        return Parting(at, not (self.is_exact or is_late) and self.is_near_tie(place, expected, at))
+
+    def is_near_tie(self, place: int, expected: Said, at: int) -> bool:
+        """Whether draft length 0 says that two tokens were as good as equal there."""
+        if self.stack.variants[0].draft_length:
+            return False
+        prompt = replace(
+            self.prompts[place],
+            max_tokens=at + 1,
+            emitted_ids=expected.token_ids[:at],
+            wants_margin=True,
+        )
+        return is_near_tie(self.asker.ask(Ask(prompt).on(0)).margin)
 
     def by_length(self) -> list[int]:
         """Prompts by the length of their answers, the longest first."""
@@ -107,9 +129,9 @@ def draft_lengths(smoke: Smoke) -> Verdict:
     for variant, said in answers:
         if said.variant != variant.name:
             return failed("other-variant", draft_length=variant.draft_length)
-    first = answers[0][1].token_ids
+    first = answers[0][1]
     verdict = compared(
-        [leaves_at(first, said.token_ids) for _, said in answers[1:]],
+        [smoke.parting(0, first, said) for _, said in answers[1:]],
         smoke.is_exact,
         **{
             f"acceptance_length_{variant.name}": round(
@@ -180,8 +202,6 @@ def concurrency(smoke: Smoke) -> Verdict:
     places = [at % len(smoke.prompts) for at in range(min(most + 1, MOST_AT_ONCE))]
     expected = [smoke.alone(place) for place in places]
     answers = smoke.asker.ask_all([smoke.request(place) for place in places])
-    left = [
-        leaves_at(one.token_ids, other.token_ids)
-        for one, other in zip(expected, answers, strict=True)
-    ]
+    triples = zip(places, expected, answers, strict=True)
+    left = [smoke.parting(place, one, other) for place, one, other in triples]
     return compared(left, smoke.is_exact)

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 Status = Literal["passed", "failed", "bad input", "over budget", "skipped", "not run"]
 StepName = Literal["doctor", "build", "verify", "serve", "smoke", "calibrate"]
+EngineName = Literal["cpu", "tensorrt-llm", "vllm"]
 Facts = dict[str, Any]  # JSON-like
 
 # What may be told of a failure to anybody: no other word of its sentence leaves this machine.
@@ -60,12 +61,13 @@ class Options:
     """What is accepted, and where."""
 
     checkpoint: str
-    engine: str  # "cpu" or "tensorrt-llm"
+    engine: EngineName
     draft_lengths: tuple[int, ...]
     engines: Path  # the directory of the variants
     folder: Path  # of journal, logs and record
     skipped: frozenset[str] = frozenset()
     budgets: Mapping[str, float] = field(default_factory=dict)  # seconds, by step
+    vllm_python: Path | None = None
 
     @property
     def is_exact(self) -> bool:

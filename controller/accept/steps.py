@@ -1,5 +1,6 @@
 """The steps of an acceptance: what each runs, and what it keeps of the result."""
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -38,17 +39,21 @@ def doctor(run: Acceptance, budget: Budget) -> Result:
 
 
 def num_gpus(run: Acceptance) -> int:
-    """GPUs for TensorRT-LLM; 0 for the CPU engine, and where doctor saw none or did not run."""
+    """GPUs for TensorRT-LLM; 0 for other engines, and where doctor saw none or did not run."""
     machine = run.facts.get("doctor", {}).get("machine", {})
-    return int(machine.get("num_visible", 0)) if run.options.engine != "cpu" else 0
+    return int(machine.get("num_visible", 0)) if run.options.engine == "tensorrt-llm" else 0
 
 
 def build(run: Acceptance, budget: Budget) -> Result:
     """Every variant, each on a GPU of its own as far as there are enough."""
     options = run.options
     common = ["--engine", options.engine, "-o", str(options.engines), "--json"]
+    lengths = ",".join(map(str, options.draft_lengths))
     if options.engine == "cpu":
-        wanted = [(",".join(map(str, options.draft_lengths)), ["--no-verify"])]
+        wanted = [(lengths, ["--no-verify"])]
+    elif options.engine == "vllm":
+        python = options.vllm_python
+        wanted = [(lengths, [] if python is None else ["--vllm-python", str(python)])]
     else:
         gpus = num_gpus(run)
         wanted = [
@@ -93,6 +98,7 @@ def variant_facts(variant: EngineVariant) -> Facts:
         ],
         "asks_for_replay": record.details.get("environment", {}).get(REPLAY_VARIABLE) == "1",
         "planned_bytes": planned_bytes(record.details.get("memory")),
+        "vllm": record.versions.get("vllm"),
     }
 
 
@@ -224,13 +230,16 @@ def inputs_of_calibration(run: Acceptance) -> Any:
     return [inputs_with_prompts(run), run.options.budgets.get("calibrate")]
 
 
+def _budgets(cpu_s: float, other_s: float) -> Mapping[str, float]:
+    """Seconds by engine: the others load for minutes."""
+    return {"cpu": cpu_s, "tensorrt-llm": other_s, "vllm": other_s}
+
+
 STEPS = (
-    Step("doctor", (), {"cpu": 60, "tensorrt-llm": 120}, doctor),
-    Step("build", (), {"cpu": 600, "tensorrt-llm": 600}, build),
-    Step("verify", ("build",), {"cpu": 600, "tensorrt-llm": 3600}, verify, inputs),
-    Step("serve", ("build",), {"cpu": 600, "tensorrt-llm": 3600}, serve, inputs, is_live=True),
-    Step("smoke", ("serve",), {"cpu": 300, "tensorrt-llm": 3600}, smoke, inputs_with_prompts),
-    Step(
-        "calibrate", ("serve",), {"cpu": 60, "tensorrt-llm": 900}, calibrate, inputs_of_calibration
-    ),
+    Step("doctor", (), _budgets(60, 120), doctor),
+    Step("build", (), _budgets(600, 600), build),
+    Step("verify", ("build",), _budgets(600, 3600), verify, inputs),
+    Step("serve", ("build",), _budgets(600, 3600), serve, inputs, is_live=True),
+    Step("smoke", ("serve",), _budgets(300, 3600), smoke, inputs_with_prompts),
+    Step("calibrate", ("serve",), _budgets(60, 900), calibrate, inputs_of_calibration),
 )

@@ -1,6 +1,8 @@
 """The `bench` command."""
 
 import os
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,19 +11,14 @@ import click
 from trt_mtp.controller.calibrate.calibrate_cli import openai_key_option, tasks_option
 from trt_mtp.errors import InputError, TrtMtpError
 from trt_mtp.files import to_json, write_atomic
-from trt_mtp.options import FILE, json_option, temperature_option
+from trt_mtp.options import FILE, json_option, temperature_option, wide_option
+from trt_mtp.printable import printable
+from trt_mtp.terminal import say
 
 if TYPE_CHECKING:
-    from trt_mtp.controller.calibrate.bench import Target, TaskAnswers, TaskResult
+    from trt_mtp.controller.calibrate.bench import Target, TaskAnswers
+    from trt_mtp.controller.calibrate.bench_table import Column
     from trt_mtp.controller.calibrate.prompt_sets import PromptSet
-
-TASK_WIDTH = 18
-COLUMNS = {"requests": 9, "tok/s": 9, "TTFT p50": 10, "p95": 9, "ITL p50": 9, "p95 ": 9, "AL": 7}
-COLUMNS |= {"accepted": 9}
-NOTE = (
-    "ms; ITL is the time per token after the first, as AIPerf has it; AL the mean over requests\n"
-    "of the tokens that a step brings, bonus token included"
-)
 
 
 @click.command()
@@ -77,6 +74,7 @@ NOTE = (
     type=FILE,
     help="Also write one JSON line per request, in the format of AIPerf's profile_export.jsonl.",
 )
+@wide_option
 @json_option
 def bench(
     url: str | None,
@@ -87,6 +85,7 @@ def bench(
     seed: int,
     csv_file: Path | None,
     records: Path | None,
+    wide: bool,
     as_json: bool,
     **prompts: Any,
 ) -> None:
@@ -94,6 +93,8 @@ def bench(
 
     Names in JSON and CSV are those of AIPerf and of ModelOpt's specdec_bench. Exit code 1 when the
     server is lost, or a request failed.
+
+    Rows come on stderr as tasks end. On a terminal they are the table, and a row for all follows.
 
     Example: trt-mtp bench --url 127.0.0.1:8001 --model qwen_mtp --concurrency 4
 
@@ -106,12 +107,14 @@ def bench(
     os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"  # its fork handlers crash the child; set first
     from trt_mtp.controller.calibrate.bench import table
     from trt_mtp.controller.calibrate.bench_files import report, to_csv, to_records
+    from trt_mtp.controller.calibrate.bench_table import COLUMNS, NOTE, WIDE, head, row
 
     chosen = _prompts(seed=seed, **prompts)
     target = _openai(openai_url, model, openai_key_file) if openai_url else _triton(url, model)
     answers: list[TaskAnswers] = []
+    columns = WIDE if wide else COLUMNS
     try:
-        _measure(answers, target, chosen, concurrency, seed)
+        _measure(answers, target, chosen, concurrency, seed, columns)
     finally:  # also what was measured before the server was lost
         if records is not None and answers:
             write_atomic(records, to_records(model, concurrency, answers))
@@ -121,8 +124,10 @@ def bench(
     if as_json:
         click.echo(to_json(report(target, chosen, concurrency, results)), nl=False)
     else:
-        notes = [f"the server {note}" for note in target.notes]
-        click.echo("\n".join([head(), *map(row, results), NOTE, *notes]))
+        is_shown = sys.stdout.isatty() and sys.stderr.isatty()  # row by row, as they came
+        lines = [row(line, columns) for line in results]
+        click.echo(printable("\n".join(lines[-1:] if is_shown else [head(columns), *lines])))
+        say("\n".join([NOTE, *(f"the server {note}" for note in target.notes)]))
     failed = results[-1].error_request_count
     if failed:
         raise TrtMtpError(f"{failed} requests failed, the first with: {results[-1].error}")
@@ -163,40 +168,17 @@ def _measure(
     prompts: "PromptSet",
     concurrency: int,
     seed: int,
+    columns: "Sequence[Column]",
 ) -> None:
     """Append the answers of each task to `answers`, and print its row."""
     from trt_mtp.controller.calibrate.bench import bench as run
     from trt_mtp.controller.calibrate.bench import result_of
+    from trt_mtp.controller.calibrate.bench_table import head, row
     from trt_mtp.progress import shown
     from trt_mtp.serve.processes import terminate_as_interrupt
 
     with terminate_as_interrupt(), shown("answers") as meter:
-        meter.say(head())
+        meter.say(head(columns))
         for one in run(target, prompts, concurrency, seed, meter):
             answers.append(one)
-            meter.say(row(result_of(*one)))
-
-
-def head() -> str:
-    """The names of the columns."""
-    return f"{'task':<{TASK_WIDTH}}" + "".join(f"{n.strip():>{w}}" for n, w in COLUMNS.items())
-
-
-def row(line: "TaskResult") -> str:
-    """One task's numbers under the names."""
-    first, between = line.latencies["time_to_first_token"], line.latencies["inter_token_latency"]
-    requests = str(line.request_count)
-    if line.error_request_count:
-        requests += f"+{line.error_request_count}!"
-    values = (
-        requests,
-        f"{line.output_token_throughput:.1f}",
-        f"{first.p50:.1f}",
-        f"{first.p95:.1f}",
-        f"{between.p50:.2f}",
-        f"{between.p95:.2f}",
-        f"{line.category_al:.2f}" if line.joint else "-",
-        f"{line.acceptance_rate:.0%}" if line.joint else "-",
-    )
-    cells = zip(values, COLUMNS.values(), strict=True)
-    return f"{line.task:<{TASK_WIDTH}}" + "".join(f"{value:>{width}}" for value, width in cells)
+            meter.say(row(result_of(*one), columns))

@@ -10,6 +10,7 @@ import click
 
 from trt_mtp.errors import InputError
 from trt_mtp.options import FILE, FOLDER, parsed, profile_out, temperature_option
+from trt_mtp.terminal import say
 
 if TYPE_CHECKING:
     from trt_mtp.controller.profile import Profile
@@ -43,7 +44,7 @@ def seconds(option: str, text: str) -> float:
     """
     match = re.fullmatch(r"(\d{1,6}(?:\.\d+)?)([smh]?)", text.strip())
     if not match or float(match[1]) == 0:
-        raise InputError(f"{option} {text!r}: expected a time, as 90s, 10m or 2h")
+        raise InputError(f"{option} {text!r}: expected a time such as 90s, 10m or 2h")
     return float(match[1]) * UNITS[match[2]]
 
 
@@ -150,6 +151,16 @@ openai_key_option = click.option(
     help="Measure every task, draft length and load instead of a planned subset.",
 )
 @click.option(
+    "--context",
+    "context_tokens",
+    metavar="TOKENS",
+    type=click.IntRange(0, 10_000_000),
+    default=0,
+    show_default=True,
+    help="Also measure, in two more batches, what prompts of about this many tokens cost per step; "
+    "0 leaves that out.",
+)
+@click.option(
     "--engines",
     type=FOLDER,
     default="engines",
@@ -231,7 +242,7 @@ def calibrate(
     if as_json:
         click.echo(profile_json(profile), nl=False)
     else:
-        click.echo("\n".join([summary(profile), *_settings(profile)]))
+        say("\n".join([summary(profile), *_settings(profile)]))
         click.echo(f"written to {options.out}", err=True)
         if disturbance(profile.calibration):
             click.echo(f"to measure again, remove {options.journal} first", err=True)

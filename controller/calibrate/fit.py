@@ -25,7 +25,7 @@ from trt_mtp.controller.position_counts import MAX_POSITIONS
 class OpenChoice(NamedTuple):
     """A task and concurrency whose best draft length is not settled, with its possible loss."""
 
-    loss: float  # what the likeliest length may cost against another (95 %), as a logarithm
+    loss: float  # what the likeliest length may cost against another (95%), as a logarithm
     task: str
     concurrency: int
     lengths: tuple[int, ...]  # the likeliest, and those that may be better by more than allowed

@@ -6,7 +6,8 @@ import click
 
 from trt_mtp.errors import TrtMtpError
 from trt_mtp.files import to_json
-from trt_mtp.options import FILE, FOLDER, json_option, model_option, profile_out
+from trt_mtp.options import FILE, FOLDER, json_option, model_option, profile_out, wide_option
+from trt_mtp.terminal import say
 
 READY_TIMEOUT_S = 5.0
 
@@ -18,8 +19,9 @@ def profile() -> None:
 
 @profile.command()
 @click.argument("file", type=FILE)
+@wide_option
 @click.option("--json", "as_json", is_flag=True, help="Print the profile as JSON.")
-def show(file: Path, as_json: bool) -> None:
+def show(file: Path, wide: bool, as_json: bool) -> None:
     """Show the recommended draft length per task and load.
 
     Example: trt-mtp profile show profile.json
@@ -28,7 +30,12 @@ def show(file: Path, as_json: bool) -> None:
     from trt_mtp.controller.profile_text import summary
 
     read = read_profile(file)
-    click.echo(profile_json(read) if as_json else summary(read), nl=not as_json)
+    if as_json:
+        click.echo(profile_json(read), nl=False)
+    elif wide:
+        click.echo(summary(read, wide=True))
+    else:
+        say(summary(read))
 
 
 @profile.command()
@@ -54,7 +61,7 @@ def settings(file: Path, server: str, as_json: bool) -> None:
     read = read_profile(file)
     lines = settings_for(server, read)
     if read.calibration is not None and not is_decided(read.calibration):
-        click.echo(f"{file}: {conclusion(read.calibration)}", err=True)
+        say(f"{file}: {conclusion(read.calibration)}", err=True)
     if as_json:
         lengths = {str(load): length for load, length in lengths_by_load(read).items()}
         value = {"schema_version": 1, "server": server, "draft_lengths": lengths, "settings": lines}
@@ -79,7 +86,7 @@ def diff(before: Path, after: Path, as_json: bool) -> None:
     if as_json:
         click.echo(to_json({"schema_version": 1, "differences": lines}), nl=False)
     else:
-        click.echo("\n".join(lines) or "no difference")
+        say("\n".join(lines) or "no difference")
     raise SystemExit(1 if lines else 0)
 
 
@@ -145,7 +152,7 @@ def prior(model: str, gpu: str, tensor_parallel: int, draft_lengths: str, out: P
     lengths = parse_draft_lengths(draft_lengths, MAX_POSITIONS)
     estimated = prior_profile(find_model(model), find_gpu(gpu), lengths, tensor_parallel)
     write_profile(out, estimated)
-    click.echo(f"{out}: {estimated.notes}", err=True)
+    say(f"{out}: {estimated.notes}", err=True)
 
 
 @profile.command()
@@ -182,7 +189,7 @@ def check(file: Path, url: str | None, model: str, engines: Path | None, as_json
     if as_json:
         click.echo(to_json({"schema_version": 1, "findings": problems}), nl=False)
     else:
-        click.echo("\n".join(problems) or "nothing wrong was found")
+        say("\n".join(problems) or "nothing wrong was found")
     if problems:
         raise TrtMtpError(f"{file} contradicts itself in {len(problems)} places")
 

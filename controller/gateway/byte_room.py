@@ -15,10 +15,16 @@ class ByteRoom:
         self.num_bytes = 0  # that are held
         self.num_waiting_bytes = 0  # that room is waited for
 
+    def take_now(self, size: int) -> bool:
+        """Hold room for `size` bytes if there is some and nobody waits; `give_back` follows."""
+        if self._waiting or (self.num_bytes and self.num_bytes + size > self.limit):
+            return False
+        self.num_bytes += size
+        return True
+
     async def take(self, size: int) -> None:
-        """Hold room for `size` bytes, as soon as there is some; `give_back` follows."""
-        if not self._waiting and self._fits(size):
-            self.num_bytes += size
+        """The same, as soon as there is some."""
+        if self.take_now(size):
             return
         turn = asyncio.get_running_loop().create_future()
         self._waiting.append((size, turn))
@@ -52,13 +58,14 @@ class ByteRoom:
             hold.resize(0)
 
     @contextmanager
-    def hold_now(self, size: int) -> Iterator[None]:
+    def hold_now(self, size: int) -> Iterator["Hold"]:
         """Count bytes that are there already; others wait if they are too many."""
         self.num_bytes += size
+        hold = Hold(self, size)
         try:
-            yield
+            yield hold
         finally:
-            self.give_back(size)
+            hold.resize(0)
 
     def _fits(self, size: int) -> bool:
         return not self.num_bytes or self.num_bytes + size <= self.limit
@@ -74,3 +81,7 @@ class Hold:
         """Hold `size` bytes instead, at once: they are there."""
         before, self._size = self._size, size
         self._room.give_back(before - size)
+
+    def grow(self, size: int) -> None:
+        """Hold `size` bytes more, at once."""
+        self.resize(self._size + size)

@@ -2,7 +2,6 @@
 
 import secrets
 import time
-from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -15,6 +14,7 @@ from trt_mtp.controller.gateway.servers.backend import Replica
 from trt_mtp.controller.gateway.servers.health import CallEnd
 from trt_mtp.controller.gateway.servers.pool import Pool
 from trt_mtp.controller.gateway.servers.upstream import Metadata
+from trt_mtp.controller.gateway.trace_context import trace_context
 from trt_mtp.controller.outcome import Outcome
 from trt_mtp.controller.request import RequestFeatures, is_streaming
 from trt_mtp.serve.chat_format import ChatFormat
@@ -35,7 +35,6 @@ if TYPE_CHECKING:
 INT_OUTPUTS = COUNTERS | {"num_output_tokens"}
 LEARNED_OUTPUTS = INT_OUTPUTS | {"finish_reason", "seed", IN_FLIGHT}
 MAX_ID_CHARS = 128  # of a client's request id that goes on to Triton
-FORWARDED_METADATA = frozenset({"traceparent", "tracestate"})
 BYTES_PER_TOKEN = 4  # INT32
 SEED_BYTES = 8  # UINT64
 BROKEN = frozenset({"error", "cancelled"})  # finish reasons of answers that broke off
@@ -156,10 +155,11 @@ class InferenceCall:
         return self.last_failure_at + pause_s
 
     def num_output_tokens(self) -> int:
-        """Tokens of the answer so far, as far as they are known."""
+        """Tokens of the answer so far, as far as they are known, without those it was given."""
+        outcome, num_brought = self.outcome, self.num_brought // BYTES_PER_TOKEN
         known = max(
-            self.outcome.num_output_tokens if self.outcome else 0,
-            (len(self.emitted) - self.num_brought) // BYTES_PER_TOKEN,
+            outcome.num_output_tokens - num_brought if outcome else 0,
+            len(self.emitted) // BYTES_PER_TOKEN - num_brought,
         )
         is_unknown = self.outcome is not None and self.outcome.finish_reason in BROKEN
         return known or (self._expected_tokens() if is_unknown else 0)
@@ -244,8 +244,7 @@ def check_may_pass(caller: Caller, pool: Pool, model: str) -> None:
 
 def forwarded_metadata(context: Any) -> Metadata:
     """What of a client's metadata goes on to Triton."""
-    pairs: Sequence[tuple[str, str]] = context.invocation_metadata() or ()
-    return tuple((key, value) for key, value in pairs if key in FORWARDED_METADATA)
+    return trace_context(context.invocation_metadata() or ())
 
 
 def deadline_at(request: InferRequest, remaining_s: float | None) -> float | None:

@@ -1,7 +1,6 @@
 """The commands that route requests to variants."""
 
 import json
-import logging
 import os
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +19,7 @@ from trt_mtp.options import (
     ready_json_option,
 )
 from trt_mtp.serve.hosts import bare_host
+from trt_mtp.terminal import fitted
 
 if TYPE_CHECKING:
     from trt_mtp.controller.gateway.process import ProcessConfig
@@ -234,19 +234,21 @@ def gateway(workers: int, as_json: bool, **options: Any) -> None:
 
     Clients use the model `qwen_mtp`; each request goes to one of the variants `qwen_mtp_k<draft
     length>`, on any of the servers. When a variant fails in the middle of an answer, another one
-    goes on with it. All other models are passed through. Counters are logged once a minute.
+    goes on with it. All other models are passed through. Counters
+    are logged at the end, if stderr is not a terminal.
 
     Example: trt-mtp gateway --triton 127.0.0.1:8101 --port 8001
     """
     # before gRPC comes: its core says a line of every broken frame, which anybody can send
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
-    from trt_mtp.controller.gateway.process import LOG_FORMAT, run_gateway
+    from trt_mtp.controller.gateway.log_lines import begin_log
+    from trt_mtp.controller.gateway.process import run_gateway
 
     config = process_config(options)
-    logging.basicConfig(level=logging.INFO, format=LOG_FORMAT)
+    begin_log()
 
     def on_ready(ready: dict[str, Any]) -> None:
-        click.echo(json.dumps(ready) if as_json else ready_text(ready))
+        click.echo(json.dumps(ready) if as_json else fitted(ready_text(ready)))
 
     if workers > 1:
         from trt_mtp.controller.gateway.workers import run_workers

@@ -159,12 +159,19 @@ class Gateway:
                 await self._watcher
         await self.pool.close()
 
+    @property
+    def openai_url(self) -> str | None:
+        """What OpenAI's clients take as base_url; None without an HTTP port."""
+        scheme = "https" if self.config.access.tls else "http"
+        return f"{scheme}://{self.http_address}/v1" if self.http_address else None
+
     def describe(self) -> dict[str, Any]:
         """What `trt-mtp gateway --json` prints when it is ready."""
         return {
             "schema_version": 1,
             "gateway": self.address,
             "http": self.http_address,
+            "openai": self.openai_url,
             "admin": None if self.admin_port is None else f"{ADMIN_HOST}:{self.admin_port}",
             "model": self.config.model,
             "triton": self.config.triton,

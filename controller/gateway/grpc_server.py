@@ -30,6 +30,7 @@ from trt_mtp.serve.hosts import host_and_port
 from trt_mtp.serve.kserve import SERVICE, read_request
 
 MAX_PENDING_CALLS = 10_000
+PING_INTERVAL_MS = 1_000  # clients of Go and Java send no keepalive more often than every 10 s
 
 MANAGEMENT = frozenset(
     {
@@ -81,6 +82,10 @@ class GrpcServer:
                 ("grpc.so_reuseport", int(is_port_shared)),
                 ("grpc.max_allowed_incoming_connections", limits.max_connections),
                 ("grpc.max_concurrent_streams", limits.max_streams),
+                # clients that look whether the connection lives, while an answer waits or between
+                # requests; by default gRPC ends their connection with "too many pings"
+                ("grpc.keepalive_permit_without_calls", 1),
+                ("grpc.http2.min_ping_interval_without_data_ms", PING_INTERVAL_MS),
                 ("grpc.max_connection_idle_ms", int(limits.idle_s * 1e3)),
                 ("grpc.server_handshake_timeout_ms", int(limits.handshake_s * 1e3)),
             ],

@@ -117,7 +117,8 @@ class GrpcStream:
             return
         await self._room.acquire()  # until an answer ends, and each does
         for room in self._rooms:
-            await room.take(len(raw))
+            if not room.take_now(len(raw)):
+                await room.take(len(raw))
         answering = self._answer(request) if is_public else self._pass_on(raw)
         task = self._tasks.create_task(answering)
         self._answering.add(task)
@@ -158,6 +159,11 @@ class GrpcStream:
         if now - self._outbox.writing_since > CLIENT_STALL_S:
             raise ClientStalledError(
                 f"the client took nothing of what was sent for {CLIENT_STALL_S:.0f} s"
+            )
+        if now - self._outbox.full_since > CLIENT_STALL_S:
+            raise ClientStalledError(
+                f"the client took too little of what was sent for {CLIENT_STALL_S:.0f} s, and its "
+                f"answers wait for it at their variants"
             )
         if self._is_reading and not self._answering and now - self._idle_since > self._idle_s:
             raise ClientStalledError(

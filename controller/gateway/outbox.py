@@ -30,10 +30,13 @@ class Outbox:
         self._wakes: asyncio.Future[None] | None = None  # the task, where it waits for a message
         self._emptied: asyncio.Future[None] | None = None  # whoever waits until all is written
         self.writing_since = math.inf  # monotonic time since which the client takes a message
+        self.full_since = math.inf  # the same, since which an answer waits for it to take half
 
     async def put(self, raw: bytes) -> None:
         """Add a message, as soon as there is room."""
-        await self._room.take(len(raw))
+        if not self._room.take_now(len(raw)):
+            self.full_since = min(self.full_since, time.monotonic())
+            await self._room.take(len(raw))
         self._messages.append(raw)
         self._wake()
 
@@ -58,6 +61,8 @@ class Outbox:
             while self._messages:
                 await self._write(self._messages[0])
                 self._room.give_back(len(self._messages.popleft()))
+                if self.full_since != math.inf and self._room.num_bytes <= MAX_BYTES // 2:
+                    self.full_since = math.inf
             if self._emptied is not None:
                 self._emptied.set_result(None)
                 self._emptied = None

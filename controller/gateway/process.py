@@ -6,6 +6,7 @@ import gc
 import json
 import logging
 import signal
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -31,7 +32,6 @@ log = logging.getLogger(__name__)
 
 OnReady = Callable[[dict[str, Any]], None]
 
-LOG_FORMAT = "%(asctime)s %(levelname)s %(message)s"
 REPORT_S = 60.0
 LOOK_S = 0.1
 SAME_S = 2.0  # signals of one end: systemd sends SIGTERM to us, and so does who started us
@@ -179,6 +179,9 @@ def _hosted(gateway: Gateway) -> frozenset[str]:
 
 
 def _report(gateway: Gateway, policy: Policy, state: Path | None, level: int) -> None:
+    """Log the counters, for programs; on a terminal `trt-mtp top` and /statistics show them."""
+    if sys.stderr.isatty():
+        level = logging.DEBUG
     log.log(level, "counters %s", json.dumps(gateway.statistics(), separators=(",", ":")))
     if state is not None:
         try:

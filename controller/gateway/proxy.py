@@ -115,13 +115,18 @@ class Proxy:
         return await self.single_answer(self.open(request, caller, metadata, deadline_at))
 
     async def single_answer(self, call: InferenceCall) -> Any:
-        """The pb.ModelInferResponse to a call that is not streamed; raises as `handle`."""
+        """The pb.ModelInferResponse to a call that is not streamed; raises as `handle`.
+
+        While it grows here, it counts in its caller's room.
+        """
         answers: list[bytes] = []
+        with call.caller.room.hold_now(0) as hold:
 
-        async def keep(raw: bytes) -> None:
-            answers.append(raw)
+            async def keep(raw: bytes) -> None:
+                hold.grow(len(raw))
+                answers.append(raw)
 
-        await self.handle(call, keep)
+            await self.handle(call, keep)
         for raw in answers:
             response = parse_stream_response(raw).infer_response
             if response.outputs:

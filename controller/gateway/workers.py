@@ -22,9 +22,9 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+from trt_mtp.controller.gateway.log_lines import begin_log
 from trt_mtp.controller.gateway.metrics import SHARED_FOLDER
 from trt_mtp.controller.gateway.process import (
-    LOG_FORMAT,
     OnReady,
     ProcessConfig,
     run_gateway,
@@ -174,7 +174,7 @@ def _work(config: ProcessConfig, messages: Connection, parent: int) -> None:
     """A worker's whole life."""
     os.setsid()  # Ctrl-C is for the parent, which passes it on
     die_with_parent(parent)()
-    logging.basicConfig(level=logging.INFO, format=LOG_FORMAT)
+    begin_log()
     try:
         run_gateway(config, messages.send)
     except TrtMtpError as error:

@@ -10,7 +10,7 @@ from trt_mtp.controller.report.text import ratio
 def comparison(profiles: Sequence[Calibrated]) -> Table:
     """A line a profile: when and on what it was measured, and its advice at the lowest load."""
     tasks = dict.fromkeys(row.task for one in profiles for row in one.summary.tasks)
-    head = ("file", "measured", "fingerprint", "one length for all", "its speedup (95 %)", *tasks)
+    head = ("file", "measured", "fingerprint", "one length for all", "its speedup (95%)", *tasks)
     return Table(head, tuple(_line(one, list(tasks)) for one in profiles))
 
 

@@ -159,6 +159,7 @@ def _profile_parts(one: Calibrated, wishes: Wishes) -> Iterator[str]:
                 None,
                 [
                     report_text.hosting(summary),
+                    report_text.BASIS,
                     report_text.coverage(summary),
                     report_text.certainty(summary),
                 ],

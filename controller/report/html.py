@@ -48,8 +48,8 @@ TASK_PLOTS = (
         "length",
         "Speedup by draft length",
         "At the lowest load. Above the dashed line drafting wins, below it loses; the shaded "
-        "length is the one to use. Bars are 95 % intervals; where one leaves the plot, the table "
-        "has its ends.",
+        "length is the one to use. Points are of each cell's own answers, bars their 95% "
+        "intervals; what leaves the plot is in the table.",
         None,
         plots.speedup_by_length,
         report_tables.speedups_by_length,
@@ -58,7 +58,7 @@ TASK_PLOTS = (
         "load",
         "Speedup by load",
         "What each length gains with more requests at a time. A cross marks where it stops "
-        "winning: beyond, it loses.",
+        "winning: beyond, it loses. Points are of each cell's own answers, crosses of all.",
         1,
         plots.speedup_by_load,
         report_tables.speedups_by_load,
@@ -115,6 +115,7 @@ def _profile(one: Calibrated, name: str, wishes: Wishes) -> dict[str, Any]:
         "hosting": report_text.hosting(summary),
         "coverage": report_text.coverage(summary),
         "certainty": report_text.certainty(summary),
+        "basis": report_text.BASIS,
         "choices": _choices(summary, looks),
         "advice": report_tables.advice(summary),
         "loads": summary.concurrencies,
@@ -205,7 +206,7 @@ def _prediction(summary: Summary, looks: Mapping[int, Any], name: str) -> Iterat
         "Predicted against measured",
         "Each cell's speedup from the others alone: its task's acceptance length at other loads, "
         "divided by what a step costs other tasks at this load. On the dashed line the two agree; "
-        "the band is 10 % to both sides.",
+        "the band is 10% to both sides.",
         _key(looks, f"{name}-prediction", 1),
         (("all tasks", drawn),),
         table,

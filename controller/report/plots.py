@@ -91,8 +91,11 @@ def speedup_by_load(axes: Any, summary: Summary, task: str, looks: Mapping[int, 
 
 
 def _speedup_axis(axes: Any, rows: Sequence[CellRow]) -> None:
-    """The same for every task, so that panels can be compared; very wide intervals are cut off."""
-    values = [1.0, *(row.speedup for row in rows if row.speedup is not None)]
+    """The same for every task, so that panels can be compared.
+
+    What few answers say may leave the plot, and so may wide intervals.
+    """
+    values = [1.0, *(r.speedup for r in rows if r.speedup is not None and not r.has_few_answers)]
     room = max(0.25 * (max(values) - min(values)), 0.08)
     axes.set(ylabel="speedup", ylim=(min(values) - room, max(values) + room))
 
@@ -152,7 +155,7 @@ def latencies(summary: Summary, task: str) -> dict[CellKey, tuple[float, float]]
 
 
 def prediction(axes: Any, summary: Summary, looks: Mapping[int, Any]) -> None:
-    """Speedups predicted from the other cells against the measured ones, and 10 % to both sides."""
+    """Speedups predicted from the other cells against the measured ones, and 10% to both sides."""
     rows = compared(summary)
     for row, measured in rows:
         color, marker = looks[row.key.draft_length]

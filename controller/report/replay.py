@@ -18,7 +18,7 @@ class _Record(BaseModel):
 
 
 class Ratio(_Record):
-    """Throughput over another policy's, with its 95 % interval."""
+    """Throughput over another policy's, with its 95% interval."""
 
     ratio: Finite
     low: Finite

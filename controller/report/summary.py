@@ -8,6 +8,8 @@ from trt_mtp.controller.calibration import BestLength, Calibration, Cell, CellKe
 from trt_mtp.controller.cells import Cells, by_key, expected_speedup, predicted_speedup, unmeasured
 from trt_mtp.controller.profile import Profile
 
+FEW_ANSWERS = 8  # of a cell, whose own speedup then says little
+
 
 class CellRow(NamedTuple):
     """One cell; without `cell` it was not measured, and `predicted` is all that is known.
@@ -30,6 +32,11 @@ class CellRow(NamedTuple):
     def measured(self) -> Interval | None:
         """The speedup as measured; none at draft length 0."""
         return self.cell.speedup if self.cell is not None else None
+
+    @property
+    def has_few_answers(self) -> bool:
+        """Whether the measured speedup is of few answers; the advice is of all of a run's."""
+        return self.cell is not None and self.cell.num_requests < FEW_ANSWERS
 
     @property
     def is_predicted(self) -> bool:

@@ -69,13 +69,13 @@ def _task_choices(summary: Summary, task: str) -> list[str]:
 def advice(summary: Summary) -> Table:
     """The length to use with its interval, and the lengths that can't be told from it."""
     head = (
-        "task", "requests at a time", "use K", "speedup (95 %)", "as good within the interval",
-        "may lose (95 %)",
+        "task", "requests at a time", "use K", "speedup, of all answers (95%)",
+        "of this cell alone", "as good within the interval", "may lose (95%)",
     )  # fmt: skip
     rows = [summary.best(row.task, load) for row in summary.tasks for load in summary.concurrencies]
     lines = (
         [one.task, str(one.concurrency), length(one.draft_length), _advised(summary, one),
-         ", ".join(map(length, one.ties)) or NONE,
+         _of_cell(summary, one), ", ".join(map(length, one.ties)) or NONE,
          NONE if one.may_lose is None else f"{one.may_lose:.1%}"]
         for one in rows if one is not None
     )  # fmt: skip
@@ -88,6 +88,12 @@ def _advised(summary: Summary, best: BestLength) -> str:
     return ("" if is_measured(summary, best) else "≈ ") + ratio(best.speedup)
 
 
+def _of_cell(summary: Summary, best: BestLength) -> str:
+    """What the advised cell's own answers say."""
+    row = summary.row(CellKey(best.task, best.draft_length, best.concurrency))
+    return row_speedup(row) if row is not None and row.measured is not None else NONE
+
+
 def is_measured(summary: Summary, best: BestLength) -> bool:
     """Whether the cell behind an advice was measured."""
     row = summary.row(CellKey(best.task, best.draft_length, best.concurrency))
@@ -97,8 +103,8 @@ def is_measured(summary: Summary, best: BestLength) -> bool:
 def tasks(summary: Summary) -> Table:
     """The table per task, at the lowest load and the length to use there."""
     head = (
-        "task", "use K", "speedup (95 %)", "acceptance rate", "AL", "TTFT ms", "TPOT ms",
-        "TPOT ms at none", "tok/s", "tok/s at none",
+        "task", "use K", "speedup, of all answers (95%)", "of this cell alone", "acceptance rate",
+        "AL", "TTFT ms", "TPOT ms", "TPOT ms at none", "tok/s", "tok/s at none",
     )  # fmt: skip
     return _table(head, (_task_line(summary, row) for row in summary.tasks))
 
@@ -108,6 +114,7 @@ def _task_line(summary: Summary, row: TaskRow) -> list[str]:
         row.task,
         length(row.best.draft_length) if row.best else NONE,
         _advised(summary, row.best) if row.best else NONE,
+        _of_cell(summary, row.best) if row.best else NONE,
         *(_pooled_acceptance(summary, row)
           or _acceptance(row.drafting, named=row.drafting is not row.cell)),
         *_times(row),
@@ -159,13 +166,17 @@ def speedups_by_length(summary: Summary) -> Table:
     lowest = summary.concurrencies[0] if summary.concurrencies else 0
     rows = [row for row in summary.rows if row.key.concurrency == lowest]
     lines = ([r.key.task, length(r.key.draft_length), row_speedup(r)] for r in rows)
-    return _table(("task", "K", "speedup (95 %)"), lines)
+    return _table(("task", "K", "speedup (95%)"), lines)
 
 
 def row_speedup(row: CellRow) -> str:
-    """A cell's speedup: with its interval, or marked ≈ where it is predicted."""
-    if row.measured is not None:
-        return ratio(row.measured)
+    """A cell's own speedup: with its interval, or marked ≈ where it is predicted.
+
+    Few answers are named, because their interval alone doesn't say why it is wide.
+    """
+    if row.measured is not None and row.cell is not None:
+        few = f", {row.cell.num_requests} answers" if row.has_few_answers else ""
+        return ratio(row.measured) + few
     if row.key.draft_length == 0:
         return "1"
     return f"≈ {row.predicted:.2f}" if row.predicted is not None else NONE
@@ -203,7 +214,7 @@ def acceptance_by_position(summary: Summary) -> Table:
 
 def latency_and_throughput(summary: Summary) -> Table:
     """Time per token beside the server's speed."""
-    head = ("task", "K", "requests at a time", "TPOT ms", "tok/s (95 %)")
+    head = ("task", "K", "requests at a time", "TPOT ms", "tok/s (95%)")
     lines = (
         [
             *key_cells(row.key),
@@ -237,8 +248,8 @@ def all_cells(summary: Summary) -> Table:
     """Everything that was measured, a line a cell."""
     head = (
         "task", "K", "requests at a time", "answers", "tokens", "steps", "acceptance rate", "AL",
-        "TTFT ms p50/p95/p99", "TPOT ms p50/p95/p99", "ITL ms p50/p95/p99", "tok/s (95 %)",
-        "speedup (95 %)", "ended",
+        "TTFT ms p50/p95/p99", "TPOT ms p50/p95/p99", "ITL ms p50/p95/p99", "tok/s (95%)",
+        "speedup (95%)", "ended",
     )  # fmt: skip
     return _table(head, (_cell_line(row) for row in summary.rows))
 

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from trt_mtp.controller.calibration import ALLOWED_LOSS, Interval
 from trt_mtp.controller.profile import Profile
-from trt_mtp.controller.profile_text import is_decided
+from trt_mtp.controller.profile_text import disturbance, is_decided
 from trt_mtp.controller.report.summary import Summary, TaskRow
 
 # the tasks of controller/tasks.py in everyday words
@@ -34,7 +34,7 @@ TERMS = {
     "token": "A piece of a word; the unit that a model writes in and speed is counted in.",
     "speedup": "How many times as fast the text after the first token comes, compared with no "
     "speculation on the same prompts. Below 1 it is slower. The range in brackets holds the true "
-    "value with 95 % confidence.",
+    "value with 95% confidence.",
     "acceptance rate": "The share of guessed tokens that turned out right.",
     "acceptance length, AL": "Tokens that one check brings on average, from 1 (no guess was right) "
     "to K + 1 (all were).",
@@ -46,11 +46,22 @@ TERMS = {
 }
 
 
+# why two speedups of one cell differ
+BASIS = (
+    "The speedups that advice goes by are estimated from all answers of the run: how often a "
+    "task's drafts are right, over what a step costs at that load. The answers of one cell alone, "
+    "shown beside them and in the plots, are fewer and scatter more."
+)
+
+
 def next_step(summary: Summary, file: str) -> tuple[str, str]:
     """What to do with a profile: a sentence and a command."""
     advice = summary.calibration.recommendation
     if advice is None:
         return "Measure a variant at draft length 0 as well", "trt-mtp calibrate"
+    if disturbance(summary.calibration):
+        again = f"rm {file}.journal && trt-mtp calibrate … -o {file}"
+        return "Measure again while the machine does nothing else", again
     if not is_decided(summary.calibration):
         more = f"trt-mtp calibrate … --budget 30m -o {file}"
         return "Measure on, with the same command and more time", more
@@ -98,6 +109,11 @@ def headline(summary: Summary) -> tuple[str, ...]:
     return tuple(filter(None, lines))
 
 
+def _use(summary: Summary) -> str:
+    """How an advice begins: an order only if it is decided."""
+    return "Use" if is_decided(summary.calibration) else "Likeliest so far:"
+
+
 def _unsure(rows: Iterable[TaskRow]) -> str:
     """The tasks whose gain may be none; empty if there are none such."""
     names = [name(row.task) for row in rows if row.best and row.best.draft_length and
@@ -140,10 +156,14 @@ def _lengths(summary: Summary) -> str:
     if not groups:
         return "No task was measured at the lowest load."
     if set(groups) == {0}:
-        return "Use no speculation: no draft length that was measured is faster for any task."
-    use = "Use"
+        return (
+            f"{_use(summary)} no speculation. No draft length that was measured is faster for any "
+            "task."
+        )
+    use = _use(summary)
     if _is_changing(summary):
-        use = f"At {at_a_time(summary.concurrencies[0])} use"
+        comma = "" if use == "Use" else ","
+        use = f"At {at_a_time(summary.concurrencies[0])}{comma} {use[0].lower()}{use[1:]}"
     if len(groups) == 1:
         return f"{use} draft length {next(iter(groups))} for every task."
     parts = [
@@ -170,8 +190,9 @@ def _loads(summary: Summary) -> str:
             f"Drafting{where} stays faster up to {at_a_time(highest)}, the highest load measured."
         )
     if len(groups) == 1:
-        return f"From {at_a_time(next(iter(groups)))} on, use none."
-    return _different_loads(groups, highest)
+        use = "use" if is_decided(summary.calibration) else "likeliest"
+        return f"From {at_a_time(next(iter(groups)))} on, {use} none."
+    return f"{_use(summary)} none {_different_loads(groups, highest)}"
 
 
 def _different_loads(groups: Mapping[int | None, Sequence[str]], highest: int) -> str:
@@ -179,7 +200,7 @@ def _different_loads(groups: Mapping[int | None, Sequence[str]], highest: int) -
         f"from {at_a_time(load) if i == 0 else load} on for {listed(groups[load])}"
         for i, load in enumerate(sorted(load for load in groups if load is not None))
     ]
-    text = f"Use none {'; '.join(parts)}."
+    text = f"{'; '.join(parts)}."
     if None in groups:
         text += f" For {listed(groups[None])} drafting stays faster up to {highest}, the highest "
         text += "load measured."
@@ -202,15 +223,15 @@ def hosting(summary: Summary) -> str:
             f"the one with draft length {advice.draft_length} ({ratio(advice.speedup)} times as "
             "fast as none over all tasks)"
         )
-    if advice.hold_one:
+    if advice.hold_one and is_decided(summary.calibration):
         return (
             f"One variant is enough, {single}: choosing by task and load is {gain} times as fast "
             "as it, no more than the measurement's uncertainty."
         )
-    return (
-        f"If you host one variant only, take {single}; choosing by task and load is {gain} times "
-        "as fast as that."
-    )
+    alone = "If you host one variant only, take"
+    if not is_decided(summary.calibration):
+        alone = "The best variant to host alone is, so far,"
+    return f"{alone} {single}; choosing by task and load is {gain} times as fast as that."
 
 
 def certainty(summary: Summary) -> str:
@@ -223,11 +244,11 @@ def certainty(summary: Summary) -> str:
     if not unsettled:
         return (
             f"No other length that was measured is more than {ALLOWED_LOSS:.0%} faster than the "
-            "one shown, with 95 % confidence in each."
+            "one shown, with 95% confidence in each."
         )
     return (
         f"A question mark says that another length may be more than {ALLOWED_LOSS:.0%} faster; for "
-        f"the other {len(known) - unsettled} of {len(known)} choices none is, with 95 % confidence "
+        f"the other {len(known) - unsettled} of {len(known)} choices none is, with 95% confidence "
         "in each."
     )
 

@@ -12,14 +12,16 @@ import click
 
 from trt_mtp.files import to_json
 from trt_mtp.live_screen import draw
-from trt_mtp.options import FILE, json_option
+from trt_mtp.options import FILE, json_option, wide_option
+from trt_mtp.printable import one_line
+from trt_mtp.terminal import fitted, say
 
 if TYPE_CHECKING:
     from trt_mtp.controller.rollout.control import Status
     from trt_mtp.controller.rollout.spec import RolloutSpec
 
 WATCH_S = 1.0
-MAX_SHOWN = 100  # characters of an event's facts; --json has all of them
+COLUMNS = 80
 SPEC = click.argument("file", type=FILE)
 WHY = click.option("--why", default="", help="Reason, recorded in the history.")
 Command = Callable[..., None]
@@ -121,18 +123,20 @@ def explain(file: Path, as_json: bool) -> None:
     Example: trt-mtp rollout explain k5.yaml
     """
     from trt_mtp.controller.rollout.control import status as look
+    from trt_mtp.controller.rollout.gate_table import gate_table
     from trt_mtp.controller.rollout.gates import GateResult
     from trt_mtp.controller.rollout.memory_gate import not_gated, sentence
     from trt_mtp.controller.rollout.spec import read_spec
+    from trt_mtp.controller.rollout.verdict import verdict
 
     spec = read_spec(file)
     seen = look(spec)
-    lines = [GateResult(**gate).sentence() for gate in seen.progress.get("gates", ())]
+    lines = list(gate_table([GateResult(**gate) for gate in seen.progress.get("gates", ())]))
     lines = lines or ["the gates have seen no request yet"]
     lines += [sentence(gate) for gate in seen.progress.get("memory", ())]
     lines += not_gated(spec.where.servers) if spec.what.variant else []
-    text = "\n".join([_status_text(seen), *lines])
-    click.echo(to_json(seen.to_json()) if as_json else text, nl=not as_json)
+    text = "\n".join([_status_text(seen), verdict(seen, spec.how.gates.min_requests), *lines])
+    click.echo(to_json(seen.to_json()) if as_json else fitted(text), nl=not as_json)
 
 
 @rollout.command()
@@ -212,9 +216,12 @@ def unlock(file: Path, as_json: bool) -> None:
 
 @rollout.command()
 @SPEC
+@wide_option
 @json_option
-def history(file: Path, as_json: bool) -> None:
+def history(file: Path, wide: bool, as_json: bool) -> None:
     """Show who did what, when and why.
+
+    Facts are cut at 80 columns; --wide and --json have them whole.
 
     Example: trt-mtp rollout history k5.yaml
     """
@@ -226,10 +233,14 @@ def history(file: Path, as_json: bool) -> None:
         click.echo(to_json({"schema_version": 1, "events": events}), nl=False)
         return
     for event in events:
-        what = json.dumps(event["what"]) if event["what"] else ""
-        shown = what if len(what) <= MAX_SHOWN else f"{what[:MAX_SHOWN]}…"
-        why = f"  {event['why']}" if event["why"] else f"  {shown}"
-        click.echo(f"{event['at']}  {event['who']}  {event['action']:16} {event['stage']}{why}")
+        head = f"{event['at'][:19]}Z  {event['who']}  {event['action']:<16} {event['stage']}"
+        facts = f"{head}  {json.dumps(event['what']) if event['what'] else ''}".rstrip()
+        if event["why"]:
+            say(one_line(f"{head}  {event['why']}"))
+        elif wide or len(facts) <= COLUMNS:
+            click.echo(one_line(facts))
+        else:
+            click.echo(one_line(f"{facts[: COLUMNS - 1]}…"))
 
 
 def _show_live(spec: "RolloutSpec", seen: "Status") -> None:
@@ -262,7 +273,7 @@ def _finish(seen: "Status", as_json: bool) -> None:
 
 
 def _print(seen: "Status", as_json: bool) -> None:
-    click.echo(to_json(seen.to_json()) if as_json else _status_text(seen), nl=not as_json)
+    click.echo(to_json(seen.to_json()) if as_json else fitted(_status_text(seen)), nl=not as_json)
 
 
 def _status_text(seen: "Status") -> str:
@@ -289,7 +300,7 @@ def _show_plan(file: Path, as_json: bool) -> None:
     planned["requests_per_minute"] = rate
     for step in planned["steps"]:
         step["requests_per_minute"] = None if rate is None else rate * step["percent"] / 100
-    click.echo(to_json(planned) if as_json else _plan_text(planned), nl=not as_json)
+    click.echo(to_json(planned) if as_json else fitted(_plan_text(planned)), nl=not as_json)
 
 
 def _plan_text(planned: dict[str, Any]) -> str:
@@ -316,4 +327,4 @@ def _plan_text(planned: dict[str, Any]) -> str:
 
 
 def _say(text: str) -> None:
-    click.echo(text, err=True)
+    say(text, err=True)

@@ -72,6 +72,8 @@ def start(spec: RolloutSpec, say: Say, again: bool = False) -> Status:
     A rollout that is done, waits for a person, or runs in another process stays as it is. `again`
     restarts an aborted or failed one. Raises InputError if the file changed meanwhile.
     """
+    if not spec.where.state.exists():
+        plan(spec)  # what is refused leaves no state file behind
     with Store(spec.where.state) as store:
         latest = store.latest(spec.name)
         if latest is not None and not latest.phase.is_completed:
@@ -90,7 +92,7 @@ def start(spec: RolloutSpec, say: Say, again: bool = False) -> Status:
 
 def resume(spec: RolloutSpec, say: Say) -> Status:
     """Continue a rollout that waits or was stopped; an inconclusive step restarts."""
-    with Store(spec.where.state) as store:
+    with _reading(spec) as store:
         latest = _latest(store, spec)
         return _status(store, latest) if latest.phase.is_completed else _run(spec, store, say)
 
@@ -98,9 +100,9 @@ def resume(spec: RolloutSpec, say: Say) -> Status:
 def steer(spec: RolloutSpec, verb: str, why: str, say: Say) -> Status:
     """Order pause, promote, promote --full or abort; run the rollout here if no process does.
 
-    Raises InputError if the rollout is completed.
+    Raises InputError if the rollout is completed, or never began.
     """
-    with Store(spec.where.state) as store:
+    with _reading(spec) as store:
         latest = _latest(store, spec)
         if latest.phase.is_completed:
             if verb == "abort" and latest.phase is not Phase.SUCCESSFUL:
@@ -110,7 +112,7 @@ def steer(spec: RolloutSpec, verb: str, why: str, say: Say) -> Status:
                 + (
                     "to go back, roll out the old variant"
                     if latest.phase is Phase.SUCCESSFUL
-                    else "`start --again` begins anew"
+                    else "`start --again` restarts it"
                 )
             )
         if verb == "pause" and latest.phase in WAITING and not store.holder():
@@ -153,7 +155,10 @@ def history(spec: RolloutSpec) -> list[Event]:
 @contextlib.contextmanager
 def _reading(spec: RolloutSpec) -> Iterator[Store]:
     if not spec.where.state.exists():
-        raise InputError(f"{spec.name} has not begun: there is no {spec.where.state}")
+        raise InputError(
+            f"{spec.name} has not begun (there is no {spec.where.state}): start it with `trt-mtp "
+            "rollout start`"
+        )
     with Store(spec.where.state) as store:
         yield store
 

@@ -89,7 +89,7 @@ def parse_line(line: bytes) -> FinishedRequest | None:
             is_copy=shadow is not None,
             is_equal=shadow["is_equal"] if shadow else None,
         )
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError):
         return None
 
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 Values = NDArray[np.float64]
 
-# Bets small enough for a loss of 2 % in noisy times and large enough for errors. The mean of their
+# Bets small enough for a loss of 2% in noisy times and large enough for errors. The mean of their
 # capitals is a capital itself, and costs at most log(number of bets).
 BETS: Values = np.geomspace(0.01, 0.9, 16)
 

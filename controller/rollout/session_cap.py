@@ -10,7 +10,7 @@ class SessionCap:
 
     A session stays on its side, so its requests come and go together. The gates' guarantee is for
     requests that could as well have been on the other side, one by one. With Zipf-distributed
-    sessions that differ by 30 % in speed, three of each keep it (benchmarks/rollout_sessions.py).
+    sessions that differ by 30% in speed, three of each keep it (benchmarks/rollout_sessions.py).
     """
 
     def __init__(self) -> None:

@@ -4,23 +4,23 @@
 #
 #   rollout.sh CHECKPOINT DRAFT_LENGTH ROLLOUT.yaml
 #
-# The YAML names $OUT/engines/k<DRAFT_LENGTH> as what.variant. Servers and gateways are running
+# The YAML names $ENGINES/k<DRAFT_LENGTH> as what.variant. Servers and gateways are running
 # already, with their users on them; docs/rollout.md says how they are started.
 set -euo pipefail
 
 checkpoint=$1 draft_length=$2 rollout=$3
-out=${OUT:-out}
+out=${OUT:-out} engines=${ENGINES:-engines}
 read -ra trt_mtp <<< "${TRT_MTP:-trt-mtp}"
 read -ra build_options <<< "${BUILD_OPTIONS:-}"
-read -ra calibrate <<< "${CALIBRATE:---embedded $checkpoint --engines $out/engines --budget 3m}"
+read -ra calibrate <<< "${CALIBRATE:---embedded $checkpoint --engines $engines --budget 3m}"
 
 mkdir -p "$out"
 run() { "${trt_mtp[@]}" "$@"; }
 
 # draft length 0 is what every answer is compared with
-run build "$checkpoint" --draft-lengths "0,$draft_length" --output "$out/engines" \
+run build "$checkpoint" --draft-lengths "0,$draft_length" --output "$engines" \
     ${build_options[@]+"${build_options[@]}"} --json > "$out/build.json"
-run verify "$out/engines" --json > "$out/verify.json"
+run verify "$engines" --json > "$out/verify.json"
 # 3: measured, but nothing is decided; the rollout's gates decide then
 run calibrate "${calibrate[@]}" --draft-lengths "0,$draft_length" --output "$out/profile.json" \
     || test $? -eq 3

@@ -1,5 +1,6 @@
 """Engines: the interface is base.py; one file for each kind, imported when it is opened."""
 
+import os
 from pathlib import Path
 
 from trt_mtp.errors import InputError
@@ -25,6 +26,8 @@ def open_engine(variant_folder: Path) -> Engine:
             raise InputError(f"{file}: {key} is {value!r:.80}; run `trt-mtp build` again")
     if kind == "cpu":
         require_engine(kind)
+        # whoever debugs something else with it: kernels written for LLVM can't run as Python
+        os.environ.pop("NUMBA_DISABLE_JIT", None)
         from trt_mtp.serve.engine.cpu import CpuEngine
 
         return CpuEngine(

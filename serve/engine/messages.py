@@ -8,6 +8,7 @@ from trt_mtp.errors import InputError
 
 Message = dict[str, object]
 
+NO_PARAMETERS = {"type": "object", "properties": {}}
 REASONING = ("reasoning_content", "reasoning", "thinking")
 
 
@@ -57,6 +58,24 @@ def template_call(call: Any, place: str) -> Any:
     if not isinstance(arguments, dict):
         raise InputError(f"{place}.function.arguments is {text!r:.60}, expected a JSON object")
     return {**call, "function": {**function, "arguments": arguments}}
+
+
+def template_tools(tools: list[Message]) -> list[Message]:
+    """`tools` with a whole schema for functions that take nothing, which OpenAI's API and MCP let
+    clients state without properties, or not at all.
+    """
+    return [template_tool(tool) for tool in tools]
+
+
+def template_tool(tool: Message) -> Message:
+    """One tool whose parameters are an object with properties, as templates look at them."""
+    function = tool.get("function")
+    if not isinstance(function, Mapping):
+        return tool
+    stated = function.get("parameters")
+    if stated is not None and (not isinstance(stated, Mapping) or "properties" in stated):
+        return tool
+    return {**tool, "function": {**function, "parameters": {**NO_PARAMETERS, **(stated or {})}}}
 
 
 def template_content(parts: Any, place: str, *, takes_parts: bool) -> Any:

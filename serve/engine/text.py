@@ -8,7 +8,7 @@ from trt_mtp.build.text_check import load_tokenizer
 from trt_mtp.build.text_files import read_end_ids
 from trt_mtp.errors import InputError
 from trt_mtp.serve.engine.base import Request
-from trt_mtp.serve.engine.messages import template_messages
+from trt_mtp.serve.engine.messages import template_messages, template_tools
 from trt_mtp.serve.engine.stop_search import StopSearch
 
 NFC_SHRINKS = 4  # characters that Unicode composes into one, at most
@@ -119,8 +119,9 @@ class TextCodec:
             )
         taken = template_messages(messages, takes_parts=self._takes_parts)
         options = {} if enable_thinking is None else {"enable_thinking": enable_thinking}
+        offered = None if tools is None else template_tools(tools)
         try:
-            text = self._chat.render(taken, tools, **options)
+            text = self._chat.render(taken, offered, **options)
             text.encode()
         except UnicodeEncodeError:  # JSON can say \\ud800
             raise InputError("messages or tools have half a surrogate pair in them") from None

@@ -1,5 +1,6 @@
 """What a folder is found to be, and the one sentence for each folder that is not usable."""
 
+import codecs
 import contextlib
 import json
 import os
@@ -16,7 +17,7 @@ from hypothesis import strategies as st
 from tests.conftest import CliResult
 from tests.programs import TIMEOUT_S
 from tests.real_checkpoints import NAMES, write_real
-from tests.tiny_model import make_checkpoint, write_json
+from tests.tiny_model import make_checkpoint, write_json, write_safetensors
 from trt_mtp.build.checkpoint import read_checkpoint
 from trt_mtp.build.hub import resolve_checkpoint
 from trt_mtp.build.tensors import INDEX, read_header
@@ -265,7 +266,45 @@ def no_weights(folder: Path) -> None:
     keep_only(folder, "config.json")
 
 
+def adapter(folder: Path) -> None:
+    keep_only(folder)
+    (folder / "adapter_config.json").write_text('{"peft_type": "LORA"}')
+    write_safetensors(folder / "adapter_model.safetensors", {})
+
+
+def adapter_with_config(folder: Path) -> None:
+    keep_only(folder, "config.json")
+    (folder / "adapter_config.json").write_text('{"peft_type": "LORA"}')
+    write_safetensors(folder / "adapter_model.safetensors", {})
+
+
+def whole_model_beside_shards(folder: Path) -> None:
+    make_checkpoint(folder.with_name("other"), seed=1)
+    shutil.copy(folder.with_name("other") / "model.safetensors", folder)
+
+
+def two_models_without_index(folder: Path) -> None:
+    whole_model_beside_shards(folder)
+    (folder / INDEX).unlink()
+
+
+def marked(name: str) -> Callable[[Path], None]:
+    """Put a byte order mark before a file, as Windows' editors do."""
+
+    def mark(folder: Path) -> None:
+        (folder / name).write_bytes(codecs.BOM_UTF8 + (folder / name).read_bytes())
+
+    mark.__name__ = f"marked_{name}"
+    return mark
+
+
 BAD: dict[Callable[[Path], None], str] = {
+    adapter: "is a LoRA adapter, not a model",
+    adapter_with_config: "is a LoRA adapter, not a model",
+    whole_model_beside_shards: f"is in model.safetensors and, by {INDEX}, in model-0000",
+    two_models_without_index: "remove one of them",
+    marked("config.json"): "config.json begins with a byte order mark",
+    marked("tokenizer.json"): "tokenizer.json begins with a byte order mark",
     missing_folder: "does not exist",
     a_file: "is a file; give the folder",
     empty: "is empty",
@@ -284,7 +323,7 @@ BAD: dict[Callable[[Path], None], str] = {
     shard_missing_without_index: "lacks model-00002-of-00002.safetensors",
     tensor_missing: "lacks the tensor mtp.fc.weight",
     index_without_map: "has no weight_map",
-    index_outside: "is no safetensors file",
+    index_outside: "is not a safetensors file",
     pickles_only: "a pickle (pytorch_model.bin)",
     gguf: "is GGUF",
     gguf_with_config: "is GGUF",
@@ -379,7 +418,7 @@ def test_an_id_is_found_in_the_cache(
 
 
 def test_a_user_that_does_not_exist(cli: Cli) -> None:
-    """A path into the home of nobody is no folder, in one sentence."""
+    """A path into the home of nobody is not a folder, in one sentence."""
     result = cli("inspect", "~no-such-user/model")
     assert (result.code, result.err.count("\n")) == (2, 1)
     assert "~no-such-user/model" in result.err

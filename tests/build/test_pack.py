@@ -11,10 +11,17 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from safetensors.numpy import load_file
 
-from tests.tiny_model import encode, make_checkpoint
+from tests.tiny_model import (
+    encode,
+    make_checkpoint,
+    random_tensors,
+    text_config_of,
+    write_safetensors,
+)
 from trt_mtp.build import pack
 from trt_mtp.build.checkpoint import read_checkpoint
 from trt_mtp.build.pack import from_bfloat16, pack_weights, to_bfloat16
+from trt_mtp.errors import InputError
 
 Floats = NDArray[np.float32]
 
@@ -142,3 +149,18 @@ def test_bfloat16_is_the_nearest(numbers: list[float]) -> None:
     wide = values.astype(np.float64)
     nearest = np.minimum(abs(wide - below), abs(wide - above))
     np.testing.assert_array_equal(abs(wide - rounded), nearest)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_values_that_no_model_can_compute_with_are_named(
+    tmp_path: Path, dtype: str, value: float
+) -> None:
+    """One such weight makes every answer the same token over and over; it is said at build."""
+    folder = make_checkpoint(tmp_path / "c", dtype=dtype)
+    tensors = random_tensors(text_config_of(dtype), np.random.default_rng(0))
+    tensors["model.layers.1.mlp.down_proj.weight"][3, 4] = value
+    write_safetensors(folder / "model.safetensors", tensors, dtype)
+    (tmp_path / "packed").mkdir()
+    with pytest.raises(InputError, match=r"model\.layers\.1\.mlp\.down_proj\.weight has values"):
+        pack_weights(read_checkpoint(folder), tmp_path / "packed", no_progress)

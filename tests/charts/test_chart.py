@@ -77,6 +77,13 @@ SETS: dict[str, dict[str, Any]] = {
     "keda": {"keda": {"enabled": True, "minReplicas": 2, "maxReplicas": 9}},
     "monitoring": {"monitoring": {"podMonitor": True, "alerts": True, "dashboard": True}},
     "load balancer": {"gateway": {"service": {"type": "LoadBalancer", "annotations": {"a": "b"}}}},
+    "large numbers": {
+        "podSecurity": {"runAsUser": 1000680000, "fsGroup": 1000680000},  # as OpenShift has them
+        "gateway": {"subsetSize": 1000000, "replicas": 1000000},
+        "envoy": {"enabled": True, "drainSeconds": 1000000},
+        "keda": {"enabled": True, "inFlightPerReplica": 2000000},
+        **defaults(drainSeconds=1000000, startupSeconds=1000000),
+    },
     "priority": {"priorityClassName": "high", "imagePullSecrets": [{"name": "registry"}]},
 }
 
@@ -149,6 +156,14 @@ def test_selectors_select(name: str) -> None:
     deployments = {each["metadata"]["name"] for each in of_kind(name, "Deployment")}
     for each in of_kind(name, "ScaledObject"):
         assert each["spec"]["scaleTargetRef"]["name"] in deployments
+
+
+def test_numbers_are_written_out() -> None:
+    """Helm's numbers are floats, which print as 1e+06 from a million on if nothing is done."""
+    text = manifests(render(SETS["large numbers"], name="demo", namespace="models"))
+    assert not re.findall(r".*\de\+\d+.*", text)
+    for _, spec in pods("large numbers"):
+        assert spec["securityContext"]["runAsUser"] == 1000680000
 
 
 def test_envoy_may_reach_gateways() -> None:
@@ -325,7 +340,7 @@ def test_lint_has_nothing_to_say() -> None:
 def test_compose_starts_commands_that_trt_mtp_takes() -> None:
     """compose.yaml has the same commands, for one machine."""
     services = yaml.safe_load((CHART.parents[1] / "compose.yaml").read_text())["services"]
-    assert set(services) == {"triton", "gateway-1", "gateway-2"}
+    assert set(services) == {"redis", "triton", "gateway-1", "gateway-2"}
     shell = services["triton"]["command"][2].replace("exec ", "").split(" && ")
     commands = [text.split() for text in (*shell, services["gateway-1"]["command"])]
     for program, name, *options in commands:

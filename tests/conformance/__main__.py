@@ -7,7 +7,6 @@ that is not expected to. Only this glue is ours.
 """
 
 import argparse
-import json
 import os
 import subprocess
 import sys
@@ -16,12 +15,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 from xml.etree import ElementTree
 
 from tests.conformance.environment import PYTHON, ROOT, VENV, WAIT_S, pip
 from tests.conformance.suites import Suite, llama_cpp_suite, openai_suite, vllm_suite
-from tests.programs import read_line
+from tests.programs import ready_line
 from trt_mtp.controller.up import default_checkpoint
 
 UNEXPECTED = "NOT EXPECTED"
@@ -54,18 +52,6 @@ def door(names: Sequence[str]) -> Iterator[str]:
         gateway = ["gateway", "--triton", stack["triton"]["grpc"], "--port", "0", *options]
         with ready_line([*gateway, "--http-port", "0", "--json"]) as own:
             yield str(own["http"])
-
-
-@contextmanager
-def ready_line(arguments: list[str]) -> Iterator[dict[str, Any]]:
-    """The ready line of a `trt-mtp` that runs until the end."""
-    command = [sys.executable, "-m", "trt_mtp", *arguments]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
-        try:
-            yield json.loads(read_line(process))
-        finally:
-            process.terminate()
-            process.wait(WAIT_S)
 
 
 def run(suite: Suite, url: str) -> list[Outcome]:

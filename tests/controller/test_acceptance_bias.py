@@ -105,7 +105,7 @@ def simulate(
     ("length", "ending", "num_answers"), [(16, None, 12000), (16, EOS, 12000), (17, STOP, 12000)]
 )
 def test_short_answers(length: int, ending: int | None, num_answers: int) -> None:
-    """AL(K) of thousands of short answers is within 0.5 % of the true one, learned or calibrated.
+    """AL(K) of thousands of short answers is within 0.5% of the true one, learned or calibrated.
 
     Booking what was cut as rejected would make it more than 2 % too small.
     """

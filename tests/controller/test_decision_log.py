@@ -183,3 +183,12 @@ def test_a_logged_prompt_is_whole_or_both_ends(piece: str, repeats: int) -> None
         assert logged == text
     else:
         assert logged == f"{text[:2000]}\n…\n{text[-2000:]}"
+
+
+@pytest.mark.parametrize("content", [b"weights\n\0\1\2", b"no line at all", b'{"other": 1}\n{"a'])
+def test_a_file_that_is_no_log_is_left_as_it_is(tmp_path: Path, content: bytes) -> None:
+    """A wrong path costs nobody the end of a file."""
+    (tmp_path / "file").write_bytes(content)
+    with pytest.raises(TrtMtpError, match="not a decision log"):
+        DecisionLog(tmp_path / "file")
+    assert (tmp_path / "file").read_bytes() == content

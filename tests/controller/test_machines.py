@@ -132,6 +132,42 @@ def test_a_home_that_can_not_be_written(
     assert process.returncode == 0
 
 
+def test_an_environment_without_anything(
+    small_engines: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No PATH and no home, as `env -i` leaves it, and a variable that numba's users debug with."""
+    kernels = cache_folder()
+    shutil.copytree(kernels, tmp_path / f"trt-mtp-{os.getuid()}" / kernels.name)
+    (tmp_path / f"trt-mtp-{os.getuid()}").chmod(0o700)
+    path = os.pathsep.join(part for part in sys.path if part)
+    env = {"PYTHONPATH": path, "TMPDIR": str(tmp_path), "NUMBA_DISABLE_JIT": "1", "HOME": "/proc"}
+    with started("serve", small_engines / "k1", "--json", env=env) as (process, ready):
+        require_answer(ready)
+    assert process.returncode == 0
+
+
+def ignoring_children() -> None:
+    """As some parents leave it to the programs that they start."""
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+
+
+def test_a_parent_that_ignores_its_children(tmp_path: Path) -> None:
+    """How a child of ours ended is known all the same: `up` sees that its build failed."""
+    (tmp_path / "config.json").write_text("{")
+    run = subprocess.run(
+        [sys.executable, "-m", "trt_mtp", "up", str(tmp_path), "-o", str(tmp_path / "e")],
+        preexec_fn=ignoring_children,
+        cwd=ROOT,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT_S,
+        check=False,
+    )
+    assert run.returncode == 2, run.stderr
+    assert "config.json is not JSON" in run.stderr
+
+
 def test_a_umask_that_hides_files(small_engines: Path, tmp_path: Path) -> None:
     """What is written can be read by who needs it."""
     engines = moved(small_engines, tmp_path / "engines")

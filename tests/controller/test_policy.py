@@ -13,7 +13,8 @@ from tests.policy_fixtures import outcome, request, variants
 from trt_mtp.controller.batch_schedule import BatchSchedule
 from trt_mtp.controller.decision import Decision
 from trt_mtp.controller.filters import NoVariantError
-from trt_mtp.controller.policy import Policy, outcome_problem
+from trt_mtp.controller.outcome import outcome_problem
+from trt_mtp.controller.policy import Policy
 from trt_mtp.controller.profile import Profile
 from trt_mtp.errors import InputError
 
@@ -44,16 +45,16 @@ def test_load_comes_before_task() -> None:
 def test_the_less_loaded_of_two_equal_variants_wins() -> None:
     """Among replicas of one length the one with fewer requests is taken."""
     a, b = variants(3, 3, load=5)
-    picked = choose(Policy(QUIET), CODE, [a, replace(b, name="idle", num_running=0)])
+    picked = choose(Policy(QUIET), CODE, [a, b._replace(name="idle", num_running=0)])
     assert picked.variant == "idle"
 
 
 def test_on_a_shared_device_load_is_the_sum() -> None:
     """Variants of one machine slow each other."""
-    hosted = [replace(v, num_running=v.draft_length) for v in variants(0, 1, 3)]
+    hosted = [v._replace(num_running=v.draft_length) for v in variants(0, 1, 3)]
     decision = choose(Policy(Profile(shared_device=True, exploration=0.0)), CODE, hosted)
     assert {c.load for c in decision.candidates} == {5}
-    here, there = (replace(hosted[1], name=name, device=name) for name in ("here", "there"))
+    here, there = (hosted[1]._replace(name=name, device=name) for name in ("here", "there"))
     decision = choose(Policy(Profile(shared_device=True)), CODE, [here, there])
     assert {c.load for c in decision.candidates} == {2}
 
@@ -62,7 +63,7 @@ def test_a_scheduled_variant_is_scored_at_the_length_of_its_batch() -> None:
     """With one request more it runs at that batch's length, so that is what is expected of it."""
     schedule = BatchSchedule.of({2: 5, 4: 3, 64: 1})
     for load, length in ((0, 5), (1, 5), (2, 3), (4, 1), (200, 1)):
-        scheduled = replace(variants(5, load=load)[0], name="scheduled", schedule=schedule)
+        scheduled = variants(5, load=load)[0]._replace(name="scheduled", schedule=schedule)
         fixed = variants(length, load=load)
         decision = choose(Policy(QUIET), CODE, [scheduled, *fixed])
         one, other = decision.candidates
@@ -99,7 +100,7 @@ def test_an_answer_whose_length_changed_teaches_its_first_position_alone() -> No
 def test_a_full_variant_costs_its_wait() -> None:
     """Where no slot is free the wait is part of the expected time."""
     full, free = variants(3, 1)
-    hosted = [replace(full, num_running=9, max_batch_size=4), free]
+    hosted = [full._replace(num_running=9, max_batch_size=4), free]
     decision = choose(Policy(QUIET), CODE, hosted)
     assert decision.draft_length == 1
     assert decision.candidates[0].wait_s > 0
@@ -108,7 +109,7 @@ def test_a_full_variant_costs_its_wait() -> None:
 def test_unhealthy_and_too_short_variants_are_left_out_with_a_reason() -> None:
     """A rejected candidate says why, and never serves."""
     a, b, c = variants(0, 1, 3)
-    hosted = [a, replace(b, is_healthy=False), replace(c, max_seq_len=100)]
+    hosted = [a, b._replace(is_healthy=False), c._replace(max_seq_len=100)]
     decision = choose(Policy(QUIET), request(hint_task="coding", num_prompt_tokens=500), hosted)
     assert decision.variant == "k0"
     assert [c.rejected for c in decision.candidates] == [
@@ -121,7 +122,7 @@ def test_unhealthy_and_too_short_variants_are_left_out_with_a_reason() -> None:
 def test_end_tokens_are_held_back_by_those_that_can() -> None:
     """min_tokens goes past variants that can't do it; where none can, nobody is waited for."""
     a, b = variants(0, 3)
-    hosted = [a, replace(b, takes_min_tokens=False)]
+    hosted = [a, b._replace(takes_min_tokens=False)]
     assert choose(Policy(QUIET), replace(CODE, min_tokens=5), hosted).variant == "k0"
     assert choose(Policy(QUIET), CODE, hosted).variant == "k3"
     with pytest.raises(NoVariantError, match=r"k3 can't hold an end token back \(min_tok") as error:
@@ -133,8 +134,8 @@ def test_a_grammar_is_followed_by_those_that_can() -> None:
     """A guided request goes past variants that can't do it; where none can, it is refused."""
     a, b = variants(0, 3)
     guided = replace(CODE, is_guided=True)
-    assert choose(Policy(QUIET), guided, [a, replace(b, takes_guided=False)]).variant == "k0"
-    ill = [replace(a, is_healthy=False), replace(b, takes_guided=False)]
+    assert choose(Policy(QUIET), guided, [a, b._replace(takes_guided=False)]).variant == "k0"
+    ill = [a._replace(is_healthy=False), b._replace(takes_guided=False)]
     with pytest.raises(NoVariantError, match=r"k3 can't hold an answer to a grammar \(guided_deco"):
         choose(Policy(QUIET), guided, ill)
     with pytest.raises(InputError, match="guided_decoding is not supported by the variants hosted"):
@@ -197,8 +198,8 @@ def test_conversations_stay_unless_leaving_pays() -> None:
     decision = choose(policy, chat)
     assert decision.draft_length == 1
     assert max(c.prefill_s for c in decision.candidates) == pytest.approx(1.5)
-    hosted = [replace(v, num_running=64 if v.draft_length == 1 else 0) for v in variants(1, 3)]
-    assert choose(policy, chat, [replace(v, max_batch_size=8) for v in hosted]).draft_length == 3
+    hosted = [v._replace(num_running=64 if v.draft_length == 1 else 0) for v in variants(1, 3)]
+    assert choose(policy, chat, [v._replace(max_batch_size=8) for v in hosted]).draft_length == 3
 
 
 def test_exploration_is_bounded_and_never_for_strict_requests() -> None:
@@ -333,7 +334,7 @@ def test_the_choice_is_always_a_hosted_healthy_variant(
 ) -> None:
     """Whatever is hosted and asked, the pick is one of the usable candidates, scored in 0..1."""
     states = [
-        replace(variants(k, load=load)[0], name=f"v{i}", is_healthy=healthy)
+        variants(k, load=load)[0]._replace(name=f"v{i}", is_healthy=healthy)
         for i, (k, load, healthy) in enumerate(hosted)
     ]
     policy = Policy(Profile(exploration=0.3))

@@ -12,6 +12,7 @@ import random
 import re
 import struct
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from tests.http2_client import GOAWAY, RST_STREAM
 from tests.http_client import ask
 
 CORPUS = Path(__file__).parent / "corpus"
-NUM_AT_ONCE = 64
+NUM_AT_ONCE = 256
 FIRST_S = 0.5  # for the first bytes of an answer
 QUIET_S = 0.1  # after what came: then no more is waited for
 MAX_ANSWER = 4096
@@ -30,6 +31,8 @@ MAX_GROWTH_MIB = 128
 MAX_STEPS = 6  # of mutation
 # gRPC prints by itself that it can't send a status to a client that has left
 GRPCS_OWN = re.compile(r"Traceback.*\n(?:  .*\n)+grpc\._cython\.cygrpc\.ExecuteBatchError")
+HALF_SAID = re.compile(r"Traceback.*\n(?:  .*\n)*(?:  .*)?\Z")
+SAY_S = 2.0  # for the gateway to end a sentence
 NUMBERS = (0, 1, 127, 128, 255, 16_384, 2**16, 2**24 - 1, 2**31 - 1, 2**32 - 1)
 
 
@@ -162,6 +165,8 @@ def problems(gateway: Process, before_mib: float) -> Iterator[str]:
         return
     if (grown := memory_mib(gateway.process.pid) - before_mib) > MAX_GROWTH_MIB:
         yield f"its memory grew by {grown:.0f} MiB"
+    if HALF_SAID.search(gateway.log):
+        time.sleep(SAY_S)
     log = GRPCS_OWN.sub("", gateway.log)
     at = log.find("Traceback")
     if at >= 0:

@@ -18,6 +18,7 @@ from trt_mtp.build.variant import write_variant
 from trt_mtp.errors import InputError
 from trt_mtp.serve.contract import INPUTS, OUTPUTS, TensorSpec
 from trt_mtp.serve.repository import (
+    MODEL_PY,
     ModelConfig,
     from_pbtxt,
     interval_of,
@@ -132,6 +133,20 @@ def test_a_variant_runs_with_the_python_of_its_record(tmp_path: Path) -> None:
     assert "PYTHONPATH" not in seen.stdout
     render_repository([write_variant(plain.folder, plain.record)], tmp_path / "r")
     assert not stub.exists()
+
+
+def test_triton_may_work_where_a_model_is_installed_from(tmp_path: Path) -> None:
+    """Its working folder is left out of what is imported, unless an installed package named it."""
+    (tmp_path / "json.py").write_text("raise SystemError('shadowed by the working folder')")
+    library = os.path.dirname(os.__file__)
+    paths = ["", ".", str(tmp_path), library, "/packages", str(tmp_path)]
+    model = MODEL_PY.partition("from trt_mtp")[0] + "import json\nprint(json.dumps(sys.path))"
+    code = f"import sys\nsys.path = {paths!r}\nexec({model!r})"
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    ran = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
+    assert json.loads(ran.stdout) == [library, "/packages", str(tmp_path)]
 
 
 def test_only_our_models_are_removed(tmp_path: Path) -> None:

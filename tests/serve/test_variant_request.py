@@ -143,6 +143,12 @@ def test_every_sampling_input_arrives() -> None:
     assert found.is_streaming
 
 
+def test_a_nucleus_of_nothing_is_the_likeliest_token() -> None:
+    """top_p 0 is valid in OpenAI's API, and engines differ in what they make of it."""
+    sampling = read(text_input="ab", sampling_param_top_p=0.0, sampling_param_top_k=9)
+    assert (sampling.request.sampling.top_p, sampling.request.sampling.top_k) == (1.0, 1)
+
+
 @pytest.mark.parametrize(
     ("given", "interval"),
     [

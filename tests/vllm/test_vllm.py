@@ -7,11 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from tests.conftest import CliResult
 from tests.gateway_fixtures import running_gateway
-from tests.triton_client import Response, streaming, text_of
+from tests.triton_client import Response, Stream, streaming, text_of
 from trt_mtp.controller.gateway.hang_detector import StallLimits
 from trt_mtp.serve.divergence import first_difference
 from trt_mtp.serve.processes import descendants
@@ -26,6 +24,11 @@ GREEDY: dict[str, Any] = {
     "streaming": True,
     "sampling_param_max_tokens": NUM_TOKENS,
     "sampling_param_temperature": 0.0,
+}
+LONG: dict[str, Any] = {  # answers that are not over before something happens to them
+    **GREEDY,
+    "sampling_param_max_tokens": 900,
+    "sampling_param_ignore_eos": True,
 }
 SAMPLED: dict[str, Any] = {**GREEDY, "sampling_param_temperature": 0.8, "sampling_param_seed": 5}
 
@@ -42,12 +45,14 @@ def ask(server: TritonServer, model: str, **request: Any) -> list[Response]:
         return stream.ask(model, **request)
 
 
-def require_same(server: TritonServer, one: list[int], other: list[int]) -> None:
-    """Both are one greedy answer, or part at a near tie."""
+def require_same(
+    server: TritonServer, one: list[int], other: list[int], request: dict[str, Any] = GREEDY
+) -> None:
+    """Both are one greedy answer to `request`, or part at a near tie."""
     if one == other:
         return
     at = first_difference(one, other)
-    asked = {**GREEDY, "emitted_ids": one[:at], "sampling_param_max_tokens": at + 1}
+    asked = {**request, "emitted_ids": one[:at], "sampling_param_max_tokens": at + 1}
     if not at:
         del asked["emitted_ids"]
     responses = ask(server, "qwen_mtp_k0", **asked, return_margin=True)
@@ -100,9 +105,8 @@ def test_another_variant_continues_an_answer(triton: TritonServer) -> None:
 
 def test_a_cancelled_request_ends(triton: TritonServer) -> None:
     """Within a few steps, with the tokens it had."""
-    long = {**GREEDY, "sampling_param_max_tokens": 900, "sampling_param_ignore_eos": True}
     with streaming(triton.grpc_url) as stream, streaming(triton.grpc_url) as other:
-        stream.send("qwen_mtp_k3", request_id="a", **long)
+        stream.send("qwen_mtp_k3", request_id="a", **LONG)
         stream.receive()
         (told,) = other.ask("qwen_mtp_k3", cancel_request_id="a")
         assert told.outputs["cancelled"][0]
@@ -111,37 +115,37 @@ def test_a_cancelled_request_ends(triton: TritonServer) -> None:
     assert response.outputs["finish_reason"][0] == b"cancelled"
 
 
-@pytest.mark.parametrize("sampled", [False, True])
-def test_an_answer_survives_its_engine(triton: TritonServer, sampled: bool) -> None:
-    """kill -9 of vLLM's process in mid-answer: another variant goes on, the server is restarted."""
-    request = SAMPLED if sampled else GREEDY
-    whole = ids_of(ask(triton, "qwen_mtp_k0", **GREEDY))
-    with (
-        running_gateway(triton.grpc_url, stall=StallLimits(factor=1.0, min_s=10.0)) as gateway,
-        streaming(gateway.gateway.address) as stream,
-    ):
-        stream.send("qwen_mtp", **request)
-        responses = [stream.receive() for _ in range(3)]
-        for pid in engine_pids(triton, "qwen_mtp_k3"):
-            os.kill(pid, signal.SIGKILL)
-        while not responses[-1].is_final:
-            responses.append(stream.receive())
-        statistics = gateway.gateway.statistics()
-    assert sum(task["num_failed_over"] for task in statistics["tasks"].values()) == 1
-    if not sampled:
-        require_same(triton, whole, ids_of(responses))
-    said: list[str] = []
-    triton.check(said.append)
-    assert any("the process of a model ended" in line for line in said)
-    require_same(triton, whole, ids_of(ask(triton, "qwen_mtp_k3", **GREEDY)))
-
-
 def engine_pids(server: TritonServer, model: str) -> set[int]:
     """vLLM's own processes of a model."""
     for pid in server.stub_pids:
         if f"/{model}/".encode() in Path(f"/proc/{pid}/cmdline").read_bytes():
             return descendants(pid)
     raise AssertionError(f"{model} has no process")
+
+
+def test_answers_survive_their_engine(triton: TritonServer) -> None:
+    """kill -9 of vLLM's processes in mid-answer: another variant goes on, greedy and sampled."""
+    drawn = {**LONG, "sampling_param_temperature": 0.8, "sampling_param_seed": 5}
+    whole = ids_of(ask(triton, "qwen_mtp_k0", **LONG))
+    with (
+        running_gateway(triton.grpc_url, stall=StallLimits(factor=1.0, min_s=30.0)) as gateway,
+        streaming(gateway.gateway.address) as greedy,
+        streaming(gateway.gateway.address) as sampled,
+    ):
+        answers: list[tuple[Stream, list[Response]]] = [(greedy, []), (sampled, [])]
+        for (stream, _), request in zip(answers, (LONG, drawn), strict=True):
+            stream.send("qwen_mtp", **request)  # to the longest draft length
+        for stream, responses in answers:
+            responses.append(stream.receive())
+        for pid in engine_pids(triton, "qwen_mtp_k3"):
+            os.kill(pid, signal.SIGKILL)
+        for stream, responses in answers:
+            while not responses[-1].is_final:
+                responses.append(stream.receive())
+        statistics = gateway.gateway.statistics()
+    assert sum(task["num_failed_over"] for task in statistics["tasks"].values()) == 2
+    require_same(triton, whole, ids_of(answers[0][1]), LONG)
+    assert len(ids_of(answers[1][1])) == 900
 
 
 def test_verify_tells_drift_from_faults(engines: Path, cli: Callable[..., CliResult]) -> None:

@@ -34,7 +34,7 @@ CHAT_TEMPLATE = """\
         {%- set function = tool['function'] if 'function' in tool else tool %}
         {{- '\\n{"name": "' + function['name'] + '", "parameters": {' }}
         {%- for key, value in function['parameters']['properties'].items() %}
-            {{- '"' + key + '": "' + value['type'] + '"' }}
+            {{- '"' + key + '": "' + (value['type'] | default('any') | string) + '"' }}
             {%- if not loop.last %}{{- ', ' }}{%- endif %}
         {%- endfor %}
         {{- '}}' }}

@@ -17,8 +17,8 @@ helm.sh/chart: {{ .root.Chart.Name }}-{{ .root.Chart.Version }}
 
 {{- define "trt-mtp.podSecurity" -}}
 runAsNonRoot: true
-runAsUser: {{ .Values.podSecurity.runAsUser }}
-fsGroup: {{ .Values.podSecurity.fsGroup }}
+runAsUser: {{ int64 .Values.podSecurity.runAsUser }}
+fsGroup: {{ int64 .Values.podSecurity.fsGroup }}
 seccompProfile: {type: RuntimeDefault}
 {{- end }}
 

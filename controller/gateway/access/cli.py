@@ -1,9 +1,11 @@
 """The options of `trt-mtp gateway` that guard it."""
 
+import os
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from trt_mtp.errors import InputError
 from trt_mtp.options import FILE, tls_options, together
 
 if TYPE_CHECKING:
@@ -56,6 +58,12 @@ access_options = together(
 )
 
 
+# without their files the gateway would be open, or believe anybody
+GUARDS = tuple(
+    f"TRT_MTP_GATEWAY_{name}" for name in ("TOKENS", "TLS_CERT", "TLS_CLIENT_CA", "TRITON_CA")
+)
+
+
 def read_access(options: dict[str, Any]) -> "AccessConfig":
     """The settings that the options mean, taken out of `options`.
 
@@ -64,11 +72,14 @@ def read_access(options: dict[str, Any]) -> "AccessConfig":
     from trt_mtp.controller.gateway.access.config import (
         AccessConfig,
         ConnectionLimits,
-        affordable_connections,
+        checked_connections,
         raise_file_limit,
     )
     from trt_mtp.serve.tls_files import TlsFiles, read_server_files
 
+    for name in GUARDS:
+        if os.environ.get(name) == "":  # which click takes for one that is not set
+            raise InputError(f"{name} is set and empty: give it a file, or unset it")
     raise_file_limit()
     take = options.pop
     towards_triton = TlsFiles(take("triton_cert"), take("triton_key"), take("triton_ca"))
@@ -78,7 +89,7 @@ def read_access(options: dict[str, Any]) -> "AccessConfig":
         tokens=take("tokens"),
         max_prompt_tokens=take("max_prompt_tokens"),
         connections=ConnectionLimits(
-            max_connections=take("max_connections") or affordable_connections(),
+            max_connections=checked_connections(take("max_connections")),
             max_streams=take("max_streams"),
             max_caller_streams=take("max_caller_streams"),
             idle_s=take("idle_timeout_s"),

@@ -4,6 +4,7 @@ import resource
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from trt_mtp.errors import InputError
 from trt_mtp.serve.tls_files import TlsFiles
 
 MAX_FILES = 1 << 20
@@ -22,6 +23,23 @@ def affordable_connections() -> int:
     """Connections of each port for which this process may open files, half of them for each."""
     num_files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return max((num_files - OWN_FILES) // 2, MIN_CONNECTIONS)
+
+
+def checked_connections(wanted: int | None) -> int:
+    """Connections of each port, `wanted` or as many as there may be files for.
+
+    Raises InputError for too many: what is accepted when no file can be opened any more makes
+    asyncio's accepting go round in circles, and nobody is answered.
+    """
+    num_files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    needed = OWN_FILES + 2 * (wanted or MIN_CONNECTIONS)
+    if num_files < needed:
+        instead = ", or --max-connections lower" if wanted else ""
+        raise InputError(
+            f"a process may open {num_files} files at once here; set that limit (ulimit -n) to "
+            f"{needed} or more{instead}"
+        )
+    return wanted or affordable_connections()
 
 
 @dataclass(frozen=True, slots=True)

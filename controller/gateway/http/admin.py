@@ -1,5 +1,6 @@
 """The gateway's admin port: what it does, for whoever runs it; never on a public address."""
 
+import re
 from typing import TYPE_CHECKING, Any
 
 from aiohttp import web
@@ -13,12 +14,13 @@ if TYPE_CHECKING:
 
 HEADER = "TRT-MTP-Admin"  # with any value: no page of another site can send it
 HOSTS = ("127.0.0.1", "localhost")
+HOST = re.compile(rf"(?:{'|'.join(map(re.escape, HOSTS))})(?::[0-9]{{1,5}})?", re.IGNORECASE)
 
 
 @web.middleware
 async def from_this_machine(request: web.Request, handler: Any) -> web.StreamResponse:
     """Refuse what a web page in a browser on this machine can send, by whatever name."""
-    if request.headers.get("Host", "").partition(":")[0] not in HOSTS:
+    if not HOST.fullmatch(request.headers.get("Host", "")):
         return refused(403, f"the admin port answers as {' or '.join(HOSTS)} only")
     if "Origin" in request.headers:
         return refused(403, "the admin port is not for web pages: leave out the header Origin")

@@ -8,9 +8,9 @@ from typing import Any, TypeVar
 from aiohttp import web
 
 from trt_mtp.controller.gateway.access.authenticator import Authenticator, Caller
-from trt_mtp.controller.gateway.call import FORWARDED_METADATA
 from trt_mtp.controller.gateway.http.generate_json import MAX_SHORT_BODY
 from trt_mtp.controller.gateway.servers.upstream import Metadata
+from trt_mtp.controller.gateway.trace_context import trace_context
 
 T = TypeVar("T")
 
@@ -54,6 +54,4 @@ async def read_apart(body: bytes, read: Callable[[bytes], T]) -> T:
 
 def forwarded_headers(request: web.Request) -> Metadata:
     """The headers that go on to Triton."""
-    return tuple(
-        (name, request.headers[name]) for name in FORWARDED_METADATA if name in request.headers
-    )
+    return trace_context((name.lower(), value) for name, value in request.headers.items())

@@ -5,7 +5,13 @@ from collections.abc import Callable, Mapping
 
 from aiohttp import web
 
-from trt_mtp.controller.gateway.http.sending import taken
+from trt_mtp.controller.gateway.byte_room import ByteRoom
+from trt_mtp.controller.gateway.http.sending import (
+    MAX_WAITING_BYTES,
+    let_wait,
+    send_rest,
+    taken,
+)
 
 SHORT_BYTES = 16_384  # with which asyncio lets a writer go on that had to wait
 HEADERS = {"Content-Type": "text/event-stream; charset=utf-8", "Cache-Control": "no-cache"}
@@ -14,8 +20,9 @@ HEADERS = {"Content-Type": "text/event-stream; charset=utf-8", "Cache-Control": 
 class EventStream:
     """Events as they come; a client that takes nothing for too long is ended."""
 
-    def __init__(self, request: web.Request) -> None:
-        self._request = request
+    def __init__(self, request: web.Request, room: ByteRoom) -> None:
+        """`room` is the caller's."""
+        self._request, self._room = request, room
         self._response = web.StreamResponse(headers=HEADERS)
         self._beginning = asyncio.Lock()
         self._loop = asyncio.get_running_loop()
@@ -69,9 +76,8 @@ class EventStream:
     async def end(self) -> web.StreamResponse:
         """The whole response."""
         await self._begin()
-        async with taken(self._request):
-            await self._response.write_eof(self._held)
-        self._held = b""
+        held, self._held = self._held, b""
+        await send_rest(self._request, self._response, held, self._room)
         return self._response
 
     def _is_short(self, events: bytes) -> bool:
@@ -85,3 +91,4 @@ class EventStream:
         async with self._beginning:  # several answers may come on one response
             if not self._response.prepared:
                 await self._response.prepare(self._request)
+                let_wait(self._request, MAX_WAITING_BYTES)

@@ -63,7 +63,8 @@ class GenerateHandlers:
 
     async def generate_stream(self, request: web.Request) -> web.StreamResponse:
         """An answer as server-sent events."""
-        caller, events = self._caller(request), EventStream(request)
+        caller = self._caller(request)
+        events = EventStream(request, caller.room)
 
         async def send(raw: bytes) -> None:
             infer_response = parse_stream_response(raw).infer_response

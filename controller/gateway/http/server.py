@@ -24,6 +24,7 @@ Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 
 RELOAD_S = 1.0  # between looks at the TLS files
 BACKLOG = 1_024  # connections that wait to be accepted
+SEND_BYTES = 256 * 1024  # that the kernel keeps for a client; by itself it takes megabytes for each
 
 
 class HttpServer:
@@ -63,6 +64,7 @@ class HttpServer:
         self._runner.server.request_handler = _refusing(self._runner.server.request_handler)
         self._socket = stream_socket(host)
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, is_shared)
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BYTES)  # of connections
         try:
             self._socket.bind((host, port))
         except OSError as error:
@@ -99,7 +101,7 @@ class HttpServer:
         Listening continues meanwhile: the server that takes over has the same socket.
         """
         before = self._listening
-        context = server_context(self._tls.files) if self._tls else None
+        context = server_context(self._tls.contents) if self._tls else None
         assert self._runner.server is not None
         self._listening = await asyncio.get_running_loop().create_server(
             self._connections.accept(self._runner.server),

@@ -147,7 +147,7 @@ class OpenAiDoor:
         self, request: web.Request, asked: Asked, calls: Sequence[InferenceCall]
     ) -> web.StreamResponse:
         """Chunks of all choices as they come."""
-        events = EventStream(request)
+        events = EventStream(request, calls[0].caller.room)
         events.begin_with(NO_BUFFERING)
         streamed = [StreamedChoice(asked, i, call, events) for i, call in enumerate(calls)]
         keeping = asyncio.create_task(

@@ -7,13 +7,17 @@ more than its subset, so that it hears often from those that it uses.
 """
 
 import hashlib
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+import math
+from collections import deque
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from trt_mtp.controller.gateway.draws import DRAWS
 from trt_mtp.controller.gateway.servers.backend import Backend, Replica
 
 NUM_TRIED = 3  # servers looked at for each variant
+MAX_TRIED = 16  # of many servers, where those have no room
+SCAN_S = 0.05  # between looks at all servers of a variant that were full: looks cost milliseconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,12 +29,14 @@ class Preference:
     subset_size: int | None = None  # servers that it uses of each variant; None for all
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Group:
     """A variant on all servers that have it."""
 
     everywhere: Sequence[Replica]
     tiers: Sequence[Sequence[Replica]]  # those to use first, then more; the last has all
+    freed: deque[Replica] = field(default_factory=lambda: deque(maxlen=NUM_TRIED))
+    scan_at: float = -math.inf  # monotonic time before which all of them were seen to be full
 
 
 class Index:
@@ -45,22 +51,34 @@ class Index:
         self.thinks_by_default = any(replica.chat_format.is_open(None) for replica in found)
         grouped: dict[tuple[str, int], list[Replica]] = {}
         for replica in found:
-            grouped.setdefault((replica.name, replica.max_seq_len), []).append(replica)
-        self._groups = [Group(each, tiers(each, preference)) for each in grouped.values()]
+            grouped.setdefault(_group_key(replica), []).append(replica)
+        self._groups = {key: Group(each, tiers(each, preference)) for key, each in grouped.items()}
 
     def candidates(self, now_s: float) -> list[Replica]:
         """One of each variant: where it can be had, one that may be sent a request and has room."""
-        found = [_best(group, now_s) for group in self._groups]
+        found = [_best(group, now_s) for group in self._groups.values()]
         if any(replica.health.can_take(now_s) for replica in found):
             return found
-        return [_ready(group) for group in self._groups]  # doubtful is better than none
+        return [_ready(group) for group in self._groups.values()]  # doubtful is better than none
+
+    def note_free(self, replica: Replica) -> None:
+        """A place at it is free again: where all seem full, it is looked at first."""
+        group = self._groups.get(_group_key(replica))
+        if group is not None:
+            group.freed.append(replica)
 
     def others(self, failed: Collection[Backend], now_s: float) -> list[Replica]:
         """Some of each variant for a request that the servers `failed` have failed.
 
         Those on other servers come first; those that failed it are among them if there are few.
         """
-        return [replica for group in self._groups for replica in _others(group, failed, now_s)]
+        return [
+            replica for group in self._groups.values() for replica in _others(group, failed, now_s)
+        ]
+
+
+def _group_key(replica: Replica) -> tuple[str, int]:
+    return replica.name, replica.max_seq_len
 
 
 def tiers(replicas: Sequence[Replica], preference: Preference) -> Sequence[Sequence[Replica]]:
@@ -86,29 +104,40 @@ def _is_near(replica: Replica, preference: Preference) -> bool:
 
 
 def _best(group: Group, now_s: float) -> Replica:
-    """The least loaded of a few; where none of them will do, the least loaded of all."""
+    """The least loaded of a few; where none of them will do, of more, and in the end of all."""
+    full = None
     for tier in group.tiers:
         for tried in _tried(tier):
             best, share = _least_loaded(tried, now_s)
-            if best is not None and share < 1:
-                return best
-    return _least_loaded(group.everywhere, now_s)[0] or group.everywhere[0]
+            if best is not None:
+                if share < 1:
+                    return best
+                full = best
+    best, share = _least_loaded(group.freed, now_s)
+    if best is not None and share < 1:
+        return best
+    if full is not None and now_s < group.scan_at:
+        return full
+    best, share = _least_loaded(group.everywhere, now_s)
+    if share >= 1:
+        group.scan_at = now_s + SCAN_S
+    return best or group.everywhere[0]
 
 
-def _tried(tier: Sequence[Replica]) -> Sequence[Sequence[Replica]]:
-    if len(tier) <= NUM_TRIED:
-        return (tier,)
-    few = [tier[int(DRAWS.random() * len(tier))] for _ in range(NUM_TRIED)]
-    return (few, tier)
+def _tried(tier: Sequence[Replica]) -> Iterator[Sequence[Replica]]:
+    num, draw = len(tier), DRAWS.random
+    if num > NUM_TRIED:
+        yield [tier[int(draw() * num)] for _ in range(NUM_TRIED)]
+    yield tier if num <= MAX_TRIED else [tier[int(draw() * num)] for _ in range(MAX_TRIED)]
 
 
 def _least_loaded(replicas: Sequence[Replica], now_s: float) -> tuple[Replica | None, float]:
     """Of those that may be sent a request, and the share of its slots that is taken."""
-    best, least = None, 0.0
+    best, least = None, math.inf
     for replica in replicas:
         if replica.health.can_take(now_s):
             load = replica.load(now_s) / replica.max_batch_size
-            if best is None or load <= least:
+            if load <= least:
                 best, least = replica, load
     return best, least
 

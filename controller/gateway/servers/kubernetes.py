@@ -21,7 +21,7 @@ import aiohttp
 from pydantic import BaseModel, Field, ValidationError
 
 from trt_mtp.controller.gateway.draws import DRAWS
-from trt_mtp.controller.gateway.servers.sources import Report, Server
+from trt_mtp.controller.gateway.servers.sources import MAX_SERVERS, Report, Server
 from trt_mtp.controller.validation import first_problem
 from trt_mtp.errors import InputError
 from trt_mtp.files import SMALL, read_text
@@ -40,7 +40,6 @@ JITTER = 0.25  # of a duration, both ways: gateways don't ask in step
 LINE_BYTES = 4 * 1024 * 1024  # an event of a slice with a thousand endpoints fits in
 LIST_BYTES = 64 * 1024 * 1024
 VERSIONS = {"IPv4": ipaddress.IPv4Address, "IPv6": ipaddress.IPv6Address}
-MAX_SERVERS = 4_096  # each has a connection
 
 
 class _GoneError(Exception):

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import logging
+import math
 import time
 from collections.abc import Mapping, Sequence
 
@@ -18,6 +19,7 @@ from trt_mtp.serve.tls_files import TlsFiles
 
 log = logging.getLogger(__name__)
 
+QUIET_S = 2.0  # of waiting for the first variant, before a line says so
 LEAVE_S = 3600.0  # for the answers of a server that is gone from its source
 LEAVE_POLL_S = 2.0
 NO_PREFERENCE = Preference()
@@ -43,6 +45,7 @@ class Pool:
         self._tls = tls
         self._preference = preference
         self._index: Index | None = None  # of the variants that there are; None: to be made
+        self._num_variants: int | None = None  # on all servers; None: to be counted
         self._named: Sequence[str] = ()
         self._source = source_of(triton)
         self._follower: asyncio.Task[None] | None = None
@@ -107,7 +110,7 @@ class Pool:
 
     async def wait_ready(self, timeout_s: float) -> None:
         """Wait for the first ready variant; raises TrtMtpError when none comes."""
-        deadline = time.monotonic() + timeout_s
+        deadline, say_at = time.monotonic() + timeout_s, time.monotonic() + QUIET_S
         self._follow()
         while True:
             await self._look()
@@ -115,6 +118,9 @@ class Pool:
                 return
             if time.monotonic() > deadline:
                 raise TrtMtpError(await self._why_not_ready(timeout_s))
+            if time.monotonic() > say_at:
+                log.info("waiting for a variant at %s, for %g s at most", self._triton, timeout_s)
+                say_at = math.inf
             await asyncio.sleep(0.2)
 
     async def look_for(self, names: Sequence[str]) -> None:
@@ -172,7 +178,7 @@ class Pool:
     def _add(self, server: Server) -> None:
         backend = self._returned(server) or self._new(server)
         self.backends[server.target] = backend
-        self._index = None
+        self._variants_changed()
         if self._is_watching:
             self._watchers[server.target] = asyncio.create_task(backend.watch())
 
@@ -186,11 +192,14 @@ class Pool:
         return backend
 
     def _variants_changed(self) -> None:
-        self._index = None
+        self._index = self._num_variants = None
 
     def _num_probed(self) -> int:
         """What is asked for a sign of life when nothing else comes from it."""
-        return max(len(self.index.by_key), len(self.backends))
+        if self._num_variants is None:
+            counts = [len(backend.variants) for backend in self.backends.values()]
+            self._num_variants = sum(counts)
+        return max(self._num_variants, len(self.backends))
 
     def _returned(self, server: Server) -> Backend | None:
         """The same server that was to leave, with what it has in flight."""
@@ -201,7 +210,7 @@ class Pool:
 
     def _remove(self, target: str) -> None:
         backend, watcher = self.backends.pop(target), self._watchers.pop(target, None)
-        self._index = None
+        self._variants_changed()
         if watcher is not None:
             watcher.cancel()
         departure = asyncio.create_task(self._leave(target, backend))

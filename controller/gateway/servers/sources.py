@@ -13,6 +13,7 @@ from trt_mtp.serve.hosts import normal_target
 log = logging.getLogger(__name__)
 
 RESOLVE_S = 5.0
+MAX_SERVERS = 4_096  # each has a connection
 DNS = "dns:"
 KUBERNETES = "kubernetes:"
 # RFC 1123 labels, as Kubernetes names namespaces and Services
@@ -84,14 +85,21 @@ class DnsServers:
         """Look the name up again and again."""
         while True:
             try:
-                targets = await resolve(self._name, self._port)
-            except OSError as error:
-                self._note(f"{self._name} can't be resolved: {error.strerror or error}")
-            else:
-                self.problem = ""
-                self.servers = [Server(target) for target in targets]
-                report(self.servers)
+                self._take(await resolve(self._name, self._port), report)
+            except (OSError, ValueError) as error:  # ValueError: a name that can't be one
+                reason = getattr(error, "strerror", None) or error
+                self._note(f"{self._name} can't be resolved: {reason}")
+            except InputError as error:  # TLS files that are being replaced, say
+                self._note(f"the servers of {self._name} can't be taken over: {error}")
             await asyncio.sleep(RESOLVE_S)
+
+    def _take(self, targets: Sequence[str], report: Report) -> None:
+        """Report the servers; raises ValueError where there can't be so many."""
+        if len(targets) > MAX_SERVERS:
+            raise ValueError(f"it has {len(targets):,} addresses, more than {MAX_SERVERS:,}")
+        self.servers = [Server(target) for target in targets]
+        report(self.servers)
+        self.problem = ""
 
     def _note(self, problem: str) -> None:
         if problem != self.problem:

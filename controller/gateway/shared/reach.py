@@ -19,6 +19,7 @@ class Reach:
         self._where = where
         self._metrics = metrics
         self._failures: dict[str, int] = {}  # in a row, by part
+        self.was_reached = False  # ever
 
     def is_away(self, part: str) -> bool:
         """Whether the part's last exchange failed."""
@@ -27,6 +28,7 @@ class Reach:
     def succeeded(self, part: str) -> None:
         """An exchange went well."""
         was_away = bool(self._failures)
+        self.was_reached = True
         self._failures.pop(part, None)
         self._metrics.reached(time.time(), is_reachable=not self._failures)
         if was_away and not self._failures:

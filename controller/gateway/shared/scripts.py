@@ -1,7 +1,7 @@
 """What the store does as one step: Lua scripts, which go by the store's own clock."""
 
 # KEYS: the members of all gateways (name -> when it expires, in ms), this one's counts.
-# ARGV: name, value, time to live in ms. Returns the names of all gateways.
+# ARGV: name, value, time to live in ms. Returns the names of the first 1,001 gateways.
 PUBLISH = """
 local t = redis.call('TIME')
 local now = t[1] * 1000 + math.floor(t[2] / 1000)
@@ -9,7 +9,7 @@ redis.call('SET', KEYS[2], ARGV[2], 'PX', ARGV[3])
 redis.call('ZADD', KEYS[1], now + ARGV[3], ARGV[1])
 redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', now)
 redis.call('PEXPIRE', KEYS[1], ARGV[3])
-return redis.call('ZRANGE', KEYS[1], 0, -1)
+return redis.call('ZRANGE', KEYS[1], 0, 1000)
 """
 
 # A token bucket, kept as the time at which it will be full (ITU-T I.371).

@@ -32,10 +32,11 @@ class Sharing:
         self._store = RedisStore(config, model, fingerprint, name)
         self.limits = LeasedLimits(self._store)
         self._tasks: list[asyncio.Task[None]] = []
+        self._reach: Reach | None = None  # before it begins
 
     async def begin(self, metrics: SharedMetrics, hosted: Callable[[], frozenset[str]]) -> None:
         """Read what is known, if the store answers, and share from now on."""
-        reach = Reach(str(self._config), metrics)
+        self._reach = reach = Reach(str(self._config), metrics)
 
         def count(num_gateways: int) -> None:
             self.limits.num_gateways = num_gateways
@@ -49,16 +50,23 @@ class Sharing:
         ]
 
     async def end(self) -> None:
-        """Leave nothing behind, if the store answers within END_S."""
+        """Leave nothing behind, if the store answers within END_S.
+
+        Where it never answered there is nothing to take back.
+        """
         await _ended(self._tasks)
+        was_reached = self._reach is not None and self._reach.was_reached
         try:
             async with asyncio.timeout(END_S):
-                if self._tasks:  # it has begun
+                if was_reached:
                     await self.limits.give_back()
                     await self._store.leave()
                 await self._store.close()
         except (TimeoutError, TrtMtpError):
-            log.warning("what this gateway shared could not be taken back: it expires by itself")
+            if was_reached:
+                log.warning(
+                    "what this gateway shared could not be taken back: it expires by itself"
+                )
 
     async def _keep_learning(self, learning: SharedLearning, reach: Reach, wait_s: float) -> None:
         while True:

@@ -9,6 +9,7 @@ import hashlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from trt_mtp.controller.gateway.shared.bounded_connection import connection_class
 from trt_mtp.controller.gateway.shared.config import SharedConfig
 from trt_mtp.controller.gateway.shared.scripts import HOLD, LEASE, PUBLISH
 from trt_mtp.errors import TrtMtpError
@@ -22,6 +23,8 @@ EXCHANGE_S = 5.0  # for all of it
 # of what others wrote, which who can write there may have made long
 MAX_GATEWAYS = 1_000
 MAX_VALUE_BYTES = 1 << 20
+NUM_AT_ONCE = 32  # values of an exchange
+MAX_READ_BYTES = 1 << 26  # of all values together
 MAX_WAIT_S = 3_600.0
 
 
@@ -73,13 +76,19 @@ class RedisStore:
         """The counts of these gateways; left out are those of another profile."""
         if not names:
             return {}
-        pipe = self._redis.pipeline(transaction=False)
-        for name in names[:MAX_GATEWAYS]:
-            pipe.getrange(self._key(self._counts + name), 0, MAX_VALUE_BYTES)
-        values = await _within(pipe.execute(raise_on_error=False))
-        # nothing comes of a key that is gone, and an error of one of another type
-        pairs = zip(names, values, strict=False)
-        return {name: value for name, value in pairs if isinstance(value, bytes) and value}
+        found: dict[str, bytes] = {}
+        for start in range(0, min(len(names), MAX_GATEWAYS), NUM_AT_ONCE):
+            some = names[start : start + NUM_AT_ONCE]
+            pipe = self._redis.pipeline(transaction=False)
+            for name in some:
+                pipe.getrange(self._key(self._counts + name), 0, MAX_VALUE_BYTES)
+            values = await _within(pipe.execute(raise_on_error=False))
+            # nothing comes of a key that is gone, and an error of one of another type
+            pairs = zip(some, values, strict=False)
+            found |= {name: value for name, value in pairs if isinstance(value, bytes) and value}
+            if sum(map(len, found.values())) > MAX_READ_BYTES:
+                raise TrtMtpError(f"the gateways' counts have more than {MAX_READ_BYTES:,} bytes")
+        return found
 
     async def lease(self, asks: Sequence[LeaseAsk]) -> list[Lease]:
         """Of each bucket what there is, in whole units."""
@@ -160,15 +169,16 @@ def _connection(config: SharedConfig) -> "Redis":
 
     After that Reach says when to try again.
     """
-    from redis.asyncio import Redis
+    from redis.asyncio import ConnectionPool, Redis
     from redis.asyncio.retry import Retry
     from redis.backoff import NoBackoff
 
     tls: dict[str, Any] = {}
     if config.is_tls:
         ca = None if config.ca is None else str(config.ca)
-        tls = {"ssl": True, "ssl_ca_certs": ca, "ssl_check_hostname": True}
-    return Redis(
+        tls = {"ssl_ca_certs": ca, "ssl_check_hostname": True}
+    pool = ConnectionPool(
+        connection_class=connection_class(is_tls=config.is_tls),
         host=config.host,
         port=config.port,
         db=config.database,
@@ -178,6 +188,7 @@ def _connection(config: SharedConfig) -> "Redis":
         retry=Retry(NoBackoff(), 1),
         **tls,
     )
+    return Redis.from_pool(pool)
 
 
 def _credentials(config: SharedConfig) -> Any:

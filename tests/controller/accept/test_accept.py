@@ -94,7 +94,7 @@ def test_show(ran: Ran, cli: Cli) -> None:
         ({"schema_version": 2}, "is a record of version 2, and this trt-mtp reads version 1"),
         ({"schema_version": None}, "is a record of version None"),
         ({"engines": 1}, "unknown key engines; did you mean engine?"),
-        ({"engine": "vllm"}, "engine is 'vllm': Input should be 'cpu' or 'tensorrt-llm'"),
+        ({"engine": "vlm"}, "engine is 'vlm': Input should be 'cpu', 'tensorrt-llm' or 'vllm'"),
         ({"family": "Ada's model"}, 'family is "Ada\'s model"'),
     ],
 )

@@ -13,6 +13,7 @@ from trt_mtp.controller.accept.page import page_of
 from trt_mtp.controller.accept.record import Record, record_json
 from trt_mtp.controller.accept.recording import record_of
 from trt_mtp.controller.accept.step import Outcome, phrases_in
+from trt_mtp.controller.accept.verdict import Parting, compared
 
 DOCTOR = {
     "machine": {
@@ -153,3 +154,29 @@ def test_differences(change: dict[str, Any], sentence: str) -> None:
     planted[2].facts["variants"][0].update(change)
     (line,) = differences(record_of(planted, "tensorrt-llm"))
     assert sentence in line
+
+
+def test_a_page_of_vllm() -> None:
+    """It names the engine, and the version of the environment that the variants run in."""
+    kept = outcomes()
+    kept[1].facts["described"][0]["vllm"] = "0.32.0"
+    page = page_of(record_of(kept, "vllm"))
+    assert "checkpoint on vLLM," in page
+    assert "| vllm | 0.32.0 |" in page
+
+
+@pytest.mark.parametrize(
+    ("partings", "is_exact", "verdict"),
+    [
+        ([None, Parting(12, is_near_tie=True), Parting(70)], False, ("passed", "drifts")),
+        ([None, Parting(12)], False, ("failed", "other-tokens")),
+        ([None, Parting(12, is_near_tie=True)], True, ("failed", "other-tokens")),
+        ([None, None], True, ("passed", "")),
+    ],
+)
+def test_where_answers_may_part(
+    partings: list[Parting | None], is_exact: bool, verdict: tuple[str, str]
+) -> None:
+    """Late or at a near tie, unless the engine gives equal answers at every draft length."""
+    found = compared(partings, is_exact)
+    assert (found.status, found.reason) == verdict

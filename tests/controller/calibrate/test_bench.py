@@ -9,6 +9,7 @@ import pytest
 
 from tests.conftest import CliResult
 from tests.gateway_fixtures import running_gateway
+from tests.pseudo_terminal import on_terminal
 from trt_mtp.controller.calibrate.bench import TaskAnswers, result_of
 from trt_mtp.controller.calibrate.bench_files import to_csv, to_records
 from trt_mtp.controller.calibrate.load_client import Answer
@@ -97,6 +98,19 @@ def test_a_variant_is_measured(cli: Cli, url: str, prompts: Path, tmp_path: Path
     text = cli(*command, "--tasks", "qa").out
     assert "coding" not in text
     assert text.splitlines()[1].startswith("qa")
+
+
+def test_on_a_terminal_each_row_comes_once(url: str, prompts: Path) -> None:
+    """Rows as tasks end, then the one for all, in 80 columns; --wide has more columns."""
+    command = ("bench", "--url", url, "--model", "qwen_mtp_k3", "--prompts", str(prompts))
+    code, lines = on_terminal(80, *command)
+    assert code == 0
+    assert max(map(len, lines)) <= 80
+    firsts = [line.split()[0] for line in lines if line.endswith("%")]
+    assert sorted(firsts[:2]) == ["coding", "qa"]
+    assert firsts[2:] == ["all"]
+    _, wide = on_terminal(160, *command, "--wide")
+    assert any("p99" in line and max(map(len, lines)) < len(line) <= 160 for line in wide)
 
 
 def test_the_gateway_is_measured_like_a_variant(cli: Cli, url: str, prompts: Path) -> None:

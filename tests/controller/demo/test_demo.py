@@ -106,6 +106,17 @@ def test_a_changed_answer_is_seen_and_fails() -> None:
     assert result["tasks"][0]["lossless"] is False
     with pytest.raises(TrtMtpError, match=r"answers differ .* coding"):
         require_lossless(result)
+    assert list(rows(result))[1][-1] == "NO"
+
+
+def test_answers_of_other_engines_may_part() -> None:
+    """Then the table says how many did not, and speeds are of tokens, not of whole answers."""
+    changed = answers()
+    changed["routed"][1] = [answer(1.0, (8, 4), tokens=10, variant="k2")] * 2
+    result = report(MODELS, {"coding": []}, {"coding": changed}, decisions(), must_agree=False)
+    require_lossless(result)
+    assert list(rows(result))[1][-1] == "1 of 2"
+    assert result["overall"]["speedup_routed"] == {"median": 2.0, "low": 2.0, "high": 2.0}
 
 
 def test_table_has_a_cell_for_each_column() -> None:

@@ -70,3 +70,13 @@ def test_what_turns_out_larger_counts_at_once(holds: list[tuple[int, int]]) -> N
         assert room.num_bytes == room.num_waiting_bytes == 0
 
     asyncio.run(scenario())
+
+
+def test_what_grows_counts_as_it_grows() -> None:
+    """An answer that is put together here, message by message."""
+    room = ByteRoom(LIMIT)
+    with room.hold_now(0) as hold:
+        for size in (1, 10, LIMIT):
+            hold.grow(size)
+        assert room.num_bytes == 11 + LIMIT
+    assert room.num_bytes == 0

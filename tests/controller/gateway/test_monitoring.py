@@ -4,6 +4,7 @@ import http.client
 import json
 import re
 import subprocess
+import time
 import urllib.parse
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,6 +21,7 @@ from tests.gateway_fixtures import (
     wait_until,
 )
 from tests.programs import TIMEOUT_S, program
+from trt_mtp.controller.gateway.shared.metrics import SharedMetrics
 from trt_mtp.controller.policy import Policy
 from trt_mtp.serve.processes import free_ports
 from trt_mtp.serve.triton import TritonServer
@@ -120,6 +122,8 @@ def scraped(doubles: TritonServer, tmp_path_factory: pytest.TempPathFactory) -> 
     """A Prometheus that has scraped a gateway after some traffic; its address."""
     folder = tmp_path_factory.mktemp("prometheus")
     with running_gateway(doubles.grpc_url, Policy(), http_port=0) as thread:
+        shared = SharedMetrics(thread.gateway.metrics.registry)  # as with --shared
+        shared.reached(time.time(), is_reachable=True)
         with raw_stream(thread.gateway.address) as stream:
             for _ in range(3):
                 stream.send(script_request(tokens=4, parameters={"task": "coding"}))

@@ -1,6 +1,7 @@
 """What a client's stream has not taken yet: nobody waits for ever for a client that is gone."""
 
 import asyncio
+import math
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,7 +12,7 @@ from tritonclient.grpc import service_pb2 as pb
 from trt_mtp.controller.gateway.access.authenticator import Caller
 from trt_mtp.controller.gateway.failure import RpcError
 from trt_mtp.controller.gateway.grpc_stream import GrpcStream
-from trt_mtp.controller.gateway.outbox import MAX_BYTES
+from trt_mtp.controller.gateway.outbox import MAX_BYTES, Outbox
 
 MODEL = "qwen_mtp"
 
@@ -71,3 +72,42 @@ def test_an_answer_to_a_client_that_is_gone_ends() -> None:
     with pytest.raises(RpcError, match="the client is gone"):
         asyncio.run(scenario())
     assert proxy.is_ended
+
+
+class SlowClient:
+    """A double of gRPC's context: each message is taken when that is allowed."""
+
+    def __init__(self) -> None:
+        self.allowed = asyncio.Semaphore(0)
+
+    async def write(self, _: bytes) -> None:
+        """Until the client takes it."""
+        await self.allowed.acquire()
+
+
+def test_a_client_that_takes_a_little_now_and_then_is_known() -> None:
+    """Since when answers wait for it is told until it has taken half of what waits."""
+
+    async def scenario() -> None:
+        client = SlowClient()
+        outbox, piece = Outbox(client), bytes(MAX_BYTES // 8)
+        running = asyncio.create_task(outbox.run())
+        for _ in range(8):
+            await outbox.put(piece)
+        assert outbox.full_since == math.inf
+        waiting = asyncio.create_task(outbox.put(piece))
+        await asyncio.sleep(0)
+        since = outbox.full_since
+        assert since < math.inf
+        client.allowed.release()
+        await waiting
+        assert outbox.full_since == since
+        for _ in range(4):
+            client.allowed.release()
+        async with asyncio.timeout(60):
+            while outbox.full_since != math.inf:
+                await asyncio.sleep(0)
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+
+    asyncio.run(scenario())

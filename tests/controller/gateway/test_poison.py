@@ -1,5 +1,6 @@
 """Requests that make variants fail, by accident or on purpose, cost nobody else anything."""
 
+import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -18,10 +19,12 @@ from tests.gateway_fixtures import (
     script_request,
     text_of,
 )
+from tests.http_client import ask
 from tests.triton_client import tensor
 from trt_mtp.controller.gateway.call import MAX_HUNG
 from trt_mtp.controller.gateway.hang_detector import StallLimits
 from trt_mtp.controller.gateway.servers.health import FAILURES_TO_EJECT
+from trt_mtp.controller.gateway.trace_context import trace_context
 from trt_mtp.controller.policy import Policy
 from trt_mtp.serve.triton import TritonServer
 
@@ -141,9 +144,9 @@ def test_the_public_model_has_one_version(gateway: GatewayThread) -> None:
             client.infer("qwen_mtp", text, "7")
         assert refused.value.status() == str(grpc.StatusCode.INVALID_ARGUMENT)
     about: list[Any] = [client.get_model_metadata, client.get_model_config]
-    for ask in [*about, client.get_inference_statistics]:
+    for about_it in [*about, client.get_inference_statistics]:
         with pytest.raises(InferenceServerException, match="no version '7', only 1") as refused:
-            ask("qwen_mtp", "7")
+            about_it("qwen_mtp", "7")
         assert refused.value.status() == str(grpc.StatusCode.NOT_FOUND)
     assert not client.is_model_ready("qwen_mtp", "7")
     assert not by_http.is_model_ready("qwen_mtp", "7")
@@ -152,3 +155,34 @@ def test_the_public_model_has_one_version(gateway: GatewayThread) -> None:
     client.close()
     by_http.close()
     assert ejected(gateway) == set()
+
+
+TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"traceparent": b"\xff"},
+        {"traceparent": "\u00e9".encode()},
+        {"traceparent": TRACE, "tracestate": b"a\tb"},
+        {"traceparent": TRACE, "tracestate": "a" * 8_000},
+    ],
+)
+def test_a_trace_that_grpc_refuses_fails_no_variant(
+    gateway: GatewayThread, headers: dict[str, Any]
+) -> None:
+    """It is left out, as the standard has it; the request is answered."""
+    body = {"text_input": json.dumps({"tokens": 1})}
+    for _ in range(FAILURES_TO_EJECT):
+        path = "/v2/models/qwen_mtp/generate"
+        reply = ask(gateway.gateway.http_address, "POST", path, body, headers=headers)
+        assert reply.status == 200
+    assert ejected(gateway) == set()
+
+
+def test_a_trace_goes_on_to_the_variant() -> None:
+    """What is well-formed, once."""
+    pairs = (("traceparent", TRACE), ("tracestate", "vendor=a:b,c=d"))
+    assert trace_context((*pairs, ("authorization", "Bearer x"))) == pairs
+    assert trace_context((*pairs, pairs[0])) == pairs[1:]

@@ -61,6 +61,7 @@ def test_workers_share_the_port_the_load_and_the_metrics(
     files = ("--state", str(state), "--decision-log", str(decisions))
     with gateway_process(tmp_path / "log", *options, *files) as gateway:
         address, http = gateway.ready["gateway"], gateway.ready["http"]
+        assert gateway.ready["openai"] == f"http://{http}/v1"
         pids = gateway.ready["workers"]
         assert len(set(pids)) == 2
         assert "WARNING" not in gateway.log
@@ -283,7 +284,7 @@ def test_the_admin_port_tells_and_drains(doubles: TritonServer, tmp_path: Path) 
     with gateway_process(tmp_path / "log", *options) as gateway:
         admin = gateway.ready["admin"]
         assert admin.startswith("127.0.0.1:")
-        assert gateway.ready["http"] is None
+        assert (gateway.ready["http"], gateway.ready["openai"]) == (None, None)
         answer_one(gateway.ready["gateway"])
         statistics = ask(admin, "GET", "/statistics").json()
         assert statistics["variants"]["k0"]["is_ready"]
@@ -306,6 +307,7 @@ def test_the_admin_port_tells_and_drains(doubles: TritonServer, tmp_path: Path) 
         ("POST", "/drain", {"TRT-MTP-Admin": "1", "Origin": "http://a.example"}, "Origin"),
         ("GET", "/statistics", {"Host": "a.example"}, "127.0.0.1 or localhost"),  # rebound DNS
         ("GET", "/metrics", {"Host": "127.0.0.1.a.example:80"}, "127.0.0.1 or localhost"),
+        ("GET", "/metrics", {"Host": "localhost:1@a.example"}, "127.0.0.1 or localhost"),
     ],
 )
 def test_the_admin_port_is_not_for_web_pages(

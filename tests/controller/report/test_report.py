@@ -16,9 +16,10 @@ from tests.conftest import CliResult
 from trt_mtp.controller.calibration import BestLength, Calibration, CellKey, Crossover, Interval
 from trt_mtp.controller.cells import by_key, predicted_speedup
 from trt_mtp.controller.profile import Profile, write_profile
+from trt_mtp.controller.report import tables as report_tables
 from trt_mtp.controller.report.report import Report, calibrated, read_report, render
 from trt_mtp.controller.report.summary import Summary, summarize
-from trt_mtp.controller.report.text import headline, hosting
+from trt_mtp.controller.report.text import BASIS, headline, hosting, next_step
 from trt_mtp.errors import InputError
 from trt_mtp.files import to_json
 
@@ -133,6 +134,42 @@ def test_without_a_plain_variant_there_is_no_advice() -> None:
         assert "No advice" in render(one(profile), form).decode()
 
 
+def test_what_is_undecided_is_no_order() -> None:
+    """Beside an undecided verdict nothing says "use": what is likeliest so far is named as that."""
+    profile = simulated_profile(["qa", "math"])
+    calibration = profile.calibration
+    assert calibration is not None
+    assert "use draft length" in " ".join(headline(summary_of(profile)))
+    busy = {**calibration.environment, "disturbed_answers": "100000"}
+    summary = summarize(profile, calibration.model_copy(update={"environment": busy}))
+    said = " ".join(headline(summary))
+    assert "ikeliest so far: draft length" in said
+    assert not re.search(r"\b[Uu]se\b", said)
+    assert "The best variant to host alone is, so far," in hosting(summary)
+    assert next_step(summary, "p.json")[1].startswith("rm p.json.journal && ")
+
+
+def test_estimated_and_measured_speedups_stand_side_by_side() -> None:
+    """Of one cell both are shown, and how few answers the cell's own has, if they are few."""
+    profile = simulated_profile(["qa"])
+    assert profile.calibration is not None
+    odd = Interval(13.02, 1.3, 130.0)
+    cells = tuple(
+        cell.model_copy(update={"speedup": odd, "num_requests": 2}) if cell.draft_length else cell
+        for cell in profile.calibration.cells
+    )
+    summary = summarize(profile, profile.calibration.model_copy(update={"cells": cells}))
+    for table in (report_tables.advice(summary), report_tables.tasks(summary)):
+        at = table.head.index("of this cell alone")
+        assert table.head[at - 1] == "speedup, of all answers (95%)"
+        drafting = [line for line in table.lines if line[at] != report_tables.NONE]
+        assert drafting
+        for line in drafting:
+            assert line[at] == "13.02 (1.30 to 130.00), 2 answers"
+            assert not line[at - 1].startswith("13")
+    assert BASIS in render(one(profile), "md").decode()
+
+
 def test_holding_one_variant_is_said() -> None:
     """When routing gains less than its uncertainty, one variant is advised."""
     profile = simulated_profile(["qa"])
@@ -184,11 +221,11 @@ def test_the_table_per_task_is_that_of_the_cells(profile: Profile, page: str) ->
     assert [line[0] for line in lines] == [task.replace("_", " ") for task in TASKS]
     for task, line in zip(TASKS, lines, strict=True):
         cell = cells[CellKey(task, 0 if line[1] == "none" else int(line[1]), 1)]
-        assert float(line[6]) == pytest.approx(cell.tpot_ms.p50, rel=0.01)
-        assert float(line[8]) == pytest.approx(cell.tokens_per_s.value, rel=0.01)
+        assert float(line[7]) == pytest.approx(cell.tpot_ms.p50, rel=0.01)
+        assert float(line[9]) == pytest.approx(cell.tokens_per_s.value, rel=0.01)
         if cell.speedup:
             assert float(line[2].split()[0]) == pytest.approx(cell.speedup.value, abs=0.006)
-            assert float(line[4]) == pytest.approx(cell.acceptance_length, abs=0.006)
+            assert float(line[5]) == pytest.approx(cell.acceptance_length, abs=0.006)
 
 
 def test_every_choice_is_in_the_first_table(profile: Profile, page: str) -> None:

@@ -51,6 +51,7 @@ def test_the_script_rolls_out_unattended(tmp_path: Path) -> None:
     environment = os.environ | {
         "TRT_MTP": f"{sys.executable} -m trt_mtp",
         "OUT": str(out),
+        "ENGINES": str(out / "engines"),
         "BUILD_OPTIONS": "--no-verify --max-batch-size 2",  # `verify` follows
         "CALIBRATE": f"--embedded {TINY_CHECKPOINT} --engines {out}/engines --budget 4s "
         "--concurrency 1 --tasks coding",
@@ -82,6 +83,11 @@ def test_the_example_files_are_valid() -> None:
     """The rollout is one, and the job calls the script with it."""
     spec = read_spec(EXAMPLE / "k5.yaml")
     assert [step.name for step in spec.how.steps][-1] == "set_weight 100"
+    checkout = EXAMPLE.parents[1]  # where docs/rollout.md has its commands run
+    assert spec.what.variant is not None
+    assert spec.what.variant.resolve() == checkout / "engines" / "k5"
+    places = (spec.where.state, spec.where.gateways[0].traffic)
+    assert {path.parent.resolve() for path in places} == {checkout / "run"}
     job = yaml.safe_load((EXAMPLE / "github-actions.yml").read_text())
     (step,) = [step for step in job["jobs"]["rollout"]["steps"] if step.get("id") == "rollout"]
     assert "examples/rollout/rollout.sh" in step["run"]

@@ -91,7 +91,7 @@ def test_a_canary_alone_proves_nothing() -> None:
 def test_errors_are_seen_when_nothing_is_left_to_compare_with(
     share: float, is_failed: bool
 ) -> None:
-    """At 100 % the canary is held to what the stable side's errors were."""
+    """At 100% the canary is held to what the stable side's errors were."""
     keeper = GateKeeper(Gates())
     keeper.add(requests(10, {}), requests(1000, {}))
     for _ in range(10):
@@ -107,7 +107,7 @@ def test_conversations_do_not_abort_an_equal_canary(num_sessions: int) -> None:
 
 
 def test_errors_that_were_as_frequent_before_abort_nothing() -> None:
-    """At 100 % the canary may fail as often as the stable side might have, not as it happened to.
+    """At 100% the canary may fail as often as the stable side might have, not as it happened to.
 
     Of 100 requests at 2 % errors the stable side often had none by chance.
     """
@@ -156,7 +156,7 @@ def test_simulated_rollouts_hold_alpha_and_find_5_percent() -> None:
     result = run(rollouts=6, num_canary=600, seed=3)
     aborted = {case["case"]: case["aborted"] for case in result["cases"]}
     assert aborted["equal"] == aborted["slower by the tolerance"] == 0
-    assert aborted["one of 4 tasks 5 % slower"] == aborted["one of 13 tasks 5 % slower"] == 6
+    assert aborted["one of 4 tasks 5% slower"] == aborted["one of 13 tasks 5% slower"] == 6
 
 
 def line(

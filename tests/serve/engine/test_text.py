@@ -251,6 +251,22 @@ def test_messages_are_taken_as_openai_clients_send_them(
     assert tool_codec.chat_text(messages) == expected
 
 
+@pytest.mark.parametrize(
+    "stated",
+    [{}, {"parameters": None}, {"parameters": {}}, {"parameters": {"type": "object"}}],
+    ids=["left out", "null", "empty", "no properties"],
+)
+def test_a_function_that_takes_nothing_has_an_empty_schema(
+    tmp_path: Path, stated: dict[str, object]
+) -> None:
+    """A template that looks at the schema of each tool renders one without, as OpenAI allows."""
+    folder = make_checkpoint(tmp_path / "c")
+    template = "{% for tool in tools %}{{ tool.function.parameters.properties }}{% endfor %}"
+    (folder / "chat_template.jinja").write_text(template)
+    tools: list[dict[str, object]] = [{"type": "function", "function": {"name": "now", **stated}}]
+    assert TextCodec(folder).chat_text([{"role": "user", "content": "a"}], tools) == "{}"
+
+
 @pytest.mark.parametrize("arguments", ["{", "[1]", '"x"', "[" * 100_000])
 def test_arguments_that_are_no_object_are_named(tool_codec: TextCodec, arguments: str) -> None:
     """The place in the messages is in the sentence."""

@@ -1,7 +1,9 @@
 """The gateway over HTTP, beside the Triton behind it."""
 
+import contextlib
 import http.client
 import json
+import socket
 from collections.abc import Iterator
 from typing import Any
 
@@ -274,3 +276,30 @@ def test_stopping_finishes_answers_over_http(doubles: TritonServer) -> None:
             ask(address, "GET", "/v2/health/live")
         with pytest.raises(grpc.RpcError), grpc.insecure_channel(thread.gateway.address) as channel:
             channel.unary_unary("/inference.GRPCInferenceService/ServerLive")(b"", timeout=60)
+
+
+def test_who_takes_a_little_now_and_then_holds_no_place(
+    gateway: GatewayThread, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each event is taken in time, and yet its variant is soon free for others."""
+    monkeypatch.setattr(sending, "CLIENT_STALL_S", 2.0)
+    monkeypatch.setattr(sending, "MAX_WAITING_BYTES", 256 * 1024)
+    body = json.dumps(
+        {"text_input": prompt(tokens=20_000, word="x" * 1_000), "streaming": True}
+    ).encode()
+    head = f"POST {MODEL}/generate_stream HTTP/1.1\r\nHost: a\r\n"
+    head += f"Content-Length: {len(body)}\r\n\r\n"
+    host, _, port = url.rpartition(":")
+    with socket.socket() as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4_096)
+        client.connect((host, int(port)))
+        client.sendall(head.encode() + body)
+        client.recv(1_000)
+        running = gateway.gateway.statistics
+
+        def is_free() -> bool:
+            with contextlib.suppress(ConnectionError):
+                client.recv(4_000)
+            return bool(running()["variants"]["k3"]["num_running"] == 0)
+
+        wait_until(is_free)

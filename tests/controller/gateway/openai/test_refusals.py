@@ -58,7 +58,7 @@ def error(reply: Reply) -> dict[str, Any]:
         ({"temperature": 3}, "temperature"),
         ({"temperature": float("nan")}, "temperature"),
         ({"temperature": True}, "temperature"),
-        ({"top_p": 0}, "top_p"),
+        ({"top_p": -0.1}, "top_p"),
         ({"max_tokens": 0}, "max_tokens"),
         ({"max_tokens": 1.5}, "max_tokens"),
         ({"max_completion_tokens": 2**31}, "max_completion_tokens"),
@@ -218,6 +218,8 @@ def test_tokens_and_limits(guarded: str) -> None:
         with pytest.raises(openai.BadRequestError) as refused:
             free.chat.completions.create(model="qwen_mtp", messages=long)
         assert (refused.value.code, refused.value.param) == ("context_length_exceeded", "messages")
+        # the words by which LiteLLM and others know it
+        assert "This model's maximum context length is" in str(refused.value)
 
 
 _JSON = st.recursive(

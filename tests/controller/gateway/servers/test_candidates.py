@@ -9,7 +9,13 @@ from hypothesis import strategies as st
 
 from tests.lease_fixtures import BackendDouble, replica_of
 from trt_mtp.controller.gateway.servers.backend import Replica
-from trt_mtp.controller.gateway.servers.candidates import NUM_TRIED, Index, Preference, tiers
+from trt_mtp.controller.gateway.servers.candidates import (
+    NUM_TRIED,
+    SCAN_S,
+    Index,
+    Preference,
+    tiers,
+)
 from trt_mtp.controller.gateway.servers.load import DECAY_S, OtherLoad
 
 NOWHERE = Preference()
@@ -106,6 +112,21 @@ def test_a_subset_without_room_is_left() -> None:
     (chosen,) = Index(replicas, preference).candidates(0.0)
     assert chosen not in subset
     assert chosen.num_running == 0
+
+
+def test_a_full_fleet_costs_no_look_at_all_of_it() -> None:
+    """A place that is freed is found at once, others soon; until then a full one stands for all."""
+    replicas = fleet(1_000, lengths=(3,))
+    for replica in replicas:
+        replica.num_running = 8
+    index = Index(replicas, NOWHERE)
+    assert index.candidates(100.0)[0].num_running == 8
+    freed, found = replicas[700], replicas[300]
+    freed.num_running = found.num_running = 7
+    index.note_free(freed)
+    assert index.candidates(100.0)[0] in (freed, found)
+    freed.num_running = 8
+    assert index.candidates(100.0 + SCAN_S)[0] is found
 
 
 def test_who_failed_a_request_comes_last() -> None:

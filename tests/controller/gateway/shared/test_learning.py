@@ -67,15 +67,15 @@ def run(*peers: Peer, steps: Coroutine[Any, Any, None]) -> None:
 
 
 def test_many_gateways_expect_what_one_would(redis: RedisServer) -> None:
-    """Twenty that each saw a twentieth of the answers agree, and with one that saw them all."""
-    peers = [Peer(redis, f"g{number}").learn(2, 0.6) for number in range(20)]
+    """A hundred that each saw a part of the answers agree, and with one that saw them all."""
+    peers = [Peer(redis, f"g{number}").learn(2, 0.6) for number in range(100)]
     one = Policy(Profile(fingerprint="a"))
-    for _ in range(40):
+    for _ in range(200):
         decision = one.choose(request(hint_task="coding"), variants(3), now_s=0.0)
         one.update(decision, outcome(3, 0.6))
     run(*peers, steps=exchanged(*peers))
     for peer in peers:
-        assert len(peer.names) == 19
+        assert len(peer.names) == 99
         assert peer.expected == pytest.approx(peers[0].expected)
         assert peer.expected == pytest.approx(one.acceptance.estimate(CODING).lengths, rel=0.01)
     assert Peer(redis, "alone").expected != pytest.approx(peers[0].expected, rel=0.01)

@@ -140,6 +140,7 @@ def test_a_gateway_starts_without_the_store(doubles: TritonServer, tmp_path: Pat
     assert f"redis://127.0.0.1:{server.port} can't be reached (" in gateway.log
     assert "password" in gateway.log
     assert "wrong-horse" not in gateway.log
+    assert "could not be taken back" not in gateway.log  # nothing was shared
     assert "Traceback" not in gateway.log
 
 
