@@ -66,7 +66,8 @@ class HttpClient(asyncio.Protocol):
 
     def __init__(self, address: str) -> None:
         self._host, _, self._port = address.rpartition(":")
-        self._times, self._tail = list[float](), b""
+        self._times: list[float] = []
+        self._tail = b""
 
     async def connect(self) -> None:
         """Open it."""
@@ -104,7 +105,7 @@ class HttpClient(asyncio.Protocol):
             "POST /v1/chat/completions HTTP/1.1\r\nHost: gateway\r\n"
             f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
         )
-        self._times, self._tail = list[float](), b""
+        self._times, self._tail = [], b""
         self._is_over = asyncio.get_running_loop().create_future()
         self._transport.write(head.encode() + body)
 
