@@ -109,12 +109,15 @@ def row(
 def main() -> None:
     """Run it."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("url")
+    parser.add_argument("url", nargs="?")
     parser.add_argument("--models", default="qwen_mtp_k0,qwen_mtp_k3")
     parser.add_argument("--prompts", type=int, default=140)
     parser.add_argument("--tokens", type=int, help="of each answer  [default: as the prompts say]")
     parser.add_argument("--json", action="store_true", help="print JSON")
     options = parser.parse_args()
+    if options.url is None:  # as in `make bench`
+        print("nothing was measured: start vLLM's variants (docs/vllm.md) and name their Triton")
+        return
     first, *others = options.models.split(",")
     prompts = read_prompts(options.prompts, options.tokens)
     asked = [prompt for _, prompt in prompts]

@@ -219,13 +219,16 @@ def say(text: str) -> None:
 def main() -> None:
     """Run it."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--vllm", required=True, metavar="HOST:PORT")
+    parser.add_argument("--vllm", metavar="HOST:PORT")
     parser.add_argument("--adaptive", metavar="HOST:PORT/MODEL")
     parser.add_argument("--lengths", default="0,1,3", help="of both engines; 0 among them")
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("--short", action="store_true", help="fewer rounds and shorter answers")
     parser.add_argument("--tasks", default="structured_output,coding,writing")
     options = parser.parse_args()
+    if options.vllm is None:  # as in `make bench`
+        say("nothing was measured: start vLLM's variants (docs/vllm.md) and name their Triton")
+        return
     lengths = sorted(map(int, options.lengths.split(",")))
     prompts = read_prompt_set(str(ASSET / "prompts.jsonl")).chosen(options.tasks.split(","))
     prompts = prompts.drawn(48 if options.short else None, 0.0, SEED)

@@ -14,7 +14,23 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from trt_mtp.controller.position_counts import MAX_POSITIONS, PositionCounts, trials
+from trt_mtp.controller.acceptance_estimate import (
+    Estimate,
+    Precisions,
+    estimate,
+    pooled,
+    sharpened,
+)
+from trt_mtp.controller.app_offset import Apps, app_scope, count_beside, offset
+from trt_mtp.controller.log_odds import shifted
+from trt_mtp.controller.position_counts import (
+    MAX_POSITIONS,
+    Counted,
+    PositionCounts,
+    counted_to_json,
+    read_counted,
+    trials,
+)
 
 DECAY_RATIO = 0.91  # r above
 # Requests of one task differ: SD 0.04 to 0.10 of acceptance within a task, which is an
@@ -24,9 +40,13 @@ PROFILE = "profile"  # the name of a profile's counts among the peers
 OTHERS = "others"  # the name of the sum of all other gateways' counts
 MAX_SESSIONS = 4096
 MAX_TENANTS = 1024
+# effective steps of a tenant from which on they count for others by half, then less and less
+TENANT_STEPS = 400.0
 
 # how many effective steps of data outweigh the level above
-PRIOR_WEIGHT = {"all": 400.0, "task": 60.0, "cell": 60.0, "tenant": 120.0, "session": 40.0}
+PRIOR_WEIGHT = {
+    "all": 400.0, "task": 60.0, "cell": 60.0, "tenant": 120.0, "app": 25.0, "session": 100.0
+}  # fmt: skip
 
 
 class AcceptanceKey(NamedTuple):
@@ -71,15 +91,6 @@ def acceptance_lengths(conditionals: Sequence[float]) -> tuple[float, ...]:
 
 
 @dataclass(frozen=True, slots=True)
-class Estimate:
-    """AL(K) by K, its standard deviation, and the number of effective steps behind it."""
-
-    lengths: tuple[float, ...]
-    deviations: tuple[float, ...]
-    weight: float
-
-
-@dataclass(frozen=True, slots=True)
 class DriftAlarm:
     """A sustained shift of acceptance that made the learner forget most of a cell."""
 
@@ -88,48 +99,8 @@ class DriftAlarm:
     num_observations: int  # answers since the cell's last alarm
 
 
-# a gateway's counts by scope, and the number of answers behind them
-Counted = tuple[int, dict[str, PositionCounts]]
-
-
-def read_counted(value: Mapping[str, Any]) -> Counted:
-    """What `counted_to_json` wrote; raises KeyError, TypeError or ValueError for anything else."""
-    counts = {str(k): PositionCounts.from_json(v) for k, v in value["counts"].items()}
-    return int(value["version"]), counts
-
-
-def counted_to_json(counted: Counted) -> dict[str, Any]:
-    """One gateway's counts as a JSON object."""
-    version, counts = counted
-    return {"version": version, "counts": {k: c.to_json() for k, c in sorted(counts.items())}}
-
-
-def _logit(p: float) -> float:
-    p = min(max(p, 1e-4), 1 - 1e-4)
-    return math.log(p / (1 - p))
-
-
-def _sigmoid(x: float) -> float:
-    return 1 / (1 + math.exp(-x))
-
-
-def pooled(counts: PositionCounts, parent: Sequence[float], weight: float) -> tuple[float, ...]:
-    """The conditionals of `counts`, shrunk to `parent`'s.
-
-    A shift that one position shows is expected at the next: that is how answers served at K = 1
-    say something of K = 3, until K = 3 has its own counts.
-    """
-    means, shift = [], 0.0
-    for j, parent_mean in enumerate(parent):
-        prior = parent_mean if not shift else _sigmoid(_logit(parent_mean) + shift)
-        trials = counts.trials[j]
-        if trials <= 0.0:
-            means.append(prior)
-            continue
-        mean = (counts.successes[j] + weight * prior) / (trials + weight)
-        shift = _logit(mean) - _logit(parent_mean)
-        means.append(mean)
-    return tuple(means)
+# conditionals of a cell, what is known of them, and the estimate of both
+Pooled = tuple[tuple[float, ...], Precisions, Estimate]
 
 
 @dataclass(slots=True)
@@ -171,14 +142,21 @@ class AcceptanceLearner:
     version: int = 0
     own: dict[str, PositionCounts] = field(default_factory=dict)
     peers: dict[str, Counted] = field(default_factory=dict)
-    _sessions: OrderedDict[str, PositionCounts] = field(default_factory=OrderedDict)
+    _sessions: OrderedDict[str, tuple[PositionCounts, PositionCounts]] = field(
+        default_factory=OrderedDict
+    )
+    _apps: Apps = field(default_factory=Apps)
     _peer_sums: dict[str, PositionCounts] = field(default_factory=dict)  # by scope, when asked for
     _peer_epochs: dict[str, int] = field(default_factory=dict)
     _cusums: dict[str, _Cusum] = field(default_factory=dict)
-    _cache: dict[AcceptanceKey, tuple[tuple[float, ...], Estimate]] = field(default_factory=dict)
+    _cache: dict[AcceptanceKey, Pooled] = field(default_factory=dict)
 
     def estimate(
-        self, key: AcceptanceKey, tenant: str | None = None, session_id: str | None = None
+        self,
+        key: AcceptanceKey,
+        tenant: str | None = None,
+        session_id: str | None = None,
+        app: str | None = None,
     ) -> Estimate:
         """The expected acceptance of a request, pooled from its conversation up to all tasks."""
         cached = self._cache.get(key)
@@ -186,14 +164,23 @@ class AcceptanceLearner:
             cached = self._cache[key] = self._pool_cell(key)
         own_tenant = self._counts(f"tenant/{tenant}/{key}") if tenant else None
         session = self._sessions.get(session_id) if session_id else None
-        if own_tenant is None and session is None:
-            return cached[1]
-        conditionals, weight = cached[0], cached[1].weight
-        for name, counts in (("tenant", own_tenant), ("session", session)):
-            if counts is not None:
-                conditionals = pooled(counts, conditionals, PRIOR_WEIGHT[name])
-                weight += counts.trials[0]
-        return _estimate(conditionals, weight)
+        shift = self._offset_of(app_scope(tenant, app)) if app else 0.0
+        if session is not None:
+            shift += offset(*session, PRIOR_WEIGHT["session"])
+        if own_tenant is None and not shift:
+            return cached[2]
+        conditionals, precisions, known = cached
+        weight = known.weight
+        if own_tenant is not None:
+            conditionals = pooled(own_tenant, conditionals, PRIOR_WEIGHT["tenant"])
+            precisions = sharpened(precisions, own_tenant, PRIOR_WEIGHT["tenant"])
+            weight = max(weight, own_tenant.trials[0])  # the cell has the same answers
+        return estimate(shifted(conditionals, shift) if shift else conditionals, precisions, weight)
+
+    def _offset_of(self, scope: str) -> float:
+        """What an app's requests have beyond their tasks and tenant, in logits."""
+        seen, expected = self._counts(scope), self._counts(f"expected/{scope}")
+        return offset(seen, expected, PRIOR_WEIGHT["app"]) if seen and expected else 0.0
 
     def update(
         self,
@@ -203,8 +190,9 @@ class AcceptanceLearner:
         cut_after: int = -1,
         tenant: str | None = None,
         session_id: str | None = None,
+        app: str | None = None,
     ) -> DriftAlarm | None:
-        """Learn from one answer; `shares` says how much of it belongs to which key (sum 1).
+        """Learn from one answer; `shares` says how much of it belongs to which key (1 at most).
 
         `cut_after` is that of trt_mtp.serve.engine.base.SpeculationCounters.
 
@@ -214,22 +202,44 @@ class AcceptanceLearner:
             return None  # K = 0 teaches nothing
         weight = 1 / (1 + REQUEST_CORRELATION * num_steps)
         self.version += 1
+        answer = num_steps, accepted_per_position, weight, cut_after
+        if session_id:
+            seen, expected = self._session(session_id)
+            count_beside(seen, expected, self._chance(shares, tenant, app), *answer)
+        if app:
+            scope, chance = app_scope(tenant, app), self._chance(shares, tenant)
+            self._apps.count(self.own, scope, chance, *answer)
         likeliest = max(shares, key=lambda key: shares[key])
         first_tried = num_steps - (cut_after == 0)
-        alarm = self._watch(likeliest, first_tried, accepted_per_position[0])
+        alarm = self._watch(likeliest, first_tried, accepted_per_position[0], tenant)
         for key, share in shares.items():
-            task, cell = f"task/{key.task}", f"cell/{key}"
-            scopes = [(task, task), (cell, cell)]
-            if tenant and self._may_add_tenant(f"tenant/{tenant}/{key}"):
-                scopes.append((f"tenant/{tenant}/{key}", cell))
-            for scope, epoch_of in scopes:
+            task, cell, own = f"task/{key.task}", f"cell/{key}", f"tenant/{tenant}/{key}"
+            common = weight * share * self._common_share(own)
+            scopes = [(task, task, common), (cell, cell, common)]
+            if tenant and self._may_add_tenant(own):
+                scopes.append((own, cell, weight * share))
+            for scope, epoch_of, each in scopes:
                 counts = self._own_counts(scope, epoch_of)
-                counts.add(num_steps, accepted_per_position, weight * share, cut_after)
-            self._add_overall(key, num_steps, accepted_per_position, weight * share, cut_after)
+                counts.add(num_steps, accepted_per_position, each, cut_after)
+            self._add_overall(key, num_steps, accepted_per_position, common, cut_after)
         self._cache.clear()
-        if session_id:
-            self._add_session(session_id, num_steps, accepted_per_position, weight, cut_after)
         return alarm
+
+    def _chance(
+        self, shares: Mapping[AcceptanceKey, float], tenant: str | None, app: str | None = None
+    ) -> float:
+        """That a first draft is accepted, as far as is known without the conversation."""
+        known = [(s, self.estimate(key, tenant, None, app)) for key, s in shares.items()]
+        chance = sum([share * (estimate.lengths[1] - 1) for share, estimate in known])
+        return chance / sum(shares.values())
+
+    def _common_share(self, tenant_scope: str) -> float:
+        """How far an answer of a tenant counts for all others: the less, the more it has had.
+
+        Answers of one tenant are alike, so that few of them say what it says of the others.
+        """
+        counts = self.own.get(tenant_scope)
+        return 1.0 if counts is None else TENANT_STEPS / (TENANT_STEPS + counts.trials[0])
 
     def _add_overall(
         self,
@@ -247,19 +257,12 @@ class AcceptanceLearner:
         counts = self.own.setdefault("expected", PositionCounts())
         counts.add_expected(num_steps, accepted, expected, weight, cut_after)
 
-    def _add_session(
-        self,
-        session_id: str,
-        num_steps: int,
-        accepted: Sequence[int],
-        weight: float,
-        cut_after: int,
-    ) -> None:
-        counts = self._sessions.setdefault(session_id, PositionCounts())
-        counts.add(num_steps, accepted, weight, cut_after)
+    def _session(self, session_id: str) -> tuple[PositionCounts, PositionCounts]:
+        counts = self._sessions.setdefault(session_id, (PositionCounts(), PositionCounts()))
         self._sessions.move_to_end(session_id)
         if len(self._sessions) > MAX_SESSIONS:
             self._sessions.popitem(last=False)
+        return counts
 
     def _may_add_tenant(self, scope: str) -> bool:
         if scope in self.own:
@@ -286,35 +289,33 @@ class AcceptanceLearner:
                 known = self._peer_sums[scope] = PositionCounts.total([c[scope] for c in peers])
         return known
 
-    def _pool_cell(self, key: AcceptanceKey) -> tuple[tuple[float, ...], Estimate]:
+    def _pool_cell(self, key: AcceptanceKey) -> Pooled:
         conditionals = prior_conditionals(self.priors[key.task], self.decay_ratio)
         shift = self._overall_shift()
         if shift:
-            conditionals = tuple(_sigmoid(_logit(c) + shift) for c in conditionals)
-        weight = 0.0
+            conditionals = shifted(conditionals, shift)
+        weight, precisions = 0.0, (0.0,) * MAX_POSITIONS
         for level, scope in (("task", f"task/{key.task}"), ("cell", f"cell/{key}")):
             counts = self._counts(scope)
             if counts is not None:
                 conditionals = pooled(counts, conditionals, PRIOR_WEIGHT[level])
+                precisions = sharpened(precisions, counts, PRIOR_WEIGHT[level])
                 weight = max(weight, counts.trials[0])
-        return conditionals, _estimate(conditionals, weight)
+        return conditionals, precisions, estimate(conditionals, precisions, weight)
 
     def _overall_shift(self) -> float:
         """The difference of all tasks together from their priors, in logits of the first draft."""
         seen, expected = self._counts("all"), self._counts("expected")
-        if seen is None or expected is None or seen.trials[0] <= 0:
-            return 0.0
-        prior_mean = expected.successes[0] / seen.trials[0]
-        kappa = PRIOR_WEIGHT["all"]
-        mean = (seen.successes[0] + kappa * prior_mean) / (seen.trials[0] + kappa)
-        return _logit(mean) - _logit(prior_mean)
+        return offset(seen, expected, PRIOR_WEIGHT["all"]) if seen and expected else 0.0
 
-    def _watch(self, key: AcceptanceKey, num_tried: int, num_accepted: int) -> DriftAlarm | None:
+    def _watch(
+        self, key: AcceptanceKey, num_tried: int, num_accepted: int, tenant: str | None
+    ) -> DriftAlarm | None:
         """Raise the drift alarm for a known cell whose first drafts keep missing the expected."""
-        estimate = self.estimate(key)
-        if estimate.weight < 200 or num_tried <= 0:
+        expected = self.estimate(key, tenant)
+        if expected.weight < 200 or num_tried <= 0:
             return None
-        first = estimate.lengths[1] - 1
+        first = expected.lengths[1] - 1
         variance = first * (1 - first) * (1 / num_tried + REQUEST_CORRELATION)
         z = (num_accepted / num_tried - first) / math.sqrt(max(variance, 1e-6))
         task, cell = f"task/{key.task}", f"cell/{key}"
@@ -359,7 +360,7 @@ class AcceptanceLearner:
         for name, (version, counts) in read.items():
             if name == self.replica:
                 if version > self.version:
-                    self.version, self.own = version, counts
+                    self.version, self.own, self._apps = version, counts, Apps.of(counts)
             elif version > self.peers.get(name, (-1, {}))[0]:
                 self.peers[name] = (version, counts)
         self._use_peers()
@@ -386,14 +387,3 @@ class AcceptanceLearner:
         return {
             "replicas": {name: counted_to_json(counted) for name, counted in sorted(known.items())}
         }
-
-
-def _estimate(conditionals: Sequence[float], weight: float) -> Estimate:
-    """Means and deviations of AL(K); the positions' errors are taken as fully correlated."""
-    lengths = acceptance_lengths(conditionals)
-    effective = weight + PRIOR_WEIGHT["task"]
-    deviations, relative = [0.0], 0.0
-    for j, conditional in enumerate(conditionals):
-        relative += math.sqrt((1 - conditional) / (conditional * effective)) if conditional else 1.0
-        deviations.append(deviations[-1] + (lengths[j + 1] - lengths[j]) * relative)
-    return Estimate(lengths, tuple(deviations), weight)

@@ -4,6 +4,8 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from trt_mtp.controller.app_offset import app_key
+from trt_mtp.controller.pasted_text import asks_of_pasted_text
 from trt_mtp.controller.request import WINDOW_CHARS, RequestFeatures, content_text, is_format
 from trt_mtp.errors import InputError
 from trt_mtp.files import nearest
@@ -39,7 +41,7 @@ def features_from_json(value: Any) -> RequestFeatures:
     values = _by_known_keys(value)
     if ("prompt" in values) == ("messages" in values):
         raise InputError("a request has either prompt or messages")
-    system, text = _texts(values)
+    system, text, last = _texts(values)
     return RequestFeatures(
         head=text[:WINDOW_CHARS],
         tail=text[-WINDOW_CHARS:],
@@ -56,7 +58,9 @@ def features_from_json(value: Any) -> RequestFeatures:
         hint_draft_length=_draft_length(values),
         session_id=_text(values, "session_id"),
         tenant=_text(values, "tenant"),
+        app=app_key(system[:WINDOW_CHARS]),
         latency_class=_text(values, "latency_class"),
+        asks_of_pasted_text=asks_of_pasted_text(last, last, len(last)),
     )
 
 
@@ -78,10 +82,11 @@ def _by_known_keys(value: Mapping[str, Any]) -> dict[str, Any]:
     return values
 
 
-def _texts(values: Mapping[str, Any]) -> tuple[str, str]:
-    """The system prompt and the user's text."""
+def _texts(values: Mapping[str, Any]) -> tuple[str, str, str]:
+    """The system prompt, the user's text and the last turn of it."""
     if "prompt" in values:
-        return _text(values, "system") or "", _text(values, "prompt") or ""
+        text = _text(values, "prompt") or ""
+        return _text(values, "system") or "", text, text
     messages = values["messages"]
     if isinstance(messages, str):  # as in the tensor of that name
         try:
@@ -92,7 +97,7 @@ def _texts(values: Mapping[str, Any]) -> tuple[str, str]:
         raise InputError("messages is a list of objects with role and content")
     system = "\n".join(content_text(m) for m in messages if m.get("role") == "system")
     turns = [content_text(m) for m in messages if m.get("role") not in ("system", "assistant")]
-    return system, "\n".join(turns)
+    return system, "\n".join(turns), turns[-1] if turns else ""
 
 
 def _text(values: Mapping[str, Any], key: str) -> str | None:

@@ -1,7 +1,7 @@
 """Trials and successes of each draft position, with exponential forgetting."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -151,3 +151,19 @@ class PositionCounts:
             epoch,
             counted,
         )
+
+
+# a gateway's counts by scope, and the number of answers behind them
+Counted = tuple[int, dict[str, PositionCounts]]
+
+
+def read_counted(value: Mapping[str, Any]) -> Counted:
+    """What `counted_to_json` wrote; raises KeyError, TypeError or ValueError for anything else."""
+    counts = {str(k): PositionCounts.from_json(v) for k, v in value["counts"].items()}
+    return int(value["version"]), counts
+
+
+def counted_to_json(counted: Counted) -> dict[str, Any]:
+    """One gateway's counts as a JSON object."""
+    version, counts = counted
+    return {"version": version, "counts": {k: c.to_json() for k, c in sorted(counts.items())}}

@@ -8,6 +8,8 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from trt_mtp.controller import pasted_text
+from trt_mtp.controller.app_offset import app_key
 from trt_mtp.errors import InputError
 from trt_mtp.files import nearest
 from trt_mtp.serve.contract import (
@@ -25,6 +27,7 @@ from trt_mtp.serve.kserve import InferRequest, parameter_value
 from trt_mtp.serve.parameter_names import unknown_parameter
 
 CHARS_PER_TOKEN = 4.0
+TYPICAL_ANSWER_TOKENS = 256
 WINDOW_CHARS = 2_000  # of the prompt's start, its end and the system prompt
 WINDOW_BYTES = 4 * WINDOW_CHARS  # a character has at most four
 MAX_JSON_BYTES = 32_768  # longer `messages` are read through two windows, not as JSON
@@ -65,14 +68,16 @@ class RequestFeatures:
     hint_draft_length: int | None = None  # request parameter `draft_length`; None is auto
     session_id: str | None = None
     tenant: str | None = None
+    app: str | None = None  # named by its system prompt, see app_key
     latency_class: str | None = None
     num_tool_chars: int = 0  # of the tools, which the template puts into the prompt
     min_tokens: int = 0  # before an end token may come; 0 where end tokens are ignored
     is_guided: bool = False  # its answer is held to a grammar
     num_emitted: int = 0  # tokens of its answer that it brings, to be continued
+    asks_of_pasted_text: bool = False  # its last turn is a long text with a question
 
     @property
-    def context_tokens(self) -> int:
+    def input_tokens(self) -> int:
         """All that a variant reads before it answers."""
         return self.prompt_tokens + self.num_emitted
 
@@ -83,6 +88,16 @@ class RequestFeatures:
         if known is not None:
             return known
         return int((self.num_chars + self.num_tool_chars) / CHARS_PER_TOKEN)
+
+    @property
+    def context_tokens(self) -> float:
+        """Tokens in its cache while it is answered: the prompt and half of a typical answer."""
+        return self.input_tokens + self.answer_tokens / 2
+
+    @property
+    def answer_tokens(self) -> int:
+        """Tokens that an answer may have; max_tokens is a bound, not what it takes."""
+        return max(1, min(self.max_tokens, TYPICAL_ANSWER_TOKENS))
 
 
 class Hints(NamedTuple):
@@ -104,6 +119,7 @@ class _Prompt(NamedTuple):
     has_tools: bool = False
     has_response_format: bool = False
     thinking: bool | None = False
+    asks_of_pasted_text: bool = False
 
 
 def read_hints(
@@ -196,11 +212,13 @@ def read_features(request: InferRequest, hints: Hints) -> RequestFeatures:
         hint_draft_length=hints.draft_length,
         session_id=hints.session_id,
         tenant=hints.tenant,
+        app=app_key(prompt.system),
         latency_class=hints.latency_class,
         num_tool_chars=len(tools) if tools else 0,
         min_tokens=_min_tokens(request),
         is_guided=is_guided,
         num_emitted=num_ids(request, EMITTED) or 0,
+        asks_of_pasted_text=prompt.asks_of_pasted_text,
     )
 
 
@@ -309,6 +327,7 @@ def _text_prompt(data: memoryview) -> _Prompt:
         system=system[:WINDOW_CHARS],
         has_tools="<tools>" in system,
         thinking=thinking,
+        asks_of_pasted_text=pasted_text.asks_in_text(head, tail, num_chars),
     )
 
 
@@ -333,6 +352,7 @@ def _chat_prompt(data: bytes) -> _Prompt:
     messages = [m for m in listed if isinstance(m, dict)] if isinstance(listed, list) else []
     system = next((m for m in messages if m.get("role") == "system"), {})
     turns = [m for m in messages if m.get("role") not in ("system", "assistant")]
+    last = content_text(turns[-1]) if turns else ""
     return _Prompt(
         head=_joined(turns)[:WINDOW_CHARS],
         tail=_joined(turns)[-WINDOW_CHARS:],
@@ -341,6 +361,7 @@ def _chat_prompt(data: bytes) -> _Prompt:
         has_tools=bool(options.get("tools")) or any(m.get("role") == "tool" for m in turns),
         has_response_format=is_format(options.get("response_format")),
         thinking=said if isinstance(said := options.get("enable_thinking"), bool) else None,
+        asks_of_pasted_text=pasted_text.asks_of_pasted_text(last, last, len(last)),
     )
 
 
@@ -377,15 +398,12 @@ def _long_chat_prompt(data: memoryview) -> _Prompt:
     outside = head + tail  # keys inside a content have their quotes escaped
     said = re.search(r'(?<!\\)"enable_thinking"\s*:\s*(true|false)', outside)
     return _Prompt(
-        head=_unescaped(head)[:WINDOW_CHARS],
-        tail=_unescaped(tail)[-WINDOW_CHARS:],
+        head=pasted_text.unescaped(head)[:WINDOW_CHARS],
+        tail=pasted_text.unescaped(tail)[-WINDOW_CHARS:],
         num_chars=num_chars,
         system=system[:WINDOW_CHARS],
         has_tools=re.search(r'(?<!\\)"tools"\s*:\s*\[\s*\{', outside) is not None,
         has_response_format=re.search(r'(?<!\\)"response_format"\s*:\s*\{', outside) is not None,
         thinking=None if said is None else said[1] == "true",
+        asks_of_pasted_text=pasted_text.asks_in_messages(head, tail, num_chars),
     )
-
-
-def _unescaped(text: str) -> str:
-    return text.replace("\\n", "\n").replace('\\"', '"')

@@ -10,8 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from trt_mtp.controller.acceptance import Counted, counted_to_json, read_counted
 from trt_mtp.controller.policy import Policy
+from trt_mtp.controller.position_counts import Counted, counted_to_json, read_counted
 from trt_mtp.errors import InputError
 from trt_mtp.files import PRIVATE, read_json, to_json, write_atomic
 

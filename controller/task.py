@@ -19,6 +19,7 @@ SYSTEM_WEIGHT = 0.5  # a system prompt says what a service is for, not what this
 MAX_LAG = 3.9  # log-odds behind the best from which a task is left out: 2% as likely
 # log-odds where the client predicts the answer, an edited file or document: it repeats what it has
 PREDICTED = {"coding": 2.0, "rag": 2.0, "writing": -3.0, "roleplay": -3.0}
+PASTED = 5.0  # log-odds for rag where a long text comes with a question
 _SERVICE_WORDS = ("assistant", "helpful", "expert", "model", "bot", "tool", "qwen", "engineer")
 _INDEX = {task: i for i, task in enumerate(TASKS)}
 
@@ -94,6 +95,9 @@ def _add_structure(request: RequestFeatures, scores: list[float], reasons: list[
         for task, change in PREDICTED.items():
             scores[_INDEX[task]] += change
         reasons.append("the answer is predicted")
+    if request.asks_of_pasted_text:
+        scores[_INDEX["rag"]] += PASTED
+        reasons.append("a long text with a question")
     if request.temperature >= 0.9:
         for task in ("writing", "roleplay"):
             scores[_INDEX[task]] += 0.4

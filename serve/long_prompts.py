@@ -1,4 +1,4 @@
-"""Requests with long prompts: read one after the other in a thread of their own.
+"""Requests with long prompts, or grammars: each kind is read in a thread of its own.
 
 The thread in which Triton hands requests over goes on meanwhile, and so does the engine: short
 requests never wait until a long text is tokenized.
@@ -39,18 +39,17 @@ class ReceivedRequest:
         return sum(sizes) > LONG_BYTES
 
 
-class LongPrompts:
-    """The requests that wait to be read, and the thread that does it."""
+class _Lane:
+    """The requests that wait to be read one after the other, and the thread that does it."""
 
-    def __init__(self, submit: Callable[[ReceivedRequest], None]) -> None:
-        """`submit` reads a request and hands it to the engine; it raises nothing."""
+    def __init__(self, name: str, submit: Callable[[ReceivedRequest], None]) -> None:
         self._submit = submit
         self._waiting: deque[ReceivedRequest] = deque()
         self._current: ReceivedRequest | None = None
         self._deferred: list[Callable[[], None]] = []
         self._is_closed = False
         self._wake = threading.Condition()
-        self._thread = threading.Thread(target=self._run, name="long-prompts", daemon=True)
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
 
     def put(self, request: ReceivedRequest) -> None:
@@ -96,3 +95,29 @@ class LongPrompts:
                 deferred, self._deferred = self._deferred, []
             for action in deferred:
                 action()
+
+
+class LongPrompts:
+    """The requests that wait to be read: those with grammars apart, whose trials take seconds."""
+
+    def __init__(self, submit: Callable[[ReceivedRequest], None]) -> None:
+        """`submit` reads a request and hands it to the engine; it raises nothing."""
+        self._prompts, self._grammars = _Lane("long-prompts", submit), _Lane("grammars", submit)
+        self._lanes = (self._prompts, self._grammars)
+
+    def put(self, request: ReceivedRequest) -> None:
+        """Have `request` read and submitted after those of its kind that came before; at once."""
+        (self._grammars if GUIDED in request.inputs else self._prompts).put(request)
+
+    def take(self, request_id: str) -> ReceivedRequest | None:
+        """Take a request out that nobody has begun to read; None if there is none of that id."""
+        return next(filter(None, (lane.take(request_id) for lane in self._lanes)), None)
+
+    def defer(self, request_id: str, action: Callable[[], None]) -> bool:
+        """Have `action` called when the request is submitted; false if it isn't being read."""
+        return any(lane.defer(request_id, action) for lane in self._lanes)
+
+    def close(self) -> None:
+        """Let the threads end; no request may be waiting."""
+        for lane in self._lanes:
+            lane.close()

@@ -1,6 +1,9 @@
-"""The PEM files of one side of a TLS connection, tried out before they are used."""
+"""The PEM files of one side of a TLS connection, read once and tried out before they are used."""
 
+import os
 import ssl
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -23,31 +26,77 @@ class TlsFiles:
         """Those that there are."""
         return [path for path in (self.cert, self.key, self.ca) if path is not None]
 
-    def check(self) -> None:
-        """Raise InputError if the files can't be used, or not today.
+    def read(self) -> "TlsContents":
+        """What is in them; raises InputError if it can't be used, or not today.
 
         The other side refuses a certificate that has expired. At a start that is an error, too: a
         gateway that takes over a port must not take it from one whose certificate is valid.
         """
         if (self.cert is None) != (self.key is None):
             raise InputError("a TLS certificate and its key go together: give both, or neither")
-        for path in self.paths:
-            read_bounded(path, SMALL)  # OpenSSL would wait for a pipe
-        _load(ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), self)
-        self._check_dates(datetime.now(UTC))
+        cert, key, ca = (
+            read_bounded(path, SMALL) if path else None for path in (self.cert, self.key, self.ca)
+        )
+        contents = TlsContents(self, cert, key, ca)
+        contents.load_into(ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT))
+        contents.check_dates(datetime.now(UTC))
+        return contents
 
-    def _check_dates(self, now: datetime) -> None:
+    def check(self) -> None:
+        """Raise InputError as `read`."""
+        self.read()
+
+
+@dataclass(frozen=True, slots=True)
+class TlsContents:
+    """What was in the files at one moment: what was tried out is what is used."""
+
+    files: TlsFiles
+    cert: bytes | None
+    key: bytes | None
+    ca: bytes | None
+
+    def load_into(self, context: ssl.SSLContext) -> None:
+        """Have a context use them; raises InputError if it can't."""
+        files = self.files
+        try:
+            if self.cert is not None and self.key is not None:
+                with _as_file(self.cert) as cert, _as_file(self.key) as key:
+                    # an encrypted key would ask for its password on the terminal
+                    context.load_cert_chain(cert, key, password=lambda: "")
+        except (OSError, ValueError) as error:
+            raise InputError(
+                f"{files.cert} and {files.key} are no certificate and its key in PEM: {error}"
+            ) from None
+        try:
+            if self.ca is not None:
+                with _as_file(self.ca) as ca:
+                    context.load_verify_locations(ca)
+        except (OSError, ValueError) as error:
+            raise InputError(f"{files.ca} has no certificates in PEM: {error}") from None
+
+    def check_dates(self, now: datetime) -> None:
         """Of the own certificate; of the authorities one has to be valid, old ones may stay."""
-        own = _validities(self.cert)[:1] if self.cert else []  # what follows is its chain
-        for path, found in ((self.cert, own), (self.ca, _validities(self.ca) if self.ca else [])):
+        files = self.files
+        own = _validities(files.cert, self.cert)[:1]  # what follows is its chain
+        for path, found in ((files.cert, own), (files.ca, _validities(files.ca, self.ca))):
             problems = [validity.problem(now) for validity in found]
             if problems and all(problems):
                 raise InputError(f"the certificate in {path} {problems[0]}: renew it")
 
 
-def _validities(path: Path) -> list[Validity]:
+@contextmanager
+def _as_file(content: bytes) -> Iterator[str]:
+    """A path that OpenSSL reads `content` from, which is in memory and has no name elsewhere."""
+    with os.fdopen(os.memfd_create("pem"), "wb") as file:
+        file.write(content)
+        file.flush()
+        yield f"/proc/self/fd/{file.fileno()}"
+
+
+def _validities(path: Path | None, content: bytes | None) -> list[Validity]:
     try:
-        return validities(read_bounded(path, SMALL))
+        return [] if content is None else validities(content)
     except ValueError:  # of a form that OpenSSL takes
         raise InputError(f"a certificate in {path} has no dates that can be read") from None
 
@@ -65,30 +114,14 @@ def read_server_files(
     return files
 
 
-def server_context(files: TlsFiles) -> ssl.SSLContext:
+def server_context(contents: TlsContents) -> ssl.SSLContext:
     """What a server speaks TLS with; where there is a CA, clients need a certificate.
 
     Raises InputError if the files can't be used.
     """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
-    if files.ca is not None:
+    if contents.ca is not None:
         context.verify_mode = ssl.CERT_REQUIRED
-    _load(context, files)
+    contents.load_into(context)
     return context
-
-
-def _load(context: ssl.SSLContext, files: TlsFiles) -> None:
-    try:
-        if files.cert is not None:
-            # an encrypted key would ask for its password on the terminal
-            context.load_cert_chain(files.cert, files.key, password=lambda: "")
-    except (OSError, ValueError) as error:
-        raise InputError(
-            f"{files.cert} and {files.key} are no certificate and its key in PEM: {error}"
-        ) from None
-    try:
-        if files.ca is not None:
-            context.load_verify_locations(files.ca)
-    except (OSError, ValueError) as error:
-        raise InputError(f"{files.ca} has no certificates in PEM: {error}") from None

@@ -1,9 +1,9 @@
 """Does a variant answer as the model without speculation does?
 
 The CPU engine must: token for token, greedily and with seeded sampling. TensorRT-LLM and vLLM need
-not: their kernels add in another order at another draft length, so that greedy answers part where
-two tokens are as good as equal, and their random numbers depend on the draft length. There, a greedy
-answer must be the same up to EXACT_TOKENS, unless it leaves where two tokens were as good as equal
+not: their kernels add in another order at another draft length, so that greedy answers part
+where two tokens are as good as equal, and their random numbers depend on the draft length. There,
+a greedy answer must be the same up to EXACT_TOKENS, unless it leaves where two tokens were equal
 (NEAR_TIE), and sampled answers must have the same distribution.
 """
 

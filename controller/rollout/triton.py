@@ -200,5 +200,4 @@ def _credentials(tls: Tls | None) -> Any:
     if tls is None:
         return None
     files = TlsFiles(tls.cert, tls.key, tls.ca)
-    files.check()
-    return channel_credentials(files)
+    return channel_credentials(files.read())

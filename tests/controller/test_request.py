@@ -39,7 +39,7 @@ def raw_content(value: Content) -> tuple[str, bytes]:
     return "BYTES", len(data).to_bytes(4, "little") + data
 
 
-def features_of(parameters: dict[str, str] | None = None, **inputs: Content) -> RequestFeatures:
+def features_of(parameters: Any = None, **inputs: Any) -> RequestFeatures:
     """The features of a request with these inputs."""
     request = pb.ModelInferRequest(model_name="qwen_mtp")
     for name, value in inputs.items():
@@ -212,3 +212,40 @@ def test_tensors_in_shared_memory_are_refused() -> None:
     tensor.parameters["shared_memory_region"].string_param = "region"
     with pytest.raises(InputError, match="input 'text_input' lies in shared memory"):
         check_request(read_request(request.SerializeToString()))
+
+
+PASTED = "The keeper of the lighthouse wrote down each ship that passed, and its cargo. "
+QUESTION = "How many ships passed in winter?"
+
+
+@pytest.mark.parametrize("size", [20, 1_000])  # the longer messages are never parsed
+def test_a_question_of_pasted_text_is_seen_in_every_form(size: int) -> None:
+    """In a text, in one that went through a template, in messages; of several turns in the last."""
+    text = f"{PASTED * size}\n{QUESTION}"
+    for form in (
+        {"text_input": text},
+        {"text_input": f"<|im_start|>user\n{text}<|im_end|>\n<|im_start|>assistant\n"},
+        {"messages": chat(("user", text))},
+        {"messages": chat(("system", "Help."), ("user", f"{QUESTION}\n{PASTED * size}"))},
+        {"messages": chat(("user", "Hello."), ("assistant", "Hello."), ("user", text))},
+    ):
+        assert features_of(**form).asks_of_pasted_text, form
+    for form in (
+        {"text_input": PASTED * size},
+        {"messages": chat(("user", text), ("assistant", "Two."), ("user", "And in summer?"))},
+        {"messages": chat(*[("user", QUESTION)] * size)},
+    ):
+        assert not features_of(**form).asks_of_pasted_text, form
+
+
+def test_the_system_prompt_names_the_app_in_every_form() -> None:
+    """The same one, whether messages are parsed or too long for that; none without a prompt."""
+    system = "You answer for a library. Today is 2026-11-29."
+    forms = [
+        {"messages": chat(("system", system), ("user", "Hello."))},
+        {"messages": chat(("system", system), ("user", "Hello. " * 10_000))},
+        {"text_input": f"<|im_start|>system\n{system}<|im_end|>\n<|im_start|>user\nHello."},
+    ]
+    (name,) = {features_of(**form).app for form in forms}
+    assert name
+    assert features_of(messages=chat(("user", "Hello."))).app is None

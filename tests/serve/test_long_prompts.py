@@ -6,6 +6,7 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
+from trt_mtp.serve.contract import GUIDED
 from trt_mtp.serve.long_prompts import LONG_BYTES, LongPrompts, ReceivedRequest
 
 TIMEOUT_S = 60.0
@@ -94,3 +95,18 @@ def test_what_is_for_the_one_being_read_waits_for_it(
     reading.may_end.release()
     assert is_done.wait(TIMEOUT_S)
     assert not prompts.defer("a", is_done.set)
+
+
+def test_grammars_on_trial_hold_up_no_prompts(prompts: LongPrompts, reading: Reading) -> None:
+    """A prompt is read meanwhile; both kinds can be cancelled."""
+    guided = {GUIDED: np.array([b"{}"], np.object_)}
+    for name in ("grammar", "waits"):
+        prompts.put(ReceivedRequest(name, guided, "", frozenset(), None))
+    reading.wait()
+    prompts.put(request_of("prompt", b"x" * LONG_BYTES))
+    reading.wait()
+    assert reading.begun == ["grammar", "prompt"]
+    assert prompts.take("waits") is not None
+    assert prompts.defer("grammar", lambda: None)
+    for _ in range(2):
+        reading.may_end.release()

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from trt_mtp.build.vllm_environment import check_environment, find_environment
 from trt_mtp.serve.serving import limits_for, resolve_variants, serving
 from trt_mtp.serve.triton import TritonServer
 
-LOAD_S = 1500.0  # of three variants at once, on a machine that does something else, too
+LOAD_S = 1500.0  # on a machine that does something else, too
 ASSET = Path(__file__).parents[2] / "assets" / "qwen-mtp-tiny"
 
 
@@ -37,14 +38,23 @@ def engines(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def scheduled(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Draft length 2 for one request, 1 for more."""
-    return built(tmp_path_factory.mktemp("scheduled"), 2, schedule={1: 2, 8: 1})
+def triton(engines: Path) -> Iterator[TritonServer]:
+    """A Triton of both variants."""
+    with loaded(engines) as server:
+        yield server
 
 
 @pytest.fixture(scope="session")
-def triton(engines: Path, scheduled: Path) -> Iterator[TritonServer]:
-    """A Triton of all variants; a test that kills one has `check` start it again."""
-    variants = resolve_variants([engines, scheduled])
+def scheduled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TritonServer]:
+    """A Triton with draft length 2 for one request and 1 for more."""
+    folder = built(tmp_path_factory.mktemp("scheduled"), 2, schedule={1: 2, 8: 1})
+    with loaded(folder) as server:
+        yield server
+
+
+@contextmanager
+def loaded(folder: Path) -> Iterator[TritonServer]:
+    """A Triton of the variants in `folder`."""
+    variants = resolve_variants([folder])
     with serving(variants, limits=limits_for(variants, load_s=LOAD_S)) as server:
         yield server

@@ -1,9 +1,11 @@
 """The options of `trt-mtp gateway` that guard it."""
 
+import os
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from trt_mtp.errors import InputError
 from trt_mtp.options import FILE, tls_options, together
 
 if TYPE_CHECKING:
@@ -56,6 +58,12 @@ access_options = together(
 )
 
 
+# without their files the gateway would be open, or believe anybody
+GUARDS = tuple(
+    f"TRT_MTP_GATEWAY_{name}" for name in ("TOKENS", "TLS_CERT", "TLS_CLIENT_CA", "TRITON_CA")
+)
+
+
 def read_access(options: dict[str, Any]) -> "AccessConfig":
     """The settings that the options mean, taken out of `options`.
 
@@ -69,6 +77,9 @@ def read_access(options: dict[str, Any]) -> "AccessConfig":
     )
     from trt_mtp.serve.tls_files import TlsFiles, read_server_files
 
+    for name in GUARDS:
+        if os.environ.get(name) == "":  # which click takes for one that is not set
+            raise InputError(f"{name} is set and empty: give it a file, or unset it")
     raise_file_limit()
     take = options.pop
     towards_triton = TlsFiles(take("triton_cert"), take("triton_key"), take("triton_ca"))

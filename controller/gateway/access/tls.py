@@ -9,33 +9,33 @@ from typing import Any
 import grpc
 
 from trt_mtp.errors import InputError
-from trt_mtp.files import SMALL, FileWatch, read_bounded
-from trt_mtp.serve.tls_files import TlsFiles
+from trt_mtp.files import FileWatch
+from trt_mtp.serve.tls_files import TlsContents, TlsFiles
 
 log = logging.getLogger(__name__)
 
 
 class WatchedTls:
-    """TLS files, looked at again and again."""
+    """TLS files, looked at again and again; `contents` are the last that can be used."""
 
     def __init__(self, files: TlsFiles) -> None:
         """Raises InputError when the files can't be used."""
-        self.files = files
+        self._files = files
         self._watch = FileWatch(*files.paths)
         self._watch.has_changed()  # what comes after this is a change
-        files.check()
+        self.contents = files.read()
 
     def has_changed(self) -> bool:
         """True once for each time that the files changed and can be used."""
         if not self._watch.has_changed():
             return False
         try:
-            self.files.check()
+            self.contents = self._files.read()
         except InputError as error:
             self._watch.look_again()
             log.error("TLS files can't be used, those read before stay: %s", error)
             return False
-        log.info("TLS files changed: %s", self.files.cert or self.files.ca)
+        log.info("TLS files changed: %s", self._files.cert or self._files.ca)
         return True
 
 
@@ -47,26 +47,20 @@ def server_credentials(files: TlsFiles) -> Any:
     watched = WatchedTls(files)
 
     def changed() -> Any | None:
-        return _server_configuration(files) if watched.has_changed() else None
+        return _server_configuration(watched.contents) if watched.has_changed() else None
 
     return grpc.dynamic_ssl_server_credentials(
-        _server_configuration(files), changed, require_client_authentication=files.ca is not None
+        _server_configuration(watched.contents),
+        changed,
+        require_client_authentication=files.ca is not None,
     )
 
 
-def channel_credentials(files: TlsFiles) -> Any:
+def channel_credentials(contents: TlsContents) -> Any:
     """gRPC's credentials of a client; without a CA, those that gRPC brings are trusted."""
-    return grpc.ssl_channel_credentials(
-        root_certificates=read_bounded(files.ca, SMALL) if files.ca else None,
-        private_key=read_bounded(files.key, SMALL) if files.key else None,
-        certificate_chain=read_bounded(files.cert, SMALL) if files.cert else None,
-    )
+    return grpc.ssl_channel_credentials(contents.ca, contents.key, contents.cert)
 
 
-def _server_configuration(files: TlsFiles) -> Any:
-    assert files.cert is not None
-    assert files.key is not None
-    return grpc.ssl_server_certificate_configuration(
-        [(read_bounded(files.key, SMALL), read_bounded(files.cert, SMALL))],
-        root_certificates=read_bounded(files.ca, SMALL) if files.ca else None,
-    )
+def _server_configuration(contents: TlsContents) -> Any:
+    pair = (contents.key, contents.cert)
+    return grpc.ssl_server_certificate_configuration([pair], root_certificates=contents.ca)

@@ -101,7 +101,7 @@ class HttpServer:
         Listening continues meanwhile: the server that takes over has the same socket.
         """
         before = self._listening
-        context = server_context(self._tls.files) if self._tls else None
+        context = server_context(self._tls.contents) if self._tls else None
         assert self._runner.server is not None
         self._listening = await asyncio.get_running_loop().create_server(
             self._connections.accept(self._runner.server),

@@ -10,7 +10,7 @@ import grpc
 from trt_mtp.controller.gateway.access.tls import WatchedTls, channel_credentials
 from trt_mtp.serve.hosts import channel_options, normal_target
 from trt_mtp.serve.kserve import SERVICE
-from trt_mtp.serve.tls_files import TlsFiles
+from trt_mtp.serve.tls_files import TlsContents, TlsFiles
 
 RETIRED_S = 600.0  # for what is in flight on a connection that takes nothing new
 RETIRED_POLL_S = 0.2
@@ -29,8 +29,8 @@ OPTIONS = (
 class Connection:
     """One gRPC channel and the calls on it."""
 
-    def __init__(self, target: str, tls: TlsFiles | None) -> None:
-        """Raises InputError when the TLS files can't be used."""
+    def __init__(self, target: str, tls: TlsContents | None) -> None:
+        """Over TLS, with these contents of its files, where there are any."""
         target = normal_target(target)
         options = OPTIONS + channel_options(target)
         if tls is None:
@@ -89,7 +89,7 @@ class TritonChannel:
         self._connection = self._connect()
 
     def _connect(self) -> Connection:
-        return Connection(self._target, self._tls.files if self._tls else None)
+        return Connection(self._target, self._tls.contents if self._tls else None)
 
     @property
     def unary(self) -> dict[str, Any]:

@@ -11,10 +11,9 @@ import random
 import zlib
 from collections.abc import Callable
 
-from trt_mtp.controller.acceptance import Counted
 from trt_mtp.controller.gateway.shared.store import RedisStore
 from trt_mtp.controller.policy import Policy
-from trt_mtp.controller.position_counts import PositionCounts
+from trt_mtp.controller.position_counts import Counted, PositionCounts
 from trt_mtp.controller.state import own_counts_to_json, read_own_counts
 from trt_mtp.errors import InputError
 

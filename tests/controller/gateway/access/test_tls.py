@@ -20,11 +20,11 @@ from tests.gateway_fixtures import (
     wait_until,
 )
 from trt_mtp.controller.gateway.access.config import AccessConfig
-from trt_mtp.controller.gateway.access.tls import channel_credentials
+from trt_mtp.controller.gateway.access.tls import WatchedTls, channel_credentials
 from trt_mtp.controller.gateway.servers.triton_channel import TritonChannel
 from trt_mtp.serve.grpc_access import GrpcAccess
 from trt_mtp.serve.kserve import SERVICE
-from trt_mtp.serve.tls_files import TlsFiles
+from trt_mtp.serve.tls_files import TlsFiles, server_context
 from trt_mtp.serve.triton import TritonServer
 
 ADMIN_KEY = "triton-grpc-protocol-admin-key"
@@ -34,7 +34,7 @@ def call(address: str, files: TlsFiles | None, method: str, request: Any, **opti
     """One unary call, over TLS where there are files; raises grpc.RpcError."""
     local = [("grpc.use_local_subchannel_pool", 1)]  # a connection of its own
     channel = (
-        grpc.secure_channel(address, channel_credentials(files), options=local)
+        grpc.secure_channel(address, channel_credentials(files.read()), options=local)
         if files
         else grpc.insecure_channel(address, options=local)
     )
@@ -235,3 +235,14 @@ def test_tls_options_that_do_not_fit_end_in_a_sentence(
         result = cli(command, *common[command], *options)
         assert (result.code, "Traceback" in result.err) == (2, False)
         assert message in result.err
+
+
+def test_what_was_tried_out_is_what_is_used(authority: Authority, tmp_path: Path) -> None:
+    """Files that change once more after a look are another look's matter."""
+    files = TlsFiles(*authority.issue("changing"), authority.ca)
+    watched = WatchedTls(files)
+    for path in files.paths:
+        path.write_text("half a certificate")
+    assert server_context(watched.contents).cert_store_stats()["x509_ca"] == 1
+    assert not watched.has_changed()
+    assert server_context(watched.contents).cert_store_stats()["x509_ca"] == 1

@@ -4,7 +4,7 @@ import hashlib
 import json
 import logging
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import grpc
 import pytest
 from tritonclient.grpc import service_pb2 as pb
 
+from tests.conftest import CliResult
 from tests.gateway_fixtures import (
     GatewayThread,
     raw_stream,
@@ -249,3 +250,13 @@ def test_tokens_of_an_answer_that_is_brought_count_as_its_prompt(url: str) -> No
     with raw_stream(url, bearer("free")) as stream:
         stream.send(request)
         assert "tokens: at most 100 are taken here" in stream.receive().error_message
+
+
+def test_an_empty_variable_opens_no_gateway(
+    cli: Callable[..., CliResult], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where a compose file names a variable that nobody has set."""
+    monkeypatch.setenv("TRT_MTP_GATEWAY_TOKENS", "")
+    result = cli("gateway", "--triton", "127.0.0.1:1")
+    assert (result.code, result.err.count("\n")) == (2, 1)
+    assert "TRT_MTP_GATEWAY_TOKENS is set and empty" in result.err
