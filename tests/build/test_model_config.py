@@ -314,7 +314,7 @@ def plausible_configs(draw: st.DrawFn) -> Json:
     if rope.get("rope_type", "default") != "default":
         rope |= draw(st.fixed_dictionaries(SCALING))
     config = draw(st.fixed_dictionaries({}, optional=SIZES))
-    return config | ({"rope_parameters": {"rope_type": "default", **rope}} if rope else {})
+    return config | {"rope_parameters": {"rope_type": "default", **rope}}
 
 
 @settings(
