@@ -92,7 +92,7 @@ def check_all_read(checkpoint: Checkpoint, plan: list[Packed]) -> None:
         more = f" and {len(left) - 1} more" if len(left) > 1 else ""
         part = "MTP head" if left[0].startswith(MTP) else "model"
         raise InputError(
-            f"{checkpoint.tensors[left[0]].file}: {left[0]}{more} is no part of a Qwen3.5 {part}; "
+            f"{checkpoint.tensors[left[0]].file}: {left[0]}{more} is not part of a Qwen3.5 {part}; "
             f"the cpu engine can't run this one; {TRTLLM}"
         )
 

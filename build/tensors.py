@@ -42,7 +42,7 @@ class TensorInfo(NamedTuple):
 def read_tensors(folder: Path) -> dict[str, TensorInfo]:
     """Every tensor of the checkpoint in `folder`, by name; no tensor data is read.
 
-    Raises InputError for a missing shard, a file that is cut short or is no safetensors file,
+    Raises InputError for a missing shard, a file that is cut short or is not a safetensors file,
     a tensor that is in the index but not in its shard, and one that two files have.
     """
     index = folder / INDEX
@@ -153,7 +153,7 @@ def weight_map_of(index: Path) -> dict[str, str]:
         raise InputError(f"{index} has no weight_map; {AGAIN}")
     for name in set(map(str, weight_map.values())):
         if Path(name).name != name or not name.endswith(".safetensors"):
-            raise InputError(f"{index} names {name!r}, which is no safetensors file; {AGAIN}")
+            raise InputError(f"{index} names {name!r}, which is not a safetensors file; {AGAIN}")
     return weight_map
 
 
@@ -203,5 +203,5 @@ def load_header(file: Path) -> tuple[dict[str, Any], int, int]:
         except (ValueError, RecursionError):  # UnicodeDecodeError is one too
             header = None
     if not isinstance(header, dict):
-        raise InputError(f"{file} is no safetensors file: its header is not JSON; {AGAIN}")
+        raise InputError(f"{file} is not a safetensors file: its header is not JSON; {AGAIN}")
     return header, 8 + length, size

@@ -14,7 +14,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from trt_mtp.controller.app_offset import Apps, app_scope, count_beside, logit, offset, shifted
+from trt_mtp.controller.acceptance_estimate import (
+    Estimate,
+    Precisions,
+    estimate,
+    pooled,
+    sharpened,
+)
+from trt_mtp.controller.app_offset import Apps, app_scope, count_beside, offset
+from trt_mtp.controller.log_odds import shifted
 from trt_mtp.controller.position_counts import (
     MAX_POSITIONS,
     Counted,
@@ -32,6 +40,8 @@ PROFILE = "profile"  # the name of a profile's counts among the peers
 OTHERS = "others"  # the name of the sum of all other gateways' counts
 MAX_SESSIONS = 4096
 MAX_TENANTS = 1024
+# effective steps of a tenant from which on they count for others by half, then less and less
+TENANT_STEPS = 400.0
 
 # how many effective steps of data outweigh the level above
 PRIOR_WEIGHT = {
@@ -81,15 +91,6 @@ def acceptance_lengths(conditionals: Sequence[float]) -> tuple[float, ...]:
 
 
 @dataclass(frozen=True, slots=True)
-class Estimate:
-    """AL(K) by K, its standard deviation, and the number of effective steps behind it."""
-
-    lengths: tuple[float, ...]
-    deviations: tuple[float, ...]
-    weight: float
-
-
-@dataclass(frozen=True, slots=True)
 class DriftAlarm:
     """A sustained shift of acceptance that made the learner forget most of a cell."""
 
@@ -98,23 +99,8 @@ class DriftAlarm:
     num_observations: int  # answers since the cell's last alarm
 
 
-def pooled(counts: PositionCounts, parent: Sequence[float], weight: float) -> tuple[float, ...]:
-    """The conditionals of `counts`, shrunk to `parent`'s.
-
-    A shift that one position shows is expected at the next: that is how answers served at K = 1
-    say something of K = 3, until K = 3 has its own counts.
-    """
-    means, shift = [], 0.0
-    for j, parent_mean in enumerate(parent):
-        prior = parent_mean if not shift else shifted((parent_mean,), shift)[0]
-        trials = counts.trials[j]
-        if trials <= 0.0:
-            means.append(prior)
-            continue
-        mean = (counts.successes[j] + weight * prior) / (trials + weight)
-        shift = logit(mean) - logit(parent_mean)
-        means.append(mean)
-    return tuple(means)
+# conditionals of a cell, what is known of them, and the estimate of both
+Pooled = tuple[tuple[float, ...], Precisions, Estimate]
 
 
 @dataclass(slots=True)
@@ -163,7 +149,7 @@ class AcceptanceLearner:
     _peer_sums: dict[str, PositionCounts] = field(default_factory=dict)  # by scope, when asked for
     _peer_epochs: dict[str, int] = field(default_factory=dict)
     _cusums: dict[str, _Cusum] = field(default_factory=dict)
-    _cache: dict[AcceptanceKey, tuple[tuple[float, ...], Estimate]] = field(default_factory=dict)
+    _cache: dict[AcceptanceKey, Pooled] = field(default_factory=dict)
 
     def estimate(
         self,
@@ -182,12 +168,14 @@ class AcceptanceLearner:
         if session is not None:
             shift += offset(*session, PRIOR_WEIGHT["session"])
         if own_tenant is None and not shift:
-            return cached[1]
-        conditionals, weight = cached[0], cached[1].weight
+            return cached[2]
+        conditionals, precisions, known = cached
+        weight = known.weight
         if own_tenant is not None:
             conditionals = pooled(own_tenant, conditionals, PRIOR_WEIGHT["tenant"])
-            weight += own_tenant.trials[0]
-        return _estimate(shifted(conditionals, shift) if shift else conditionals, weight)
+            precisions = sharpened(precisions, own_tenant, PRIOR_WEIGHT["tenant"])
+            weight = max(weight, own_tenant.trials[0])  # the cell has the same answers
+        return estimate(shifted(conditionals, shift) if shift else conditionals, precisions, weight)
 
     def _offset_of(self, scope: str) -> float:
         """What an app's requests have beyond their tasks and tenant, in logits."""
@@ -223,16 +211,17 @@ class AcceptanceLearner:
             self._apps.count(self.own, scope, chance, *answer)
         likeliest = max(shares, key=lambda key: shares[key])
         first_tried = num_steps - (cut_after == 0)
-        alarm = self._watch(likeliest, first_tried, accepted_per_position[0])
+        alarm = self._watch(likeliest, first_tried, accepted_per_position[0], tenant)
         for key, share in shares.items():
-            task, cell = f"task/{key.task}", f"cell/{key}"
-            scopes = [(task, task), (cell, cell)]
-            if tenant and self._may_add_tenant(f"tenant/{tenant}/{key}"):
-                scopes.append((f"tenant/{tenant}/{key}", cell))
-            for scope, epoch_of in scopes:
+            task, cell, own = f"task/{key.task}", f"cell/{key}", f"tenant/{tenant}/{key}"
+            common = weight * share * self._common_share(own)
+            scopes = [(task, task, common), (cell, cell, common)]
+            if tenant and self._may_add_tenant(own):
+                scopes.append((own, cell, weight * share))
+            for scope, epoch_of, each in scopes:
                 counts = self._own_counts(scope, epoch_of)
-                counts.add(num_steps, accepted_per_position, weight * share, cut_after)
-            self._add_overall(key, num_steps, accepted_per_position, weight * share, cut_after)
+                counts.add(num_steps, accepted_per_position, each, cut_after)
+            self._add_overall(key, num_steps, accepted_per_position, common, cut_after)
         self._cache.clear()
         return alarm
 
@@ -243,6 +232,14 @@ class AcceptanceLearner:
         known = [(s, self.estimate(key, tenant, None, app)) for key, s in shares.items()]
         chance = sum([share * (estimate.lengths[1] - 1) for share, estimate in known])
         return chance / sum(shares.values())
+
+    def _common_share(self, tenant_scope: str) -> float:
+        """How far an answer of a tenant counts for all others: the less, the more it has had.
+
+        Answers of one tenant are alike, so that few of them say what it says of the others.
+        """
+        counts = self.own.get(tenant_scope)
+        return 1.0 if counts is None else TENANT_STEPS / (TENANT_STEPS + counts.trials[0])
 
     def _add_overall(
         self,
@@ -292,30 +289,33 @@ class AcceptanceLearner:
                 known = self._peer_sums[scope] = PositionCounts.total([c[scope] for c in peers])
         return known
 
-    def _pool_cell(self, key: AcceptanceKey) -> tuple[tuple[float, ...], Estimate]:
+    def _pool_cell(self, key: AcceptanceKey) -> Pooled:
         conditionals = prior_conditionals(self.priors[key.task], self.decay_ratio)
         shift = self._overall_shift()
         if shift:
             conditionals = shifted(conditionals, shift)
-        weight = 0.0
+        weight, precisions = 0.0, (0.0,) * MAX_POSITIONS
         for level, scope in (("task", f"task/{key.task}"), ("cell", f"cell/{key}")):
             counts = self._counts(scope)
             if counts is not None:
                 conditionals = pooled(counts, conditionals, PRIOR_WEIGHT[level])
+                precisions = sharpened(precisions, counts, PRIOR_WEIGHT[level])
                 weight = max(weight, counts.trials[0])
-        return conditionals, _estimate(conditionals, weight)
+        return conditionals, precisions, estimate(conditionals, precisions, weight)
 
     def _overall_shift(self) -> float:
         """The difference of all tasks together from their priors, in logits of the first draft."""
         seen, expected = self._counts("all"), self._counts("expected")
         return offset(seen, expected, PRIOR_WEIGHT["all"]) if seen and expected else 0.0
 
-    def _watch(self, key: AcceptanceKey, num_tried: int, num_accepted: int) -> DriftAlarm | None:
+    def _watch(
+        self, key: AcceptanceKey, num_tried: int, num_accepted: int, tenant: str | None
+    ) -> DriftAlarm | None:
         """Raise the drift alarm for a known cell whose first drafts keep missing the expected."""
-        estimate = self.estimate(key)
-        if estimate.weight < 200 or num_tried <= 0:
+        expected = self.estimate(key, tenant)
+        if expected.weight < 200 or num_tried <= 0:
             return None
-        first = estimate.lengths[1] - 1
+        first = expected.lengths[1] - 1
         variance = first * (1 - first) * (1 / num_tried + REQUEST_CORRELATION)
         z = (num_accepted / num_tried - first) / math.sqrt(max(variance, 1e-6))
         task, cell = f"task/{key.task}", f"cell/{key}"
@@ -387,14 +387,3 @@ class AcceptanceLearner:
         return {
             "replicas": {name: counted_to_json(counted) for name, counted in sorted(known.items())}
         }
-
-
-def _estimate(conditionals: Sequence[float], weight: float) -> Estimate:
-    """Means and deviations of AL(K); the positions' errors are taken as fully correlated."""
-    lengths = acceptance_lengths(conditionals)
-    effective = weight + PRIOR_WEIGHT["task"]
-    deviations, relative = [0.0], 0.0
-    for j, conditional in enumerate(conditionals):
-        relative += math.sqrt((1 - conditional) / (conditional * effective)) if conditional else 1.0
-        deviations.append(deviations[-1] + (lengths[j + 1] - lengths[j]) * relative)
-    return Estimate(lengths, tuple(deviations), weight)

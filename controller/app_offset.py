@@ -5,10 +5,10 @@ of them teach one number: by how much first drafts were accepted more often than
 """
 
 import hashlib
-import math
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 
+from trt_mtp.controller.log_odds import logit
 from trt_mtp.controller.position_counts import PositionCounts, trials
 
 MAX_APPS = 1024
@@ -26,12 +26,6 @@ def app_key(system: str) -> str | None:
     return hashlib.blake2b(text, digest_size=8).hexdigest()
 
 
-def logit(p: float) -> float:
-    """The logarithm of the odds, finite for 0 and 1."""
-    p = min(max(p, 1e-4), 1 - 1e-4)
-    return math.log(p / (1 - p))
-
-
 def offset(seen: PositionCounts, expected: PositionCounts, weight: float) -> float:
     """By how much first drafts were accepted more often than expected, in logits.
 
@@ -43,12 +37,6 @@ def offset(seen: PositionCounts, expected: PositionCounts, weight: float) -> flo
     before = expected.successes[0] / num_tried
     after = (seen.successes[0] + weight * before) / (num_tried + weight)
     return logit(after) - logit(before)
-
-
-def shifted(conditionals: Sequence[float], by: float) -> tuple[float, ...]:
-    """Each chance with its odds multiplied by exp(`by`)."""
-    factor = math.exp(by)
-    return tuple([factor * c / (1 - c + factor * c) for c in conditionals])
 
 
 def count_beside(

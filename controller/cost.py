@@ -9,6 +9,7 @@ from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from trt_mtp.controller.context_cost import NO_CONTEXT, ContextCost
 from trt_mtp.controller.cost_posterior import CostPosterior, weights
 
 Curve = tuple[tuple[int, float], ...]  # (batch, value), ascending
@@ -47,7 +48,8 @@ def between_lengths(lengths: Sequence[int], draft_length: int) -> tuple[int, int
 class StepCost:
     """The step times of one rig. `ratios` maps draft lengths to R's curve; length 0 is 1.
 
-    `ratio_deviation` is the standard deviation of the error of log R(3, B) in that table.
+    `ratio_deviation` is the standard deviation of the error of log R(3, B) in that table, and
+    `context` says what other contexts than the table's cost.
 
     A draft length that was not measured lies on the line through its neighbors. Step time never
     falls as the batch grows, whatever noise the measurements hold.
@@ -56,10 +58,11 @@ class StepCost:
     plain_step_s: Curve
     ratios: Mapping[int, Curve]
     ratio_deviation: float = UNKNOWN_RATIO
+    context: ContextCost = NO_CONTEXT
     num_observed: int = 0
     posterior: CostPosterior = field(init=False)
-    _tabled: dict[tuple[int, int], float] = field(default_factory=dict)
-    _cache: dict[tuple[int, int], float] = field(default_factory=dict)
+    _tabled: dict[tuple[int, float], float] = field(default_factory=dict)
+    _cache: dict[tuple[int, float], tuple[float, float]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.posterior = CostPosterior(self.ratio_deviation)
@@ -75,22 +78,25 @@ class StepCost:
         high_ratio = interpolate(self.ratios[high], batch) if high else 1.0
         return max(1.0, low_ratio + share * (high_ratio - low_ratio))
 
-    def step_s(self, draft_length: int, batch: int) -> float:
-        """Expected seconds of one step, corrected by what was observed."""
+    def step_s(self, draft_length: int, batch: float, context_tokens: float | None = None) -> float:
+        """Expected seconds of one step, corrected by what was observed.
+
+        `context_tokens` are those of all requests in flight together; None: the table's own.
+        """
         if batch < 1:
             batch = 1
-        step = self._cache.get((draft_length, batch))
-        if step is None:
-            step = self._calibrated(draft_length, batch)
-            step *= math.exp(self.posterior.mean(weights(draft_length, batch)))
-            self._cache[draft_length, batch] = step
-        return step
+        known = self._cache.get((draft_length, batch))
+        if known is None:
+            factor = math.exp(self.posterior.mean(weights(draft_length, batch)))
+            known = self._cache[draft_length, batch] = self._calibrated(draft_length, batch), factor
+        table_s, factor = known
+        return factor * self.context.step_s(table_s, draft_length, batch, context_tokens)
 
     def deviation_between(self, one: tuple[int, int], other: tuple[int, int]) -> float:
         """The standard deviation of log(step / step) of two pairs of draft length and batch."""
         return self.posterior.deviation_between(weights(*one), weights(*other))
 
-    def _calibrated(self, draft_length: int, batch: int) -> float:
+    def _calibrated(self, draft_length: int, batch: float) -> float:
         """Between the step times at the measured batches, each at least its predecessor's."""
         known = self._tabled.get((draft_length, batch))
         if known is not None:
@@ -105,11 +111,20 @@ class StepCost:
         step = self._tabled[draft_length, batch] = interpolate(tuple(curve), batch)
         return step
 
-    def observe(self, draft_length: int, batch: int, seconds: float, num_steps: int) -> bool:
-        """Learn from one answer's time; False if the time can't be right."""
+    def observe(
+        self, draft_length: int, batch: float, seconds: float, num_steps: int,
+        context_tokens: float | None = None,
+    ) -> bool:  # fmt: skip
+        """Learn from one answer's time; False if the time can't be right.
+
+        `batch` and `context_tokens` are means over the answer's steps.
+        """
         if not (math.isfinite(seconds) and seconds > 0 and num_steps > 0 and batch > 0):
             return False
-        error = math.log(seconds / num_steps / self._calibrated(draft_length, batch))
+        batch = max(round(4 * batch) / 4, 1)  # means are many, and tables of them are kept
+        table_s = self._calibrated(draft_length, batch)
+        expected_s = self.context.step_s(table_s, draft_length, batch, context_tokens)
+        error = math.log(seconds / num_steps / expected_s)
         if abs(error) > IMPLAUSIBLE:
             return False
         self.num_observed += 1

@@ -29,6 +29,7 @@ class VariantState(NamedTuple):
     takes_min_tokens: bool = True  # it can hold end tokens back
     takes_guided: bool = True  # it can hold an answer to a grammar
     schedule: BatchSchedule | None = None  # by which it drafts less where its batch is large
+    context_tokens: float | None = None  # of those in flight on it together; None: not known
 
     def length_with_one_more(self) -> int:
         """Its draft length if it gets one more request."""
@@ -43,6 +44,7 @@ class CandidateScore(NamedTuple):
     variant: str
     draft_length: int  # at this load
     load: int = 0  # requests in flight on its device, this one included
+    context_tokens: float = 0.0  # of all of them together, half of this one's answer included
     acceptance_length: float = 0.0  # expected tokens per step
     step_s: float = 0.0
     wait_s: float = 0.0  # until a slot is free
@@ -115,11 +117,11 @@ def _check_consistent(decision: Decision) -> None:
     shares = dict(decision.task_probabilities)
     for task in (decision.task, *shares):
         if task not in TASKS:
-            raise _not_a_record(f"{task!r:.40} is no task")
+            raise _not_a_record(f"{task!r:.40} is not a task")
     if not shares or not all(0 <= share <= 1 for share in shares.values()):
         raise _not_a_record("its task_probabilities are none")
     able = [c for c in decision.candidates if not c.rejected]
-    if not all(0 <= part < MAX_NUMBER for c in able for part in c[1:9]):
+    if not all(0 <= part < MAX_NUMBER for c in able for part in c[1:10]):
         raise _not_a_record("a candidate's number can't be right")
 
 

@@ -10,17 +10,26 @@ from typing import Any
 from trt_mtp.controller.decision import Decision, VariantState
 from trt_mtp.controller.decision_log import LogRecord, log_files, read_log
 from trt_mtp.controller.json_request import features_from_json
-from trt_mtp.controller.outcome import Outcome
-from trt_mtp.controller.policy import Policy, outcome_problem
+from trt_mtp.controller.outcome import Outcome, outcome_problem
+from trt_mtp.controller.policy import Policy
 from trt_mtp.errors import InputError, TrtMtpError
 
 MAX_TASKS = 5  # of a decision, for people
 MAX_PROMPT_CHARS = 600  # the same
 
 
-def idle_variants(lengths: Sequence[int], load: int = 0) -> list[VariantState]:
-    """Variants to choose from, with `load` requests in flight on each."""
-    return [VariantState(f"k{k}", k, True, load, max(load + 1, 64), 1 << 20) for k in lengths]
+def idle_variants(
+    lengths: Sequence[int], load: int = 0, context_tokens: float | None = None
+) -> list[VariantState]:
+    """Variants to choose from, with `load` requests in flight on each.
+
+    `context_tokens` are those of each of the requests; None: as in the table of step times.
+    """
+    tokens = None if context_tokens is None else load * context_tokens
+    slots = max(load + 1, 64)
+    return [
+        VariantState(f"k{k}", k, True, load, slots, 1 << 20, context_tokens=tokens) for k in lengths
+    ]
 
 
 def explain_line(
@@ -141,7 +150,7 @@ def to_text(result: Mapping[str, Any]) -> str:
         *(f"why      {reason}" for reason in result["reasons"]),
         *(f"answer   {text}" for text in _answer(result.get("outcome"))),
         "",
-        f"{'variant':<{width}}{'K':>2}{'load':>6}{'AL':>7}{'step ms':>9}{'wait s':>8}"
+        f"{'variant':<{width}}{'K':>2}{'load':>6}{'context':>9}{'AL':>6}{'step ms':>9}{'wait s':>8}"
         f"{'prefill s':>11}{'total s':>9}{'score':>7}",
     ]
     for c in result["candidates"]:
@@ -150,7 +159,8 @@ def to_text(result: Mapping[str, Any]) -> str:
             lines.append(f"{name}  {c['rejected']}")
             continue
         lines.append(
-            f"{name}{c['load']:>6}{c['acceptance_length']:>7.2f}{1000 * c['step_s']:>9.2f}"
-            f"{c['wait_s']:>8.2f}{c['prefill_s']:>11.2f}{c['total_s']:>9.3f}{c['score']:>7.3f}"
+            f"{name}{c['load']:>6}{c['context_tokens']:>9.0f}{c['acceptance_length']:>6.2f}"
+            f"{1000 * c['step_s']:>9.2f}{c['wait_s']:>8.2f}{c['prefill_s']:>11.2f}"
+            f"{c['total_s']:>9.3f}{c['score']:>7.3f}"
         )
     return "\n".join(lines)

@@ -13,7 +13,7 @@ NO_NAMES: Mapping[str, Mapping[str, float]] = {}
 def parse_mix(text: str, named: Mapping[str, Mapping[str, float]] = NO_NAMES) -> dict[str, float]:
     """The shares, of any sum; `named` has mixes that may be called by their name.
 
-    Raises InputError for what is no task, given twice, or not above 0.
+    Raises InputError for what is not a task, given twice, or not above 0.
 
     >>> parse_mix("coding=3, qa=0.5")
     {'coding': 3.0, 'qa': 0.5}

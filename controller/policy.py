@@ -10,7 +10,7 @@ import math
 import random
 import secrets
 from collections import Counter, OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from operator import attrgetter
 from typing import NamedTuple, Protocol
 
@@ -18,24 +18,22 @@ from trt_mtp.controller.acceptance import (
     AcceptanceKey,
     AcceptanceLearner,
     DriftAlarm,
-    Estimate,
     temperature_band,
 )
+from trt_mtp.controller.acceptance_estimate import Estimate
 from trt_mtp.controller.decision import CandidateScore, Decision, VariantState
 from trt_mtp.controller.filters import rejections
-from trt_mtp.controller.outcome import REFUSED, Outcome
-from trt_mtp.controller.position_counts import MAX_POSITIONS, trials
+from trt_mtp.controller.outcome import Outcome, outcome_problem
+from trt_mtp.controller.position_counts import MAX_POSITIONS
 from trt_mtp.controller.profile import Profile
 from trt_mtp.controller.request import RequestFeatures
 from trt_mtp.controller.task import TaskGuess, guess_task
 from trt_mtp.controller.text_model import load_text_model
 
-TYPICAL_ANSWER_TOKENS = 256  # max_tokens is a bound, not what an answer takes
 MAX_HOMES = 4096  # conversations whose variant is remembered
 MAX_EXPLORATION_LOSS = 0.25  # of a request's expected time
 UNBOUNDED = 0.1  # of probes: whatever they lose, or what has changed would never be seen
 MIN_SHARE = 0.1  # tasks less likely than this neither count beside another nor learn
-MAX_COUNT = 1e9  # of an answer's tokens, steps or seconds
 TIE = 0.02  # shorter draft lengths win within the uncertainty, but never give away more
 
 _FASTEST = attrgetter("total_s", "draft_length")
@@ -62,6 +60,7 @@ class _Time(NamedTuple):
 
     draft_length: int
     load: int
+    context_tokens: float
     acceptance_length: float
     step_s: float
     wait_s: float
@@ -182,12 +181,17 @@ class Policy:
             decision.app,
         )
         if outcome.ttft_s is not None and outcome.num_steps > 1 and is_steady:
-            seconds = outcome.duration_s - outcome.ttft_s
-            seen = self.cost.observe(
-                chosen.draft_length, chosen.load, seconds, outcome.num_steps - 1
-            )
-            self.num_rejected_outcomes += not seen
+            self.num_rejected_outcomes += not self._learn_cost(chosen, outcome, outcome.ttft_s)
         return alarm
+
+    def _learn_cost(self, chosen: CandidateScore, outcome: Outcome, ttft_s: float) -> bool:
+        """Learn from an answer's time, at the load that it ran at; False if it can't be right."""
+        seconds, steps = outcome.duration_s - ttft_s, outcome.num_steps - 1
+        ran_at = outcome.on_device if self.profile.shared_device else outcome.on_variant
+        load, context_tokens = float(chosen.load), chosen.context_tokens
+        if ran_at is not None:
+            load, context_tokens = ran_at.requests, ran_at.context_tokens
+        return self.cost.observe(chosen.draft_length, load, seconds, steps, context_tokens)
 
     def _expect(self, guess: TaskGuess, features: RequestFeatures) -> "Expected":
         band, thinking = temperature_band(features.temperature), bool(features.thinking)
@@ -205,30 +209,35 @@ class Policy:
         """The expected time on every variant."""
         home = self._homes.get(features.session_id) if features.session_id else None
         num_tokens = features.prompt_tokens
-        answer = max(1, min(features.max_tokens, TYPICAL_ANSWER_TOKENS))
-        on_device = _running_by_device(variants) if self.profile.shared_device else None
+        answer, own_tokens = features.answer_tokens, features.context_tokens
+        in_flight = _on_devices(variants) if self.profile.shared_device else _on_variants(variants)
         times = []
-        for v in variants:
+        for v, (others, context_tokens) in zip(variants, in_flight, strict=True):
             moves = home is not None and home != v.name
-            load = 1 + v.num_running
-            if on_device is not None:
-                load = 1 + max(on_device[v.device], v.num_on_device)
+            if context_tokens is None:
+                context_tokens = others * self.cost.context.at_tokens
+            load = 1 + others, context_tokens + own_tokens
             times.append(self._time(v, load, expected, answer, num_tokens if moves else 0))
         return times
 
     def _time(
-        self, v: VariantState, load: int, expected: Expected, answer: int, moved_tokens: int
-    ) -> _Time:
-        """The expected time on `v`, in parts, at the draft length that it would then have."""
+        self, v: VariantState, at: tuple[int, float], expected: Expected, answer: int,
+        moved_tokens: int,
+    ) -> _Time:  # fmt: skip
+        """The expected time on `v`, in parts, at the draft length that it would then have.
+
+        `at` are the requests in flight on its device and their tokens, with this one's.
+        """
+        load, context_tokens = at
         draft_length = v.length_with_one_more()
         length = expected.length(draft_length)
-        step_s = self.cost.step_s(draft_length, load)
+        step_s = self.cost.step_s(draft_length, load, context_tokens)
         answer_s = step_s / length * answer
         ahead = v.num_running + 1 - v.max_batch_size
         wait_s = ahead * answer_s / max(v.max_batch_size, 1) if ahead > 0 else 0.0
         prefill_s = moved_tokens / self._prefill_tokens_per_s
         total_s = wait_s + prefill_s + answer_s
-        return _Time(draft_length, load, length, step_s, wait_s, prefill_s, total_s)
+        return _Time(draft_length, load, context_tokens, length, step_s, wait_s, prefill_s, total_s)
 
     def _pick(
         self,
@@ -312,32 +321,6 @@ class Policy:
             self._homes.popitem(last=False)
 
 
-def outcome_problem(outcome: Outcome) -> str | None:
-    """Why an outcome can't be learned from; None if it can."""
-    if outcome.finish_reason in ("error", REFUSED):
-        return "it failed" if outcome.finish_reason == "error" else "it was refused"
-    times = [outcome.duration_s] if outcome.ttft_s is None else [outcome.ttft_s, outcome.duration_s]
-    if not all(math.isfinite(t) and t >= 0 for t in times) or times != sorted(times):
-        return "its times can't be right"
-    counts = (
-        outcome.num_steps,
-        outcome.num_draft_tokens,
-        outcome.num_accepted_draft_tokens,
-        outcome.num_output_tokens,
-    )
-    if min(counts) < 0:
-        return "a count is negative"
-    if max(counts) > MAX_COUNT or outcome.duration_s > MAX_COUNT:
-        return "a number is beyond reason"
-    positions = (outcome.num_steps, *outcome.accepted_per_position, 0)
-    if any(a < b for a, b in itertools.pairwise(positions)):
-        return "more drafts were accepted than were reached"
-    tried = trials(outcome.num_steps, outcome.accepted_per_position, outcome.cut_after)
-    if any(a < b for a, b in zip(tried, outcome.accepted_per_position, strict=True)):
-        return "a step was cut that had ended"
-    return None
-
-
 def _likely(probabilities: tuple[tuple[str, float], ...]) -> tuple[tuple[str, float], ...]:
     """The tasks that count: at most three, the first of them always."""
     if len(probabilities) == 1:
@@ -356,12 +339,27 @@ def _kept_its_length(outcome: Outcome) -> bool:
     return not drafted or abs(drafted - wanted) <= outcome.draft_length
 
 
-def _running_by_device(variants: Sequence[VariantState]) -> Mapping[str, int]:
-    """Requests in flight on each device that variants share, on those that are offered."""
-    found = Counter[str]()
-    for variant in variants:
-        found[variant.device] += variant.num_running
-    return found
+def _on_variants(variants: Sequence[VariantState]) -> list[tuple[int, float | None]]:
+    """Requests in flight on each variant, and the tokens in their caches; None: not known."""
+    return [(v.num_running, v.context_tokens) for v in variants]
+
+
+def _on_devices(variants: Sequence[VariantState]) -> list[tuple[int, float | None]]:
+    """The same on each variant's device, which it shares with others, offered or not.
+
+    Contexts that are not known are taken to be as long as the others there.
+    """
+    num, num_known, tokens = Counter[str](), Counter[str](), Counter[str]()
+    for v in variants:
+        num[v.device] += v.num_running
+        if v.context_tokens is not None:
+            num_known[v.device] += v.num_running
+            tokens[v.device] += v.context_tokens  # type: ignore[assignment]
+    all_of = [max(num[v.device], v.num_on_device) for v in variants]
+    return [
+        (each, each * tokens[v.device] / num_known[v.device] if num_known[v.device] else None)
+        for v, each in zip(variants, all_of, strict=True)
+    ]
 
 
 def _with_scores(

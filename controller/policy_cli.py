@@ -50,6 +50,12 @@ def _lengths(option: str, text: str) -> list[int]:
     show_default=True,
     help="Requests in flight per variant.",
 )
+@click.option(
+    "--context",
+    "context_tokens",
+    type=click.IntRange(0, 10_000_000),
+    help="Tokens in the cache of each request in flight.  [default: as in the profile's tables]",
+)
 @seed_option
 @json_option
 def explain(log: Path | None, decision: str | None, as_json: bool, **given: Any) -> None:
@@ -88,6 +94,7 @@ def _decided(
     state: Path | None,
     draft_lengths: list[int],
     load: int,
+    context_tokens: int | None,
     seed: int,
 ) -> Iterable[dict[str, Any]]:
     """What a policy decides for the given request or requests."""
@@ -99,7 +106,8 @@ def _decided(
         summary,
     )
 
-    policy, variants = _policy(profile, state, seed), idle_variants(draft_lengths, load)
+    policy = _policy(profile, state, seed)
+    variants = idle_variants(draft_lengths, load, context_tokens)
     if jsonl is not None:
         return explain_jsonl(policy, jsonl, variants)
     value = {"prompt": prompt} if request is None else request_value(request.read())

@@ -1,10 +1,11 @@
 """A profile of a deployment that nobody measured: the roofline of its GPU and model."""
 
 from collections.abc import Sequence
+from dataclasses import asdict
 
 from trt_mtp.build.gpus import Gpu
 from trt_mtp.build.released_models import ReleasedModel
-from trt_mtp.controller.profile import Profile
+from trt_mtp.controller.profile import ContextPrice, Profile
 from trt_mtp.controller.roofline import Roofline
 
 TYPICAL_CONTEXT = 1024  # tokens of a request in flight
@@ -27,6 +28,7 @@ def prior_profile(
         plain_step_s=dict(table.plain_step_s),
         step_ratio={k: dict(curve) for k, curve in table.ratios.items()},
         step_ratio_deviation=ROOFLINE_RATIO,
+        context_cost=ContextPrice(**asdict(table.context)),
         prefill_tokens_per_s=roofline.prefill_tokens_per_s(),
         notes=(
             f"a prior, not a measurement: the roofline of {tensor_parallel} x {gpu.name} for "

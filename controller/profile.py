@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from trt_mtp.controller.acceptance import DECAY_RATIO
 from trt_mtp.controller.calibration import Calibration, cells_table
+from trt_mtp.controller.context_cost import NO_CONTEXT, ContextCost
 from trt_mtp.controller.cost import UNKNOWN_RATIO, Curve, StepCost
 from trt_mtp.controller.position_counts import PositionCounts
 from trt_mtp.controller.tasks import TASKS
@@ -51,6 +52,16 @@ MAX_POSTERIOR_STEPS = 500.0  # effective steps that a profile's posterior counts
 MEASURED_RATIO = 0.05  # SD of the error of log R(3, B) of a calibrated profile's table
 
 
+class ContextPrice(BaseModel):
+    """What the tokens in the caches add to a step, see controller/context_cost.py."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    at_tokens: Annotated[float, Field(ge=0, allow_inf_nan=False)]  # of a request, in the tables
+    plain_s: Annotated[float, Field(ge=0, le=1)]  # seconds per token in flight
+    draft_s: Annotated[float, Field(ge=0, le=1)]  # the same, more per draft
+
+
 class Profile(BaseModel):
     """The numbers that a policy starts from.
 
@@ -67,6 +78,7 @@ class Profile(BaseModel):
     step_ratio: dict[int, dict[int, Positive]] = PUBLISHED_RATIOS
     # SD of the error of log R(3, B) of a table that was not calibrated here
     step_ratio_deviation: Annotated[float, Field(gt=0, le=1)] = UNKNOWN_RATIO
+    context_cost: ContextPrice | None = None  # None: nobody knows
     prefill_tokens_per_s: Positive = 2000.0
     acceptance: dict[str, Probability] = PUBLISHED_ACCEPTANCE
     decay_ratio: Annotated[float, Field(gt=0, le=1)] = DECAY_RATIO
@@ -83,7 +95,7 @@ class Profile(BaseModel):
     def _check(self) -> "Profile":
         for task in self.acceptance:
             if task not in TASKS:
-                raise ValueError(f"acceptance.{task} is no task{nearest(task, TASKS)}")
+                raise ValueError(f"acceptance.{task} is not a task{nearest(task, TASKS)}")
         for length, curve in self.step_ratio.items():
             if length < 1 or not curve:
                 raise ValueError(f"step_ratio.{length}: lengths are 1 or more, with a batch each")
@@ -101,6 +113,7 @@ class Profile(BaseModel):
             _curve(self.plain_step_s),
             {k: _curve(curve) for k, curve in self.step_ratio.items()},
             MEASURED_RATIO if self.calibration else self.step_ratio_deviation,
+            ContextCost(**self.context_cost.model_dump()) if self.context_cost else NO_CONTEXT,
         )
 
     def priors(self) -> dict[str, float]:
@@ -196,7 +209,7 @@ def require_measured_on(
 def parse_profile(value: Any, where: str) -> Profile:
     """The profile in a JSON value that came from `where`; raises InputError."""
     if not isinstance(value, dict):
-        raise InputError(f"{where} is no profile: expected a JSON object")
+        raise InputError(f"{where} is not a profile: expected a JSON object")
     try:
         return Profile.model_validate(value)
     except ValidationError as error:

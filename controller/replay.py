@@ -14,10 +14,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from trt_mtp.controller.acceptance import acceptance_lengths, pooled
+from trt_mtp.controller.acceptance import acceptance_lengths
+from trt_mtp.controller.acceptance_estimate import pooled
 from trt_mtp.controller.decision import VariantState
 from trt_mtp.controller.decision_log import LogRecord
-from trt_mtp.controller.policy import Policy, outcome_problem
+from trt_mtp.controller.outcome import outcome_problem
+from trt_mtp.controller.policy import Policy
 from trt_mtp.controller.position_counts import MAX_POSITIONS, PositionCounts
 from trt_mtp.controller.profile import Profile
 from trt_mtp.controller.request import RequestFeatures
@@ -104,7 +106,13 @@ def _features(record: LogRecord) -> RequestFeatures:
 def _variants(record: LogRecord) -> list[VariantState]:
     return [
         VariantState(
-            c.variant, c.draft_length, not c.rejected, max(c.load - 1, 0), 1 << 20, 1 << 30
+            c.variant,
+            c.draft_length,
+            not c.rejected,
+            max(c.load - 1, 0),
+            1 << 20,
+            1 << 30,
+            context_tokens=c.context_tokens or None,
         )
         for c in record.decision.candidates
     ]

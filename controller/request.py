@@ -8,13 +8,8 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from trt_mtp.controller import pasted_text
 from trt_mtp.controller.app_offset import app_key
-from trt_mtp.controller.pasted_text import (
-    asks_in_messages,
-    asks_in_text,
-    asks_of_pasted_text,
-    unescaped,
-)
 from trt_mtp.errors import InputError
 from trt_mtp.files import nearest
 from trt_mtp.serve.contract import (
@@ -32,6 +27,7 @@ from trt_mtp.serve.kserve import InferRequest, parameter_value
 from trt_mtp.serve.parameter_names import unknown_parameter
 
 CHARS_PER_TOKEN = 4.0
+TYPICAL_ANSWER_TOKENS = 256
 WINDOW_CHARS = 2_000  # of the prompt's start, its end and the system prompt
 WINDOW_BYTES = 4 * WINDOW_CHARS  # a character has at most four
 MAX_JSON_BYTES = 32_768  # longer `messages` are read through two windows, not as JSON
@@ -81,7 +77,7 @@ class RequestFeatures:
     asks_of_pasted_text: bool = False  # its last turn is a long text with a question
 
     @property
-    def context_tokens(self) -> int:
+    def input_tokens(self) -> int:
         """All that a variant reads before it answers."""
         return self.prompt_tokens + self.num_emitted
 
@@ -92,6 +88,16 @@ class RequestFeatures:
         if known is not None:
             return known
         return int((self.num_chars + self.num_tool_chars) / CHARS_PER_TOKEN)
+
+    @property
+    def context_tokens(self) -> float:
+        """Tokens in its cache while it is answered: the prompt and half of a typical answer."""
+        return self.input_tokens + self.answer_tokens / 2
+
+    @property
+    def answer_tokens(self) -> int:
+        """Tokens that an answer may have; max_tokens is a bound, not what it takes."""
+        return max(1, min(self.max_tokens, TYPICAL_ANSWER_TOKENS))
 
 
 class Hints(NamedTuple):
@@ -321,7 +327,7 @@ def _text_prompt(data: memoryview) -> _Prompt:
         system=system[:WINDOW_CHARS],
         has_tools="<tools>" in system,
         thinking=thinking,
-        asks_of_pasted_text=asks_in_text(head, tail, num_chars),
+        asks_of_pasted_text=pasted_text.asks_in_text(head, tail, num_chars),
     )
 
 
@@ -355,7 +361,7 @@ def _chat_prompt(data: bytes) -> _Prompt:
         has_tools=bool(options.get("tools")) or any(m.get("role") == "tool" for m in turns),
         has_response_format=is_format(options.get("response_format")),
         thinking=said if isinstance(said := options.get("enable_thinking"), bool) else None,
-        asks_of_pasted_text=asks_of_pasted_text(last, last, len(last)),
+        asks_of_pasted_text=pasted_text.asks_of_pasted_text(last, last, len(last)),
     )
 
 
@@ -392,12 +398,12 @@ def _long_chat_prompt(data: memoryview) -> _Prompt:
     outside = head + tail  # keys inside a content have their quotes escaped
     said = re.search(r'(?<!\\)"enable_thinking"\s*:\s*(true|false)', outside)
     return _Prompt(
-        head=unescaped(head)[:WINDOW_CHARS],
-        tail=unescaped(tail)[-WINDOW_CHARS:],
+        head=pasted_text.unescaped(head)[:WINDOW_CHARS],
+        tail=pasted_text.unescaped(tail)[-WINDOW_CHARS:],
         num_chars=num_chars,
         system=system[:WINDOW_CHARS],
         has_tools=re.search(r'(?<!\\)"tools"\s*:\s*\[\s*\{', outside) is not None,
         has_response_format=re.search(r'(?<!\\)"response_format"\s*:\s*\{', outside) is not None,
         thinking=None if said is None else said[1] == "true",
-        asks_of_pasted_text=asks_in_messages(head, tail, num_chars),
+        asks_of_pasted_text=pasted_text.asks_in_messages(head, tail, num_chars),
     )

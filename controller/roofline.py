@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from trt_mtp.build.gpus import Gpu
 from trt_mtp.build.memory import kv_cache_per_token, replay_row, state_per_request
 from trt_mtp.build.model_shape import ModelShape
+from trt_mtp.controller.context_cost import ContextCost
 from trt_mtp.controller.cost import Curve, StepCost
 
 # src/aiconfigurator/systems/*.yaml in ai-dynamo/aiconfigurator: mem_bw_empirical_scaling_factor
@@ -21,6 +22,7 @@ ALL_REDUCE_S = 1e-5  # p2p_latency of the same files; two in each layer
 LAYER_S = 12 * 3e-6
 COMPUTE_SHARE = 0.6  # of the data sheet's arithmetic; an allowance, chosen here
 BF16_BYTES = 2
+LONG_CONTEXT = 65536  # tokens of a request at which the price of a token is asked for
 KNOTS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)  # batches of the curves
 
 
@@ -29,7 +31,8 @@ class Roofline:
     """Step times of one model on one GPU type, `tensor_parallel` of them together.
 
     `context_tokens` are those of all requests in flight together. With `has_replay` rejected drafts
-    are undone by computing the state again, otherwise from a copy for each token.
+    are undone by computing the state again, otherwise from a copy for each token. With
+    `reads_per_row` a verify step reads keys and values for each row, otherwise once.
     """
 
     shape: ModelShape
@@ -38,14 +41,25 @@ class Roofline:
     kv_cache_dtype: str = "bfloat16"
     state_dtype: str = "float32"
     has_replay: bool = False
+    reads_per_row: bool = False
 
-    def step_s(self, draft_length: int, batch: float, context_tokens: float = 0.0) -> float:
-        """Seconds of one draft-and-verify step of `batch` requests."""
-        rows = batch * (draft_length + 1)
+    def step_s(
+        self,
+        draft_length: int,
+        batch: float,
+        context_tokens: float = 0.0,
+        prompt_tokens: float = 0.0,
+    ) -> float:
+        """Seconds of one draft-and-verify step of `batch` requests.
+
+        The same pass reads `prompt_tokens` of others' prompts.
+        """
+        rows = batch * (draft_length + 1) + prompt_tokens
         cached = context_tokens * kv_cache_per_token(self.shape, 0, self.kv_cache_dtype)
+        cached *= draft_length + 1 if self.reads_per_row else 1
         moved = self._weights(rows) + self._states(draft_length, batch) + cached
         verify = self._seconds(moved, self._flop(rows, context_tokens * (draft_length + 1)))
-        verify += self._waits(self.shape.num_full_layers + self.shape.num_linear_layers)
+        verify += self._waits(self._num_layers)
         return verify + draft_length * self.draft_s(batch, context_tokens)
 
     def draft_s(self, batch: float, context_tokens: float = 0.0) -> float:
@@ -63,7 +77,8 @@ class Roofline:
     def prefill_tokens_per_s(self) -> float:
         """Prompt tokens that are read per second, at 2,048 of them at a time."""
         rows = 2048
-        return rows / self._seconds(self._weights(rows), self._flop(rows, rows * rows / 2))
+        seconds = self._seconds(self._weights(rows), self._flop(rows, rows * rows / 2))
+        return rows / (seconds + self._waits(self._num_layers))
 
     def step_cost(self, lengths: tuple[int, ...], context_tokens: float = 0.0) -> StepCost:
         """The table of `lengths` where each request has `context_tokens` of its own."""
@@ -73,7 +88,22 @@ class Roofline:
             for k in lengths
             if k > 0
         }
-        return StepCost(tuple(plain.items()), ratios)
+        context = self.context_cost(context_tokens)
+        return StepCost(tuple(plain.items()), ratios, context=context)
+
+    def context_cost(self, at_tokens: float) -> ContextCost:
+        """What a token costs in the caches of one request, between `at_tokens` and very many."""
+
+        def slope(draft_length: int) -> float:
+            more = self.step_s(draft_length, 1, at_tokens + LONG_CONTEXT)
+            return (more - self.step_s(draft_length, 1, at_tokens)) / LONG_CONTEXT
+
+        plain_s = slope(0)
+        return ContextCost(at_tokens, plain_s, max(slope(1) - plain_s, 0.0))
+
+    @property
+    def _num_layers(self) -> int:
+        return self.shape.num_full_layers + self.shape.num_linear_layers
 
     def _weights(self, rows: float) -> float:
         """Bytes of weights that a pass over `rows` tokens reads; of the embedding, a few rows."""
@@ -109,7 +139,7 @@ class Roofline:
     def _flop(self, rows: float, attended: float) -> float:
         """Floating-point operations on `rows` tokens that attend to `attended` in all."""
         shape = self.shape
-        layers = shape.num_full_layers + shape.num_linear_layers
+        layers = self._num_layers
         weights = shape.num_full_layers * _full_layer(shape)
         weights += shape.num_linear_layers * _linear_layer(shape)
         weights += layers * _feed_forward(shape) + shape.vocab_size * shape.hidden_size

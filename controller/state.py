@@ -106,9 +106,9 @@ def _said() -> Iterator[None]:
     try:
         yield
     except KeyError as error:
-        raise InputError(f"is no gateway's state: {error} is missing") from None
+        raise InputError(f"is not a gateway's state: {error} is missing") from None
     except (TypeError, ValueError, AttributeError, OverflowError):
-        raise InputError("is no gateway's state: what is in it has another form") from None
+        raise InputError("is not a gateway's state: what is in it has another form") from None
 
 
 def _check_origin(record: Any, fingerprint: str, hosted: frozenset[str]) -> None:

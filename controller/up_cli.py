@@ -114,7 +114,8 @@ def ready_text(ready: dict[str, Any]) -> str:
     """The ready line for people."""
     names = ", ".join(variant["name"] for variant in ready["variants"])
     http = f", OpenAI's API at {ready['openai']}" if ready["openai"] else ""
-    url = "" if ready["gateway"] == GATEWAY else f" --url {ready['gateway']}"
+    # whole in 80 columns, or folded where a shell takes it as one command
+    url = "" if ready["gateway"] == GATEWAY else f" --url {ready['gateway']} \\\n "
     watch = f"Watch: trt-mtp top --admin {ready['admin']}\n" if ready["admin"] else ""
     return (
         f"gateway at {ready['gateway']}{http}, Triton at {ready['triton']['grpc']}; "

@@ -30,7 +30,7 @@ from trt_mtp.serve.repository import LOADED_MODELS, loaded_models
 from trt_mtp.serve.restarts import Failure, Reason, Restarts
 from trt_mtp.serve.triton_command import TritonCommand, environment
 from trt_mtp.serve.triton_install import TritonInstall
-from trt_mtp.serve.triton_log import TritonLog, load_failure, log_excerpt
+from trt_mtp.serve.triton_log import TritonLog, load_failure
 
 DRAIN_TIMEOUT_S = 10.0  # for answers in flight when the server is stopped
 START_ATTEMPTS = 3  # a port can be taken before it is bound; a load can hang; Triton can crash
@@ -315,14 +315,7 @@ class TritonServer:
         waited_s, looked_at = 0.0, time.monotonic()
         while not self._is_ready():
             written.read()
-            # without its metrics port it would run on; otherwise it takes seconds to end
-            if written.has_lost_port:
-                raise TrtMtpError(f"tritonserver lost a port:\n{log_excerpt(written.tail())}")
-            if written.stub_error:  # it would wait for the process without end
-                raise TrtMtpError(
-                    f"tritonserver can't start the process of a model ({written.stub_error}); it "
-                    f"needs bash in a folder of $PATH"
-                )
+            written.require_start()
             if process.poll() is not None or written.signal:
                 how = written.signal or f"ended with code {process.returncode}"
                 is_crash = written.signal or process.returncode < 0

@@ -5,6 +5,8 @@ import re
 from collections import Counter
 from pathlib import Path
 
+from trt_mtp.errors import TrtMtpError
+
 CHUNK = 1 << 20  # bytes
 CHUNKS_PER_READ = 16  # the rest comes with the next read
 TAIL = 1 << 18  # bytes at the end of the log that an error message is made from
@@ -80,6 +82,16 @@ class TritonLog:
                     self.stub_error = os.strerror(int(text))
                 case _:
                     self.has_lost_port = True
+
+    def require_start(self) -> None:
+        """Raise TrtMtpError for what Triton would not end of, or only after seconds."""
+        if self.has_lost_port:  # without its metrics port it would run on
+            raise TrtMtpError(f"tritonserver lost a port:\n{log_excerpt(self.tail())}")
+        if self.stub_error:  # it would wait for the process
+            raise TrtMtpError(
+                f"tritonserver can't start the process of a model ({self.stub_error}); it needs "
+                f"bash in a folder of $PATH"
+            )
 
     def tail(self) -> str:
         """The end of the log since the last start, TAIL bytes at most."""

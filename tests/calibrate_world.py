@@ -9,6 +9,7 @@ from trt_mtp.controller.acceptance import acceptance_lengths, prior_conditionals
 from trt_mtp.controller.calibrate.load_client import Answer
 from trt_mtp.controller.calibrate.plan import next_block
 from trt_mtp.controller.calibrate.results import Arm, Block, Results, Settings
+from trt_mtp.controller.context_cost import NO_CONTEXT, ContextCost
 
 PLAIN_STEP_S = 0.02
 
@@ -29,6 +30,7 @@ class World:
     num_prompts: int = 32
     num_tokens: int = 200
     seed: int = 0
+    context: ContextCost = NO_CONTEXT  # on top of the ratios, which hold where prompts are short
     failing: frozenset[tuple[str, int]] = frozenset()  # task, draft length
     _random: random.Random = field(init=False)
 
@@ -84,10 +86,19 @@ class World:
                 left -= 1
         cost = self.ratio(block.task, draft_length, block.concurrency)
         step_s = PLAIN_STEP_S * (1 + 0.1 * block.concurrency) * cost * pace
+        in_flight = block.concurrency * block.context_tokens
+        step_s = self.context.step_s(step_s, draft_length, 0, in_flight)
         step_s *= self._random.lognormvariate(0, self.noise)
         tokens = self.num_tokens + 1 - left
         return Answer(
-            0.1, steps * step_s, 1, tokens, 50 + prompt, steps, tuple(accepted), (step_s,) * 3
+            0.1,
+            steps * step_s,
+            1,
+            tokens,
+            50 + prompt + block.context_tokens,
+            steps,
+            tuple(accepted),
+            (step_s,) * 3,
         )
 
 

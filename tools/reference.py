@@ -48,7 +48,11 @@ def _command(command: click.Command, context: click.Context) -> Iterator[str]:
     ]
     if rows:
         yield "| option | |\n| --- | --- |\n"
-        yield from (f"| `{_cell(name)}` | {_cell(_escaped(text))} |\n" for name, text in rows)
+        # an escaped | in code is shown with its backslash on the site
+        yield from (
+            f"| `{_cell(name.replace('|', ', '))}` | {_cell(_escaped(text))} |\n"
+            for name, text in rows
+        )
     if prints_json(command):
         path = context.command_path.removeprefix("trt-mtp ")
         yield f"\nThe schema of its JSON is {_schema_link(path)}"

@@ -45,6 +45,7 @@ class Options:
     max_tokens: int | None = None  # None: as the prompts say
     temperature: float = 0.0
     all_cells: bool = False
+    context_tokens: int = 0  # of the prompts of two more cells; 0: what context costs is not asked
     wait_s: float = 300.0  # for a server that is lost to come back: engines take minutes to load
     openai: Mapping[int, str] = field(default_factory=dict)  # base URLs by draft length
     openai_key: str = field(default="", repr=False)
@@ -112,6 +113,7 @@ async def _measured(options: Options, prompts: PromptSet, rig: Rig, meter: Meter
         concurrencies=_concurrencies(options, rig.facts.max_concurrency, meter),
         seed=options.seed,
         all_cells=options.all_cells,
+        context_tokens=options.context_tokens,
     )
     record = _journal_settings(options, settings, rig.facts, prompts)
     with Journal(options.journal, record) as journal:
@@ -147,6 +149,7 @@ def _journal_settings(
         "max_tokens": options.max_tokens,
         "temperature": options.temperature,
         "all_cells": options.all_cells,
+        "context": options.context_tokens or None,  # older journals have no such line
     }
 
 
@@ -169,12 +172,12 @@ async def _measure(
             meter.say("warming up")
             await _warm_up(rig, settings, prompts)
             is_warm = True
-        done = {arm.draft_length for arm in results.arms if arm.block == block}
+        done = {arm.draft_length for arm in results.all_arms if arm.block == block}
         order = random.Random(f"{settings.seed}/{block.number}")
         for length in order.sample(block.draft_lengths, len(block.draft_lengths)):
             if length not in done:
                 _show(meter, options, block, length, results)
-                part = [prompts.prompts[block.task][at] for at in block.prompts]
+                part = prompts.asked(block.task, block.prompts, block.context_tokens)
                 batch = await rig.answers(length, part, block.concurrency)
                 journal.add(Arm(block, length, batch.answers, batch.elapsed_s))
 
@@ -184,7 +187,7 @@ def _unfinished(journal: Journal) -> Block | None:
     block = journal.open_block
     if block is None:
         return None
-    done = {arm.draft_length for arm in journal.results.arms if arm.block == block}
+    done = {arm.draft_length for arm in journal.results.all_arms if arm.block == block}
     return block if set(block.draft_lengths) - done else None
 
 

@@ -151,6 +151,16 @@ openai_key_option = click.option(
     help="Measure every task, draft length and load instead of a planned subset.",
 )
 @click.option(
+    "--context",
+    "context_tokens",
+    metavar="TOKENS",
+    type=click.IntRange(0, 10_000_000),
+    default=0,
+    show_default=True,
+    help="Also measure, in two more batches, what prompts of about this many tokens cost per step; "
+    "0 leaves that out.",
+)
+@click.option(
     "--engines",
     type=FOLDER,
     default="engines",

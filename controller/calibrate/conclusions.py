@@ -20,6 +20,7 @@ from trt_mtp.controller.calibrate.confidence import (
     ratio_interval,
     rounded,
 )
+from trt_mtp.controller.calibrate.context_fit import context_price
 from trt_mtp.controller.calibrate.fit import Estimates, estimate
 from trt_mtp.controller.calibrate.load_client import Answer
 from trt_mtp.controller.calibrate.plan import ended
@@ -71,6 +72,9 @@ def profile_of(settings: Settings, results: Results, run_info: RunInfo) -> Profi
         },
         "calibration": _calibration(settings, results, estimates, run_info),
     }
+    price = context_price(results)
+    if price is not None:
+        values["context_cost"] = price
     if estimates.ratios:  # else published ones stand in, as for acceptance
         values["step_ratio"] = step_ratios(estimates)
     return Profile.model_validate(values)

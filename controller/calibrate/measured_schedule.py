@@ -66,7 +66,7 @@ def _shares(profile: Profile, mix: Mapping[str, float] | None) -> dict[str, floa
         return {task: 1 / len(tasks) for task in tasks}
     for task, share in mix.items():
         if task not in TASKS:
-            raise InputError(f"--mix: {task!r} is no task{nearest(task, TASKS)}")
+            raise InputError(f"--mix: {task!r} is not a task{nearest(task, TASKS)}")
         if not 0 <= share < float("inf"):
             raise InputError(f"--mix: {task}={share:g}: expected a share from 0 on")
     total = sum(mix.values())

@@ -11,6 +11,7 @@ lost. Last come the cells that people look at first, each task's choice at the l
 import math
 import random
 from collections import Counter
+from dataclasses import replace
 
 from trt_mtp.controller.calibrate.advice import best_index
 from trt_mtp.controller.calibrate.confidence import radius
@@ -32,6 +33,7 @@ def next_block(settings: Settings, results: Results) -> Block | None:
     return (
         _of_acceptance(settings, results)
         or _of_step_costs(settings, results)
+        or _of_context(settings, results)
         or _of_choices(settings, results, estimate(settings, results, of_prompts=True))
     )
 
@@ -74,6 +76,19 @@ def _of_step_costs(settings: Settings, results: Results) -> Block | None:
             if missing:
                 return _block(settings, results, task, loads[place], (0, *missing))
     return None
+
+
+def _of_context(settings: Settings, results: Results) -> Block | None:
+    """Two cells with long prompts: no speculation, and the deepest length. None if there are some.
+
+    At the lowest load, where nobody else's prompt is read in the middle of an answer.
+    """
+    if not settings.context_tokens or results.long_arms:
+        return None
+    lengths = (0, settings.draft_lengths[-1])
+    block = _block(settings, results, settings.tasks[0], settings.concurrencies[0], lengths)
+    few = block.prompts[: SMALLEST_BATCH // 2]
+    return replace(block, prompts=few, context_tokens=settings.context_tokens)
 
 
 def ends_first(n: int) -> list[int]:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from trt_mtp.controller.client import Prompt
+from trt_mtp.controller.request import CHARS_PER_TOKEN
 from trt_mtp.controller.tasks import TASKS
 from trt_mtp.errors import InputError
 from trt_mtp.files import nearest, read_text
@@ -56,6 +57,23 @@ class PromptSet:
                     f"it has {', '.join(self.prompts)}"
                 )
         return replace(self, prompts={task: self.prompts[task] for task in tasks})
+
+    def asked(self, task: str, places: Sequence[int], context_tokens: int = 0) -> list[Prompt]:
+        """Prompts of a task, behind about so many tokens of other prompts' text."""
+        part = [self.prompts[task][place] for place in places]
+        if not context_tokens:
+            return part
+        filler = self._filler(round(CHARS_PER_TOKEN * context_tokens))
+        before = {"role": "user", "content": f"{filler}\n\nPut all of that aside."}
+        reply = {"role": "assistant", "content": "I have."}
+        return [replace(prompt, messages=[before, reply, *prompt.messages]) for prompt in part]
+
+    def _filler(self, num_chars: int) -> str:
+        """Text of the set's prompts, over and over."""
+        contents = [str(m.get("content", "")) for part in self.prompts.values() for p in part
+                    for m in p.messages]  # fmt: skip
+        text = "\n\n".join(contents)
+        return (text * (num_chars // max(len(text), 1) + 1))[:num_chars]
 
     def drawn(self, max_tokens: int | None, temperature: float, seed: int) -> "PromptSet":
         """The same prompts with how to draw their answers."""
@@ -140,7 +158,7 @@ def _messages(row: Mapping[str, Any], where: str) -> list[dict[str, Any]]:
         raise InputError(f"{where}: messages is {messages!r:.40}: expected a list of messages")
     for message in messages:
         if not (isinstance(message, dict) and isinstance(message.get("role"), str)):
-            raise InputError(f"{where}: {message!r:.60} is no message with a role")
+            raise InputError(f"{where}: {message!r:.60} is not a message with a role")
     return messages
 
 

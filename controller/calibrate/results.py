@@ -26,6 +26,7 @@ class Settings:
     concurrencies: tuple[int, ...]
     seed: int = 0
     all_cells: bool = False  # every cell until it ends, for checking what a plan leaves out
+    context_tokens: int = 0  # of two cells with long prompts, for what context costs; 0: none
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -49,6 +50,7 @@ class Block:
     concurrency: int
     draft_lengths: tuple[int, ...]  # with 0, which the others are compared with
     prompts: tuple[int, ...]  # their places in the task's part of the prompt set
+    context_tokens: int = 0  # put before each prompt, about; such answers count for nothing else
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +103,7 @@ class Results:
     """All arms. Pairs are answers of a draft length and of 0 to one prompt of one block."""
 
     arms: list[Arm] = field(default_factory=list)
+    long_arms: list[Arm] = field(default_factory=list)  # of blocks with a long context
     answers: dict[CellKey, list[Answer]] = field(default_factory=lambda: defaultdict(list))
     num_prompts: dict[CellKey, int] = field(default_factory=lambda: defaultdict(int))
     errors: dict[CellKey, str] = field(default_factory=dict)  # of cells that failed
@@ -112,12 +115,17 @@ class Results:
     @property
     def elapsed_s(self) -> float:
         """Seconds spent on measuring."""
-        return sum(arm.wall_s for arm in self.arms)
+        return sum(arm.wall_s for arm in self.all_arms)
+
+    @property
+    def all_arms(self) -> list[Arm]:
+        """Those with a long context, too."""
+        return self.arms + self.long_arms
 
     @property
     def num_blocks(self) -> int:
         """The number of blocks begun."""
-        return max((arm.block.number + 1 for arm in self.arms), default=0)
+        return max((arm.block.number + 1 for arm in self.all_arms), default=0)
 
     @property
     def is_untold(self) -> bool:
@@ -146,6 +154,9 @@ class Results:
 
     def add(self, arm: Arm) -> None:
         """Add an arm; the arms of a block may come in any order."""
+        if arm.block.context_tokens:
+            self.long_arms.append(arm)
+            return
         self._compared = None
         self.arms.append(arm)
         key = arm.key

@@ -9,6 +9,7 @@ import re
 import secrets
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from types import TracebackType
 from typing import NoReturn, Self
 
@@ -17,7 +18,7 @@ from trt_mtp.controller.gateway.call import BROKEN, INT_OUTPUTS, MAX_ID_CHARS, I
 from trt_mtp.controller.gateway.failure import VariantFailedError, WrongRequestError
 from trt_mtp.controller.gateway.hang_detector import HangDetector
 from trt_mtp.controller.gateway.response_rewriter import ResponseRewriter
-from trt_mtp.controller.gateway.servers.backend import Replica
+from trt_mtp.controller.gateway.servers.backend import LoadReading, Replica
 from trt_mtp.controller.gateway.servers.health import CallEnd
 from trt_mtp.controller.gateway.servers.upstream import Upstream, UpstreamLost
 from trt_mtp.controller.gateway.servers.winding_down import Rest
@@ -51,6 +52,7 @@ class Lease:
     __slots__ = (
         "_begun",
         "_begun_at",
+        "_begun_load",
         "_change",
         "_detector",
         "_late_failure",
@@ -101,6 +103,7 @@ class Lease:
         self._upstream: Upstream | None = None
         self._late_failure: VariantFailedError | None = None
         self._begun_at = 0.0
+        self._begun_load: LoadReading | None = None
         self._begun = replica.health.begin()
 
     @property
@@ -141,7 +144,11 @@ class Lease:
         winding_down = self._return_stream()
         end, now_s = self._end(error), time.monotonic()
         self.replica.health.end(self._begun, end, now_s, self.call.owner)
-        self.outcome = self.call.outcome = _outcome(self, self._rewriter.last, _broken(error))
+        outcome = _outcome(self, self._rewriter.last, _broken(error))
+        if self._begun_load is not None:
+            on_variant, on_device = self.replica.load_since(self._begun_load, now_s)
+            outcome = replace(outcome, on_variant=on_variant, on_device=on_device)
+        self.outcome = self.call.outcome = outcome
         self._on_close(self, winding_down)
 
     def blame(self, end: CallEnd) -> None:
@@ -186,6 +193,7 @@ class Lease:
 
     def _note_first(self) -> None:
         """The variant has begun the answer."""
+        self._begun_load = self.replica.load_reading(time.monotonic())
         self.replica.health.answer(self._begun)
         self.call.note_answer()
         self._detector.note_first(self, time.monotonic() - self._begun_at)

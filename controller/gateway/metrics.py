@@ -130,7 +130,7 @@ class GatewayMetrics:
             ("task",),
         )
         self._drifts = self._counter(
-            "acceptance_drifts", "Sustained shifts of acceptance that were learned anew", ("task",)
+            "acceptance_drifts", "Sustained shifts of acceptance that were learned again", ("task",)
         )
         for task in TASKS:  # from 0 on, or the first one would be no increase
             self._drifts.labels(task)

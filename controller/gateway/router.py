@@ -86,7 +86,7 @@ class Router:
         observe: Observer,
     ) -> Lease:
         """A place at a variant, whoever chose it; `observe` is told when it is closed."""
-        self._count_running(replica, +1)
+        self._count_running(replica, call, +1)
         on_close = partial(self._closed, observe)
         return Lease(call, replica, decision, self.pool.public_name, self._detector, on_close)
 
@@ -120,18 +120,18 @@ class Router:
     def _closed(self, observe: Observer, lease: Lease, winding_down: WindingDown | None) -> None:
         """The place is free when the variant is done with the request, too."""
         if winding_down is None:
-            self._free(lease.replica)
+            self._free(lease.replica, lease.call)
         else:
-            winding_down.add_done_callback(partial(self._wound_down, lease.replica))
+            winding_down.add_done_callback(partial(self._wound_down, lease.replica, lease.call))
         observe(lease)
 
-    def _wound_down(self, replica: Replica, winding_down: WindingDown) -> None:
+    def _wound_down(self, replica: Replica, call: InferenceCall, winding_down: WindingDown) -> None:
         if not winding_down.cancelled() and winding_down.exception() is None:
             self._metrics.wound_down(replica.name, winding_down.result().value)
-        self._free(replica)
+        self._free(replica, call)
 
-    def _free(self, replica: Replica) -> None:
-        self._count_running(replica, -1)
+    def _free(self, replica: Replica, call: InferenceCall) -> None:
+        self._count_running(replica, call, -1)
         self.pool.index.note_free(replica)
         # not here and now: who waits may not be answered from inside another request's end
         asyncio.get_running_loop().call_soon(self.on_free)
@@ -143,8 +143,8 @@ class Router:
             except Exception:  # what is learned or written down may not cost an answer
                 log.exception("of decision %s something is lost", lease.decision.decision_id)
 
-    def _count_running(self, replica: Replica, change: int) -> None:
-        replica.num_running += change
+    def _count_running(self, replica: Replica, call: InferenceCall, change: int) -> None:
+        replica.count_running(change, call.features.context_tokens, time.monotonic())
         self._metrics.in_flight(replica.name, change)
         self._running(replica.key).add(change)
 

@@ -1,5 +1,6 @@
 """What to deploy: one variant where that is as cheap, else the mix; and how sure that is."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -135,10 +136,11 @@ def _best_single(question: Question) -> Fleet | None:
     bounds = {k: least_single(question, k) for k in question.deployment.draft_lengths}
     best: Fleet | None = None
     for length in sorted(bounds, key=lambda k: (bounds[k], k)):
-        if bounds[length] > (most if best is None else best.num_replicas):
+        at_most = most if best is None else best.num_replicas
+        if bounds[length] > at_most:
             break
-        fleet = single(question, length)
-        if fleet is not None and fleet.num_replicas <= most and _is_better(fleet, best, question):
+        fleet = single(question, length, at_most)
+        if fleet is not None and _is_better(fleet, best, question):
             best = fleet
     return best
 
@@ -160,9 +162,8 @@ def mean_tpot_ms(fleet: Fleet, traffic: Traffic) -> float:
 def _mix(question: Question, best: Fleet | None, schedule: Fleet | None) -> Fleet | None:
     """The checked mix, if the program says that it may save enough."""
     found = [fleet.num_replicas for fleet in (best, schedule) if fleet is not None]
-    if found and least(question) > (1 - WORTH) * min(found):
-        return None
-    return mixed(question)
+    at_most = (1 - WORTH) * min(found, default=math.inf)
+    return None if least(question) > at_most else mixed(question, at_most)
 
 
 def _chosen(best: Fleet | None, schedule: Fleet | None, mix: Fleet | None) -> Fleet | None:

@@ -78,24 +78,24 @@ class Question:
     seed: int = 0
 
 
-def mixed(question: Question) -> Fleet | None:
-    """The cheapest fleet of any draft lengths; None if there is none."""
+def mixed(question: Question, at_most: float = math.inf) -> Fleet | None:
+    """The cheapest fleet of any draft lengths; None if there is none of `at_most` replicas."""
 
     def choose(tightened: float) -> list[Mode]:
         found = all_modes(question.deployment, question.traffic, question.targets, tightened)
         return undominated(found)
 
-    return hold(question, choose)
+    return hold(question, choose, at_most)
 
 
-def single(question: Question, draft_length: int) -> Fleet | None:
-    """The cheapest fleet of one draft length at one batch."""
+def single(question: Question, draft_length: int, at_most: float = math.inf) -> Fleet | None:
+    """The cheapest fleet of one draft length at one batch; None if it takes more replicas."""
 
     def choose(tightened: float) -> list[Mode]:
         found = all_modes(question.deployment, question.traffic, question.targets, tightened)
         return _cheapest(question, [mode for mode in found if mode.draft_length == draft_length])
 
-    return hold(question, choose)
+    return hold(question, choose, at_most)
 
 
 def scheduled(question: Question) -> Fleet | None:
@@ -141,8 +141,12 @@ def busy(traffic: Traffic, mode: Mode) -> float:
     return sum(traffic[task].requests_per_s * seconds for task, seconds in mode.busy_s.items())
 
 
-def hold(question: Question, choose: Choose) -> Fleet | None:
-    """The cheapest fleet of the modes of `choose` whose simulated percentiles hold the targets."""
+def hold(question: Question, choose: Choose, at_most: float = math.inf) -> Fleet | None:
+    """The cheapest fleet of the modes of `choose` whose simulated percentiles hold the targets.
+
+    None if there is none of `at_most` replicas. Each round asks for as many as the one before or
+    more, so that a search ends, unsimulated, where it has become too dear.
+    """
     tightened = 1.0
     loads: dict[tuple[str, int], float] = {}
     for _ in range(ROUNDS):
@@ -150,6 +154,8 @@ def hold(question: Question, choose: Choose) -> Fleet | None:
         if found is None:
             return None
         groups, used = found
+        if sum(group.count for group in groups) > at_most:
+            return None
         seen = [_simulated(question, group) for group in groups]
         missed = [_missed(latencies, question.targets) for latencies in seen]
         if all(factor == 1.0 for pair in missed for factor in pair):

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from trt_mtp.controller.calibration import ALLOWED_LOSS, Interval
 from trt_mtp.controller.profile import Profile
-from trt_mtp.controller.profile_text import is_decided
+from trt_mtp.controller.profile_text import disturbance, is_decided
 from trt_mtp.controller.report.summary import Summary, TaskRow
 
 # the tasks of controller/tasks.py in everyday words
@@ -59,6 +59,9 @@ def next_step(summary: Summary, file: str) -> tuple[str, str]:
     advice = summary.calibration.recommendation
     if advice is None:
         return "Measure a variant at draft length 0 as well", "trt-mtp calibrate"
+    if disturbance(summary.calibration):
+        again = f"rm {file}.journal && trt-mtp calibrate … -o {file}"
+        return "Measure again while the machine does nothing else", again
     if not is_decided(summary.calibration):
         more = f"trt-mtp calibrate … --budget 30m -o {file}"
         return "Measure on, with the same command and more time", more

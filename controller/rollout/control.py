@@ -112,7 +112,7 @@ def steer(spec: RolloutSpec, verb: str, why: str, say: Say) -> Status:
                 + (
                     "to go back, roll out the old variant"
                     if latest.phase is Phase.SUCCESSFUL
-                    else "`start --again` begins anew"
+                    else "`start --again` restarts it"
                 )
             )
         if verb == "pause" and latest.phase in WAITING and not store.holder():

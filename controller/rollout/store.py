@@ -144,7 +144,7 @@ class Store:
                 raise InputError(f"{self.path} has schema_version {version}, not {SCHEMA_VERSION}")
         except sqlite3.DatabaseError as error:
             if "file is not a database" in str(error):
-                raise InputError(f"{self.path} is no rollout state: {error}") from None
+                raise InputError(f"{self.path} is not a rollout state: {error}") from None
             raise TrtMtpError(f"can't use {self.path}: {error}") from None
 
     def __enter__(self) -> "Store":

@@ -56,7 +56,7 @@ class TritonSite:
         self._server, self._public_name = server, public_name
         key = read_text(server.admin_key_file, SMALL).strip()
         if not server.repository.is_dir():
-            raise InputError(f"{server.repository} is no folder: it should be the repository")
+            raise InputError(f"{server.repository} is not a folder: it should be the repository")
         self._headers = {ADMIN_HEADER: key}
         self._credentials = _credentials(server.tls)
         self._client = grpcclient.InferenceServerClient(

@@ -116,6 +116,13 @@ def _shares(option: str, text: str) -> dict[int, float]:
     help="Requests per second that arrive at the fleet.  [default: 20]",
 )
 @click.option(
+    "--prompt-tokens",
+    type=click.FloatRange(0, 10_000_000),
+    default=0,
+    show_default=True,
+    help="Mean prompt tokens per request, read in chunks beside the answers; 0 leaves prompts out.",
+)
+@click.option(
     "--arrivals",
     type=click.Choice(["poisson", "bursts", "trace"]),
     help="[default: poisson, or trace with --trace]",

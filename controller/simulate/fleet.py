@@ -2,22 +2,45 @@
 
 A replica runs all its requests together, one step after another, and a step takes T(K, B). So a
 request of n steps ends after n more steps of the replica, whatever else starts or ends meanwhile.
-That takes one heap of step numbers per replica and two events per request. A replica reads new
-prompts, one after the other, before its next step. Under a batch schedule,
+That takes one heap of step numbers per replica and two events per request. Under a batch schedule,
 K changes with B while requests run: each running request's remaining steps are recounted from its
 remaining tokens. Memory grows only with the requests in flight.
+
+A replica reads new prompts, one after the other: all of one before its next step, or in chunks that
+fill up each step to CHUNK tokens. Such a step reads the weights once for both, so that it takes as
+long as the longer of the two, T(0, B) or a chunk, and what drafting adds to T. Then a request also
+waits for the end of the running step. benchmarks/prefill.py compares that with an engine which is
+simulated step by step.
 """
 
 import heapq
+import math
 from collections import defaultdict, deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
+from typing import NamedTuple
 
 from trt_mtp.controller.batch_schedule import BatchSchedule
 from trt_mtp.controller.cost import StepCost
 from trt_mtp.controller.decision import Decision
+from trt_mtp.controller.outcome import MeanLoad
 from trt_mtp.controller.simulate.workload import SimulatedRequest
+
+CHUNK = 2048  # tokens of a step that reads prompts
+DRAFTS_SHARE = 0.5  # of what drafting adds to a step: the drafts, which no chunk hides
+LEAST_CHUNK = 0.1  # of them that prompts get beside however many drafts
+
+
+class Passed(NamedTuple):
+    """Requests and tokens in flight on a replica, summed over time."""
+
+    at: float = 0.0
+    request_s: float = 0.0
+    token_s: float = 0.0
+
+
+NOTHING = Passed()
 
 
 @dataclass(slots=True)
@@ -32,6 +55,9 @@ class InFlight:
     began: float = 0.0  # the replica's step at which its present draft length began
     prefill_s: float = 0.0  # of reading its prompt, during which its replica's answers stand still
     first_token_at: float = 0.0  # the end of that
+    context_tokens: float = 0.0  # in its cache
+    passed: Passed = NOTHING  # when it started
+    mean_load: MeanLoad | None = None  # while it ran
     parts: list[tuple[int, float]] = field(default_factory=list)  # earlier lengths, steps at each
 
 
@@ -48,6 +74,10 @@ class Replica:
     steps: float = 0.0  # so far, with the part of the running one
     step_s: float = 0.0  # of the present batch
     prefill_left_s: float = 0.0  # of the prompts that it still has to read before its next step
+    unread: deque[InFlight] = field(default_factory=deque)  # whose prompts are read in chunks
+    reading: float = 0.0  # seconds of prefill that are read per second
+    context_tokens: float = 0.0  # of all that it has
+    passed: Passed = NOTHING
     version: int = 0  # of its next event; older events are void
     running: list[tuple[float, int, InFlight]] = field(default_factory=list)  # heap by last step
     waiting: deque[InFlight] = field(default_factory=deque)
@@ -55,7 +85,12 @@ class Replica:
     @property
     def load(self) -> int:
         """Running and waiting requests."""
-        return len(self.running) + len(self.waiting)
+        return len(self.running) + len(self.unread) + len(self.waiting)
+
+    @property
+    def num_admitted(self) -> int:
+        """Requests that have a slot."""
+        return len(self.running) + len(self.unread)
 
     def length_at(self, load: int) -> int:
         """Its draft length with this many requests on it."""
@@ -88,14 +123,16 @@ class Group:
 class Fleet:
     """All replicas and their events.
 
-    A replica follows the schedule of its draft length in `schedules`, or keeps to its length.
+    A replica follows the schedule of its draft length in `schedules`, or keeps to its length. With
+    `chunk_s`, the seconds of a chunk, it reads prompts in chunks.
     """
 
     def __init__(
         self, draft_lengths: Sequence[int], cost: StepCost, max_batch_size: int = 128,
         schedules: Mapping[int, BatchSchedule] = MappingProxyType({}),
+        chunk_s: float | None = None,
     ):  # fmt: skip
-        self._cost = cost
+        self._cost, self._chunk_s = cost, chunk_s
         self.replicas = [
             Replica(i, k, k, max_batch_size, schedules.get(k)) for i, k in enumerate(draft_lengths)
         ]
@@ -130,41 +167,105 @@ class Fleet:
             if version != replica.version:
                 continue
             self._advance(replica, ended_at)
-            _, _, flight = heapq.heappop(replica.running)
-            if flight.parts:
-                _part(flight, replica)
+            flight = self._ended(replica)
             self._admit(replica)
             self._schedule(replica)
-            yield ended_at, flight
+            if flight is not None:
+                yield ended_at, flight
+
+    def _ended(self, replica: Replica) -> InFlight | None:
+        """The request that an event ends; None if it is a prompt that was read to its end."""
+        if replica.unread and replica.unread[0].prefill_s <= 1e-9:
+            self._run(replica, replica.unread.popleft())
+            return None
+        _, _, flight = heapq.heappop(replica.running)
+        if flight.parts:
+            _part(flight, replica)
+        replica.context_tokens -= flight.context_tokens
+        flight.mean_load = _mean(flight.passed, replica.passed)
+        return flight
 
     def _advance(self, replica: Replica, now: float) -> None:
-        read_s = min(now - replica.now, replica.prefill_left_s)
+        passed_s = now - replica.now
+        _, request_s, token_s = replica.passed
+        replica.passed = Passed(
+            now,
+            request_s + passed_s * replica.num_admitted,
+            token_s + passed_s * replica.context_tokens,
+        )
+        read_s = min(passed_s, replica.prefill_left_s)
         replica.prefill_left_s -= read_s
+        if replica.unread:
+            replica.unread[0].prefill_s -= passed_s * replica.reading
         if replica.running:
-            replica.steps += (now - replica.now - read_s) / replica.step_s
+            replica.steps += (passed_s - read_s) / replica.step_s
         replica.now = now
 
     def _admit(self, replica: Replica) -> None:
         _redraft(replica, replica.length_at(replica.load))
-        while replica.waiting and len(replica.running) < replica.max_batch_size:
+        while replica.waiting and replica.num_admitted < replica.max_batch_size:
             flight = replica.waiting.popleft()
-            flight.started_at, flight.draft_length = replica.now, replica.draft_length
-            flight.began = replica.steps
+            flight.started_at, flight.passed = replica.now, replica.passed
+            flight.context_tokens = self._context_tokens(flight.request)
+            replica.context_tokens += flight.context_tokens
+            if self._chunk_s and flight.prefill_s:
+                replica.unread.append(flight)
+                continue
             replica.prefill_left_s += flight.prefill_s
-            flight.first_token_at = replica.now + replica.prefill_left_s
-            self._serial += 1
-            steps = flight.request.num_tokens / flight.request.lengths[replica.draft_length]
-            heapq.heappush(replica.running, (replica.steps + steps, self._serial, flight))
+            self._run(replica, flight)
+
+    def _run(self, replica: Replica, flight: InFlight) -> None:
+        """Take a request among those that are answered."""
+        flight.draft_length, flight.began = replica.draft_length, replica.steps
+        flight.first_token_at = replica.now + replica.prefill_left_s
+        self._serial += 1
+        steps = flight.request.num_tokens / flight.request.lengths[replica.draft_length]
+        if self._chunk_s:
+            if not replica.running:
+                replica.steps = math.ceil(replica.steps)
+            steps += math.ceil(replica.steps - 1e-6) - replica.steps
+        heapq.heappush(replica.running, (replica.steps + steps, self._serial, flight))
+
+    def _context_tokens(self, request: SimulatedRequest) -> float:
+        if request.prompt_tokens is None:
+            return self._cost.context.at_tokens
+        return request.prompt_tokens + request.num_tokens / 2
 
     def _schedule(self, replica: Replica) -> None:
         self._groups[replica.max_draft_length].changed(replica)
         replica.version += 1
-        if not replica.running:
+        if not replica.num_admitted:
             return
-        replica.step_s = self._cost.step_s(replica.draft_length, len(replica.running))
-        left = max(replica.running[0][0] - replica.steps, 0.0)
-        due = replica.now + replica.prefill_left_s + left * replica.step_s
-        heapq.heappush(self._events, (due, replica.index, replica.version))
+        batch, left_s = len(replica.running), math.inf
+        replica.step_s = self._cost.step_s(replica.draft_length, batch, replica.context_tokens)
+        if replica.unread:
+            left_s = self._read_on(replica)
+        if replica.running:
+            left = max(replica.running[0][0] - replica.steps, 0.0)
+            left_s = min(left_s, replica.prefill_left_s + left * replica.step_s)
+        heapq.heappush(self._events, (replica.now + left_s, replica.index, replica.version))
+
+    def _read_on(self, replica: Replica) -> float:
+        """Fill up steps with chunks of prompts; the seconds until the first of those is read."""
+        assert self._chunk_s is not None
+        batch, length = len(replica.running), replica.draft_length
+        chunk_s = self._chunk_s * max(1 - batch * (length + 1) / CHUNK, LEAST_CHUNK)
+        plain_s = self._cost.step_s(0, batch, replica.context_tokens) if batch else 0.0
+        drafting_s = DRAFTS_SHARE * (replica.step_s - plain_s) if batch else 0.0
+        replica.step_s = max(plain_s, self._chunk_s) + drafting_s
+        replica.reading = chunk_s / replica.step_s
+        return max(replica.unread[0].prefill_s, 0.0) / replica.reading
+
+
+def _mean(begun: Passed, ended: Passed) -> MeanLoad | None:
+    """What was in flight on average between two times."""
+    seconds = ended.at - begun.at
+    if seconds <= 0:
+        return None
+    return MeanLoad(
+        max((ended.request_s - begun.request_s) / seconds, 1.0),
+        max((ended.token_s - begun.token_s) / seconds, 0.0),
+    )
 
 
 def _part(flight: InFlight, replica: Replica) -> None:

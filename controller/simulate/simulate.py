@@ -15,7 +15,7 @@ from trt_mtp.controller.decision import Decision, VariantState
 from trt_mtp.controller.policy import Policy
 from trt_mtp.controller.profile import Profile
 from trt_mtp.controller.simulate.arrivals import Arrival, Trace, bursts, poisson
-from trt_mtp.controller.simulate.fleet import Fleet, InFlight, Replica, split
+from trt_mtp.controller.simulate.fleet import CHUNK, Fleet, InFlight, Replica, split
 from trt_mtp.controller.simulate.workload import SimulatedRequest, Workload, published_cost
 from trt_mtp.controller.tasks import TASKS
 from trt_mtp.errors import InputError
@@ -23,6 +23,7 @@ from trt_mtp.files import nearest
 
 POLICIES = ("none", "static", "schedule", "heuristics", "learned", "oracle")
 MAX_BATCH_SIZE = 128  # of a replica
+PREFILL_TOKENS_PER_S = Profile().prefill_tokens_per_s
 SAMPLE = 10_000  # latencies kept for percentiles
 EXAMPLE_SHARES = {"mix": {"coding": 0.7, "writing": 0.3}, "fleet": {0: 1, 3: 2}}
 
@@ -40,6 +41,7 @@ class Settings:
     schedule: Mapping[int, int] = field(default_factory=lambda: EXAMPLE_SCHEDULE)  # of `schedule`
     is_scheduled: bool = False  # the replicas of `shares` follow it too, up to their lengths
     rate_per_s: float = 20.0
+    prompt_tokens: float = 0.0  # of a request, on average; 0: prompts are left out
     arrivals: str = "poisson"  # or bursts; a trace replaces both
     trace: Trace | None = None
     seed: int = 0
@@ -77,7 +79,8 @@ class Router:
             return min(replicas, key=lambda r: self._finish_s(request, r)), None
         variants = [
             VariantState(f"k{r.max_draft_length}", r.max_draft_length, True, r.load,
-                         r.max_batch_size, 1 << 20, schedule=r.schedule)
+                         r.max_batch_size, 1 << 20, schedule=r.schedule,
+                         context_tokens=r.context_tokens)
             for r in replicas
         ]  # fmt: skip
         decision = self.policy.choose(request.features, variants, now_s=now)
@@ -97,6 +100,8 @@ class Router:
                 flight.draft_length,
                 ended_at - flight.started_at,
                 parts=flight.parts,
+                ttft_s=flight.first_token_at - flight.started_at,
+                mean_load=flight.mean_load,
             )
             decided = flight.decision.draft_length  # a schedule may have had another by its start
             self.policy.update(flight.decision, replace(outcome, draft_length=decided))
@@ -145,8 +150,9 @@ def simulate(settings: Settings) -> Result:
         raise InputError(f"policy {settings.policy!r} is not one of {', '.join(POLICIES)}")
     cost = published_cost()
     lengths = _draft_lengths(settings)
-    fleet = Fleet(lengths, cost, MAX_BATCH_SIZE, _schedules(settings, lengths))
-    workload = Workload(cost, seed=settings.seed)
+    chunk_s = CHUNK / PREFILL_TOKENS_PER_S if settings.prompt_tokens else None
+    fleet = Fleet(lengths, cost, MAX_BATCH_SIZE, _schedules(settings, lengths), chunk_s)
+    workload = Workload(cost, seed=settings.seed, mean_prompt_tokens=settings.prompt_tokens)
     router = Router(settings, fleet, workload)
     rng = random.Random(settings.seed + 1)
     latency, speed = Reservoir(rng), Reservoir(rng)
@@ -218,7 +224,8 @@ def _flights(
         yield from fleet.finished_until(now)
         request = workload.draw(settings.mix, arrival.task)
         replica, decision = router.route(request, now)
-        flight = InFlight(request, now, replica.draft_length, decision)
+        prefill_s = (request.prompt_tokens or 0) / PREFILL_TOKENS_PER_S
+        flight = InFlight(request, now, replica.draft_length, decision, prefill_s=prefill_s)
         fleet.submit(replica, flight, now)
     yield from fleet.finished_until(float("inf"))
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from trt_mtp.controller.acceptance import acceptance_lengths, prior_conditionals
 from trt_mtp.controller.cost import StepCost
-from trt_mtp.controller.outcome import Outcome
+from trt_mtp.controller.outcome import MeanLoad, Outcome
 from trt_mtp.controller.profile import PUBLISHED_ACCEPTANCE, Profile
 from trt_mtp.controller.request import RequestFeatures
 from trt_mtp.controller.tasks import TASKS
@@ -36,6 +36,7 @@ class SimulatedRequest:
     conditionals: tuple[float, ...]
     lengths: tuple[float, ...]  # AL(K)
     features: RequestFeatures
+    prompt_tokens: int | None = None  # None: the contexts are those of the table of step times
 
 
 @dataclass(slots=True)
@@ -50,6 +51,7 @@ class Workload:
     seed: int = 0
     guess_accuracy: float = 0.85
     mean_tokens: int = 250
+    mean_prompt_tokens: float = 0.0  # 0: prompts are left out
     acceptance: Mapping[str, float] = field(default_factory=lambda: PUBLISHED_ACCEPTANCE)
     _random: random.Random = field(init=False)
     _numpy: np.random.Generator = field(init=False)
@@ -69,9 +71,21 @@ class Workload:
         p = self._random.betavariate(mean * strength, (1 - mean) * strength)
         conditionals = prior_conditionals(min(max(p, 0.02), 0.995))
         num_tokens = max(8, int(self.mean_tokens * self._random.lognormvariate(-0.32, 0.8)))
+        lengths, prompt_tokens = acceptance_lengths(conditionals), self._prompt_tokens()
         return SimulatedRequest(
-            task, num_tokens, conditionals, acceptance_lengths(conditionals), _features(guessed)
+            task,
+            num_tokens,
+            conditionals,
+            lengths,
+            _features(guessed, prompt_tokens),
+            prompt_tokens,
         )
+
+    def _prompt_tokens(self) -> int | None:
+        """The length of prompts is log-normal, too."""
+        if not self.mean_prompt_tokens:
+            return None
+        return max(1, int(self.mean_prompt_tokens * self._random.lognormvariate(-0.32, 0.8)))
 
     def seconds(self, request: SimulatedRequest, draft_length: int, load: int) -> float:
         """The expected time of an answer at a constant load."""
@@ -80,7 +94,8 @@ class Workload:
 
     def outcome(
         self, request: SimulatedRequest, draft_length: int, seconds: float | None = None,
-        load: int = 1, parts: Sequence[tuple[int, float]] = (),
+        load: int = 1, parts: Sequence[tuple[int, float]] = (), ttft_s: float | None = None,
+        mean_load: MeanLoad | None = None,
     ) -> Outcome:  # fmt: skip
         """The outcome that a variant would report, with noise in its counts and times.
 
@@ -100,15 +115,21 @@ class Workload:
         if seconds is None:
             step_s = self.cost.step_s(draft_length, load)
             seconds = steps * step_s * self._random.lognormvariate(0, TIME_NOISE)
-        ttft_s = seconds / steps
+        ttft_s = seconds / steps if ttft_s is None else ttft_s + (seconds - ttft_s) / steps
         return Outcome(
             draft_length, steps, sum(k * part for k, part in made), sum(accepted), tuple(accepted),
-            request.num_tokens, ttft_s, seconds, "stop",
+            request.num_tokens, ttft_s, seconds, "stop", on_variant=mean_load,
         )  # fmt: skip
 
 
-def _features(task: str) -> RequestFeatures:
-    return RequestFeatures(num_chars=1000, temperature=0.7, max_tokens=1024, hint_task=task)
+def _features(task: str, prompt_tokens: int | None) -> RequestFeatures:
+    return RequestFeatures(
+        num_chars=1000,
+        temperature=0.7,
+        max_tokens=1024,
+        hint_task=task,
+        num_prompt_tokens=prompt_tokens,
+    )
 
 
 def published_cost() -> StepCost:

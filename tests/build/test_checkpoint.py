@@ -323,7 +323,7 @@ BAD: dict[Callable[[Path], None], str] = {
     shard_missing_without_index: "lacks model-00002-of-00002.safetensors",
     tensor_missing: "lacks the tensor mtp.fc.weight",
     index_without_map: "has no weight_map",
-    index_outside: "is no safetensors file",
+    index_outside: "is not a safetensors file",
     pickles_only: "a pickle (pytorch_model.bin)",
     gguf: "is GGUF",
     gguf_with_config: "is GGUF",
@@ -418,7 +418,7 @@ def test_an_id_is_found_in_the_cache(
 
 
 def test_a_user_that_does_not_exist(cli: Cli) -> None:
-    """A path into the home of nobody is no folder, in one sentence."""
+    """A path into the home of nobody is not a folder, in one sentence."""
     result = cli("inspect", "~no-such-user/model")
     assert (result.code, result.err.count("\n")) == (2, 1)
     assert "~no-such-user/model" in result.err

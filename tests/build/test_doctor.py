@@ -207,7 +207,7 @@ def test_ports_in_use(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_not_a_folder(tmp_path: Path) -> None:
-    """What is no folder of variants is refused."""
+    """What is not a folder of variants is refused."""
     with pytest.raises(InputError, match="is not a folder"):
         examine(tmp_path / "nothing")
     with pytest.raises(InputError, match="has no variants"):

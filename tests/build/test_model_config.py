@@ -149,7 +149,7 @@ def test_tensors_that_the_engine_does_not_read_are_named(cli: Cli, tmp_path: Pat
     write_safetensors(folder / "model.safetensors", tensors)
     result = cli("build", folder, "--engine", "cpu", "-o", tmp_path / "engines")
     assert result.code == 2
-    assert "model.layers.3.self_attn.q_proj.bias is no part of a Qwen3.5 model" in result.err
+    assert "model.layers.3.self_attn.q_proj.bias is not part of a Qwen3.5 model" in result.err
 
 
 VALUES = st.one_of(
@@ -278,6 +278,55 @@ def test_what_builds_computes_what_transformers_does(
         check_everything(read_checkpoint(folder))
     except TrtMtpError:
         return
+    require_same_logits(folder, folder / "packed")
+
+
+# what a config may well say, each key with values that the engine has to take
+SIZES: dict[str, st.SearchStrategy[Any]] = {
+    "num_attention_heads": st.sampled_from([2, 4]),
+    "num_key_value_heads": st.sampled_from([1, 2]),
+    "head_dim": st.sampled_from([16, 32]),
+    "intermediate_size": st.sampled_from([32, 96, 100]),
+    "num_hidden_layers": st.sampled_from([2, 4, 5]),
+    "full_attention_interval": st.sampled_from([1, 2, 4]),
+    "linear_num_key_heads": st.sampled_from([1, 2]),
+    "linear_num_value_heads": st.sampled_from([2, 4]),
+    "linear_key_head_dim": st.sampled_from([8, 16]),
+    "linear_value_head_dim": st.sampled_from([8, 16]),
+    "linear_conv_kernel_dim": st.integers(2, 4),
+    "max_position_embeddings": st.integers(256, 4096),
+    "rms_norm_eps": st.floats(1e-8, 1e-3),
+    "tie_word_embeddings": st.booleans(),
+    "use_cache": st.booleans(),
+}
+ROPE_KEYS: dict[str, st.SearchStrategy[Any]] = {
+    "rope_type": st.sampled_from(["default", "linear", "yarn"]),
+    "rope_theta": st.floats(100.0, 1e7),
+    "partial_rotary_factor": st.sampled_from([0.25, 0.5, 1.0]),
+}
+SCALING: dict[str, st.SearchStrategy[Any]] = {"factor": st.floats(1.0, 16.0)}
+
+
+@st.composite
+def plausible_configs(draw: st.DrawFn) -> Json:
+    """Keys of a config that describes a model as people make them."""
+    rope = draw(st.fixed_dictionaries({}, optional=ROPE_KEYS))
+    if rope.get("rope_type", "default") != "default":
+        rope |= draw(st.fixed_dictionaries(SCALING))
+    config = draw(st.fixed_dictionaries({}, optional=SIZES))
+    return config | ({"rope_parameters": {"rope_type": "default", **rope}} if rope else {})
+
+
+@settings(
+    max_examples=12, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(config=plausible_configs())
+def test_plausible_models_are_computed_as_transformers_does(
+    tmp_path_factory: pytest.TempPathFactory, config: Json
+) -> None:
+    """None of them is refused, and the logits are those of transformers."""
+    folder = make_checkpoint(tmp_path_factory.mktemp("plausible") / "c", **config)
+    check_everything(read_checkpoint(folder))
     require_same_logits(folder, folder / "packed")
 
 

@@ -16,6 +16,7 @@ from trt_mtp.controller.acceptance import (
     acceptance_lengths,
     prior_conditionals,
 )
+from trt_mtp.controller.acceptance_estimate import estimate
 from trt_mtp.controller.position_counts import PositionCounts
 from trt_mtp.controller.profile import MAX_POSTERIOR_STEPS, PUBLISHED_ACCEPTANCE, Profile
 
@@ -255,3 +256,50 @@ def test_survival_never_rises_with_depth(steps: int, counts: list[int]) -> None:
     gains = [b - a for a, b in itertools.pairwise(lengths)]
     assert all(0 <= gain <= 1 for gain in gains)
     assert all(b <= a + 1e-12 for a, b in itertools.pairwise(gains))
+
+
+def test_what_was_never_drafted_is_less_sure_than_what_was() -> None:
+    """Answers at K = 1 say little of AL(5), those at K = 5 much, and neither is ever certain."""
+    deviations = []
+    for served in (1, 5):
+        brain = learner()
+        for _ in range(300):
+            accepted = [int(80 * 0.8 * 0.73**j) for j in range(served)]
+            brain.update({CODING: 1.0}, 80, accepted)
+        deviations.append(brain.estimate(CODING).deviations)
+    shallow, deep = deviations
+    assert shallow[1] == pytest.approx(deep[1], rel=0.1)
+    assert shallow[5] > 3 * deep[5] > 0
+
+
+@given(st.lists(st.floats(0.01, 0.99), min_size=8, max_size=8), st.floats(0, 4000))
+def test_deviations_grow_with_the_length_and_shrink_with_trials(
+    conditionals: list[float], trials: float
+) -> None:
+    """More drafts add uncertainty, more trials of every position take some away."""
+    unknown = estimate(conditionals, (0.0,) * 8, 0.0)
+    known = estimate(conditionals, (trials,) * 8, trials)
+    assert all(a <= b + 1e-9 for a, b in itertools.pairwise(known.deviations))
+    assert all(k <= u + 1e-9 for k, u in zip(known.deviations, unknown.deviations, strict=True))
+    assert known.lengths == unknown.lengths == acceptance_lengths(conditionals)
+
+
+def test_a_tenant_with_most_of_the_traffic_is_not_most_of_a_shared_cell() -> None:
+    """What one tenant sends, however much, moves the others' expectation little."""
+    brain = learner()
+    for i in range(600):
+        tenant = "bad" if i % 2 else f"t{i % 20}"
+        brain.update({CODING: 1.0}, 80, [4 if tenant == "bad" else 72], tenant=tenant)
+    others = brain.estimate(CODING).lengths[1] - 1
+    assert others > 0.7
+    assert brain.estimate(CODING, "t2").lengths[1] - 1 > 0.8
+    assert brain.estimate(CODING, "bad").lengths[1] - 1 < 0.2
+
+
+def test_a_tenants_answers_count_once() -> None:
+    """A tenant's own counts are not added to its cell's, which hold them already."""
+    brain = learner()
+    for _ in range(50):
+        brain.update({CODING: 1.0}, 80, [64], tenant="a")
+    steps = 50 * 80 / (1 + 0.02 * 80)
+    assert brain.estimate(CODING, "a").weight <= steps

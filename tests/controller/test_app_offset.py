@@ -6,7 +6,8 @@ from hypothesis import strategies as st
 
 from trt_mtp.controller import app_offset
 from trt_mtp.controller.acceptance import AcceptanceKey, AcceptanceLearner
-from trt_mtp.controller.app_offset import MAX_APPS, app_key, shifted
+from trt_mtp.controller.app_offset import MAX_APPS, app_key
+from trt_mtp.controller.log_odds import shifted
 from trt_mtp.controller.position_counts import PositionCounts
 from trt_mtp.controller.profile import PUBLISHED_ACCEPTANCE
 

@@ -69,21 +69,25 @@ def test_an_empty_question_is_not_asked(cli: Cli) -> None:
 
 
 @pytest.mark.parametrize(
-    ("address", "option"), [("127.0.0.1:8001", ""), ("127.0.0.1:5", " --url 127.0.0.1:5")]
+    ("address", "option"),
+    [("127.0.0.1:8001", ""), ("127.0.0.1:5", " --url 127.0.0.1:5 \\\n ")],
 )
 def test_up_says_how_to_ask(address: str, option: str) -> None:
-    """Its line for people has every address, and a command that works as it is."""
+    """Its line for people has every address, and a command that works as it is, in 80 columns."""
     ready = {
         "gateway": address,
         "http": "127.0.0.1:8000",
+        "openai": "http://127.0.0.1:8000/v1",
         "admin": "127.0.0.1:9001",
         "variants": [{"name": "k0"}, {"name": "k3"}],
         "triton": {"grpc": "127.0.0.1:8101"},
     }
-    lines = ready_text(ready).splitlines()
+    text = ready_text(ready)
+    lines = text.splitlines()
     assert lines[0] == (
         f"gateway at {address}, OpenAI's API at http://127.0.0.1:8000/v1, "
         "Triton at 127.0.0.1:8101; qwen_mtp is k0, k3"
     )
-    assert lines[1].startswith(f'Try: trt-mtp ask{option} "')
-    assert lines[2] == "Watch: trt-mtp top --admin 127.0.0.1:9001"
+    assert f'\nTry: trt-mtp ask{option} "Return JSON with' in text
+    assert "\nWatch: trt-mtp top --admin 127.0.0.1:9001\n" in text
+    assert max(map(len, lines[1:])) <= 80

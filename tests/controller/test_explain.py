@@ -170,7 +170,9 @@ def test_a_logged_decision_is_explained_and_replayed(tmp_path: Path) -> None:
     assert isinstance(missing.exception, InputError)
     replayed = RUNNER.invoke(replay, [str(path), "--json"])
     assert json.loads(replayed.stdout)["requests"] == 5
-    assert "over_oracle" in RUNNER.invoke(replay, [str(path)]).output
+    lines = RUNNER.invoke(replay, [str(path)]).output.splitlines()
+    assert lines[1].split("  ")[-1].strip() == "over none"
+    assert max(map(len, lines)) <= 80
 
 
 def logged(path: Path, *prompts: str | None) -> list[str]:

@@ -13,7 +13,8 @@ from tests.policy_fixtures import outcome, request, variants
 from trt_mtp.controller.batch_schedule import BatchSchedule
 from trt_mtp.controller.decision import Decision
 from trt_mtp.controller.filters import NoVariantError
-from trt_mtp.controller.policy import Policy, outcome_problem
+from trt_mtp.controller.outcome import outcome_problem
+from trt_mtp.controller.policy import Policy
 from trt_mtp.controller.profile import Profile
 from trt_mtp.errors import InputError
 

@@ -27,7 +27,7 @@ def test_round_trip(tmp_path: Path) -> None:
         ({"plain_step_s": {}}, "plain_step_s"),
         ({"step_ratio": {"0": {"1": 1.0}}}, "step_ratio"),
         ({"step_ratio": {"1": {"0": 1.0}}}, "batch"),
-        ([], "is no profile: expected a JSON object"),
+        ([], "is not a profile: expected a JSON object"),
     ],
 )
 def test_a_wrong_profile_is_refused_with_its_key(record: object, said: str) -> None:

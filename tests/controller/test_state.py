@@ -133,7 +133,7 @@ def test_what_is_told_to_others_is_the_own_acceptance_alone() -> None:
         ({"fingerprint": "b"}, "was learned with a profile of 'b', and this is a profile of 'a'"),
         ({"learned_on": ["other"]}, "was learned on variants other, and hosted are v"),
         ({"schema_version": 2}, "has schema_version 2, not 1"),
-        ({"counted": {}}, "is no gateway's state: 'counts' is missing"),
+        ({"counted": {}}, "is not a gateway's state: 'counts' is missing"),
         ({"counted": []}, "what is in it has another form"),
     ],
 )

@@ -12,9 +12,13 @@ from tools.published.check import check, cross_predict, main
 from tools.published.measurements import (
     MEASUREMENTS_PATH,
     STEP_COSTS_PATH,
+    Measurement,
     read_measurements,
     read_step_ratios,
 )
+from tools.published.runtime import predict_speedups
+from trt_mtp.controller.acceptance import acceptance_lengths, prior_conditionals
+from trt_mtp.controller.profile import Profile
 from trt_mtp.errors import InputError
 
 
@@ -93,3 +97,28 @@ def test_the_tool_prints_a_table_and_json() -> None:
     told = CliRunner().invoke(main, []).stdout
     assert told.startswith(f"{report['rows_predicted']} speedups predicted")
     assert report["median_abs_error"] < 0.06
+
+
+def test_what_choices_lose_comes_with_an_interval(tmp_path: Path) -> None:
+    """Of both forms: the regret of the lengths that one fit would choose, not below 0."""
+    measurements = _few(tmp_path, MEASUREMENTS_PATH, 200)
+    report = check(measurements, _few(tmp_path, STEP_COSTS_PATH, 200))
+    for figures in (report, report["gateway"]):
+        mean, low, high = figures["regret"]
+        assert 0 <= low <= mean <= high < 0.2
+    assert report["gateway"]["median_abs_error"] < 0.1
+
+
+def test_the_gateways_form_finds_its_own_numbers() -> None:
+    """Speedups that are AL of one p over one table of R are predicted to a few percent."""
+    cost = Profile().step_cost()
+    lengths = {task: acceptance_lengths(prior_conditionals(p)) for task, p in
+               (("code", 0.95), ("chat/explain", 0.6))}  # fmt: skip
+    rows = [
+        Measurement("s", "m", "rig", "mtp", task, task, "", "", 0.0, k, load, 0, lengths[task][k],
+                    lengths[task][k] / cost.ratio(k, load))
+        for task in lengths for k in (1, 2, 3, 5) for load in (1, 4, 8)
+    ]  # fmt: skip
+    known, asked = rows[::2], rows[1::2]
+    for row, speedup in zip(asked, predict_speedups(known, [], asked), strict=True):
+        assert speedup == pytest.approx(row.speedup, rel=0.1)

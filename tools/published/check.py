@@ -8,13 +8,18 @@ import json
 import math
 import statistics
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import click
+import numpy as np
+from numpy.typing import NDArray
 
+from tools.published import runtime
+from tools.published.curves import BestLength, best_lengths, mean_regret, within
 from tools.published.measurements import (
     MEASUREMENTS_PATH,
     STEP_COSTS_PATH,
@@ -44,25 +49,22 @@ class Prediction:
         return abs(self.predicted / self.row.speedup - 1)
 
 
-@dataclass(frozen=True, slots=True)
-class BestLength:
-    """The draft length that was fastest in one cell, and the one predicted to be."""
-
-    source: str
-    measured: int
-    predicted: int
+# predictions of `asked` from what is known; see prediction.py and runtime.py
+Form = Callable[
+    [Sequence[Measurement], Sequence[StepRatio], Sequence[Measurement]], NDArray[np.float64]
+]
 
 
 def check(measurements: Path, step_costs: Path, seed: int = 0) -> dict[str, Any]:
     """The whole report, as printed with --json."""
-    rows = read_measurements(measurements)
-    predictions = cross_predict(rows, read_step_ratios(step_costs), seed)
+    rows, ratios = read_measurements(measurements), read_step_ratios(step_costs)
+    predictions = cross_predict(rows, ratios, seed)
     counted = [p for p in predictions if p.is_calibrated]
     if not counted:
         raise InputError(
             f"{measurements} has no speedup whose rig and task other rows of its source calibrate"
         )
-    best = best_lengths(counted)
+    best = chosen_lengths(rows, ratios, seed)
     crossings = crossovers(counted)
     return {
         "schema_version": 1,
@@ -71,8 +73,10 @@ def check(measurements: Path, step_costs: Path, seed: int = 0) -> dict[str, Any]
         "rows_uncalibrated": len(predictions) - len(counted),
         **_errors([p.error for p in counted]),
         "best_k_cells": len(best),
-        "best_k_within_1": _share(best, 1),
-        "best_k_exact": _share(best, 0),
+        "best_k_within_1": within(best, 1),
+        "best_k_exact": within(best, 0),
+        "regret": mean_regret(best),
+        "gateway": _as_the_gateway(rows, ratios, seed),
         "crossovers": len(crossings),
         "crossover_within_2x": _rounded(
             sum(abs(math.log2(a / b)) <= 1.0 for a, b in crossings) / max(len(crossings), 1)
@@ -81,23 +85,52 @@ def check(measurements: Path, step_costs: Path, seed: int = 0) -> dict[str, Any]
     }  # fmt: skip
 
 
+def _as_the_gateway(
+    rows: Sequence[Measurement], ratios: Sequence[StepRatio], seed: int
+) -> dict[str, Any]:
+    """The same figures of the gateway's own form, see runtime.py."""
+    predictions = cross_predict(rows, ratios, seed, runtime.predict_speedups)
+    best = chosen_lengths(rows, ratios, seed, runtime.predict_speedups)
+    return {
+        **_errors([p.error for p in predictions if p.is_calibrated]),
+        "best_k_within_1": within(best, 1),
+        "best_k_exact": within(best, 0),
+        "regret": mean_regret(best),
+    }
+
+
+def chosen_lengths(
+    rows: Sequence[Measurement], ratios: Sequence[StepRatio], seed: int,
+    form: Form = predict_speedups,
+) -> list[BestLength]:  # fmt: skip
+    """The draft length of each cell, chosen by one fit to a half of the rows."""
+    usable, halves = _usable(rows, ratios), _halves(rows, seed)
+    fits = [partial(form, half, usable) for half in halves]
+    return best_lengths(halves, fits, _cell)  # type: ignore[arg-type]
+
+
+def _usable(rows: Sequence[Measurement], ratios: Sequence[StepRatio]) -> list[StepRatio]:
+    sources = {row.source for row in rows}
+    return [r for r in ratios if not (r.is_derived and r.source in sources)]
+
+
 def cross_predict(
-    rows: Sequence[Measurement], ratios: Sequence[StepRatio], seed: int = 0
-) -> list[Prediction]:
+    rows: Sequence[Measurement], ratios: Sequence[StepRatio], seed: int = 0,
+    form: Form = predict_speedups,
+) -> list[Prediction]:  # fmt: skip
     """Every row with a speedup, predicted from the half of the rows that it is not in.
 
     A source's derived step ratios hold its speedups, so they are left out where the source is
     among the rows.
     """
-    sources = {row.source for row in rows}
-    usable = [r for r in ratios if not (r.is_derived and r.source in sources)]
+    usable = _usable(rows, ratios)
     halves = _halves(rows, seed)
     predictions = []
     for asked_half, known_half in (halves, halves[::-1]):
         asked = [row for row in asked_half if row.speedup is not None]
         if not asked:
             continue
-        speedups = predict_speedups(known_half, usable, asked)
+        speedups = form(known_half, usable, asked)
         rigs = {(row.source, row.rig, row.method) for row in known_half if row.speedup is not None}
         tasks = {(row.source, row.task_source) for row in known_half}
         for row, speedup in zip(asked, speedups, strict=True):
@@ -137,23 +170,6 @@ def _digest(seed: int, key: tuple[object, ...]) -> bytes:
     return hashlib.sha256(f"{seed} {key!r}".encode()).digest()
 
 
-def best_lengths(predictions: Sequence[Prediction]) -> list[BestLength]:
-    """For each cell with three or more draft lengths, the fastest one measured and predicted."""
-    cells: dict[tuple[object, ...], dict[int, list[Prediction]]] = {}
-    for p in predictions:
-        cells.setdefault(_cell(p.row), {}).setdefault(p.row.draft_length, []).append(p)
-    best = []
-    for by_length in cells.values():
-        if len(by_length) >= 3:
-            measured = {
-                k: statistics.median(_reported(p) for p in ps) for k, ps in by_length.items()
-            }
-            predicted = {k: ps[0].predicted for k, ps in by_length.items()}
-            source = next(iter(by_length.values()))[0].row.source
-            best.append(BestLength(source, _argmax(measured), _argmax(predicted)))
-    return best
-
-
 def crossovers(predictions: Sequence[Prediction]) -> list[tuple[float, float]]:
     """(measured, predicted) concurrency at which speculation stops paying, where both have one."""
     series: dict[tuple[object, ...], list[Prediction]] = defaultdict(list)
@@ -186,16 +202,6 @@ def _reported(prediction: Prediction) -> float:
     return prediction.row.speedup
 
 
-def _argmax(values: dict[int, float]) -> int:
-    return max(values, key=lambda k: (values[k], -k))
-
-
-def _share(best: Sequence[BestLength], slack: int) -> float | None:
-    if not best:
-        return None
-    return _rounded(sum(abs(b.measured - b.predicted) <= slack for b in best) / len(best))
-
-
 def _errors(errors: Sequence[float]) -> dict[str, float]:
     ordered = sorted(errors)
     return {
@@ -217,7 +223,7 @@ def _per_source(
             "source": source,
             "rows_predicted": len(errors),
             **_errors(errors),
-            "best_k_within_1": _share([b for b in best if b.source == source], 1),
+            "best_k_within_1": within([b for b in best if b.source == source], 1),
         }
         for source, errors in sorted(by_source.items(), key=lambda item: -len(item[1]))
     ]
@@ -225,6 +231,11 @@ def _per_source(
 
 def _rounded(value: float) -> float:
     return round(value, 4)
+
+
+def _lost(figures: dict[str, Any]) -> str:
+    mean, low, high = figures["regret"] or (0.0, 0.0, 0.0)
+    return f"{mean:.1%} ({low:.1%}-{high:.1%})"
 
 
 @click.command()
@@ -239,7 +250,14 @@ def main(seed: int, as_json: bool) -> None:
     click.echo(
         f"{report['rows_predicted']} speedups predicted: median error "
         f"{report['median_abs_error']:.1%}, 90 % within {report['p90_abs_error']:.1%}; "
-        f"best K within 1 in {report['best_k_within_1']:.0%} of {report['best_k_cells']} cells"
+        f"best K within 1 in {report['best_k_within_1']:.0%} of {report['best_k_cells']} cells, "
+        f"{_lost(report)} of the speed lost"
+    )
+    own = report["gateway"]
+    click.echo(
+        f"in the gateway's form: median error {own['median_abs_error']:.1%}, 90 % within "
+        f"{own['p90_abs_error']:.1%}; best K within 1 in {own['best_k_within_1']:.0%}, "
+        f"{_lost(own)} lost"
     )
     click.echo(f"{'rows':>5}{'median':>8}{'90 %':>8}  source")
     for row in report["per_source"]:

@@ -82,7 +82,7 @@ class Caller:
         self.check_known()
         if self._tenant is None:
             return nullcontext()
-        return _quota(self._tenant, features.context_tokens, num_output_tokens)
+        return _quota(self._tenant, features.input_tokens, num_output_tokens)
 
     def passing_quota(self) -> AbstractContextManager[None]:
         """Held for a request to another model, whose tokens nobody counts."""
@@ -90,7 +90,7 @@ class Caller:
         return nullcontext() if self._tenant is None else _quota(self._tenant, 0, int)
 
     def _check_length(self, features: RequestFeatures) -> None:
-        number, limit = features.context_tokens, self._max_prompt_tokens
+        number, limit = features.input_tokens, self._max_prompt_tokens
         if limit is not None and number > limit:
             about = "about " if features.num_prompt_tokens is None else ""
             raise InputError(

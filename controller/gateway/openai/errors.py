@@ -104,9 +104,21 @@ def refusal_of(error: TrtMtpError, prompt: str) -> Refusal:
         return Refusal(error.status, str(error), error.param, error.code)
     status, message = http_status(status_of(error).code), str(error)
     if isinstance(error, InputError) or status == 400:
-        code = "context_length_exceeded" if _TOO_LONG.search(message) else "invalid_value"
-        return Refusal(status, message, _param_of(message, prompt), code)
+        param = _param_of(message, prompt)
+        if _TOO_LONG.search(message):
+            return Refusal(status, _as_openai_has_it(message), param, "context_length_exceeded")
+        return Refusal(status, message, param, "invalid_value")
     return Refusal(status, message, headers=_retry_headers(error))
+
+
+def _as_openai_has_it(message: str) -> str:
+    """The sentence about a prompt that is too long, after the words by which clients know one.
+
+    LiteLLM, for one, then takes a model with a longer context; it does not look at the code.
+    """
+    most = re.search(r"at most (\d+)", message)
+    limit = f" is {most[1]} tokens" if most else " is exceeded"
+    return f"This model's maximum context length{limit}: {message}"
 
 
 def _param_of(message: str, prompt: str) -> str | None:

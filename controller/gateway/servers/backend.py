@@ -1,13 +1,11 @@
 """One Triton server behind the gateway: its variants, whether they are ready, and calls to it."""
 
 import asyncio
-import json
 import logging
-import re
 import time
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import grpc
 from tritonclient.grpc import service_pb2 as pb
@@ -16,13 +14,14 @@ from trt_mtp.controller.batch_schedule import BatchSchedule
 from trt_mtp.controller.decision import VariantState
 from trt_mtp.controller.gateway.draws import DRAWS
 from trt_mtp.controller.gateway.servers.health import Health
-from trt_mtp.controller.gateway.servers.load import OtherLoad
+from trt_mtp.controller.gateway.servers.load import LoadMeter, MeterReading, OtherLoad, mean_load
+from trt_mtp.controller.gateway.servers.model_config import described
 from trt_mtp.controller.gateway.servers.triton_channel import TritonChannel
 from trt_mtp.controller.gateway.servers.upstream import Metadata, Upstream
 from trt_mtp.controller.gateway.servers.winding_down import Rest, read_out, wind_down
-from trt_mtp.serve.chat_format import CHAT_FORMAT, ChatFormat
-from trt_mtp.serve.contract import CANCEL, GUIDED, MIN_TOKENS
-from trt_mtp.serve.repository import MEASURED_ON, NO_GUIDED, NO_MIN_TOKENS, SCHEDULE
+from trt_mtp.controller.outcome import MeanLoad
+from trt_mtp.serve.chat_format import ChatFormat
+from trt_mtp.serve.contract import CANCEL
 from trt_mtp.serve.tls_files import TlsFiles
 
 log = logging.getLogger(__name__)
@@ -36,11 +35,18 @@ NAMES_PER_S = 20.0  # likewise, of variants that a server may have got since
 JITTER = 0.25  # of the time between probes, both ways: gateways don't ask in step
 MAX_DRAFT_LENGTH = 16
 CALL_TIMEOUT_S = 5.0
-DEFAULT_MAX_BATCH_SIZE = 8  # of a variant whose configuration doesn't say
-DEFAULT_MAX_SEQ_LEN = 2_048
 CLOSE_S = 5.0
 SILENT = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)  # no answer of its own
 MAX_IDLE_STREAMS = 256  # kept open, so that a request needs no new one
+
+
+class LoadReading(NamedTuple):
+    """The load of a variant and of its device up to now, and what others have there."""
+
+    variant: MeterReading
+    device: MeterReading
+    num_others: int
+    num_others_on_device: int
 
 
 @dataclass(slots=True, eq=False)
@@ -66,6 +72,7 @@ class Replica:
     num_running: int = 0
     num_elsewhere: int = 0  # the same through other workers of this gateway
     others: OtherLoad = field(default_factory=OtherLoad)
+    meter: LoadMeter = field(default_factory=LoadMeter)
     prefill_s_per_token: float | None = None  # until the first token, as it was seen
 
     @property
@@ -101,6 +108,34 @@ class Replica:
         num_ours = self.num_running + self.num_elsewhere
         return num_ours if now_s > others.until else num_ours + others.num(now_s)
 
+    def count_running(self, change: int, num_tokens: float, now_s: float) -> None:
+        """A request of this gateway with so many tokens in its cache begins (1) or ends (-1)."""
+        self.num_running += change
+        for meter in (self.meter, self.backend.meter):
+            meter.change(change, change * num_tokens, now_s)
+
+    def load_reading(self, now_s: float) -> LoadReading:
+        """The beginning, or the end, of a time whose mean load is asked for."""
+        variants = self.backend.variants.values()
+        return LoadReading(
+            self.meter.reading(now_s),
+            self.backend.meter.reading(now_s),
+            self.load(now_s) - self.num_running,
+            self.backend.load(now_s) - sum([each.num_running for each in variants]),
+        )
+
+    def load_since(
+        self, begun: LoadReading, now_s: float
+    ) -> tuple[MeanLoad | None, MeanLoad | None]:
+        """The mean load of the variant and of its device since then."""
+        ended = self.load_reading(now_s)
+        others = (begun.num_others + ended.num_others) / 2
+        on_device = (begun.num_others_on_device + ended.num_others_on_device) / 2
+        return (
+            mean_load(begun.variant, ended.variant, others),
+            mean_load(begun.device, ended.device, on_device),
+        )
+
     def state(self, is_healthy: bool, now_s: float) -> VariantState:
         """What a policy sees of it."""
         num_running = self.load(now_s)
@@ -118,6 +153,7 @@ class Replica:
             self.takes_min_tokens,
             self.takes_guided,
             self.schedule,
+            self.meter.tokens_of(num_running),
         )
 
 
@@ -137,6 +173,7 @@ class Backend:
         self.named: Sequence[str] = ()  # variants to look for beside k0, k1, …
         self.is_live = False
         self.heard_at = 0.0  # monotonic time at which it last said that it is alive
+        self.meter = LoadMeter()  # of all its variants
         self._key_suffix = key_suffix
         self._channel = TritonChannel(target, tls)
         self._idle: list[Upstream] = []
@@ -354,54 +391,9 @@ class Backend:
         except grpc.aio.AioRpcError:
             return None  # not there, or not yet
         config = pb.ModelConfigResponse.FromString(raw).config
-        return _hosted(config, self, self._key_suffix)
+        known = described(config, self.public_name)
+        return Replica(backend=self, key=known["name"] + self._key_suffix, **known)
 
 
 def _jittered() -> float:
     return 1 + JITTER * (2 * DRAWS.random() - 1)
-
-
-def _length_in(name: str) -> int:
-    """The draft length that a variant's name begins with, as in `k3`; 0 where it has none."""
-    found = re.match(r"k(\d{1,3})", name)
-    return int(found[1]) if found else 0
-
-
-def _hosted(config: Any, backend: Backend, key_suffix: str) -> Replica:
-    """A variant from its pb.ModelConfig; a parameter that is missing or no number has a default."""
-    texts = {key: value.string_value for key, value in config.parameters.items()}
-    suffix = config.name.removeprefix(f"{backend.public_name}_")
-    name = texts.get("variant") or suffix
-
-    def number(key: str, default: int) -> int:
-        text = texts.get(key, "")
-        return int(text) if re.fullmatch(r"\d{1,9}", text) else default
-
-    return Replica(
-        backend=backend,
-        key=name + key_suffix,
-        name=name,
-        model_name=config.name,
-        draft_length=number("draft_length", _length_in(suffix)),
-        max_batch_size=number("max_batch_size", DEFAULT_MAX_BATCH_SIZE),
-        max_seq_len=number("max_seq_len", DEFAULT_MAX_SEQ_LEN),
-        fingerprint=texts.get("fingerprint", ""),
-        measured_on=_measured_on(texts.get(MEASURED_ON, "")),
-        inputs=frozenset(tensor.name for tensor in config.input),
-        outputs=frozenset(tensor.name for tensor in config.output),
-        takes_min_tokens=NO_MIN_TOKENS not in texts
-        and any(tensor.name == MIN_TOKENS for tensor in config.input),
-        takes_guided=NO_GUIDED not in texts
-        and any(tensor.name == GUIDED for tensor in config.input),
-        schedule=BatchSchedule.from_json(texts.get(SCHEDULE, "")),
-        chat_format=ChatFormat.from_json(texts.get(CHAT_FORMAT, "")),
-    )
-
-
-def _measured_on(text: str) -> dict[str, str]:
-    """The parts in a model's parameter; none where it isn't a JSON object."""
-    try:
-        value = json.loads(text)
-    except ValueError:
-        return {}
-    return {str(key): str(part) for key, part in value.items()} if isinstance(value, dict) else {}

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import logging
+import math
 import time
 from collections.abc import Mapping, Sequence
 
@@ -18,6 +19,7 @@ from trt_mtp.serve.tls_files import TlsFiles
 
 log = logging.getLogger(__name__)
 
+QUIET_S = 2.0  # of waiting for the first variant, before a line says so
 LEAVE_S = 3600.0  # for the answers of a server that is gone from its source
 LEAVE_POLL_S = 2.0
 NO_PREFERENCE = Preference()
@@ -108,7 +110,7 @@ class Pool:
 
     async def wait_ready(self, timeout_s: float) -> None:
         """Wait for the first ready variant; raises TrtMtpError when none comes."""
-        deadline = time.monotonic() + timeout_s
+        deadline, say_at = time.monotonic() + timeout_s, time.monotonic() + QUIET_S
         self._follow()
         while True:
             await self._look()
@@ -116,6 +118,9 @@ class Pool:
                 return
             if time.monotonic() > deadline:
                 raise TrtMtpError(await self._why_not_ready(timeout_s))
+            if time.monotonic() > say_at:
+                log.info("waiting for a variant at %s, for %g s at most", self._triton, timeout_s)
+                say_at = math.inf
             await asyncio.sleep(0.2)
 
     async def look_for(self, names: Sequence[str]) -> None:

@@ -7,8 +7,6 @@ say to be gigabytes.
 import asyncio
 from typing import Any
 
-from redis.asyncio import Connection, SSLConnection
-
 MAX_EXCHANGE_BYTES = 1 << 26  # from one sending to the next: 32 values of a MiB, and some
 PIECE_COST = 64  # bytes that each piece of an answer counts at least, for the time it takes
 
@@ -54,25 +52,24 @@ class BoundedReader:
             raise AnswerTooLongError(f"it sends more than {MAX_EXCHANGE_BYTES:,} bytes at once")
 
 
-class _Bounding:
-    """What both kinds of connections do about it."""
+def connection_class(*, is_tls: bool) -> type:
+    """redis-py's kind of connection, over TLS or in the clear, with such a reader."""
+    from redis.asyncio import Connection, SSLConnection
 
-    _reader: Any
+    class Bounding:
+        """What both kinds do about it."""
 
-    async def _connect(self) -> None:
-        await super()._connect()  # type: ignore[misc]
-        self._reader = BoundedReader(self._reader)
+        _reader: Any
 
-    async def send_packed_command(self, *arguments: Any, **options: Any) -> None:
-        """Send; what comes back until the next time is one exchange."""
-        if isinstance(self._reader, BoundedReader):
-            self._reader.begin()
-        await super().send_packed_command(*arguments, **options)  # type: ignore[misc]
+        async def _connect(self) -> None:
+            await super()._connect()  # type: ignore[misc]
+            self._reader = BoundedReader(self._reader)
 
+        async def send_packed_command(self, *arguments: Any, **options: Any) -> None:
+            """Send; what comes back until the next time is one exchange."""
+            if isinstance(self._reader, BoundedReader):
+                self._reader.begin()
+            await super().send_packed_command(*arguments, **options)  # type: ignore[misc]
 
-class Bounded(_Bounding, Connection):
-    """A connection in the clear."""
-
-
-class BoundedTls(_Bounding, SSLConnection):
-    """One over TLS."""
+    kind = SSLConnection if is_tls else Connection
+    return type("Bounded", (Bounding, kind), {})

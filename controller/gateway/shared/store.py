@@ -9,6 +9,7 @@ import hashlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from trt_mtp.controller.gateway.shared.bounded_connection import connection_class
 from trt_mtp.controller.gateway.shared.config import SharedConfig
 from trt_mtp.controller.gateway.shared.scripts import HOLD, LEASE, PUBLISH
 from trt_mtp.errors import TrtMtpError
@@ -172,14 +173,12 @@ def _connection(config: SharedConfig) -> "Redis":
     from redis.asyncio.retry import Retry
     from redis.backoff import NoBackoff
 
-    from trt_mtp.controller.gateway.shared.bounded_connection import Bounded, BoundedTls
-
     tls: dict[str, Any] = {}
     if config.is_tls:
         ca = None if config.ca is None else str(config.ca)
         tls = {"ssl_ca_certs": ca, "ssl_check_hostname": True}
     pool = ConnectionPool(
-        connection_class=BoundedTls if config.is_tls else Bounded,
+        connection_class=connection_class(is_tls=config.is_tls),
         host=config.host,
         port=config.port,
         db=config.database,

@@ -64,7 +64,7 @@ def test_a_profile_without_step_costs_is_refused(tmp_path: Path, profile: Path) 
     write_profile(tmp_path / "p.json", Profile(step_ratio={}))
     with pytest.raises(InputError, match="has no step_ratio"):
         schedules(tmp_path / "p.json", (1,), 8)
-    with pytest.raises(InputError, match="'codng' is no task; did you mean coding"):
+    with pytest.raises(InputError, match="'codng' is not a task; did you mean coding"):
         schedules(profile, (1,), 8, {"codng": 1})
     with pytest.raises(InputError, match="at least one share"):
         schedules(profile, (1,), 8, {"coding": 0})

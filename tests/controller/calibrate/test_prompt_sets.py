@@ -70,7 +70,7 @@ def test_benchmark_rows_are_read(tmp_path: Path, category: str, task: str) -> No
         ({"task": "qa", "promt": "x"}, "either `prompt` or `messages`; did you mean prompt"),
         ({"task": "qa", "prompt": " "}, "prompt is ' ': expected a text"),
         ({"task": "qa", "messages": []}, "expected a list of messages"),
-        ({"task": "qa", "messages": [{"content": "x"}]}, "is no message with a role"),
+        ({"task": "qa", "messages": [{"content": "x"}]}, "is not a message with a role"),
         ({"task": "qa", "prompt": "x", "max_tokens": 0}, "max_tokens is 0"),
         ({"task": "qa", "prompt": "x", "tools": "t"}, "tools is 't'"),
         ({"category": "low_entropy", "turns": ["x"]}, "category 'low_entropy' is none"),

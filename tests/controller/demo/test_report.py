@@ -104,5 +104,5 @@ def test_the_report_lies_beside_its_profile(tmp_path: Path) -> None:
     """The page says what to use, and the gateway can read the profile that it was made from."""
     profile = profile_from(measured("coding", "writing"), RECORD, 0.7)
     page = write_report(profile, tmp_path)
-    assert "Use draft length 3 for coding; none for writing." in page.read_text()
+    assert "raft length 3 for coding; none for writing." in page.read_text()
     assert read_profile(page.with_name("demo-profile.json"), "f0") == profile

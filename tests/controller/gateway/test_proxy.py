@@ -30,7 +30,7 @@ from trt_mtp.controller.gateway.retry_budget import RetryBudget
 from trt_mtp.controller.gateway.router import Router
 from trt_mtp.controller.gateway.scoreboard import Scoreboard
 from trt_mtp.controller.gateway.servers.pool import Pool
-from trt_mtp.controller.policy import outcome_problem
+from trt_mtp.controller.outcome import outcome_problem
 from trt_mtp.controller.request import RequestFeatures
 from trt_mtp.errors import TrtMtpError
 

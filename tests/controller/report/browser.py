@@ -86,9 +86,11 @@ class Page:
         """The page as it is printed."""
         return base64.b64decode(self._send("Page.printToPDF", printBackground=False)["data"])
 
-    def picture(self) -> bytes:
-        """The whole page as PNG."""
-        shot = self._send("Page.captureScreenshot", captureBeyondViewport=True)
+    def picture(self, height: int | None = None) -> bytes:
+        """The whole page as PNG, or its upper end of so many CSS pixels."""
+        size = self._send("Page.getLayoutMetrics")["cssContentSize"]
+        clip = {**size, "height": height or size["height"], "scale": 1}
+        shot = self._send("Page.captureScreenshot", captureBeyondViewport=True, clip=clip)
         return base64.b64decode(shot["data"])
 
 

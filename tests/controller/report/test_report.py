@@ -19,7 +19,7 @@ from trt_mtp.controller.profile import Profile, write_profile
 from trt_mtp.controller.report import tables as report_tables
 from trt_mtp.controller.report.report import Report, calibrated, read_report, render
 from trt_mtp.controller.report.summary import Summary, summarize
-from trt_mtp.controller.report.text import BASIS, headline, hosting
+from trt_mtp.controller.report.text import BASIS, headline, hosting, next_step
 from trt_mtp.errors import InputError
 from trt_mtp.files import to_json
 
@@ -146,6 +146,7 @@ def test_what_is_undecided_is_no_order() -> None:
     assert "ikeliest so far: draft length" in said
     assert not re.search(r"\b[Uu]se\b", said)
     assert "The best variant to host alone is, so far," in hosting(summary)
+    assert next_step(summary, "p.json")[1].startswith("rm p.json.journal && ")
 
 
 def test_estimated_and_measured_speedups_stand_side_by_side() -> None:
@@ -220,11 +221,11 @@ def test_the_table_per_task_is_that_of_the_cells(profile: Profile, page: str) ->
     assert [line[0] for line in lines] == [task.replace("_", " ") for task in TASKS]
     for task, line in zip(TASKS, lines, strict=True):
         cell = cells[CellKey(task, 0 if line[1] == "none" else int(line[1]), 1)]
-        assert float(line[6]) == pytest.approx(cell.tpot_ms.p50, rel=0.01)
-        assert float(line[8]) == pytest.approx(cell.tokens_per_s.value, rel=0.01)
+        assert float(line[7]) == pytest.approx(cell.tpot_ms.p50, rel=0.01)
+        assert float(line[9]) == pytest.approx(cell.tokens_per_s.value, rel=0.01)
         if cell.speedup:
             assert float(line[2].split()[0]) == pytest.approx(cell.speedup.value, abs=0.006)
-            assert float(line[4]) == pytest.approx(cell.acceptance_length, abs=0.006)
+            assert float(line[5]) == pytest.approx(cell.acceptance_length, abs=0.006)
 
 
 def test_every_choice_is_in_the_first_table(profile: Profile, page: str) -> None:

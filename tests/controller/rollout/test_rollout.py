@@ -233,7 +233,7 @@ def test_too_few_requests_are_inconclusive_and_abort_goes_back(
     aborted = cli("rollout", "status", file, "--json")
     assert (aborted.code, "no traffic" in json.loads(aborted.out)["reason"]) == (4, True)
     refused = cli("rollout", "promote", file)
-    assert (refused.code, "`start --again` begins anew" in refused.err) == (2, True)
+    assert (refused.code, "`start --again` restarts it" in refused.err) == (2, True)
 
 
 def test_promote_full_leaves_out_what_is_left(

@@ -177,7 +177,7 @@ def test_orders_wait_until_they_are_obeyed(tmp_path: Path) -> None:
 def test_other_files_are_refused(tmp_path: Path) -> None:
     """A file that is no state, or one of a later version, is not touched."""
     (tmp_path / "text").write_text("not a database, but long enough to look at" * 40)
-    with pytest.raises(InputError, match="is no rollout state"):
+    with pytest.raises(InputError, match="is not a rollout state"):
         Store(tmp_path / "text")
     database = sqlite3.connect(tmp_path / "later.db")
     database.execute("PRAGMA user_version = 9")

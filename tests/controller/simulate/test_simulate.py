@@ -59,6 +59,63 @@ def test_a_full_batch_makes_others_wait() -> None:
     assert ended[1] == pytest.approx(2 * ended[0])
 
 
+@hypothesis_settings(max_examples=40)
+@given(
+    st.lists(st.tuples(st.floats(0, 3), st.integers(1, 9000)), min_size=1, max_size=12),
+    st.integers(0, 1),
+)
+def test_prompts_that_are_read_in_chunks_are_read_to_their_end(
+    arrivals: list[tuple[float, int]], length: int
+) -> None:
+    """Every request ends, none before its prompt and its steps; a mean load is a possible one."""
+    workload, fleet = Workload(COST), Fleet([length], COST, max_batch_size=4, chunk_s=1.0)
+    ended, now = list[tuple[float, InFlight]](), 0.0
+    for gap_s, tokens in arrivals:
+        now += gap_s
+        ended += fleet.finished_until(now)
+        request = replace(workload.draw({"coding": 1.0}), prompt_tokens=tokens)
+        flight = InFlight(request, now, length, None, prefill_s=tokens / 2048)
+        fleet.submit(fleet.least_loaded(length), flight, now)
+    ended += fleet.finished_until(1e9)
+    assert len(ended) == len(arrivals)
+    for end, flight in ended:
+        tokens, request = flight.request.prompt_tokens or 0, flight.request
+        assert flight.first_token_at >= flight.started_at + tokens / 2048 - 1e-6
+        alone_s = request.num_tokens / request.lengths[length] * COST.step_s(length, 1)
+        assert end >= flight.first_token_at + alone_s - 1e-6
+        assert flight.mean_load is not None
+        assert 1 <= flight.mean_load.requests <= 4 + 1e-6
+        assert flight.mean_load.context_tokens >= tokens - 1e-3
+    assert fleet.least_loaded(length).context_tokens == pytest.approx(0, abs=1e-6)
+
+
+def test_long_prompts_slow_answers_beside_them() -> None:
+    """What is read in chunks beside an answer makes its steps longer, and the answer later."""
+    lone, beside = Fleet([1], COST, chunk_s=1.0), Fleet([1], COST, chunk_s=1.0)
+    request = Workload(COST).draw({"coding": 1.0})
+    for fleet in (lone, beside):
+        fleet.submit(fleet.least_loaded(1), InFlight(request, 0.0, 1, None), 0.0)
+    reader = replace(request, prompt_tokens=8192)
+    late = InFlight(reader, 0.1, 1, None, prefill_s=4.0)
+    beside.submit(beside.least_loaded(1), late, 0.1)
+    alone_s, slowed_s = (next(iter(f.finished_until(1e9)))[0] for f in (lone, beside))
+    assert alone_s + 3.5 < slowed_s < alone_s + 5.0
+
+
+def test_a_fleet_with_prompts_is_simulated_through_the_command() -> None:
+    """Prompts take time from every policy, and speculation still wins."""
+    arguments = ["--requests", "300", "--rate", "2", "--replicas", "6", "--json", "--policy",
+                 "none,static", "--fleet", "3=1"]  # fmt: skip
+    speeds = []
+    for more in ([], ["--prompt-tokens", "1500"]):
+        result = CliRunner().invoke(command, [*arguments, *more])
+        rows = json.loads(result.stdout)["results"]
+        speeds.append([row["user_tokens_per_s"] for row in rows])
+    (none, static), (none_with, static_with) = speeds
+    assert none_with < 0.9 * none
+    assert none_with < static_with < 0.9 * static
+
+
 def test_a_draft_length_that_changes_keeps_the_tokens_that_are_made() -> None:
     """A batch schedule changes the steps that are left, never what was done nor what is asked."""
     schedule = BatchSchedule.of({1: 1, 2: 0})

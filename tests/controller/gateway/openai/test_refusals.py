@@ -218,6 +218,8 @@ def test_tokens_and_limits(guarded: str) -> None:
         with pytest.raises(openai.BadRequestError) as refused:
             free.chat.completions.create(model="qwen_mtp", messages=long)
         assert (refused.value.code, refused.value.param) == ("context_length_exceeded", "messages")
+        # the words by which LiteLLM and others know it
+        assert "This model's maximum context length is" in str(refused.value)
 
 
 _JSON = st.recursive(

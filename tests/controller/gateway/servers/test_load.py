@@ -17,6 +17,7 @@ from tests.gateway_fixtures import (
     wait_until,
 )
 from trt_mtp.controller.gateway.servers import backend
+from trt_mtp.controller.outcome import Outcome
 from trt_mtp.serve.triton import TritonServer
 
 
@@ -111,3 +112,30 @@ def test_who_answers_requests_is_not_probed(
         monkeypatch.setattr(server, "call", call)
         wait_until(lambda: probed["qwen_mtp_k0"] >= 4)
         assert probed["qwen_mtp_k3"] < probed["qwen_mtp_k1"] - 1
+
+
+def test_an_answer_tells_what_ran_beside_it(doubles: TritonServer) -> None:
+    """The mean over its time, on its variant and on the server; afterwards nothing is counted."""
+    deep, plain = {"draft_length": "3"}, {"draft_length": "0"}
+    outcomes: list[Outcome | None] = []
+    with running_gateway(doubles.grpc_url) as one:
+        one.gateway.router.observers.append(lambda lease: outcomes.append(lease.outcome))
+        with raw_stream(one.gateway.address) as busy:
+            for parameters in (deep, deep, plain):
+                busy.send(script_request(tokens=10**6, delay_s=0.02, parameters=parameters))
+            wait_until(lambda: load_of(one) == 2 and load_of(one, "k0") == 1)
+            with raw_stream(one.gateway.address) as stream:
+                stream.send(script_request(tokens=20, delay_s=0.02, parameters=deep))
+                for _ in range(20):
+                    stream.receive()
+            wait_until(lambda: bool(outcomes))
+            outcome = outcomes[0]
+        assert outcome is not None
+        assert outcome.on_variant is not None
+        assert outcome.on_device is not None
+        assert outcome.on_variant.requests == pytest.approx(3, abs=0.1)
+        assert outcome.on_device.requests == pytest.approx(4, abs=0.1)
+        assert outcome.on_device.context_tokens > outcome.on_variant.context_tokens > 0
+        variants = one.gateway.pool.variants
+        wait_until(lambda: not any(v.num_running for v in variants.values()))
+        assert {v.meter.num_tokens for v in variants.values()} == {0.0}
