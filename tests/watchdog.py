@@ -19,6 +19,7 @@ from pathlib import Path
 
 LIMIT_S = 420.0  # for one part of a test; more than the deadline of a test in pyproject.toml
 LIMIT_SHARE = 1.4  # of a test's deadline, where a run has another one
+ENDING_S = 5.0  # for who sees that its parent was killed
 DUMP_S = 20.0  # for the stacks to be printed
 TRACKER = "multiprocessing.resource_tracker"
 VARIABLE = "TRT_MTP_TEST_RUN"  # in the environment of every process that a run starts
@@ -45,10 +46,16 @@ class Watchdog:
             raise RuntimeError("the tests' watchdog was ended from outside") from None
 
     def left(self) -> list[str]:
-        """The commands of what this run started and did not end.
+        """The commands of what this run started and did not end, or that don't end in a moment.
 
         Python's own resource tracker, which multiprocessing starts, ends with this process.
         """
+        deadline = time.monotonic() + ENDING_S
+        while (left := self._left_now()) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        return left
+
+    def _left_now(self) -> list[str]:
         commands = {pid: _command(pid) for pid in _marked(self._mark, self._process.pid)}
         return [f"{pid} {text}" for pid, text in commands.items() if TRACKER not in text]
 
