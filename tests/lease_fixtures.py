@@ -16,6 +16,7 @@ from trt_mtp.controller.gateway.call import InferenceCall
 from trt_mtp.controller.gateway.hang_detector import HangDetector, StallLimits
 from trt_mtp.controller.gateway.lease import Lease
 from trt_mtp.controller.gateway.servers.backend import Replica
+from trt_mtp.controller.gateway.servers.load import LoadMeter
 from trt_mtp.controller.gateway.servers.upstream import UpstreamLost
 from trt_mtp.controller.gateway.servers.winding_down import Rest
 from trt_mtp.controller.json_request import features_from_json
@@ -145,6 +146,8 @@ class BackendDouble:
         self.target = "double"
         self.zone = ""
         self.heard_at = 0.0
+        self.meter = LoadMeter()
+        self.variants: dict[str, Replica] = {}
 
     def load(self, now_s: float) -> int:
         """Nothing, on a device that nobody shares."""

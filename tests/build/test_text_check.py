@@ -16,7 +16,8 @@ from trt_mtp.serve.engine.text import TextCodec
 
 Cli = Callable[..., CliResult]
 
-TOOLS: Any = [{"type": "function", "function": {"name": "f"}}]
+PARAMETERS = {"type": "object", "properties": {"city": {"type": "string"}}}
+TOOLS: Any = [{"type": "function", "function": {"name": "f", "parameters": PARAMETERS}}]
 USER: dict[str, Any] = {"role": "user", "content": "Hello"}
 GENERATION = (
     "{% for m in messages %}{{ m.role }}: {% generation %}{% set x = m.content %}{{ x }}"
