@@ -21,7 +21,7 @@ def test_it_drafts_less_in_larger_batches(scheduled: TritonServer) -> None:
         alone = stream.ask(MODEL, **REQUEST)[-1]
         for name in ("a", "b", "c"):
             stream.send(MODEL, request_id=name, **REQUEST)
-        together = []
+        together: list[Any] = []
         while len(together) < 3:
             response = stream.receive()
             together += [response] if response.is_final else []
