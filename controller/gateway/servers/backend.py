@@ -30,8 +30,8 @@ T = TypeVar("T")
 
 POLL_S = 1.0
 DISCOVERY_S = 10.0
-PROBES_PER_S = 50.0  # of all servers together: a gateway with a thousand asks each less often
-NAMES_PER_S = 20.0  # likewise, of variants that a server may have got since
+PROBES_PER_S = 30.0  # of all servers together: a gateway with a thousand asks each less often
+NAMES_PER_S = 15.0  # likewise, of variants that a server may have got since
 JITTER = 0.25  # of the time between probes, both ways: gateways don't ask in step
 MAX_DRAFT_LENGTH = 16
 CALL_TIMEOUT_S = 5.0
