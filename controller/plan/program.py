@@ -22,7 +22,9 @@ from trt_mtp.controller.plan.modes import Mode
 
 DISTINCT = 0.02  # replicas that another draft length or batch has to save, at least
 CHANGE = 0.4  # replicas, divided by all, for each one that is added or taken away: breaks ties
-TIME_LIMIT_S = 1.0  # of the solver, which has a good fleet long before it has proved it
+# of the solver, which has a good fleet long before it has proved it. Nodes and not time end its
+# search, so that a busy machine plans the same fleet
+NODE_LIMIT, TIME_LIMIT_S = 1_000, 60.0
 GAP = 1e-4  # of the cost, at which it is content
 
 
@@ -66,7 +68,7 @@ def solve(problem: Problem, modes: Sequence[Mode], loads: Sequence[float]) -> So
         integrality=layout.integrality(),
         bounds=Bounds(np.zeros(layout.size), layout.upper()),
         constraints=LinearConstraint(matrix, low, high),
-        options={"time_limit": TIME_LIMIT_S, "mip_rel_gap": GAP},
+        options={"node_limit": NODE_LIMIT, "time_limit": TIME_LIMIT_S, "mip_rel_gap": GAP},
     )
     return None if result.x is None else layout.solution(result.x)
 
