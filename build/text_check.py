@@ -17,6 +17,11 @@ def load_tokenizer(folder: Path) -> Any:
     from tokenizers import Tokenizer
 
     content = read_bounded(folder / "tokenizer.json")
+    if content.startswith(b"version "):  # as in "version https://git-lfs…"
+        raise InputError(
+            f"{folder / 'tokenizer.json'} is a Git LFS pointer, not the tokenizer; "
+            f"run `git lfs pull`"
+        )
     try:
         tokenizer = Tokenizer.from_buffer(content)
     except Exception as error:  # tokenizers raises plain Exception

@@ -50,6 +50,20 @@ def check_request(request: InferRequest) -> None:
             _check_stop_texts(request)
         elif name == EMITTED:
             _check_emitted(request)
+    _check_contents(request)
+
+
+def _check_contents(request: InferRequest) -> None:
+    """Raise InputError unless each input has its raw contents, or none has.
+
+    The gateway adds inputs after the client's, which would take a surplus one for theirs.
+    """
+    num_inputs, num_contents = len(request.message.inputs), len(request.contents)
+    if num_contents not in (0, num_inputs):
+        raise InputError(
+            f"the request has {num_inputs} inputs and {num_contents} raw_input_contents: "
+            f"send one for each input, in the same order"
+        )
 
 
 def _check_input_name(name: str) -> None:

@@ -191,6 +191,13 @@ def test_a_tokenizer_of_another_vocabulary_is_refused(folder: Path) -> None:
         check_text(folder, 300)
 
 
+def test_a_tokenizer_that_git_lfs_has_not_fetched_is_named(folder: Path) -> None:
+    """A clone without Git LFS has pointers: large tokenizers are in it as the weights are."""
+    (folder / "tokenizer.json").write_text("version https://git-lfs.github.com/spec/v1\n")
+    with pytest.raises(InputError, match=r"tokenizer\.json is a Git LFS pointer"):
+        check_text(folder, 320)
+
+
 def test_a_length_in_the_tokenizer_cuts_no_prompt(folder: Path) -> None:
     """tokenizer.json of a fine-tune may say to cut texts; prompts are refused or read whole."""
     stated = json.loads((folder / "tokenizer.json").read_text())

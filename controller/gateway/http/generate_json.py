@@ -15,10 +15,11 @@ import numpy as np
 from tritonclient.grpc import service_pb2 as pb
 from tritonclient.utils import triton_to_np_dtype
 
-from trt_mtp.controller.request import MAX_NAME_CHARS
+from trt_mtp.controller.request import MAX_NAME_CHARS, TRITON_PARAMETERS
 from trt_mtp.errors import InputError
-from trt_mtp.serve.contract import INPUTS, TensorSpec
+from trt_mtp.serve.contract import INPUTS, PARAMETERS, TensorSpec
 from trt_mtp.serve.kserve import FINAL, parameter_value
+from trt_mtp.serve.parameter_names import unknown_parameter
 
 
 class _Values(NamedTuple):
@@ -194,6 +195,8 @@ def add_parameter(request: Any, key: str, value: Any) -> None:
         parameter.double_param = value
     elif isinstance(value, int) and -(2**63) <= value < 2**63:
         parameter.int64_param = value
+    elif key not in PARAMETERS + TRITON_PARAMETERS:
+        raise unknown_parameter(key, PARAMETERS + TRITON_PARAMETERS)
     else:
         raise InputError(
             f"parameter {key} has to be a text, true, false, or a number of 64 bits, "

@@ -52,7 +52,7 @@ _PARAMS = (
     (re.compile(r"^guided_decoding\.(?:regex|choice)"), "structured_outputs"),
     (re.compile(r"^guided_decoding"), "response_format"),
     (re.compile(r"^request parameter (task|draft_length|session_id|tenant|latency_class)"), ""),
-    (re.compile(r"^the prompt"), "prompt"),
+    (re.compile(r"^the prompt|^input_ids "), "prompt"),
     (re.compile(r"stop texts?\b"), "stop"),
 )
 _TOO_LONG = _PARAMS[0][0]

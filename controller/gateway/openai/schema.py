@@ -21,6 +21,12 @@ Name = Annotated[str, Field(max_length=MAX_NAME_CHARS)]
 Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
 TokenId = Annotated[int, Field(ge=0, lt=2**31)]
 
+# pydantic has a sentence for each form, the first of which would be about texts only
+WRONG_PROMPT = (
+    "prompt has to be a text, token ids (whole numbers from 0 to 2147483647), or a list of texts "
+    "or of lists of token ids"
+)
+
 
 class _Model(BaseModel):
     model_config = ConfigDict(strict=True, extra="ignore", allow_inf_nan=False)
@@ -154,4 +160,5 @@ def _parameter_error(error: ValidationError) -> ParameterError:
         name = f"{name}[{place[1]}]"
     if found["type"] == "missing":
         return ParameterError(f"{name} is missing", name, "missing_required_parameter")
-    return ParameterError(f"{name}: {found['msg']}", name, "invalid_value")
+    said = WRONG_PROMPT if name == "prompt" else f"{name}: {found['msg']}"
+    return ParameterError(said, name, "invalid_value")

@@ -292,6 +292,21 @@ def test_prompts_are_not_logged(url: str, caplog: pytest.LogCaptureFixture) -> N
     assert "a-secret" not in caplog.text
 
 
+@pytest.mark.parametrize("change", [-1, 1])
+def test_raw_contents_have_to_be_one_for_each_input(url: str, change: int) -> None:
+    """A surplus one would be the gateway's own next input, the seed, and a missing one take it."""
+    request = script_request(tokens=2)
+    if change > 0:
+        request.raw_input_contents.append((7).to_bytes(8, "little"))
+    else:
+        request.inputs.add(name="sampling_param_max_tokens", datatype="INT32", shape=[1])
+    with raw_stream(url) as stream:
+        stream.send(request)
+        assert "raw_input_contents: send one for each input" in stream.receive().error_message
+        stream.send(script_request(tokens=2))
+        assert not stream.receive().error_message
+
+
 def test_the_typed_form_of_tensors_is_read_as_well(gateway: GatewayThread) -> None:
     """Clients that put values into `contents` rather than raw bytes are understood."""
     request = pb.ModelInferRequest(model_name="qwen_mtp")

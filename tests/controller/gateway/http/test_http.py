@@ -130,6 +130,8 @@ def test_generate_stream_sends_tritons_events(
         ({"streaming": 1}, "streaming has to be true or false"),
         ({"task": None}, "parameter task has to be a text, true, false, or a number of 64 bits"),
         ({"task": ["qa"]}, "parameter task has to be"),
+        ({"max_tokens": [4]}, "'max_tokens'; did you mean sampling_param_max_tokens?"),
+        ({"stop_words": ["a"]}, "'stop_words'; did you mean sampling_param_stop?"),
         ({"parameters": 3}, "parameters has to be a JSON object"),
         ({"id": 3}, "id has to be a text"),
         ([], "has to be a JSON object"),

@@ -127,6 +127,13 @@ def test_a_wrong_completion_is_named(url: str, change: dict[str, Any], param: st
     assert (reply.status, error(reply)["param"]) == (400, param)
 
 
+@pytest.mark.parametrize("prompt", [[-1], [2**70], [True], ["a", 1], [[1], [-1]], 5])
+def test_a_prompt_of_no_known_form_is_told_the_forms(url: str, prompt: Any) -> None:
+    """Whoever sends ids reads what ids may be, not that a text was expected."""
+    message = error(post(url, COMPLETIONS, {"model": "qwen_mtp", "prompt": prompt}))["message"]
+    assert "token ids (whole numbers from 0 to 2147483647)" in message
+
+
 @pytest.mark.parametrize(
     ("body", "status", "sentence"),
     [
