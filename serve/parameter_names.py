@@ -11,11 +11,19 @@ MAX_SHOWN_CHARS = 80  # of an unknown name
 OTHER_NAMES = {spec.name.removeprefix(PREFIX): spec.name for spec in INPUTS} | {
     "max_completion_tokens": "sampling_param_max_tokens",
     "prompt": "text_input",
+    "request_output_len": "sampling_param_max_tokens",
     "stop_words": STOP,
     "stream": "streaming",
 }
 # of Triton's other LLM models; there is nothing like them here, whatever has a name nearby
-WITHOUT_LIKE = ("bad_words", "end_id", "pad_id", "repetition_penalty", "return_log_probs")
+WITHOUT_LIKE = (
+    "bad_words",
+    "end_id",
+    "input_lengths",
+    "pad_id",
+    "repetition_penalty",
+    "return_log_probs",
+)
 
 
 def unknown_parameter(name: str, parameters: Sequence[str]) -> InputError:

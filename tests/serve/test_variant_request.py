@@ -275,6 +275,7 @@ def test_what_cannot_be_read_is_one_sentence(inputs: dict[str, Any], sentence: s
         ("top_p", "sampling_param_top_p"),
         ("stop_words", "sampling_param_stop"),  # of NVIDIA's ensemble, as is stream
         ("stream", "streaming"),
+        ("request_output_len", "sampling_param_max_tokens"),  # of NVIDIA's tensorrt_llm model
     ],
 )
 def test_an_unknown_parameter_names_the_nearest(name: str, meant: str) -> None:
@@ -284,10 +285,11 @@ def test_an_unknown_parameter_names_the_nearest(name: str, meant: str) -> None:
         read(json.dumps({name: 1}), text_input="a")
 
 
-def test_what_has_no_like_is_not_guessed_at() -> None:
-    """end_id looks like session_id, and is nothing of the kind."""
-    with pytest.raises(InputError, match=r"^unknown request parameter 'end_id'$"):
-        read(json.dumps({"end_id": 1}), text_input="a")
+@pytest.mark.parametrize("name", ["end_id", "input_lengths"])
+def test_what_has_no_like_is_not_guessed_at(name: str) -> None:
+    """end_id looks like session_id, and input_lengths like draft_length: they aren't."""
+    with pytest.raises(InputError, match=f"^unknown request parameter '{name}'$"):
+        read(json.dumps({name: 1}), text_input="a")
 
 
 @given(st.binary())
