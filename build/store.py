@@ -25,7 +25,7 @@ from trt_mtp.build.variant import (
     write_variant,
 )
 from trt_mtp.errors import InputError, TrtMtpError
-from trt_mtp.files import SMALL, open_shared, read_json, sync_folder
+from trt_mtp.files import SMALL, open_in_group, read_json, sync_folder
 
 SHARED = ".shared"
 DIGESTS = ".digests.json"
@@ -51,7 +51,7 @@ def locked(engines: Path, on_wait: Callable[[], None]) -> Iterator[None]:
     """
     try:
         engines.mkdir(parents=True, exist_ok=True)
-        stream = FileIO(engines / ".lock", "w", opener=open_shared)
+        stream = FileIO(engines / ".lock", "w", opener=open_in_group)
     except OSError as error:
         raise TrtMtpError(f"can't write to {engines}: {error.strerror or error}") from error
     with stream:

@@ -3,6 +3,7 @@
 import fcntl
 import os
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,18 +11,33 @@ from pathlib import Path
 from trt_mtp.errors import TrtMtpError
 from trt_mtp.serve.engine.base import Chunk, Engine, Request, SamplingParams
 
+COMPILE_S = 60.0  # for another variant to compile; then both do
+LOOK_S = 0.1
 WARM_UP_S = 600.0  # for a first answer, with compiling; `serve` may kill this process earlier
 
 
 @contextmanager
 def one_at_a_time(folder: Path) -> Iterator[None]:
-    """Hold a lock on `folder`, so that one variant compiles and the others load the result."""
+    """Hold a lock on `folder`, so that one variant compiles and the others load the result.
+
+    Go on without it after COMPILE_S: any user who may read the folder can hold it.
+    """
     descriptor = os.open(folder, os.O_RDONLY)
+    until = time.monotonic() + COMPILE_S
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        while not _is_taken(descriptor) and time.monotonic() < until:
+            time.sleep(LOOK_S)
         yield
     finally:
         os.close(descriptor)
+
+
+def _is_taken(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def warm_up(engine: Engine) -> None:

@@ -73,6 +73,8 @@ def test_servers_have_the_documented_ports(monkeypatch: pytest.MonkeyPatch) -> N
         ("[gatway]\nport = 1", "'gatway' is not one of the tables it may have: [gateway], [serve]"),
         ("port = 1", "'port' is not one of the tables it may have"),
         ("[gateway\n", "is not valid TOML: "),
+        (f"[gateway]\nport = {'[' * 5_000}", "is nested too deeply"),
+        (f"[gateway]\nport = {'9' * 5_000}", "has a number of thousands of digits"),
     ],
 )
 def test_what_is_wrong_in_it_is_named(cli: Cli, tmp_path: Path, text: str, says: str) -> None:

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from trt_mtp.errors import InputError
 from trt_mtp.files import (
     FileWatch,
+    open_in_group,
     open_private,
     open_shared,
     read_bounded,
@@ -57,7 +58,7 @@ def test_what_was_of_no_use_is_looked_at_again(tmp_path: Path) -> None:
     assert not watch.has_changed()
 
 
-@pytest.mark.parametrize("opener", [open_private, open_shared])
+@pytest.mark.parametrize("opener", [open_private, open_in_group, open_shared])
 @pytest.mark.parametrize("mode", ["w", "a", "a+", "r+"])
 def test_a_pipe_is_never_written_to(tmp_path: Path, opener: Any, mode: str) -> None:
     """Whoever put it where a log or a journal is expected holds nobody up, read or not."""

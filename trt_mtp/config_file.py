@@ -40,6 +40,10 @@ def _table(path: Path, command: str) -> Mapping[str, Any]:
         tables = tomllib.loads(read_text(path, SMALL))
     except tomllib.TOMLDecodeError as error:
         raise InputError(f"{path} is not valid TOML: {error}") from None
+    except (ValueError, RecursionError):
+        raise InputError(
+            f"{path} can't be read: it is nested too deeply, or has a number of thousands of digits"
+        ) from None
     for name, value in tables.items():
         if name not in COMMANDS or not isinstance(value, dict):
             raise InputError(

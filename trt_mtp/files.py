@@ -22,6 +22,11 @@ def open_private(path: str, flags: int) -> int:
     return _opened(path, flags, PRIVATE)
 
 
+def open_in_group(path: str, flags: int) -> int:
+    """The `opener` of a file to lock: who can open it can hold its lock."""
+    return _opened(path, flags, 0o660)
+
+
 def open_shared(path: str, flags: int) -> int:
     """The `opener` of a file to write; OSError for a pipe, whose reader may never come."""
     return _opened(path, flags, 0o666)

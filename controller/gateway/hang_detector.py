@@ -17,6 +17,10 @@ WATCH_S = 0.1
 PREFILL_S_PER_TOKEN = 0.002  # until a variant's own is known; rather slow
 MIN_PROMPT_TOKENS = 64.0
 NEW_SHARE = 0.2  # of the latest prefill time in what is remembered
+# for the grammars before one's own, each of which is tried for a second or two: anybody may send
+# dozens that are refused, and the variant answers all other requests meanwhile
+GRAMMARS_S = 120.0
+GRAMMAR_S = 10.0  # for one of them, with the start of another process to try the next
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +67,8 @@ class HangDetector:
         for lease in list(self._watched):
             since = lease.upstream.waiting_since
             limit_s = max(self._limits.min_s, MAX_HOLD_S + expected_s(lease) * self._limits.factor)
+            if _waits_for_grammars(lease, now - limit_s - GRAMMAR_S):
+                limit_s = max(limit_s, GRAMMARS_S)
             if not since or now - since <= limit_s / 2:
                 continue
             backend = lease.replica.backend
@@ -73,8 +79,11 @@ class HangDetector:
                 backend.look_soon()
 
     def note_first(self, lease: "Lease", waited_s: float) -> None:
-        """Learn how long a variant takes for the first message, queueing included."""
-        if not lease.call.is_streaming:
+        """Learn how long a variant takes for the first message, queueing included.
+
+        Nothing of a request with a grammar, which may have waited for those of others.
+        """
+        if not lease.call.is_streaming or lease.call.features.is_guided:
             return
         replica, seen = lease.replica, waited_s / _context_tokens(lease)
         known = replica.prefill_s_per_token
@@ -87,6 +96,12 @@ def expected_s(lease: "Lease") -> float:
     if not lease.call.is_streaming:
         return _prefill_s(lease) + step_s * lease.call.features.max_tokens
     return step_s if lease.has_begun else step_s + _prefill_s(lease)
+
+
+def _waits_for_grammars(lease: "Lease", since: float) -> bool:
+    """Whether a variant that has sent somebody a message `since` may not have read the request."""
+    is_unread = lease.call.features.is_guided and not lease.has_begun
+    return is_unread and lease.replica.health.heard_at > since
 
 
 def _hung() -> UpstreamLost:

@@ -366,6 +366,12 @@ def test_ctrl_c_cleans_up(source: Path, tmp_path: Path) -> None:
     assert not list(engines.glob("k*"))
 
 
+def test_no_other_user_can_hold_the_lock(tmp_path: Path) -> None:
+    """Who may open the file could keep every build waiting."""
+    with locked(tmp_path, lambda: None):
+        assert (tmp_path / ".lock").stat().st_mode & 0o007 == 0
+
+
 def test_two_builds_at_once_take_turns(source: Path, tmp_path: Path) -> None:
     """Of two builds of one checkpoint, one packs; both end well."""
     engines = tmp_path / "engines"

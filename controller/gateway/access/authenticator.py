@@ -68,9 +68,16 @@ class Caller:
         return (True, self._tenant.name) if self._tenant else (False, self._network)
 
     def own(self, features: RequestFeatures) -> RequestFeatures:
-        """The features under the caller's own tenant; raises InputError for too long a prompt."""
+        """The features under the caller's own tenant; raises InputError for too long a prompt.
+
+        Its conversations are its own, too: two tenants may give theirs the same name.
+        """
         self._check_length(features)
-        return features if self._tenant is None else replace(features, tenant=self._tenant.name)
+        if self._tenant is None:
+            return features
+        name, session_id = self._tenant.name, features.session_id
+        own_id = f"{name!r}/{session_id}" if session_id else session_id
+        return replace(features, tenant=name, session_id=own_id)
 
     def quota(
         self, features: RequestFeatures, num_output_tokens: Callable[[], int]

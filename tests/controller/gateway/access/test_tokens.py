@@ -107,6 +107,21 @@ def test_the_token_says_who_the_tenant_is(gateway: GatewayThread, url: str) -> N
     assert gateway.policy.seen[-1].tenant == "free"
 
 
+def test_conversations_of_two_tenants_are_two(gateway: GatewayThread, url: str) -> None:
+    """Whatever they call them: what is learned of one, and where it is, says nothing of another."""
+    seen = []
+    for name in ("free", "short", "free"):
+        with raw_stream(url, bearer(name)) as stream:
+            stream.send(script_request(tokens=1, parameters={"session_id": "chat"}))
+            assert text_of(stream.receive()) == "w0"
+        seen.append(gateway.policy.seen[-1].session_id)
+    assert seen[0] == seen[2] != seen[1]
+    with raw_stream(url, bearer("free")) as stream:
+        stream.send(script_request(tokens=1))
+        assert text_of(stream.receive()) == "w0"
+    assert gateway.policy.seen[-1].session_id is None
+
+
 def test_requests_in_flight_are_limited(gateway: GatewayThread, url: str) -> None:
     """One over the limit is refused, the others go on; a client that leaves makes room."""
     with raw_stream(url, bearer("one-stream")) as stream:
