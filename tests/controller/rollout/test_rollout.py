@@ -254,17 +254,21 @@ def test_an_order_reaches_the_process_at_work(
     """A second start acts not, and abort is obeyed by the process that does."""
     variant, before = build(), served(here)
     file = spec(here, variant, steps=[{"set_weight": 50, "at_least_s": 600, "at_most_s": 900}])
-    codes: list[int] = []
+    ended: list[tuple[int, str]] = []
     with live_requests(here.gateway, num_clients=2) as seen:
-        at_work = threading.Thread(target=lambda: codes.append(call(file)[0]))
+        at_work = threading.Thread(target=lambda: ended.append(call(file)))
         at_work.start()
         traffic = here.folder / "traffic.json"
-        wait_until(lambda: traffic.exists() and here.traffic()["canary_percent"] == 50)
+        wait_until(
+            lambda: bool(ended) or (traffic.exists() and here.traffic()["canary_percent"] == 50),
+            120,
+        )
+        assert not ended
         other = cli("rollout", "start", file)
         assert (other.code, "is at work" in other.err) == (3, True)
         assert cli("rollout", "abort", file).code == 0
         join(at_work)
-    assert codes == [4]
+    assert [code for code, _ in ended] == [4]
     assert seen.errors == []
     assert is_as_before(here, before, variant)
 
