@@ -254,7 +254,7 @@ def test_an_order_reaches_the_process_at_work(
     """A second start acts not, and abort is obeyed by the process that does."""
     variant, before = build(), served(here)
     file = spec(here, variant, steps=[{"set_weight": 50, "at_least_s": 600, "at_most_s": 900}])
-    ended: list[tuple[int, str]] = []
+    ended: list[tuple[int, int]] = []
     with live_requests(here.gateway, num_clients=2) as seen:
         at_work = threading.Thread(target=lambda: ended.append(call(file)))
         at_work.start()
