@@ -207,8 +207,9 @@ class AcceptanceLearner:
             seen, expected = self._session(session_id)
             count_beside(seen, expected, self._chance(shares, tenant, app), *answer)
         if app:
-            scope, chance = app_scope(tenant, app), self._chance(shares, tenant)
-            self._apps.count(self.own, scope, chance, *answer)
+            chance = self._chance(shares, tenant)
+            seen, expected = self._apps.counted(self.own, app_scope(tenant, app))
+            count_beside(seen, expected, chance, *answer)
         likeliest = max(shares, key=lambda key: shares[key])
         first_tried = num_steps - (cut_after == 0)
         alarm = self._watch(likeliest, first_tried, accepted_per_position[0], tenant)

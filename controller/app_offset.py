@@ -73,17 +73,10 @@ class Apps:
         apps._scopes.update({scope: None for scope in counts if scope.startswith("app/")})
         return apps
 
-    def count(
-        self,
-        counts: dict[str, PositionCounts],
-        scope: str,
-        chance: float,
-        num_steps: int,
-        accepted: Sequence[int],
-        weight: float,
-        cut_after: int,
-    ) -> None:
-        """As count_beside, with both counts among `counts`.
+    def counted(
+        self, counts: dict[str, PositionCounts], scope: str
+    ) -> tuple[PositionCounts, PositionCounts]:
+        """What is seen of an app and what is expected, both among `counts`, for count_beside.
 
         Beyond MAX_APPS the one that asked nothing for the longest is forgotten.
         """
@@ -94,5 +87,4 @@ class Apps:
             counts.pop(gone, None)
             counts.pop(f"expected/{gone}", None)
         seen = counts.setdefault(scope, PositionCounts())
-        expected = counts.setdefault(f"expected/{scope}", PositionCounts())
-        count_beside(seen, expected, chance, num_steps, accepted, weight, cut_after)
+        return seen, counts.setdefault(f"expected/{scope}", PositionCounts())
