@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 VARIABLE = "TRT_MTP_SERVER_RESTARTS"  # in the environment of Triton: a JSON object by reason
+LONGEST_PAUSE_S = 30.0  # before a restart
 
 
 class Reason(StrEnum):
@@ -51,6 +52,13 @@ class Restarts:
     def environment(self) -> dict[str, str]:
         """Environment variables for the next start."""
         return {VARIABLE: json.dumps({reason: self._counts[reason] for reason in Reason})}
+
+
+def pause_s_before(num_restarts: int) -> float:
+    """How long to wait before the latest of so many recent restarts."""
+    return (
+        float(min(2.0 ** min(num_restarts - 2, 99), LONGEST_PAUSE_S)) if num_restarts > 1 else 0.0
+    )
 
 
 def counts_in(environment: Mapping[str, str]) -> dict[str, int]:

@@ -27,7 +27,7 @@ from trt_mtp.serve.processes import (
     undisturbed,
 )
 from trt_mtp.serve.repository import LOADED_MODELS, loaded_models
-from trt_mtp.serve.restarts import Failure, Reason, Restarts
+from trt_mtp.serve.restarts import Failure, Reason, Restarts, pause_s_before
 from trt_mtp.serve.triton_command import TritonCommand, environment
 from trt_mtp.serve.triton_install import TritonInstall
 from trt_mtp.serve.triton_log import TritonLog, load_failure
@@ -35,7 +35,6 @@ from trt_mtp.serve.triton_log import TritonLog, load_failure
 DRAIN_TIMEOUT_S = 10.0  # for answers in flight when the server is stopped
 START_ATTEMPTS = 3  # a port can be taken before it is bound; a load can hang; Triton can crash
 RESTART_WINDOW_S = 120.0  # of service: with each restart within it, the next one waits longer
-LONGEST_PAUSE_S = 30.0  # before a restart
 FAILED_LOAD_S = 2.0  # for Triton's log to say of a process that ended that its model isn't loaded
 LOOK_S = 0.05
 IDLE_LOOKS = 3  # in a row: a request that began just now is on the metrics a moment later
@@ -176,7 +175,7 @@ class TritonServer:
         served_s = time.monotonic() - self._ready_at if self._liveness else 0.0
         num = self._restarts.note(failure.reason, served_s)
         self._kill()
-        pause_s = _pause_s(num)
+        pause_s = pause_s_before(num)
         on_progress(f"{failure.text}; starting again" + (f" in {pause_s:g} s" if pause_s else ""))
         time.sleep(pause_s)
         try:
@@ -385,13 +384,6 @@ class TritonServer:
         for region in Path("/dev/shm").glob(f"{self.shm_prefix}*"):
             region.unlink(missing_ok=True)
         self._process, self._stubs, self._liveness = None, {}, None
-
-
-def _pause_s(num_restarts: int) -> float:
-    """How long to wait before the latest of so many recent restarts."""
-    return (
-        float(min(2.0 ** min(num_restarts - 2, 99), LONGEST_PAUSE_S)) if num_restarts > 1 else 0.0
-    )
 
 
 def _model_of(pid: int) -> str:

@@ -24,7 +24,7 @@ from tests.gateway_fixtures import (
     write_doubles,
 )
 from trt_mtp.errors import TrtMtpError
-from trt_mtp.serve import triton
+from trt_mtp.serve import restarts
 from trt_mtp.serve.grpc_access import LOCAL, GrpcAccess
 from trt_mtp.serve.kserve import SERVICE
 from trt_mtp.serve.limits import Limits
@@ -157,7 +157,7 @@ def test_one_that_aborts_often_is_waited_for_longer(
 ) -> None:
     """Each restart doubles the pause before the next one, up to the longest."""
     pauses: list[float] = []
-    monkeypatch.setattr(triton, "LONGEST_PAUSE_S", 3.0)
+    monkeypatch.setattr(restarts, "LONGEST_PAUSE_S", 3.0)
     monkeypatch.setattr(TritonServer, "_launch", lambda server, on_progress: None)
     monkeypatch.setattr("trt_mtp.serve.triton.time.sleep", pauses.append)
     with serving(tmp_path, Limits()) as server:

@@ -25,7 +25,7 @@ from tests.programs import read_line, within
 from tests.triton_client import Response, Stream, leaving, streaming, text_of
 from tests.variants import build_engines
 from trt_mtp.errors import TrtMtpError
-from trt_mtp.serve import triton
+from trt_mtp.serve import restarts, triton
 from trt_mtp.serve.contract import CANCELLED_FLAG, LOGPROBS, OUTPUT_FLAGS, OUTPUTS
 from trt_mtp.serve.ports import Ports
 from trt_mtp.serve.processes import free_ports, is_alive
@@ -79,7 +79,7 @@ def metric(server: TritonServer, name: str, variant: str = "k0") -> float:
     return float(value)
 
 
-def restarts(server: TritonServer) -> dict[str, int]:
+def num_restarts(server: TritonServer) -> dict[str, int]:
     """How often it was started again, by reason."""
     text = get(f"http://{server.metrics_url}/metrics")
     found = re.findall(r'^trt_mtp_server_restarts{reason="(\w+)"} (\S+)$', text, re.MULTILINE)
@@ -452,7 +452,7 @@ def test_what_dies_is_started_again(server: TritonServer, victim: str) -> None:
     The metrics say how often that was, once for all models together.
     """
     urls, said = (server.grpc_url, server.http_url), list[str]()
-    before = restarts(server)
+    before = num_restarts(server)
     server.check(said.append)
     assert said == []
     os.kill(server.pid if victim == "server" else server.stub_pids[0], signal.SIGKILL)
@@ -465,14 +465,14 @@ def test_what_dies_is_started_again(server: TritonServer, victim: str) -> None:
     assert "; starting again" in said[0]
     assert (server.grpc_url, server.http_url) == urls
     reason = "ended" if victim == "server" else "model_ended"
-    assert restarts(server) == before | {reason: before[reason] + 1}
+    assert num_restarts(server) == before | {reason: before[reason] + 1}
     for model in (K0, K3):
         assert ask(server, model, text_input="a", sampling_param_max_tokens=1)[-1].is_final
 
 
 def test_what_dies_often_is_not_given_up(engines: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """However often a server dies, it is started again; the pauses that it has are said."""
-    monkeypatch.setattr(triton, "LONGEST_PAUSE_S", 0.01)
+    monkeypatch.setattr(restarts, "LONGEST_PAUSE_S", 0.01)
     said: list[str] = []
     with serving(resolve_variants([engines / "k0"])) as running:
         for number in range(1, 9):
