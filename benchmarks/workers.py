@@ -3,23 +3,19 @@
 `python -m benchmarks.workers [--json] [--short]`
 
 Both stand in front of one Triton of doubles and are kept busy in turns, with as many connections
-for each process. The gateways have a core of their own: Triton and the clients are on the others.
-A process serves the reciprocal of its processor time per request; so if two workers take no more of
-it per request than one process does, N workers on N cores serve N times as much. With four cores or
-more, two workers have a core each, and requests per second are counted as well. The counters in
-shared memory are timed alone.
+for each process. A process serves the reciprocal of its processor time per request; so if two
+workers take no more of it per request than one process does, N workers on N cores serve N times as
+much. The counters in shared memory are timed alone.
 """
 
 import asyncio
-import os
 import statistics
 import tempfile
-import time
 import timeit
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import grpc
 
@@ -35,29 +31,8 @@ NUM_TOKENS = 8
 OWN_CONNECTION = (("grpc.use_local_subchannel_pool", 1),)
 
 
-class Measured(NamedTuple):
-    """One run."""
-
-    cost_us: float  # processor time of a request
-    per_s: float  # requests
-    busier: float  # the share of the worker that had most of the work
-
-
-def own_cores(num_workers: int) -> tuple[set[int], set[int]]:
-    """Those of the gateways, one for each if there are four or more, and those of all else."""
-    cores = sorted(os.sched_getaffinity(0))
-    num = num_workers if len(cores) >= 4 else 1
-    return set(cores[-num:]), set(cores[:-num]) or set(cores)
-
-
-def pin(pid: int, cores: set[int]) -> None:
-    """Keep a process, with all its threads, on some cores."""
-    for task in Path(f"/proc/{pid}/task").iterdir():
-        os.sched_setaffinity(int(task.name), cores)
-
-
-async def measure(address: str, pids: Sequence[int], num: int) -> Measured:
-    """Keep the processes `pids` busy with `num` requests for each."""
+async def measure(address: str, pids: Sequence[int], num: int) -> tuple[float, Counter[int]]:
+    """Microseconds of processor time of a request, and of each process' part of it."""
     message = script_request(tokens=NUM_TOKENS, text=PROMPT, outputs=("text_output",))
     raw = message.SerializeToString()
 
@@ -72,16 +47,10 @@ async def measure(address: str, pids: Sequence[int], num: int) -> Measured:
             await call.read()
 
     num_connections = NUM_CONNECTIONS * len(pids)
-    before, begun_at = {pid: cpu_ns(pid) for pid in pids}, time.monotonic()
+    before = {pid: cpu_ns(pid) for pid in pids}
     await asyncio.gather(*(client() for _ in range(num_connections)))
-    took_s = time.monotonic() - begun_at
     parts = Counter({pid: cpu_ns(pid) - before[pid] for pid in pids})
-    num_requests = num // NUM_CONNECTIONS * num_connections
-    return Measured(
-        parts.total() / num_requests / 1e3,
-        num_requests / took_s,
-        max(parts.values()) / parts.total(),
-    )
+    return parts.total() / (num // NUM_CONNECTIONS * num_connections) / 1e3, parts
 
 
 def shared_counters_us() -> float:
@@ -102,41 +71,29 @@ def shared_counters_us() -> float:
 
 def compare(folder: Path, num: int, num_repetitions: int) -> dict[str, float]:
     """Both in turns; a first run of each doesn't count."""
-    runs: dict[str, list[Measured]] = {"one": [], "two": []}
+    costs: dict[str, list[float]] = {"one": [], "two": []}
+    shares = []
     with (
         triton_of_doubles(folder) as triton,
         started_gateway(triton.grpc_url) as (one, pid),
         started_gateway(triton.grpc_url, "--workers", "2") as (two, _),
     ):
         places = {"one": (one["gateway"], [pid]), "two": (two["gateway"], two["workers"])}
-        others = own_cores(2)[1]
-        for each in (os.getpid(), triton.pid):
-            pin(each, others)
-        for _, pids in places.values():
-            for each in pids:
-                pin(each, own_cores(len(pids))[0])
         for repetition in range(num_repetitions + 1):
             for name in list(places) if repetition % 2 else list(reversed(places)):
-                measured = asyncio.run(measure(*places[name], num))
+                cost, parts = asyncio.run(measure(*places[name], num))
                 if repetition:
-                    runs[name].append(measured)
-    return figures(runs["one"], runs["two"])
-
-
-def figures(one: Sequence[Measured], two: Sequence[Measured]) -> dict[str, float]:
-    """Medians of the repetitions."""
-    median = statistics.median
-    ratios = [b.cost_us / a.cost_us for a, b in zip(one, two, strict=True)]
+                    costs[name].append(cost)
+                    if name == "two":
+                        shares.append(max(parts.values()) / parts.total())
+    ratios = [two / one for one, two in zip(costs["one"], costs["two"], strict=True)]
     return {
-        "one_us": round(median(each.cost_us for each in one), 1),
-        "two_us": round(median(each.cost_us for each in two), 1),
-        "ratio": round(median(ratios), 3),
+        "one_us": round(statistics.median(costs["one"]), 1),
+        "two_us": round(statistics.median(costs["two"]), 1),
+        "ratio": round(statistics.median(ratios), 3),
         "ratio_low": round(min(ratios), 3),
         "ratio_high": round(max(ratios), 3),
-        "gateway_cores": len(own_cores(2)[0]),
-        "one_per_s": round(median(each.per_s for each in one), 1),
-        "two_per_s": round(median(each.per_s for each in two), 1),
-        "busier_worker": round(median(each.busier for each in two), 3),
+        "busier_worker": round(statistics.median(shares), 3),
         "counters_us": round(shared_counters_us(), 2),
     }
 
@@ -157,8 +114,6 @@ def main() -> None:
             f"a core serves {1e6 / found['one_us']:.0f} requests/s in one process, two workers on "
             f"two cores {2e6 / found['two_us'] * 0.5 / found['busier_worker']:.0f}: the busier one "
             f"had {found['busier_worker']:.0%} of the work",
-            f"requests/s with {found['gateway_cores']:.0f} core(s) for the gateways: one process "
-            f"{found['one_per_s']:.0f}, two workers {found['two_per_s']:.0f}",
             f"counters in shared memory: {found['counters_us']:.1f} us of it",
         ],
     )
