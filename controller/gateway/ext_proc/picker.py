@@ -92,8 +92,11 @@ class EnvoyStream:
 class Picker:
     """Places the requests that can be placed at once and have a single answer."""
 
-    def __init__(self, proxy: Proxy, router: Router, authenticator: Authenticator) -> None:
+    def __init__(
+        self, proxy: Proxy, router: Router, authenticator: Authenticator, max_message_bytes: int
+    ) -> None:
         self._proxy, self._router, self._authenticator = proxy, router, authenticator
+        self._max_bytes = max_message_bytes
 
     def handler(self) -> Any:
         """The service, for a gRPC server."""
@@ -127,7 +130,7 @@ class Picker:
 
     async def _opened(self, door: Door, body: Any, host: str) -> InferenceCall | None:
         """The call that a body means; None for one that is for a gateway. Raises InputError."""
-        if not body.end_of_stream:  # it is longer than what Envoy keeps
+        if not body.end_of_stream or len(body.body) > self._max_bytes:
             return None
         request = await door.read(body.body)
         if request is None or request.message.model_name != self._proxy.pool.public_name:

@@ -27,7 +27,7 @@ class PickerServer:
     ) -> None:
         self._server = grpc.aio.server(
             options=[
-                ("grpc.max_receive_message_length", max_message_bytes),
+                ("grpc.max_receive_message_length", -1),  # Envoy's own limit holds
                 ("grpc.max_send_message_length", -1),
                 ("grpc.so_reuseport", 0),
                 ("grpc.keepalive_time_ms", KEEPALIVE_MS),
@@ -35,7 +35,7 @@ class PickerServer:
             ]
         )
         self._health = HealthService(proxy.pool, _unknown, StreamCounts(MAX_WATCHES))
-        picker = Picker(proxy, router, authenticator)
+        picker = Picker(proxy, router, authenticator, max_message_bytes)
         self._server.add_generic_rpc_handlers((picker.handler(), self._health.handler()))
 
     async def start(self, host: str, port: int) -> int:

@@ -161,6 +161,9 @@ def test_a_long_prompt_is_picked_too(fleet: Front, client: Any) -> None:
     assert infer(client, tokens=1, padding=padding).as_numpy("text_output")[0] == b"w0"
     assert fleet.generate(tokens=1, padding=padding).json()["text_output"] == "w0"
     assert fleet.num_picked() == before + 2
+    reply = fleet.generate(tokens=1, padding="x" * 4_500_000)
+    assert reply.status == 413
+    assert "--max-message-mb" in reply.json()["error"]
 
 
 def test_a_wrong_request_is_told_so(fleet: Front, client: Any) -> None:
