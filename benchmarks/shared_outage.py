@@ -48,7 +48,7 @@ class Answer(NamedTuple):
 class Load:
     """Clients of both tenants at all gateways; `phase` is that in which a request begins."""
 
-    def __init__(self, gateways: Sequence[str], session: aiohttp.ClientSession) -> None:
+    def __init__(self, gateways: list[str], session: aiohttp.ClientSession) -> None:
         self.phase = "before"
         self.answers: list[Answer] = []
         self._gateways, self._session = gateways, session
