@@ -66,10 +66,8 @@ class UnaryDoor:
 
     async def read(self, body: bytes) -> InferRequest | None:
         """See Door."""
-        if body[:1] != b"\0":  # a compressed message
-            return None
-        (message,) = messages_in(body)
-        return read_request(message)
+        messages = list(messages_in(body)) if body[:1] == b"\0" else []  # else it is compressed
+        return read_request(messages[0]) if len(messages) == 1 else None
 
     def answer(self, response: Any, mutation: Any) -> bytes:
         """See Door."""

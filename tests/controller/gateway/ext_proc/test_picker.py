@@ -21,10 +21,17 @@ from tritonclient.utils import InferenceServerException
 from tests.conftest import CliResult
 from tests.controller.gateway.gateway_process import gateway_process
 from tests.envoy import HOST, PICKER, Envoy, envoy, several, validated
-from tests.gateway_fixtures import GatewayThread, running_gateway, triton_of_doubles, wait_until
+from tests.gateway_fixtures import (
+    GatewayThread,
+    running_gateway,
+    script_request,
+    triton_of_doubles,
+    wait_until,
+)
 from tests.http_client import ask
 from tests.programs import TIMEOUT_S
 from tests.triton_client import tensor
+from trt_mtp.controller.gateway.ext_proc.doors import UNARY_PATH
 from trt_mtp.serve.triton import TritonServer
 
 GENERATE = "/v2/models/qwen_mtp/generate"
@@ -175,6 +182,11 @@ def test_a_wrong_request_is_told_so(fleet: Front, client: Any) -> None:
     with pytest.raises(InferenceServerException, match="INVALID_ARGUMENT"):
         client.infer("qwen_mtp", prompt, parameters={"draft_length": -1})
     assert fleet.num_running() == 0
+    with grpc.insecure_channel(fleet.envoy.grpc) as channel:
+        raw = script_request(tokens=1, streaming=False).SerializeToString()
+        before = fleet.num_picked()
+        assert channel.stream_unary(UNARY_PATH)(iter([raw, raw]), timeout=60)  # a gateway's word
+        assert fleet.num_picked() == before
 
 
 def test_a_client_that_leaves_frees_its_place(fleet: Front, doubles: TritonServer) -> None:
