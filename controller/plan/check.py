@@ -20,6 +20,8 @@ WARM_UP = 0.15  # of them, until the fleet has filled
 TURNOVERS = 12  # requests for each slot; of larger groups a part is simulated with its traffic
 JUDGED = 400  # answers of a task from which on its own percentile is judged
 LENGTH_SPREAD = 0.8  # log SD of lengths, as that of the answers in simulate/workload.py
+MORE = 1.645  # deviations: the upper end is above the truth in 95 of 100 samples
+LESS = 2.576  # the lower end is below it in 995, as the highest of many tasks is looked at
 RARE = 20  # requests that each task has in the sample, however seldom it comes
 
 
@@ -41,12 +43,13 @@ class Latencies:
         """TPOT and TTFT of each task."""
         return {t: (spread(self.tpot_ms[t]), spread(self.ttft_ms[t])) for t in self.tpot_ms}
 
-    def worst(self) -> tuple[float, float]:
-        """The highest 99th percentile of TPOT and of TTFT over tasks, at its upper end.
 
-        Tasks with few answers count together.
-        """
-        return _worst(self.tpot_ms), _worst(self.ttft_ms)
+class Range(NamedTuple):
+    """What the highest 99th percentile over tasks is, and what it may be at least and at most."""
+
+    seen: float
+    low: float
+    high: float
 
 
 def spread(values: Any) -> Spread:
@@ -54,18 +57,23 @@ def spread(values: Any) -> Spread:
     return Spread(*(float(value) for value in np.percentile(values, (50, 99))))
 
 
-def _worst(by_task: Mapping[str, Any]) -> float:
+def worst(by_task: Mapping[str, Any]) -> Range:
+    """The highest 99th percentile over tasks; those with few answers count together."""
     judged = [values for values in by_task.values() if len(values) >= JUDGED]
     rare = [values for values in by_task.values() if len(values) < JUDGED]
     together = [np.concatenate(rare)] if rare else []
-    return max(_upper_p99(values) for values in [*judged, *together])
+    ranges = [_p99(values) for values in [*judged, *together]]
+    return Range(*(max(ends) for ends in zip(*ranges, strict=True)))
 
 
-def _upper_p99(values: Any) -> float:
-    """The order statistic that is above the true 99th percentile in 95 of 100 samples."""
+def _p99(values: Any) -> Range:
+    """The 99th percentile and the order statistics that enclose it (LESS and MORE)."""
     n = len(values)
-    rank = min(int(0.99 * n + 1.645 * (0.99 * 0.01 * n) ** 0.5), n - 1)
-    return float(np.partition(values, rank)[rank])
+    deviation = (0.99 * 0.01 * n) ** 0.5
+    ranks = [int(0.99 * n + z * deviation) for z in (0.0, -LESS, MORE)]
+    ranks = [min(max(rank, 0), n - 1) for rank in ranks]
+    ordered = np.partition(values, ranks)
+    return Range(*(float(ordered[rank]) for rank in ranks))
 
 
 def simulate(

@@ -7,12 +7,11 @@ from typing import NamedTuple
 
 from trt_mtp.controller.plan.check import Spread
 from trt_mtp.controller.plan.deployment import Deployment
+from trt_mtp.controller.plan.groups import Fleet, Question
 from trt_mtp.controller.plan.modes import Targets
 from trt_mtp.controller.plan.program import DISTINCT, Problem
 from trt_mtp.controller.plan.refusals import is_unreadable, refuse
 from trt_mtp.controller.plan.sizing import (
-    Fleet,
-    Question,
     least,
     least_single,
     mixed,

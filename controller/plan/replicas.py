@@ -13,6 +13,8 @@ from trt_mtp.controller.batch_schedule import BatchSchedule
 from trt_mtp.controller.context_cost import LEAST
 from trt_mtp.controller.cost import StepCost
 
+Step = tuple[Sequence[float], float, Sequence[float]]
+
 
 @dataclass(frozen=True, slots=True)
 class Requests:
@@ -33,26 +35,27 @@ class Engine:
         loads = range(batch + 1)
         self.lengths = [draft_length if schedule is None else schedule.draft_length(max(b, 1))
                         for b in loads]  # fmt: skip
-        context = cost.context
-        self._at_tokens = context.at_tokens
-        self._seconds = {k: [cost.step_s(k, b) for b in loads] for k in {*self.lengths}}
-        self._per_token = {k: context.plain_s + k * context.draft_s for k in {*self.lengths}}
+        self.steps = {k: self._step(cost, k) for k in {*self.lengths}}
 
-    def step_s(self, draft_length: int, batch: int, context_tokens: float) -> float:
-        """Seconds of a step, as StepCost has them."""
-        table_s = self._seconds[draft_length][batch]
-        more = context_tokens - batch * self._at_tokens
-        step_s = table_s + more * self._per_token[draft_length]
-        return step_s if step_s > LEAST * table_s else LEAST * table_s
+    def _step(self, cost: StepCost, draft_length: int) -> Step:
+        """T(K, B, C) = max(least[B], base[B] + C * slope), as StepCost has it."""
+        context = cost.context
+        slope = context.plain_s + draft_length * context.draft_s
+        table = [cost.step_s(draft_length, load) for load in range(self.batch + 1)]
+        base = [table_s - b * context.at_tokens * slope for b, table_s in enumerate(table)]
+        return base, slope, [LEAST * table_s for table_s in table]
 
 
 class _Replica:
-    __slots__ = ("context_tokens", "index", "length", "load", "now", "reading_s", "running",
-                 "step_s", "steps", "version", "waiting")  # fmt: skip
+    __slots__ = (
+        "context_tokens", "index", "length", "load", "next_at", "now", "reading_s", "running",
+        "step_s", "steps", "waiting",
+    )  # fmt: skip
 
     def __init__(self, index: int, length: int) -> None:
         self.index, self.length = index, length
-        self.load = self.version = 0
+        self.load = 0
+        self.next_at = -1.0
         self.now = self.steps = self.step_s = self.reading_s = self.context_tokens = 0.0
         self.running: list[tuple[float, int]] = []  # heap: the step that ends a request, and which
         self.waiting: deque[int] = deque()
@@ -64,7 +67,7 @@ class Replicas:
     def __init__(self, engine: Engine, count: int, requests: Requests) -> None:
         self._engine, self._requests, self._count = engine, requests, count
         self._replicas = [_Replica(i, engine.lengths[1]) for i in range(count)]
-        self._events: list[tuple[float, int, int]] = []  # time, replica, version
+        self._events: list[tuple[float, int]] = []  # time, replica
         self._by_load = list(range(count))  # heap of load * count + replica; old entries are void
         self.first_token_at = [0.0] * len(requests.at)
         self.ended_at = [0.0] * len(requests.at)
@@ -90,10 +93,10 @@ class Replicas:
     def _finish_until(self, now: float) -> None:
         events, replicas, ended_at = self._events, self._replicas, self.ended_at
         while events and events[0][0] <= now:
-            at, index, version = heappop(events)
+            at, index = heappop(events)
             replica = replicas[index]
-            if version != replica.version:
-                continue
+            if at != replica.next_at:
+                continue  # the replica has got or lost a request since
             self._advance(replica, at)
             _, request = heappop(replica.running)
             ended_at[request] = at
@@ -103,7 +106,7 @@ class Replicas:
     def _advance(self, replica: _Replica, now: float) -> None:
         passed_s = now - replica.now
         if replica.reading_s:
-            read_s = min(passed_s, replica.reading_s)
+            read_s = replica.reading_s if replica.reading_s < passed_s else passed_s
             replica.reading_s -= read_s
             passed_s -= read_s
         if replica.running:
@@ -114,7 +117,8 @@ class Replicas:
         """Start what waits and has a slot, and note when the next request ends."""
         engine, requests = self._engine, self._requests
         replica.load += more
-        length = engine.lengths[min(replica.load, engine.batch)]
+        load = replica.load
+        length = engine.lengths[load if load < engine.batch else -1]
         if length != replica.length:
             self._redraft(replica, length)
         running, waiting = replica.running, replica.waiting
@@ -124,14 +128,18 @@ class Replicas:
             replica.reading_s += requests.reading_s[request]
             self.first_token_at[request] = replica.now + replica.reading_s
             heappush(running, (replica.steps + requests.steps[length][request], request))
-        heappush(self._by_load, replica.load * self._count + replica.index)
-        replica.version += 1
+        heappush(self._by_load, load * self._count + replica.index)
         if running:
+            base, slope, least = engine.steps[length]
             batch = len(running)
-            step_s = replica.step_s = engine.step_s(length, batch, replica.context_tokens)
+            step_s = base[batch] + slope * replica.context_tokens
+            if step_s < least[batch]:
+                step_s = least[batch]
+            replica.step_s = step_s
             left = running[0][0] - replica.steps
             at = replica.now + replica.reading_s + (left * step_s if left > 0 else 0.0)
-            heappush(self._events, (at, replica.index, replica.version))
+            replica.next_at = at
+            heappush(self._events, (at, replica.index))
 
     def _redraft(self, replica: _Replica, length: int) -> None:
         """Change the draft length, and recount the steps that requests have left."""

@@ -3,9 +3,9 @@
 from collections.abc import Iterator, Mapping
 
 from trt_mtp.controller.plan.check import Spread
+from trt_mtp.controller.plan.groups import Fleet
 from trt_mtp.controller.plan.modes import Mode
 from trt_mtp.controller.plan.plan import SHIFT, Plan
-from trt_mtp.controller.plan.sizing import Fleet
 
 
 def reason(plan: Plan) -> str:
