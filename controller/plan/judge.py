@@ -7,7 +7,8 @@ from typing import Any
 from trt_mtp.controller.plan.check import NUM_REQUESTS, Latencies, simulate, worst
 from trt_mtp.controller.plan.groups import Group, Question
 
-MANY_REQUESTS = 3 * NUM_REQUESTS  # where fewer leave it open
+LOOKS = (NUM_REQUESTS, 3 * NUM_REQUESTS, 9 * NUM_REQUESTS)  # more where fewer leave it open
+SMALL = 12  # replicas, of which one more is so much that the last look is worth its time
 MOST = 0.985  # of what a target is of what was seen, where it is not held
 
 
@@ -44,7 +45,7 @@ class Judge:
         """
         order = sorted(range(len(groups)), key=lambda i: -groups[i].mode.batch)
         found: dict[int, Verdict] = {}
-        for num_requests in (NUM_REQUESTS, MANY_REQUESTS):
+        for num_requests in LOOKS:
             for i in order:
                 if i not in found or found[i].is_open:
                     found[i] = self._look(groups[i], num_requests)
@@ -71,7 +72,8 @@ class Judge:
         )  # fmt: skip
         tpot = _factor(seen.tpot_ms, question.targets.tpot_ms)
         ttft = _factor(seen.ttft_ms, question.targets.ttft_ms)
-        if num_requests < MANY_REQUESTS and None in (tpot, ttft):
+        last = LOOKS[-1] if group.count < SMALL else LOOKS[-2]
+        if num_requests < last and None in (tpot, ttft):
             is_missed = min(tpot or 1.0, ttft or 1.0) < 1.0
             return Verdict(seen, tpot or 1.0, ttft or 1.0, not is_missed)
         return Verdict(seen, tpot or MOST, ttft or MOST, False)
