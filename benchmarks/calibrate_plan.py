@@ -37,6 +37,7 @@ class Outcome:
     cells: int
     measured_s: float
     settled: float  # shares of the choices
+    wrong: float  # settled, and truly losing more than is allowed against the best length
     best: float
     within: float  # the best length is chosen, or can't be told from the chosen one
     mean_loss: float  # against the truly best length
@@ -66,17 +67,18 @@ def calibrated(world: World, budget_s: float) -> Outcome:
 
 def compared(world: World, advice: Recommendation, cells: int, measured_s: float) -> Outcome:
     """Each choice against the length that is truly best."""
-    losses, num_best, num_within, num_settled = [], 0, 0, 0
+    losses, num_best, num_within, num_settled, num_wrong = [], 0, 0, 0, 0
     for one in advice.best:
         truth = {k: world.true_speedup(one.task, k, one.concurrency) for k in (0, *world.ratios)}
         best = max(truth, key=lambda k: truth[k])
         losses.append(1 - truth[one.draft_length] / truth[best])
         num_best += best == one.draft_length
         num_within += best in (one.draft_length, *one.ties)
-        num_settled += one.may_lose is not None and one.may_lose <= ALLOWED_LOSS
+        num_settled += one.is_settled
+        num_wrong += one.is_settled and losses[-1] > ALLOWED_LOSS
     n = len(losses)
     return Outcome(
-        cells, measured_s, num_settled / n, num_best / n, num_within / n,
+        cells, measured_s, num_settled / n, num_wrong / n, num_best / n, num_within / n,
         statistics.mean(losses), max(losses),
     )  # fmt: skip
 

@@ -2,24 +2,30 @@
 
 speedup(task, K, B) = AL(task, K) / R(K, B). So first each task is measured at the deepest draft
 length, at a concurrency that answers a batch at once, which teaches its acceptance at all lengths
-and concurrencies; then every draft length at every concurrency with one task or two, which teaches
-the step costs. From then on a choice counts as settled, measured or not, when the two factors leave
-no length that may be better by more than ALLOWED_LOSS; block after block goes where most may be
-lost. Last come the cells that people look at first, each task's choice at the lowest concurrency.
+and concurrencies; then every draft length at the lowest and the highest concurrency, which teaches
+the step costs, and how far they may be off between. From then on a choice counts as settled,
+measured or not, when the two factors leave no length that may be better by more than ALLOWED_LOSS.
+Each next block is the one that narrows all open choices most per second (telling.py). On a noisy
+machine it may be one that was asked before. Last come the cells that people look at first, each
+task's choice at the lowest concurrency.
 """
 
 import math
 import random
 from collections import Counter
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
 from trt_mtp.controller.calibrate.advice import best_index
 from trt_mtp.controller.calibrate.confidence import radius
 from trt_mtp.controller.calibrate.fit import Estimates, OpenChoice, estimate
 from trt_mtp.controller.calibrate.results import Block, Results, Settings
+from trt_mtp.controller.calibrate.step_costs import Noise
+from trt_mtp.controller.calibrate.telling import Candidate, most_telling
 from trt_mtp.controller.calibration import ALLOWED_LOSS, CellKey, Ended
 
 SMALLEST_BATCH = 8  # prompts; radius() is infinite below
+MOST_ASKED = 4  # times that a cell is asked each prompt: on a noisy machine, once tells little
 TOLERANCE = 0.05  # half of a speedup's interval, relative
 
 
@@ -53,28 +59,18 @@ def _of_acceptance(settings: Settings, results: Results) -> Block | None:
 
 
 def _of_step_costs(settings: Settings, results: Results) -> Block | None:
-    """Every length at a load that no task has taught yet, the ends first; None if all have one.
-
-    Both references teach the lowest and the highest load, where tasks differ least and most; they
-    take turns between.
-    """
+    """Every length at the lowest and the highest load, by one task; None if both have one."""
     loads = settings.concurrencies
-    for place in ends_first(len(loads)):
-        teachers = references(settings, results)
-        if teachers and 0 < place < len(loads) - 1:
-            teachers = (teachers[place % len(teachers)],)
-        num_taught = sum(
-            all(results.num_prompts[CellKey(task, k, loads[place])] for k in settings.draft_lengths)
-            for task in settings.tasks
-        )
-        for task in teachers[num_taught:]:
-            missing = [
-                length
-                for length in settings.draft_lengths[1:]
-                if not results.num_prompts[CellKey(task, length, loads[place])]
-            ]
-            if missing:
-                return _block(settings, results, task, loads[place], (0, *missing))
+    for load, task in zip(
+        dict.fromkeys((loads[0], loads[-1])), references(settings, results) * 2, strict=False
+    ):
+        missing = [
+            length
+            for length in settings.draft_lengths[1:]
+            if not any(results.num_prompts[CellKey(t, length, load)] for t in settings.tasks)
+        ]
+        if missing:
+            return _block(settings, results, task, load, (0, *missing))
     return None
 
 
@@ -140,9 +136,10 @@ def ended(settings: Settings, results: Results, key: CellKey) -> Ended | None:
             return "tight"
         if mean + half < best_lower_bound(settings, results, key):
             return "hopeless"
-    if results.num_prompts[key] >= dict(settings.num_prompts)[key.task]:
-        return "max"
-    return None
+    most = 1 if settings.all_cells else MOST_ASKED
+    return (
+        "max" if results.num_prompts[key] >= most * dict(settings.num_prompts)[key.task] else None
+    )
 
 
 def best_lower_bound(settings: Settings, results: Results, key: CellKey) -> float:
@@ -157,11 +154,24 @@ def best_lower_bound(settings: Settings, results: Results, key: CellKey) -> floa
 
 
 def _of_choices(settings: Settings, results: Results, estimates: Estimates) -> Block | None:
-    """A block that tells most of the choice that may cost most; then what is looked at first."""
-    for choice in sorted(estimates.open_choices(math.log1p(ALLOWED_LOSS)), reverse=True):
-        block = _telling(settings, results, choice)
-        if block is not None:
-            return block
+    """The block that tells most of the open choices; then what is looked at first."""
+    allowed = math.log1p(ALLOWED_LOSS)
+    choices = list(estimates.open_choices(allowed))
+    candidates = [
+        candidate
+        for choice in choices
+        for candidate in _candidates(settings, results, choice, estimates.noise)
+    ]
+    chosen = most_telling(estimates, choices, dict.fromkeys(candidates), allowed)
+    if chosen is not None:
+        lengths = (0, *chosen.lengths)
+        block = _block(settings, results, chosen.task, chosen.concurrency, lengths)
+        return replace(block, prompts=block.prompts[: chosen.num_prompts])
+    return _of_first_look(settings, results, estimates)
+
+
+def _of_first_look(settings: Settings, results: Results, estimates: Estimates) -> Block | None:
+    """The choice of a task at the lowest load, if it was not measured; None if all were."""
     lowest = settings.concurrencies[0]
     for task in (task for task, load in estimates.speedups if load == lowest):
         chosen = settings.draft_lengths[best_index(estimates.speedups[task, lowest])]
@@ -175,28 +185,58 @@ def _of_choices(settings: Settings, results: Results, estimates: Estimates) -> B
     return None
 
 
-def _telling(settings: Settings, results: Results, choice: OpenChoice) -> Block | None:
-    """More prompts of the task where acceptance is unsure, else the lengths in question."""
-    task, deepest = choice.task, settings.draft_lengths[-1]
-    if choice.is_acceptance and not _failed(results, task, deepest):
-        asked = _asked(results, task)
-        if len(asked) < dict(settings.num_prompts)[task]:
-            loads = [
-                c
-                for c in settings.concurrencies[1:]
-                if results.num_prompts[CellKey(task, deepest, c)]
-            ]
-            return _block(
-                settings, results, task, max(loads, default=choice.concurrency), (0, deepest)
-            )
-    lengths = [
-        length
-        for length in choice.lengths
-        if length and ended(settings, results, CellKey(task, length, choice.concurrency)) is None
-    ]
-    if not lengths:
-        return None
-    return _block(settings, results, task, choice.concurrency, (0, *lengths))
+def _candidates(
+    settings: Settings, results: Results, choice: OpenChoice, noise: Mapping[int, Noise]
+) -> Iterator[Candidate]:
+    """All lengths in question, the two most so, and more prompts for the task's acceptance.
+
+    Where batches differ more than the answers of one, few prompts tell as much as many.
+    """
+    available = dict(settings.num_prompts)[choice.task]
+    size = _block_size(choice.concurrency, available)
+    if noise[choice.concurrency].batch > noise[choice.concurrency].answer / size:
+        size = min(max(SMALLEST_BATCH // 2, choice.concurrency), available)
+    task, load = choice.task, choice.concurrency
+    for lengths in (choice.lengths, choice.closest):
+        left = tuple(
+            length
+            for length in lengths
+            if length and not _is_exhausted(settings, results, CellKey(task, length, load))
+        )
+        if left:
+            yield _candidate(settings, results, task, load, left, size)
+    deepest = settings.draft_lengths[-1]
+    if len(_asked(results, task)) < available and not _failed(results, task, deepest):
+        loads = [
+            c for c in settings.concurrencies if results.num_prompts[CellKey(task, deepest, c)]
+        ]
+        load = max(loads, default=load)
+        size = _block_size(load, available)
+        yield _candidate(settings, results, task, load, (deepest,), size)
+
+
+def _candidate(
+    settings: Settings,
+    results: Results,
+    task: str,
+    load: int,
+    lengths: tuple[int, ...],
+    size: int,
+) -> Candidate:
+    available, num_asked = dict(settings.num_prompts)[task], len(_asked(results, task))
+    known = 0.0
+    if settings.draft_lengths[-1] in lengths and 0 < num_asked < available:
+        after = min(num_asked + size, available)
+        known = 1 - (1 / after - 1 / available) / (1 / num_asked - 1 / available)
+    seconds = (1 + len(lengths)) * size * results.seconds_per_prompt(load)
+    return Candidate(task, load, lengths, size, seconds, known)
+
+
+def _is_exhausted(settings: Settings, results: Results, key: CellKey) -> bool:
+    """True if a cell failed, or all its prompts were asked MOST_ASKED times."""
+    if {key, key._replace(draft_length=0)} & set(results.errors):
+        return True
+    return results.num_prompts[key] >= MOST_ASKED * dict(settings.num_prompts)[key.task]
 
 
 def _failed(results: Results, task: str, length: int) -> bool:
@@ -232,8 +272,13 @@ def _block(
     """
     available = dict(settings.num_prompts)[task]
     order = random.Random(f"{settings.seed}/{task}").sample(range(available), available)
-    size = min(max(SMALLEST_BATCH, 2 * concurrency), available)
+    size = _block_size(concurrency, available)
     cell, anywhere = CellKey(task, lengths[-1], concurrency), _asked(results, task)
     here = Counter(n for arm in results.arms if arm.key == cell for n in arm.block.prompts)
     order.sort(key=lambda prompt: (here[prompt], anywhere[prompt]))
     return Block(results.num_blocks, task, concurrency, lengths, tuple(order[:size]))
+
+
+def _block_size(concurrency: int, available: int) -> int:
+    """Prompts that keep the load up."""
+    return min(max(SMALLEST_BATCH, 2 * concurrency), available)

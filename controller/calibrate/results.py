@@ -127,6 +127,13 @@ class Results:
         """The number of blocks begun."""
         return max((arm.block.number + 1 for arm in self.all_arms), default=0)
 
+    def seconds_per_prompt(self, concurrency: int) -> float:
+        """Seconds of an arm for each prompt at a concurrency, or at the nearest one with arms."""
+        loads = {arm.block.concurrency for arm in self.arms}
+        near = min(loads, key=lambda load: (abs(math.log(load / concurrency)), load))
+        arms = [arm for arm in self.arms if arm.block.concurrency == near]
+        return sum(arm.wall_s for arm in arms) / sum(len(arm.answers) for arm in arms)
+
     @property
     def is_untold(self) -> bool:
         """True if answers came with drafts, and none said how many steps it took."""
