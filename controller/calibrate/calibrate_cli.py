@@ -161,6 +161,13 @@ openai_key_option = click.option(
     "0 leaves that out.",
 )
 @click.option(
+    "--prior",
+    metavar="PROFILE",
+    type=FILE,
+    help="Profile whose step costs the planning begins with, such as one that `trt-mtp profile "
+    "prior` writes for a model and a GPU. Fewer cells are measured then.",
+)
+@click.option(
     "--engines",
     type=FOLDER,
     default="engines",

@@ -19,6 +19,7 @@ from trt_mtp.controller.calibrate.direct import measured_speedups
 from trt_mtp.controller.calibrate.draws import FAILED, NUM_DRAWS, Array, spread, weights
 from trt_mtp.controller.calibrate.results import Batch, Results, Settings, Survival
 from trt_mtp.controller.calibrate.step_costs import Noise, step_costs
+from trt_mtp.controller.cost import StepCost
 from trt_mtp.controller.position_counts import MAX_POSITIONS
 
 
@@ -83,9 +84,8 @@ def estimate(settings: Settings, results: Results, *, of_prompts: bool = False) 
                 draws = draws[:1] + math.sqrt(1 - num_asked / num_prompts) * (draws - draws[:1])
             draws[:, _failed(results, task, settings.draft_lengths)] = FAILED
             acceptance[task] = draws
-    return combined(
-        acceptance, results.batches, settings.draft_lengths, settings.concurrencies, rng
-    )
+    lengths, loads = settings.draft_lengths, settings.concurrencies
+    return combined(acceptance, results.batches, lengths, loads, rng, settings.prior)
 
 
 def combined(
@@ -94,11 +94,15 @@ def combined(
     lengths: tuple[int, ...],
     loads: Sequence[int],
     rng: np.random.Generator,
+    prior: StepCost | None = None,
 ) -> Estimates:
-    """log AL of each task, [1 + NUM_DRAWS, lengths], over the R that `batches` tell, at `loads`."""
+    """log AL of each task, [1 + NUM_DRAWS, lengths], over the R that `batches` tell, at `loads`.
+
+    `prior` is what is known of R beforehand.
+    """
     if not batches:
         return Estimates(lengths, {}, {}, {}, {}, {})
-    costs = step_costs(batches, lengths, loads, NUM_DRAWS, rng)
+    costs = step_costs(batches, lengths, loads, NUM_DRAWS, rng, prior)
     by_cell = {
         (task, load): _rising(
             costs.by_load[load] + costs.by_cell.get((task, load), costs.by_chance[load])

@@ -40,7 +40,7 @@ def next_block(settings: Settings, results: Results) -> Block | None:
         _of_acceptance(settings, results)
         or _of_step_costs(settings, results)
         or _of_context(settings, results)
-        or _of_choices(settings, results, estimate(settings, results, of_prompts=True))
+        or _of_choices(settings, results)
     )
 
 
@@ -153,20 +153,25 @@ def best_lower_bound(settings: Settings, results: Results, key: CellKey) -> floa
     return max(bounds)
 
 
-def _of_choices(settings: Settings, results: Results, estimates: Estimates) -> Block | None:
-    """The block that tells most of the open choices; then what is looked at first."""
+def _of_choices(settings: Settings, results: Results) -> Block | None:
+    """The block that tells most of the open choices; then what is looked at first.
+
+    A choice that is settled for these prompts may be open for others, while some were not asked.
+    """
     allowed = math.log1p(ALLOWED_LOSS)
-    choices = list(estimates.open_choices(allowed))
-    candidates = [
-        candidate
-        for choice in choices
-        for candidate in _candidates(settings, results, choice, estimates.noise)
-    ]
-    chosen = most_telling(estimates, choices, dict.fromkeys(candidates), allowed)
-    if chosen is not None:
-        lengths = (0, *chosen.lengths)
-        block = _block(settings, results, chosen.task, chosen.concurrency, lengths)
-        return replace(block, prompts=block.prompts[: chosen.num_prompts])
+    for of_prompts in (True, False):
+        estimates = estimate(settings, results, of_prompts=of_prompts)
+        choices = list(estimates.open_choices(allowed))
+        candidates = [
+            candidate
+            for choice in choices
+            for candidate in _candidates(settings, results, choice, estimates.noise, of_prompts)
+        ]
+        chosen = most_telling(estimates, choices, dict.fromkeys(candidates), allowed)
+        if chosen is not None:
+            lengths = (0, *chosen.lengths)
+            block = _block(settings, results, chosen.task, chosen.concurrency, lengths)
+            return replace(block, prompts=block.prompts[: chosen.num_prompts])
     return _of_first_look(settings, results, estimates)
 
 
@@ -186,33 +191,35 @@ def _of_first_look(settings: Settings, results: Results, estimates: Estimates) -
 
 
 def _candidates(
-    settings: Settings, results: Results, choice: OpenChoice, noise: Mapping[int, Noise]
+    settings: Settings,
+    results: Results,
+    choice: OpenChoice,
+    noise: Mapping[int, Noise],
+    of_prompts: bool,
 ) -> Iterator[Candidate]:
-    """All lengths in question, the two most so, and more prompts for the task's acceptance.
+    """More prompts for the task's acceptance; if asked of these prompts, the two closest lengths.
 
     Where batches differ more than the answers of one, few prompts tell as much as many.
     """
-    available = dict(settings.num_prompts)[choice.task]
-    size = _block_size(choice.concurrency, available)
-    if noise[choice.concurrency].batch > noise[choice.concurrency].answer / size:
-        size = min(max(SMALLEST_BATCH // 2, choice.concurrency), available)
-    task, load = choice.task, choice.concurrency
-    for lengths in (choice.lengths, choice.closest):
-        left = tuple(
-            length
-            for length in lengths
-            if length and not _is_exhausted(settings, results, CellKey(task, length, load))
-        )
-        if left:
-            yield _candidate(settings, results, task, load, left, size)
-    deepest = settings.draft_lengths[-1]
+    task, load, deepest = choice.task, choice.concurrency, settings.draft_lengths[-1]
+    available = dict(settings.num_prompts)[task]
     if len(_asked(results, task)) < available and not _failed(results, task, deepest):
-        loads = [
-            c for c in settings.concurrencies if results.num_prompts[CellKey(task, deepest, c)]
-        ]
-        load = max(loads, default=load)
-        size = _block_size(load, available)
-        yield _candidate(settings, results, task, load, (deepest,), size)
+        keys = (CellKey(task, deepest, c) for c in settings.concurrencies)
+        most = max((key.concurrency for key in keys if results.num_prompts[key]), default=load)
+        size = _block_size(most, available)
+        yield _candidate(settings, results, task, most, (deepest,), size)
+    if not of_prompts:
+        return
+    size = _block_size(load, available)
+    if noise[load].batch > noise[load].answer / size:
+        size = min(max(SMALLEST_BATCH // 2, load), available)
+    left = tuple(
+        length
+        for length in choice.closest
+        if length and not _is_exhausted(settings, results, CellKey(task, length, load))
+    )
+    if left:
+        yield _candidate(settings, results, task, load, left, size)
 
 
 def _candidate(

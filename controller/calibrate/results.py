@@ -10,6 +10,7 @@ from typing import NamedTuple
 from trt_mtp.controller.calibrate.confidence import design_effect
 from trt_mtp.controller.calibrate.load_client import Answer
 from trt_mtp.controller.calibration import CellKey
+from trt_mtp.controller.cost import StepCost
 from trt_mtp.controller.position_counts import MAX_POSITIONS
 
 Pairs = list[tuple[Answer, Answer]]  # of one batch: without speculation, and with
@@ -27,6 +28,7 @@ class Settings:
     seed: int = 0
     all_cells: bool = False  # every cell until it ends, for checking what a plan leaves out
     context_tokens: int = 0  # of two cells with long prompts, for what context costs; 0: none
+    prior: StepCost | None = None  # what is known of step costs before the first batch
 
     @property
     def tasks(self) -> tuple[str, ...]:

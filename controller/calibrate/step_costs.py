@@ -15,7 +15,8 @@ tasks do, and a cell without any has the spread of tasks as its uncertainty.
 R lies between 1, where checking drafts is free, and K + 1, where it is no better than plain steps.
 A Gaussian process over length and load, the one that a gateway learns with (cost_posterior.py),
 says no more than that, and that neighbors are alike: it fills in what was not measured, and is the
-less sure the farther off that is.
+less sure the farther off that is. A table of step costs, such as a roofline's, says where R lies to
+begin with.
 """
 
 import itertools
@@ -29,6 +30,7 @@ import numpy as np
 import numpy.typing as npt
 
 from trt_mtp.controller.calibrate.results import Batch
+from trt_mtp.controller.cost import StepCost
 from trt_mtp.controller.cost_posterior import NUM_BATCHES, prior_covariance, weights
 from trt_mtp.controller.position_counts import MAX_POSITIONS
 
@@ -88,8 +90,13 @@ def step_costs(
     loads: Sequence[int],
     num_draws: int,
     rng: np.random.Generator,
+    table: StepCost | None = None,
 ) -> StepCosts:
-    """The costs at all `loads`, which ascend; `lengths` begin with 0."""
+    """The costs at all `loads`, which ascend; `lengths` begin with 0.
+
+    R is expected to be near `table`'s, as near as its `ratio_deviation` says; without one, half way
+    between 1 and K + 1.
+    """
     by_cell: dict[tuple[int, str], list[Batch]] = defaultdict(list)
     for batch in batches:
         by_cell[batch.concurrency, batch.task].append(batch)
@@ -97,7 +104,7 @@ def step_costs(
     place = np.array([loads.index(group.load) for group in groups])
     answer_noise = {load: _answer_noise([g for g in groups if g.load == load]) for load in loads}
     evidence = _evidence(groups, lengths, answer_noise)
-    prior = _prior_of_costs(lengths, loads)
+    prior = _prior_of_costs(lengths, loads, table)
     likely = list(_likely(evidence, place, loads, rng))
     drawn = [
         _draw(
@@ -147,17 +154,22 @@ def _evidence(
     return _Evidence(precision, weighted, misfit)
 
 
-def _prior_of_costs(lengths: Sequence[int], loads: Sequence[int]) -> tuple[Array, Array]:
+def _prior_of_costs(
+    lengths: Sequence[int], loads: Sequence[int], table: StepCost | None
+) -> tuple[Array, Array]:
     """Mean and covariance of m, [loads · K]: what a gateway knows of an error of R, too."""
     most = np.tile(np.log(np.array(lengths[1:], float) + 1), len(loads))
     contrasts = np.zeros((len(most), (MAX_POSITIONS + 1) * NUM_BATCHES))
-    for row, (load, length) in enumerate(itertools.product(loads, lengths[1:])):
+    cells = list(itertools.product(loads, lengths[1:]))
+    for row, (load, length) in enumerate(cells):
         for place, share in weights(length, load):
             contrasts[row, place] += share
         for place, share in weights(0, load):
             contrasts[row, place] -= share
-    shared = contrasts @ prior_covariance(COST_VARIES * math.log(4)) @ contrasts.T
-    return most / 2, shared + np.diag((ROUGHNESS * most) ** 2)
+    deviation = table.ratio_deviation if table else COST_VARIES * math.log(4)  # of log R(3, B)
+    shared = contrasts @ prior_covariance(deviation) @ contrasts.T
+    mean = np.log([table.ratio(k, b) for b, k in cells]) if table else most / 2
+    return mean, shared + np.diag((ROUGHNESS * most) ** 2)
 
 
 def _likely(
