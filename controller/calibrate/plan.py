@@ -35,7 +35,8 @@ def next_block(settings: Settings, results: Results) -> Block | None:
     The same results always give the same block, so that a run that was killed goes on as it was.
     """
     if settings.all_cells or results.is_untold:  # without acceptance nothing is predicted
-        return _least_measured(settings, results)
+        context = _of_context(settings, results) if results.arms else None
+        return context or _least_measured(settings, results)
     return (
         _of_acceptance(settings, results)
         or _of_step_costs(settings, results)
