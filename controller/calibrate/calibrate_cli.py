@@ -165,7 +165,7 @@ openai_key_option = click.option(
     metavar="PROFILE",
     type=FILE,
     help="Profile whose step costs the planning begins with, such as one that `trt-mtp profile "
-    "prior` writes for a model and a GPU. Fewer cells are measured then.",
+    "prior` writes for a model and a GPU. Choices are better where the budget is short.",
 )
 @click.option(
     "--engines",
