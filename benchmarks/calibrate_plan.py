@@ -6,7 +6,7 @@ Acceptance is spread around what was published, step costs around the published 
 deployment is measured until the plan has no open choice left or the budget, in simulated seconds,
 is spent. Noise is the standard deviation, in percent, of what a batch takes, on top of 5% of each
 answer; the product's error is what each cell's truth has beyond AL / R. With --short only the
-smallest table, also with step costs that a prior has (15% of log R(3, B) off, as of a roofline).
+smallest table, also begun from the published composite as a prior, believed like a roofline.
 Aimed at: settled with 60 cells at 1% and 100 at 10% noise, at most 2.5% of the settled choices
 losing more than 5% in truth.
 """
