@@ -81,6 +81,7 @@ class RequestState:
         self.is_cancelled_in_band = False  # by another request; the client reads to the end
         self._pending = PendingMessage(request.echo, self.outputs, request.interval)
         self._reasoning = reasoning
+        self._tells_read = request.tells_read
         self._has_told_input = False
         self._last: Chunk | None = None
 
@@ -102,13 +103,15 @@ class RequestState:
         `num_in_flight` requests are left when it is sent.
         """
         chunk = self._last
-        assert chunk is not None
+        if chunk is None:
+            return self._take_read(num_in_flight)
         if chunk.finish_reason == "error":
             return error_response(INTERNAL_ERROR + chunk.error, pb_utils.TritonError.INTERNAL)
         if chunk.finish_reason == "cancelled" and not self.is_cancelled_in_band:
             return error_response(CANCELLED, pb_utils.TritonError.CANCELLED)
         if chunk.finish_reason is None and not (self.is_streaming and self.is_due()):
-            return None
+            return self._take_read(num_in_flight)
+        self._tells_read = False
         values: dict[str, Any] = {"text_output": [self._pending.text.encode()]}
         values["output_ids"] = self._pending.token_ids
         if self._wants_logprobs:
@@ -128,6 +131,14 @@ class RequestState:
                 if name in self.outputs
             ]
         )
+
+    def _take_read(self, num_in_flight: int) -> Any:
+        """The response that says that its grammar was accepted; None if that is not to be said."""
+        if not self._tells_read:
+            return None
+        self._tells_read = False
+        value = np.array([num_in_flight], DTYPES[IN_FLIGHT])
+        return pb_utils.InferenceResponse([pb_utils.Tensor(IN_FLIGHT, value)])
 
     def is_due(self) -> bool:
         """Whether what there is since the last response is to be sent now."""
@@ -285,6 +296,7 @@ class ResponseSender:
             changed[state] = None
         elif not state.is_over:
             self._running.add(state)
+            changed[state] = None  # perhaps to say that its grammar was accepted
 
     def _cancel(self, cancellation: Cancellation) -> None:
         matches = [s for s in self._running if s.request_id == cancellation.request_id]
