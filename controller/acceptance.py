@@ -20,7 +20,7 @@ from trt_mtp.controller.acceptance_estimate import (
     pooled,
     sharpened,
 )
-from trt_mtp.controller.app_offset import Apps, app_scope, count_beside, offset
+from trt_mtp.controller.app_offset import Apps, app_scope, count_beside, offset, short
 from trt_mtp.controller.fair_table import FairTable
 from trt_mtp.controller.log_odds import shifted
 from trt_mtp.controller.position_counts import (
@@ -99,6 +99,10 @@ class DriftAlarm:
     num_observations: int  # answers since the cell's last alarm
 
 
+def _tenant_scope(tenant: str | None, key: AcceptanceKey) -> str:
+    return f"tenant/{short(tenant) if tenant else tenant}/{key}"
+
+
 # conditionals of a cell, what is known of them, and the estimate of both
 Pooled = tuple[tuple[float, ...], Precisions, Estimate]
 
@@ -162,7 +166,7 @@ class AcceptanceLearner:
         cached = self._cache.get(key)
         if cached is None:
             cached = self._cache[key] = self._pool_cell(key)
-        own_tenant = self._counts(f"tenant/{tenant}/{key}") if tenant else None
+        own_tenant = self._counts(_tenant_scope(tenant, key)) if tenant else None
         session = self._sessions.get(session_id) if session_id else None
         shift = self._offset_of(app_scope(tenant, app)) if app else 0.0
         if session is not None:
@@ -214,7 +218,7 @@ class AcceptanceLearner:
         first_tried = num_steps - (cut_after == 0)
         alarm = self._watch(likeliest, first_tried, accepted_per_position[0], tenant)
         for key, share in shares.items():
-            task, cell, own = f"task/{key.task}", f"cell/{key}", f"tenant/{tenant}/{key}"
+            task, cell, own = f"task/{key.task}", f"cell/{key}", _tenant_scope(tenant, key)
             common = weight * share * self._common_share(own)
             scopes = [(task, task, common), (cell, cell, common)]
             if tenant and self._may_add_tenant(own):

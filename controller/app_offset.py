@@ -12,6 +12,7 @@ from trt_mtp.controller.log_odds import logit
 from trt_mtp.controller.position_counts import PositionCounts, trials
 
 MAX_APPS = 1024
+MAX_NAME_BYTES = 48  # of a tenant's
 _DIGITS = b"0123456789"
 
 
@@ -57,7 +58,15 @@ def count_beside(
 
 def app_scope(tenant: str | None, app: str) -> str:
     """The name of an app's counts: what one tenant's requests do says nothing of another's."""
-    return f"app/{tenant}/{app}" if tenant else f"app/{app}"
+    return f"app/{short(tenant)}/{app}" if tenant else f"app/{app}"
+
+
+def short(tenant: str) -> str:
+    """A tenant's name in the names of counts, which anybody may have made long: or its hash."""
+    name = tenant.encode("utf-8", "replace")
+    if len(name) <= MAX_NAME_BYTES:
+        return tenant
+    return hashlib.blake2b(name, digest_size=16).hexdigest()
 
 
 class Apps:
