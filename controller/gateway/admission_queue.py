@@ -38,7 +38,7 @@ class Waiter:
     """A call in its place in the queue."""
 
     priority: int
-    turn: int  # how many of its owner's with a grammar were before it
+    turn: int  # of its owner, where it has a grammar
     number: int  # by arrival
     call: InferenceCall = field(compare=False)
     placed: "asyncio.Future[Lease]" = field(compare=False)
@@ -75,6 +75,8 @@ class AdmissionQueue:
         self._waiters: dict[QueueKey, list[Waiter]] = {}  # each a heap
         self._numbers = itertools.count()
         self._guided = Counter[object]()  # who waits here with a grammar, and with how many
+        self._turns: dict[object, int] = {}  # of their last ones
+        self._turn = 0  # of the last one that was served
 
     @property
     def num_waiting(self) -> int:
@@ -88,6 +90,7 @@ class AdmissionQueue:
             key = min(keys, key=lambda key: self._waiters[key][0])
             waiter = self._waiters[key][0]
             if self._is_settled(waiter):
+                self._turn = max(self._turn, waiter.turn)
                 self._forget(key, waiter)
             else:
                 blocked.add(key)
@@ -133,8 +136,7 @@ class AdmissionQueue:
         if not call.failed_variants:
             self._check_room(call)
         placed = asyncio.get_running_loop().create_future()
-        turn = self._guided[call.owner] if call.features.is_guided else 0
-        waiter = Waiter(_priority(call), turn, next(self._numbers), call, placed)
+        waiter = Waiter(_priority(call), self._turn_of(call), next(self._numbers), call, placed)
         heapq.heappush(self._waiters.setdefault(key, []), waiter)
         self._count_waiting(call, +1)
         try:
@@ -170,11 +172,23 @@ class AdmissionQueue:
                 f"grammars to be tried, or for a variant: send the request again later"
             )
 
+    def _turn_of(self, call: InferenceCall) -> int:
+        """When it is its turn: after its owner's others, or next.
+
+        As in start-time fair queuing (Goyal, Vin and Cheng, IEEE/ACM Trans. Netw. 5(5), 1997), all
+        requests being of one size.
+        """
+        if not call.features.is_guided:
+            return 0
+        turn = max(self._turns.get(call.owner, -1) + 1, self._turn)
+        self._turns[call.owner] = turn
+        return turn
+
     def _count_waiting(self, call: InferenceCall, change: int) -> None:
         if call.features.is_guided:
             self._guided[call.owner] += change
             if not self._guided[call.owner]:
-                del self._guided[call.owner]
+                del self._guided[call.owner], self._turns[call.owner]
         self._waiting.add(change)
         self._on_waiting(change)
 

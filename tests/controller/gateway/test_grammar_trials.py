@@ -99,6 +99,18 @@ def test_grammars_go_by_turns() -> None:
         await asyncio.gather(*tasks, return_exceptions=True)
         assert placed == ["a0", "b0", "a1", "b1", "a2", "a3", "a4"]
         assert queue.num_waiting == 0
+        # who comes later waits no longer than its own before, and others no longer for those
+        first = [asyncio.create_task(queue.place(guided(f"c{n}", "c"))) for n in range(3)]
+        await asyncio.sleep(0)
+        for number in range(3):
+            free[-1] = 1
+            queue.serve_waiting()
+            first.append(asyncio.create_task(queue.place(guided(f"d{number}", "c"))))
+            await asyncio.sleep(0)
+        assert placed[-3:] == ["c0", "c1", "c2"]
+        for task in first:
+            task.cancel()
+        await asyncio.gather(*first, return_exceptions=True)
 
     asyncio.run(scenario())
 
