@@ -104,14 +104,13 @@ class RequestState:
         """
         chunk = self._last
         if chunk is None:
-            return self._take_read(num_in_flight)
+            return None
         if chunk.finish_reason == "error":
             return error_response(INTERNAL_ERROR + chunk.error, pb_utils.TritonError.INTERNAL)
         if chunk.finish_reason == "cancelled" and not self.is_cancelled_in_band:
             return error_response(CANCELLED, pb_utils.TritonError.CANCELLED)
         if chunk.finish_reason is None and not (self.is_streaming and self.is_due()):
-            return self._take_read(num_in_flight)
-        self._tells_read = False
+            return None
         values: dict[str, Any] = {"text_output": [self._pending.text.encode()]}
         values["output_ids"] = self._pending.token_ids
         if self._wants_logprobs:
@@ -132,9 +131,9 @@ class RequestState:
             ]
         )
 
-    def _take_read(self, num_in_flight: int) -> Any:
-        """The response that says that its grammar was accepted; None if that is not to be said."""
-        if not self._tells_read:
+    def take_read(self, num_in_flight: int) -> Any:
+        """The response before all others, that its grammar was accepted; None if it isn't due."""
+        if not self._tells_read or IN_FLIGHT not in self.outputs:
             return None
         self._tells_read = False
         value = np.array([num_in_flight], DTYPES[IN_FLIGHT])
@@ -296,7 +295,7 @@ class ResponseSender:
             changed[state] = None
         elif not state.is_over:
             self._running.add(state)
-            changed[state] = None  # perhaps to say that its grammar was accepted
+            changed[state] = None  # whose grammar was accepted
 
     def _cancel(self, cancellation: Cancellation) -> None:
         matches = [s for s in self._running if s.request_id == cancellation.request_id]
@@ -310,6 +309,9 @@ class ResponseSender:
         is_over = state.is_over
         if is_over:
             self._running.discard(state)  # Triton must not be polled after the last response
+        read = state.take_read(len(self._running))
+        if read is not None:
+            state.sender.send(read)
         response = state.take_response(len(self._running))
         if response is not None:
             state.sender.send(response, flags=FINAL if is_over else 0)
