@@ -85,13 +85,17 @@ class XmlCall:
         key = found[1].strip()
         self._held = self._held[found.end() :]
         assert self._schema is not None
-        self._kinds, self._is_first = kinds_of(self._schema.get(key)), True
+        self._kinds, self._is_first = self._kinds_of(self._schema, key), True
         opening = ", " if self._num_values else "{"
         self._num_values += 1
         deltas.append(Delta("arguments", f"{opening}{json.dumps(key, ensure_ascii=False)}: "))
         if self._kinds == {"string"}:
             deltas.append(Delta("arguments", '"'))
         return True
+
+    def _kinds_of(self, schema: Mapping[str, Any], key: str) -> frozenset[str]:
+        properties = schema.get("properties")
+        return kinds_of(properties.get(key) if isinstance(properties, Mapping) else None, schema)
 
     def _value(self, deltas: list[Delta], kinds: frozenset[str]) -> bool:
         if self._is_first:

@@ -14,12 +14,14 @@ from trt_mtp.controller.gateway.openai.deltas import Delta, ToolSchemas
 
 SCHEMAS: ToolSchemas = {
     "f": {
-        "text": {"type": "string"},
-        "number": {"type": "number"},
-        "whole": {"type": ["integer", "null"]},
-        "flag": {"type": "boolean"},
-        "list": {"type": "array"},
-        "map": {"anyOf": [{"type": "object"}, {"type": "null"}]},
+        "properties": {
+            "text": {"type": "string"},
+            "number": {"type": "number"},
+            "whole": {"type": ["integer", "null"]},
+            "flag": {"type": "boolean"},
+            "list": {"type": "array"},
+            "map": {"anyOf": [{"type": "object"}, {"type": "null"}]},
+        }
     }
 }
 
