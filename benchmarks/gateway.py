@@ -206,13 +206,13 @@ def pure_costs(results: list[Result]) -> dict[str, float]:
 
 @contextmanager
 def started_gateway(
-    triton: str, *options: str, checkout: Path | None = None
+    triton: str, *options: str, checkout: Path | None = None, module: str = "trt_mtp"
 ) -> Iterator[tuple[dict[str, Any], int]]:
     """`trt-mtp gateway` in front of `triton`: what it says when it is ready, and its process id.
 
-    Its code is that of `checkout`, or else ours.
+    Its code is that of `checkout`, or else ours; `module` is run for the command.
     """
-    command = [sys.executable, "-m", "trt_mtp", "gateway", "--triton", triton, "--port", "0"]
+    command = [sys.executable, "-m", module, "gateway", "--triton", triton, "--port", "0"]
     process = subprocess.Popen(
         [*command, "--json", *options],
         stdout=subprocess.PIPE,

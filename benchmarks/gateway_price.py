@@ -1,6 +1,8 @@
-"""What the gateway's checks cost an honest client: this code beside that of another checkout.
+"""What the gateway's checks cost an honest client: this code beside that without them.
 
-`git worktree add ../before COMMIT; python -m benchmarks.gateway_price --before ../before`
+`python -m benchmarks.gateway_price` switches them out of the same code (benchmarks/_unchecked.py);
+`git worktree add ../before COMMIT; python -m benchmarks.gateway_price --before ../before` compares
+with all of another checkout.
 
 Two gateways with tokens stand in front of one Triton of doubles; the same requests go to one and
 the other in turns. What is compared is the gateways' processor time for a request.
@@ -136,13 +138,16 @@ def lines(prices: list[Price]) -> Iterator[str]:
 def main() -> None:
     """Compare and print."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--before", type=Path, required=True, help="the other checkout")
+    parser.add_argument("--before", type=Path, help="another checkout")
     parser.add_argument("--json", action="store_true", help="print JSON")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name, triton_of_doubles(Path(name) / "triton") as triton:
         arguments = ("--tokens", str(write_tokens(Path(name) / "tokens.json")))
+        module = "trt_mtp" if options.before else "benchmarks._unchecked"
         with (
-            started_gateway(triton.grpc_url, *arguments, checkout=options.before) as before,
+            started_gateway(
+                triton.grpc_url, *arguments, checkout=options.before, module=module
+            ) as before,
             started_gateway(triton.grpc_url, *arguments) as after,
         ):
             places = {"before": before, "after": after}

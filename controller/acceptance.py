@@ -9,7 +9,6 @@ series of acceptance by draft length with an RMSE of 0.016 (controller/data/SOUR
 """
 
 import math
-from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -21,7 +20,8 @@ from trt_mtp.controller.acceptance_estimate import (
     pooled,
     sharpened,
 )
-from trt_mtp.controller.app_offset import Apps, app_scope, count_beside, offset
+from trt_mtp.controller.app_offset import Apps, app_scope, count_beside, offset, short
+from trt_mtp.controller.fair_table import FairTable
 from trt_mtp.controller.log_odds import shifted
 from trt_mtp.controller.position_counts import (
     MAX_POSITIONS,
@@ -99,6 +99,10 @@ class DriftAlarm:
     num_observations: int  # answers since the cell's last alarm
 
 
+def _tenant_scope(tenant: str | None, key: AcceptanceKey) -> str:
+    return f"tenant/{short(tenant) if tenant else tenant}/{key}"
+
+
 # conditionals of a cell, what is known of them, and the estimate of both
 Pooled = tuple[tuple[float, ...], Precisions, Estimate]
 
@@ -142,9 +146,9 @@ class AcceptanceLearner:
     version: int = 0
     own: dict[str, PositionCounts] = field(default_factory=dict)
     peers: dict[str, Counted] = field(default_factory=dict)
-    _sessions: OrderedDict[str, tuple[PositionCounts, PositionCounts]] = field(
-        default_factory=OrderedDict
-    )
+    _sessions: dict[str, tuple[PositionCounts, PositionCounts]] = field(default_factory=dict)
+    _known_sessions: FairTable = field(default_factory=lambda: FairTable(MAX_SESSIONS))
+    _num_tenants: int = 0  # of MAX_TENANTS
     _apps: Apps = field(default_factory=Apps)
     _peer_sums: dict[str, PositionCounts] = field(default_factory=dict)  # by scope, when asked for
     _peer_epochs: dict[str, int] = field(default_factory=dict)
@@ -162,7 +166,7 @@ class AcceptanceLearner:
         cached = self._cache.get(key)
         if cached is None:
             cached = self._cache[key] = self._pool_cell(key)
-        own_tenant = self._counts(f"tenant/{tenant}/{key}") if tenant else None
+        own_tenant = self._counts(_tenant_scope(tenant, key)) if tenant else None
         session = self._sessions.get(session_id) if session_id else None
         shift = self._offset_of(app_scope(tenant, app)) if app else 0.0
         if session is not None:
@@ -204,17 +208,17 @@ class AcceptanceLearner:
         self.version += 1
         answer = num_steps, accepted_per_position, weight, cut_after
         if session_id:
-            seen, expected = self._session(session_id)
+            seen, expected = self._session(session_id, tenant)
             count_beside(seen, expected, self._chance(shares, tenant, app), *answer)
         if app:
             chance = self._chance(shares, tenant)
-            seen, expected = self._apps.counted(self.own, app_scope(tenant, app))
+            seen, expected = self._apps.counted(self.own, tenant, app_scope(tenant, app))
             count_beside(seen, expected, chance, *answer)
         likeliest = max(shares, key=lambda key: shares[key])
         first_tried = num_steps - (cut_after == 0)
         alarm = self._watch(likeliest, first_tried, accepted_per_position[0], tenant)
         for key, share in shares.items():
-            task, cell, own = f"task/{key.task}", f"cell/{key}", f"tenant/{tenant}/{key}"
+            task, cell, own = f"task/{key.task}", f"cell/{key}", _tenant_scope(tenant, key)
             common = weight * share * self._common_share(own)
             scopes = [(task, task, common), (cell, cell, common)]
             if tenant and self._may_add_tenant(own):
@@ -258,17 +262,21 @@ class AcceptanceLearner:
         counts = self.own.setdefault("expected", PositionCounts())
         counts.add_expected(num_steps, accepted, expected, weight, cut_after)
 
-    def _session(self, session_id: str) -> tuple[PositionCounts, PositionCounts]:
-        counts = self._sessions.setdefault(session_id, (PositionCounts(), PositionCounts()))
-        self._sessions.move_to_end(session_id)
-        if len(self._sessions) > MAX_SESSIONS:
-            self._sessions.popitem(last=False)
-        return counts
+    def _session(
+        self, session_id: str, tenant: str | None
+    ) -> tuple[PositionCounts, PositionCounts]:
+        gone = self._known_sessions.use(tenant, session_id)
+        if gone is not None:
+            self._sessions.pop(gone, None)
+        return self._sessions.setdefault(session_id, (PositionCounts(), PositionCounts()))
 
     def _may_add_tenant(self, scope: str) -> bool:
         if scope in self.own:
             return True
-        return sum(name.startswith("tenant/") for name in self.own) < MAX_TENANTS
+        if self._num_tenants >= MAX_TENANTS:
+            return False
+        self._num_tenants += 1  # the caller adds it
+        return True
 
     def _counts(self, scope: str) -> PositionCounts | None:
         """The sum over this gateway and its peers; None if none of them has seen the scope."""
@@ -362,6 +370,7 @@ class AcceptanceLearner:
             if name == self.replica:
                 if version > self.version:
                     self.version, self.own, self._apps = version, counts, Apps.of(counts)
+                    self._num_tenants = sum(scope.startswith("tenant/") for scope in counts)
             elif version > self.peers.get(name, (-1, {}))[0]:
                 self.peers[name] = (version, counts)
         self._use_peers()

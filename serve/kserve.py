@@ -165,11 +165,15 @@ def readdressed(raw: bytes, model_name: str, request_id: str, outputs: Iterable[
 
 
 # datatype of an input -> its format for struct, and where a message in typed form has it
-_TYPED = {"INT32": ("i", "int_contents"), "UINT64": ("Q", "uint64_contents")}
+_TYPED = {
+    "INT32": ("i", "int_contents"),
+    "UINT64": ("Q", "uint64_contents"),
+    "BOOL": ("?", "bool_contents"),
+}
 
 
 def with_input(raw: bytes, name: str, datatype: str, values: bytes, *, is_raw: bool) -> bytes:
-    """The request `raw` with one more input, INT32 or UINT64, whose elements are `values`.
+    """The request `raw` with one more input, INT32, UINT64 or BOOL, whose elements are `values`.
 
     `is_raw` says in which form the other inputs are: Triton takes one form or the other.
     """

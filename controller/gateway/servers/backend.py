@@ -55,7 +55,7 @@ class Replica:
 
     backend: "Backend"
     key: str  # k3, or k3@HOST:PORT where there is more than one server
-    name: str  # k3
+    name: str
     model_name: str  # qwen_mtp_k3
     draft_length: int
     max_batch_size: int
@@ -71,6 +71,7 @@ class Replica:
     health: Health = field(default_factory=Health)
     num_running: int = 0
     num_elsewhere: int = 0  # the same through other workers of this gateway
+    num_on_trial: int = 0  # of all workers, whose grammars it tries: they have no place yet
     others: OtherLoad = field(default_factory=OtherLoad)
     meter: LoadMeter = field(default_factory=LoadMeter)
     prefill_s_per_token: float | None = None  # until the first token, as it was seen

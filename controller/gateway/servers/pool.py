@@ -221,7 +221,7 @@ class Pool:
     async def _leave(self, target: str, backend: Backend) -> None:
         """Close a server's connection when its last answer is over."""
         until = time.monotonic() + LEAVE_S
-        while any(v.num_running for v in backend.variants.values()) and time.monotonic() < until:
+        while _is_busy(backend) and time.monotonic() < until:
             await asyncio.sleep(LEAVE_POLL_S)
         del self._leaving[target]  # from here on it is closed, and can't come back
         await backend.close()
@@ -246,6 +246,10 @@ class Pool:
             f"Triton at {self._triton} has no model {self.public_name}_k<draft length>: "
             f"serve variants with `trt-mtp serve`, or name their public model with --model"
         )
+
+
+def _is_busy(backend: Backend) -> bool:
+    return any(v.num_running or v.num_on_trial for v in backend.variants.values())
 
 
 async def _end(task: "asyncio.Task[None]") -> None:
