@@ -100,9 +100,9 @@ def print_table(result: dict[str, Any]) -> None:
     share = result["overall"]["gateway_share"]["median"]
     if share >= NOTABLE_SHARE:
         console.print(
-            f"\nThis model is so fast that the gateway shows: its way takes {share:.0%} of an answer's\n"
-            "time, which a task has to gain before routing is faster than no speculation without a\n"
-            "gateway. Where a token takes longer, the same milliseconds are a smaller share."
+            f"\nThis model is so fast that the gateway shows: its way takes {share:.0%} of an\n"
+            "answer's time, which a task has to gain before routing is faster than no speculation\n"
+            "without a gateway. Where a token takes longer, the same milliseconds are less of it."
         )
 
 
