@@ -19,7 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -229,16 +229,25 @@ def started_gateway(
 
     Its code is that of `checkout`, or else ours; it may run on all cores that we may, or on `core`.
     """
-    command = [sys.executable, "-m", "trt_mtp", "gateway", "--triton", triton, "--port", "0"]
+    command = ["trt_mtp", "gateway", "--triton", triton, "--port", "0", "--json", *options]
+    with started(command, checkout, core) as (ready, pid):
+        yield ready, pid
+
+
+@contextmanager
+def started(
+    module: Sequence[str], folder: Path | None = None, core: int | None = None
+) -> Iterator[tuple[dict[str, Any], int]]:
+    """A module that runs until it is ended: the JSON that it prints first, and its process id."""
     ours = os.sched_getaffinity(0)
     if core is not None:
         os.sched_setaffinity(0, {core})  # a child begins where its parent is
     try:
         process = subprocess.Popen(
-            [*command, "--json", *options],
+            [sys.executable, "-m", *module],
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
-            cwd=checkout,
+            cwd=folder,
         )
     finally:
         os.sched_setaffinity(0, ours)
