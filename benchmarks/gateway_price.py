@@ -30,7 +30,7 @@ NUM_AT_ONCE = 32
 NUM_REPETITIONS = 7
 NUM_REQUESTS = 1_500
 NUM_TOKENS = 64  # of an answer where its tokens are what is measured
-NUM_LONG_REQUESTS = 96
+NUM_LONG_REQUESTS = 256
 
 OPEN, ALONE, SINGLE = "an open stream", "a stream for it alone", "a single answer"
 TOKEN = f"a token of {NUM_TOKENS}"
