@@ -1,6 +1,5 @@
 """The `ask` command: one question, its answer as it comes, and how it was routed."""
 
-import os
 import sys
 from dataclasses import asdict
 from typing import TYPE_CHECKING
@@ -65,7 +64,6 @@ def ask(
 
     Example: trt-mtp ask "Return JSON with the keys name, city: Ada lives in Paris."
     """
-    os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"
     if "://" in url:
         raise InputError(f"--url is {url[:80]!r}: expected HOST:PORT of gRPC, such as {GATEWAY}")
     from trt_mtp.controller.client import Prompt, StreamClient

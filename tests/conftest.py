@@ -17,6 +17,7 @@ import click
 import pytest
 from hypothesis import HealthCheck, settings
 
+import trt_mtp  # noqa: F401 (sets up gRPC, which what follows imports)
 from tests.json_outputs import checking
 from tests.run_guard import RunGuard
 from tests.tiny_model import make_checkpoint
@@ -24,9 +25,6 @@ from tests.watchdog import LIMIT_SHARE
 from trt_mtp.build.template_process import RENDERERS
 from trt_mtp.cli import main
 from trt_mtp.serve.triton import TritonServer
-
-# Processes are started while this one is a gRPC client; gRPC's fork handlers crash the child.
-os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
 
 # tests run beside each other: a server that is given no port takes a free one
 os.environ.setdefault("TRT_MTP_SERVE_GRPC_PORT", "0")

@@ -295,3 +295,15 @@ def write_tokenizer(
 def write_json(path: Path, value: object) -> None:
     """Plain JSON."""
     path.write_text(json.dumps(value, indent=2) + "\n")
+
+
+def rename_tensor(folder: Path, old: bytes, new: bytes) -> None:
+    """Rename a tensor in every file, to a name of the same length."""
+    for file in folder.glob("model*"):
+        file.write_bytes(file.read_bytes().replace(old, new))
+
+
+def change_config(folder: Path, **values: object) -> None:
+    """Set keys of config.json."""
+    config = json.loads((folder / "config.json").read_text())
+    write_json(folder / "config.json", config | values)

@@ -87,7 +87,6 @@ def accept(
         record = read_record(show)
         click.echo(record_json(record) if as_json else page_of(record), nl=False)
         return
-    os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"  # its fork handlers crash the child; set first
     # numpy's threads gain nothing on small matrices, and spin on the cores that are measured
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     options = options_of(

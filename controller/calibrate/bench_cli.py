@@ -104,7 +104,6 @@ def bench(
         raise InputError(
             "name the server with --url, or with --openai where it speaks OpenAI's API"
         )
-    os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"  # its fork handlers crash the child; set first
     from trt_mtp.controller.calibrate.bench import table
     from trt_mtp.controller.calibrate.bench_files import report, to_csv, to_records
     from trt_mtp.controller.calibrate.bench_table import COLUMNS, NOTE, WIDE, head, row

@@ -212,7 +212,6 @@ def calibrate(
         raise InputError("--variants is for --url; with --openai each server is a variant")
     if checkpoint and not embedded:
         raise InputError("CHECKPOINT is for --embedded; a server has its variants already")
-    os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"  # its fork handlers crash the child; set first
     # numpy's threads gain nothing on small matrices, and spin on the cores that are measured
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     from trt_mtp.controller.calibrate.calibrate import Options

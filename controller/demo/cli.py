@@ -1,6 +1,5 @@
 """The `demo` command."""
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +44,6 @@ def demo(
     Example: trt-mtp demo --short --json
     """
     require_extras("trt-mtp demo", "cpu", "report")
-    os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"  # its fork handlers crash the child; set first
     from trt_mtp.controller.demo.demo import FULL, SHORT, require_lossless, run_demo
     from trt_mtp.controller.up import default_checkpoint
     from trt_mtp.progress import shown

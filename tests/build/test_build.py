@@ -16,7 +16,7 @@ import pytest
 
 from tests.conftest import CliResult
 from tests.programs import TIMEOUT_S, within
-from tests.tiny_model import make_checkpoint, write_json
+from tests.tiny_model import change_config, make_checkpoint, write_json
 from trt_mtp.build.checkpoint import read_checkpoint
 from trt_mtp.build.cpu import build_cpu
 from trt_mtp.build.store import SHARED, TEMPORARY, locked
@@ -247,12 +247,6 @@ REFUSED: dict[Callable[[Path], None], str] = {
     refuse_missing_tensor: "has no tensor model.layers.2.mlp.up_proj.weight",
     refuse_half_a_head: "lacks 1 tensors of its MTP head, the first is mtp.norm",
 }
-
-
-def change_config(folder: Path, **values: object) -> None:
-    """Set keys of config.json."""
-    config = json.loads((folder / "config.json").read_text())
-    write_json(folder / "config.json", config | values)
 
 
 @pytest.mark.parametrize("change", REFUSED, ids=lambda change: change.__name__)

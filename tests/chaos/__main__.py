@@ -7,12 +7,9 @@ import argparse
 import asyncio
 import json
 import logging
-import os
 import sys
 
-# Processes are started while this one is a gRPC client; gRPC's fork handlers crash the child.
-os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
-
+import trt_mtp  # noqa: F401 (sets up gRPC, which what follows imports)
 from tests.chaos.campaign import parts, run
 from tests.chaos.tally import table
 from trt_mtp.serve.processes import terminate_as_interrupt

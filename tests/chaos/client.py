@@ -20,6 +20,8 @@ RETRY_S = 0.1
 # clients are processes of their own: what one of them saw of the gateway is not another's to know
 OWN_CONNECTION = [("grpc.use_local_subchannel_pool", 1)]
 NUM_PAUSES = 20
+NUM_SHOWN = 20  # tokens, and characters of text, of an answer that is not the expected one
+MAX_SHOWN = 200  # characters of its request
 FAILED_OVER = "failed_over"  # parameter of a last response
 # what refuses a request before its first token: sentences of the gateway, and what gRPC says when a
 # request comes to a gateway that ends
@@ -68,9 +70,18 @@ class Answer:
         self.is_failed_over |= bool(response.parameters[FAILED_OVER].string_param)
         wanted = self.expected
         if self.token_ids != list(wanted.token_ids[: len(self.token_ids)]):
-            raise ValueError(f"wrong tokens after {len(self.token_ids)}")
+            raise ValueError(f"other tokens than expected: {self._in_short()}")
         if not wanted.text.startswith(self.text):
-            raise ValueError(f"wrong text after {len(self.token_ids)} tokens")
+            raise ValueError(f"other text than expected: {self._in_short()}")
+
+    def _in_short(self) -> str:
+        """The end of what came and of what was expected, with the request."""
+        count = len(self.token_ids)
+        expected = self.expected.token_ids[max(count - NUM_SHOWN, 0) : count]
+        return (
+            f"{count} came, the last {self.token_ids[-NUM_SHOWN:]} {self.text[-NUM_SHOWN:]!r} for "
+            f"{list(expected)}, asked with {str(self.expected.inputs)[:MAX_SHOWN]}"
+        )
 
     def check_whole(self) -> None:
         """Raise ValueError unless this is all of the expected answer."""

@@ -38,11 +38,12 @@ class TritonPythonModel:
 
     def execute(self, requests: list[Any]) -> None:
         for request in requests:
-            work = (request, request.get_response_sender(), request.requested_output_names())
+            # the prompt now: Triton takes a request's memory back once this has returned
+            sender, wanted = request.get_response_sender(), request.requested_output_names()
+            work = (prompt_of(request), sender, wanted)
             threading.Thread(target=self.answer, args=work, daemon=True).start()
 
-    def answer(self, request: Any, sender: Any, wanted: list[str]) -> None:
-        script = prompt_of(request)
+    def answer(self, script: dict[str, Any], sender: Any, wanted: list[str]) -> None:
         num_tokens = script.get("tokens", self.manners.get("tokens", 4))
         for index in range(num_tokens):
             time.sleep(script.get("delay_s", self.manners.get("delay_s", 0)))

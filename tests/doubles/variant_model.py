@@ -56,7 +56,8 @@ class TritonPythonModel:
                 self.cancel(target.as_numpy()[0].decode(), sender)
                 continue
             self.running[request.request_id()] = sender
-            work = (request, sender, request.requested_output_names())
+            # read now: Triton takes a request's memory back once this has returned
+            work = (Asked(request), sender)
             threading.Thread(target=self.run, args=work, daemon=True).start()
 
     def cancel(self, request_id: str, sender: Any) -> None:
@@ -66,11 +67,11 @@ class TritonPythonModel:
         told = pb_utils.Tensor("cancelled", np.array([found is not None]))
         sender.send(pb_utils.InferenceResponse([told]), flags=FINAL)
 
-    def run(self, request: Any, sender: Any, wanted: list[str]) -> None:
+    def run(self, asked: "Asked", sender: Any) -> None:
         try:
-            self.answer(request, sender, wanted)
+            self.answer(asked, sender)
         finally:
-            self.running.pop(request.request_id(), None)
+            self.running.pop(asked.request_id, None)
             self.cancelled.discard(sender)
 
     def is_cancelled(self, sender: Any) -> bool:
@@ -80,18 +81,10 @@ class TritonPythonModel:
         with self.asking:
             return bool(sender.is_cancelled())
 
-    def answer(self, request: Any, sender: Any, wanted: list[str]) -> None:
-        def value(name: str, default: Any) -> Any:
-            tensor = pb_utils.get_input_tensor_by_name(request, name)
-            return default if tensor is None else tensor.as_numpy().reshape(-1)[0]
-
-        script = script_in(value("text_input", b""), value("messages", b""))
-        if script.get("echo"):
-            script["word"] = received(request)
+    def answer(self, asked: "Asked", sender: Any) -> None:
+        script, num_emitted = asked.script, asked.num_emitted
         if "name" in script:
             (self.notes / f"begun-{script['name']}").touch()
-        emitted = pb_utils.get_input_tensor_by_name(request, "emitted_ids")
-        num_emitted = 0 if emitted is None else emitted.as_numpy().size
         texts = script.get("texts")
         num_tokens = script.get("tokens", 3) if texts is None else len(texts)
         if num_emitted and num_emitted >= num_tokens:
@@ -109,13 +102,13 @@ class TritonPythonModel:
                 self.fail(sender, BROKEN, script.get("error_with_final", False))
                 return
             is_last = index == num_tokens - 1
-            if is_last or value("streaming", False):
+            if is_last or asked.is_streaming:
                 flags = FINAL if is_last and not script.get("separate_final") else 0
                 text = f"{script.get('word', 'w')}{index}"
                 if texts is not None:
-                    text = texts[index] if value("streaming", False) else "".join(texts)
+                    text = texts[index] if asked.is_streaming else "".join(texts)
                 reason = script.get("finish", "length")
-                response = self.response(text, index, num_emitted, is_last and reason, wanted)
+                response = self.response(text, index, asked, is_last and reason)
                 sender.send(response, flags=flags)
         if script.get("separate_final"):
             self.hang_or_die(script, sender, num_tokens)
@@ -142,16 +135,14 @@ class TritonPythonModel:
         if not with_final:
             sender.send(flags=FINAL)
 
-    def response(
-        self, text: str, index: int, num_emitted: int, finish: str | bool, wanted: list[str]
-    ) -> Any:
-        steps, k = index + 1 - num_emitted, self.draft_length
+    def response(self, text: str, index: int, asked: "Asked", finish: str | bool) -> Any:
+        steps, k = index + 1 - asked.num_emitted, self.draft_length
         values: dict[str, Any] = {
             "text_output": np.array([text.encode()], np.object_),
             "output_ids": np.array([index], np.int32),
             "requests_in_flight": np.array([len(self.running) - bool(finish)], np.int32),
         }
-        if index == num_emitted:
+        if index == asked.num_emitted:
             values["num_input_tokens"] = np.array([7], np.int32)
         if finish:
             values["finish_reason"] = np.array([str(finish).encode()], np.object_)
@@ -167,8 +158,26 @@ class TritonPythonModel:
             values |= {name: np.array(number, np.int32) for name, number in numbers.items()}
             values["seed"] = np.array([2**63 + 1], np.uint64)
         return pb_utils.InferenceResponse(
-            [pb_utils.Tensor(name, v) for name, v in values.items() if name in wanted]
+            [pb_utils.Tensor(name, v) for name, v in values.items() if name in asked.wanted]
         )
+
+
+class Asked:
+    """What a request asks for."""
+
+    def __init__(self, request: Any) -> None:
+        def value(name: str, default: Any) -> Any:
+            tensor = pb_utils.get_input_tensor_by_name(request, name)
+            return default if tensor is None else tensor.as_numpy().reshape(-1)[0]
+
+        emitted = pb_utils.get_input_tensor_by_name(request, "emitted_ids")
+        self.request_id = request.request_id()
+        self.wanted = request.requested_output_names()
+        self.num_emitted = 0 if emitted is None else emitted.as_numpy().size
+        self.is_streaming = bool(value("streaming", False))
+        self.script = script_in(value("text_input", b""), value("messages", b""))
+        if self.script.get("echo"):
+            self.script["word"] = received(request)
 
 
 def script_in(text: bytes, messages: bytes) -> dict[str, Any]:

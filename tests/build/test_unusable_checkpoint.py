@@ -1,0 +1,248 @@
+"""The one sentence for each folder that is no usable checkpoint."""
+
+import codecs
+import contextlib
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.conftest import CliResult
+from tests.tiny_model import change_config, make_checkpoint, write_safetensors
+from trt_mtp.build.tensors import INDEX, read_header
+from trt_mtp.errors import InputError
+
+Cli = Callable[..., CliResult]
+
+
+def keep_only(folder: Path, *names: str) -> None:
+    """Remove every other file."""
+    for file in folder.iterdir():
+        if file.name not in names:
+            file.unlink()
+
+
+def missing_folder(folder: Path) -> None:
+    shutil.rmtree(folder)
+
+
+def a_file(folder: Path) -> None:
+    shutil.rmtree(folder)
+    folder.write_text("")
+
+
+def empty(folder: Path) -> None:
+    keep_only(folder)
+
+
+def no_config(folder: Path) -> None:
+    (folder / "config.json").unlink()
+
+
+def config_not_json(folder: Path) -> None:
+    (folder / "config.json").write_text('{"model_type": ')
+
+
+def config_is_a_list(folder: Path) -> None:
+    (folder / "config.json").write_text("[]")
+
+
+def no_sizes(folder: Path) -> None:
+    change_config(folder, hidden_size="64")
+
+
+def plain_qwen3(folder: Path) -> None:
+    change_config(folder, model_type="qwen3")
+
+
+def llama(folder: Path) -> None:
+    change_config(folder, model_type="llama")
+
+
+def saved_again(folder: Path) -> None:
+    shutil.rmtree(folder)
+    make_checkpoint(folder, with_mtp=False)
+
+
+def cut_short(folder: Path) -> None:
+    file = folder / "model-00001-of-00002.safetensors"
+    os.truncate(file, file.stat().st_size - 100)
+
+
+def cut_in_the_header(folder: Path) -> None:
+    os.truncate(folder / "model-00002-of-00002.safetensors", 50)
+
+
+def empty_file(folder: Path) -> None:
+    os.truncate(folder / "model-00002-of-00002.safetensors", 0)
+
+
+def lfs_pointer(folder: Path) -> None:
+    text = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
+    (folder / "model-00001-of-00002.safetensors").write_text(text)
+
+
+def shard_missing(folder: Path) -> None:
+    (folder / "model-00002-of-00002.safetensors").unlink()
+
+
+def shard_missing_without_index(folder: Path) -> None:
+    (folder / INDEX).unlink()
+    (folder / "model-00002-of-00002.safetensors").unlink()
+
+
+def tensor_missing(folder: Path) -> None:
+    file = folder / "model-00001-of-00002.safetensors"
+    file.write_bytes(file.read_bytes().replace(b"mtp.fc.weight", b"mtp.ff.weight"))
+    file = folder / "model-00002-of-00002.safetensors"
+    file.write_bytes(file.read_bytes().replace(b"mtp.fc.weight", b"mtp.ff.weight"))
+
+
+def index_without_map(folder: Path) -> None:
+    (folder / INDEX).write_text("{}")
+
+
+def index_outside(folder: Path) -> None:
+    index = (folder / INDEX).read_text()
+    (folder / INDEX).write_text(index.replace("model-00001-", "../model-00001-"))
+
+
+def pickles_only(folder: Path) -> None:
+    keep_only(folder, "config.json")
+    (folder / "pytorch_model.bin").write_bytes(b"\x80\x02")
+
+
+def gguf(folder: Path) -> None:
+    keep_only(folder)
+    (folder / "model-q4_k_m.gguf").write_bytes(b"GGUF")
+
+
+def gguf_with_config(folder: Path) -> None:
+    keep_only(folder, "config.json")
+    (folder / "model-q4_k_m.gguf").write_bytes(b"GGUF")
+
+
+def no_weights(folder: Path) -> None:
+    keep_only(folder, "config.json")
+
+
+def adapter(folder: Path) -> None:
+    keep_only(folder)
+    (folder / "adapter_config.json").write_text('{"peft_type": "LORA"}')
+    write_safetensors(folder / "adapter_model.safetensors", {})
+
+
+def adapter_with_config(folder: Path) -> None:
+    keep_only(folder, "config.json")
+    (folder / "adapter_config.json").write_text('{"peft_type": "LORA"}')
+    write_safetensors(folder / "adapter_model.safetensors", {})
+
+
+def whole_model_beside_shards(folder: Path) -> None:
+    make_checkpoint(folder.with_name("other"), seed=1)
+    shutil.copy(folder.with_name("other") / "model.safetensors", folder)
+
+
+def two_models_without_index(folder: Path) -> None:
+    whole_model_beside_shards(folder)
+    (folder / INDEX).unlink()
+
+
+def marked(name: str) -> Callable[[Path], None]:
+    """Put a byte order mark before a file, as Windows' editors do."""
+
+    def mark(folder: Path) -> None:
+        (folder / name).write_bytes(codecs.BOM_UTF8 + (folder / name).read_bytes())
+
+    mark.__name__ = f"marked_{name}"
+    return mark
+
+
+BAD: dict[Callable[[Path], None], str] = {
+    adapter: "is a LoRA adapter, not a model",
+    adapter_with_config: "is a LoRA adapter, not a model",
+    whole_model_beside_shards: f"is in model.safetensors and, by {INDEX}, in model-0000",
+    two_models_without_index: "remove one of them",
+    marked("config.json"): "config.json begins with a byte order mark",
+    marked("tokenizer.json"): "tokenizer.json begins with a byte order mark",
+    missing_folder: "does not exist",
+    a_file: "is a file; give the folder",
+    empty: "is empty",
+    no_config: "has no config.json",
+    config_not_json: "config.json is not JSON",
+    config_is_a_list: "has no model_type",
+    no_sizes: "hidden_size is '64', expected a positive integer",
+    plain_qwen3: "is Qwen3, whose checkpoints have no MTP head",
+    llama: "model_type llama is not a Qwen MTP model",
+    saved_again: "saved again with transformers",
+    cut_short: "model-00001-of-00002.safetensors is cut short",
+    cut_in_the_header: "model-00002-of-00002.safetensors is cut short",
+    empty_file: "it has 0 bytes",
+    lfs_pointer: "git lfs pull",
+    shard_missing: "lacks model-00002-of-00002.safetensors",
+    shard_missing_without_index: "lacks model-00002-of-00002.safetensors",
+    tensor_missing: "lacks the tensor mtp.fc.weight",
+    index_without_map: "has no weight_map",
+    index_outside: "is not a safetensors file",
+    pickles_only: "a pickle (pytorch_model.bin)",
+    gguf: "is GGUF",
+    gguf_with_config: "is GGUF",
+    no_weights: "no *.safetensors",
+}
+
+
+@pytest.mark.parametrize("damage", BAD, ids=lambda damage: damage.__name__)
+def test_each_unusable_folder_has_its_sentence(
+    tmp_path: Path, cli: Cli, damage: Callable[[Path], None]
+) -> None:
+    """`trt-mtp inspect` says in one line what is wrong and where, and exits with 2."""
+    folder = make_checkpoint(tmp_path / "checkpoint", num_shards=2)
+    damage(folder)
+    result = cli("inspect", folder)
+    assert (result.code, result.out) == (2, "")
+    assert result.err.startswith("trt-mtp: ")
+    assert result.err.count("\n") == 1
+    assert BAD[damage] in result.err
+    assert str(folder) in result.err
+
+
+@given(st.binary(max_size=200))
+def test_any_bytes_are_read_or_refused(
+    tmp_path_factory: pytest.TempPathFactory, data: bytes
+) -> None:
+    """A header of any bytes ends in tensors or in one sentence."""
+    file = tmp_path_factory.mktemp("any") / "model.safetensors"
+    file.write_bytes(data)
+    with contextlib.suppress(InputError):
+        list(read_header(file))
+
+
+@given(
+    st.dictionaries(
+        st.text(max_size=4),
+        st.recursive(
+            st.none() | st.integers() | st.text(max_size=5) | st.sampled_from(["F32", "BF16"]),
+            lambda inner: (
+                st.lists(inner, max_size=3)
+                | st.dictionaries(
+                    st.sampled_from(["dtype", "shape", "data_offsets"]), inner, max_size=3
+                )
+            ),
+            max_leaves=8,
+        ),
+    )
+)
+def test_any_header_is_read_or_refused(
+    tmp_path_factory: pytest.TempPathFactory, header: dict[str, object]
+) -> None:
+    """A JSON header with any entries ends in tensors or in one sentence."""
+    file = tmp_path_factory.mktemp("any") / "model.safetensors"
+    text = json.dumps(header).encode()
+    file.write_bytes(len(text).to_bytes(8, "little") + text)
+    with contextlib.suppress(InputError):
+        list(read_header(file))
