@@ -116,6 +116,8 @@ def _explained(faults: list[str]) -> bool:
 
 async def _stuck(world: World) -> int:
     """Requests that still run when no client waits for one."""
+    for server in world.servers:
+        await server.wait_whole()  # it may have died late of the last fault
     until_s = time.monotonic() + SETTLE_S
     while (count := sum(server.num_in_flight() for server in world.servers)) and (
         time.monotonic() < until_s

@@ -105,11 +105,18 @@ class Server:
         return is_alive(self.pid) and len(self.stub_pids()) >= len(self.models)
 
     def num_in_flight(self) -> int:
-        """Requests that its engine variants run or have waiting; doubles always say 0."""
+        """Requests that its engine variants run or have waiting; doubles always say 0.
+
+        None where it died just now.
+        """
         connection = http.client.HTTPConnection(self.triton.metrics_url, timeout=10)
-        connection.request("GET", "/metrics")
-        text = connection.getresponse().read().decode()
-        connection.close()
+        try:
+            connection.request("GET", "/metrics")
+            text = connection.getresponse().read().decode()
+        except (OSError, http.client.HTTPException):
+            return 0
+        finally:
+            connection.close()
         return int(sum(map(float, IN_FLIGHT.findall(text))))
 
     async def start(self) -> None:
