@@ -95,8 +95,9 @@ def print_table(result: dict[str, Any]) -> None:
         "ratios, not absolute speeds. Why: what most of a task's decisions said, and how much\n"
         "faster than K=0 they expected to be (median)."
     )
-    share = result["overall"]["gateway_share"]["median"]
-    if share >= NOTABLE_SHARE:
+    found = result["overall"]["gateway_share"]
+    share = found["median"]
+    if share >= NOTABLE_SHARE and found["low"] > 0:
         console.print(
             f"\nThis model is so fast that the gateway shows: its way takes {share:.0%} of an\n"
             "answer's time, which a task has to gain before routing is faster than no speculation\n"

@@ -241,9 +241,6 @@ def gateway(workers: int, as_json: bool, **options: Any) -> None:
     """
     # before gRPC comes: its core says a line of every broken frame, which anybody can send
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
-    # one thread then polls and reads, where with gRPC's event engine each message wakes another:
-    # 0.8 of the processor time a token (docs/benchmarks.md)
-    os.environ.setdefault("GRPC_EXPERIMENTS", "-event_engine_client,-event_engine_listener")
     from trt_mtp.controller.gateway.log_lines import begin_log
     from trt_mtp.controller.gateway.process import run_gateway
 
