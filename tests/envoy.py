@@ -17,6 +17,7 @@ from tests.programs import TIMEOUT_S
 from trt_mtp.serve.processes import free_ports
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "envoy" / "envoy.yaml"
+PICKER = EXAMPLE.with_name("picker.yaml")
 HOST = "127.0.0.1"
 CHECK_S = "0.2s"
 
@@ -60,16 +61,21 @@ class Envoy:
     """Envoy as a process."""
 
     def __init__(
-        self, folder: Path, gateways: Sequence[Ports], text: str = "", dns: int = 0
+        self,
+        folder: Path,
+        gateways: Sequence[Ports],
+        text: str = "",
+        dns: int = 0,
+        pickers: Sequence[int] = (),
     ) -> None:
         """Start it before `gateways`, and wait until it serves; its log is in `folder`.
 
         `text` is a configuration other than the example. With the port of a DNS server, gateways
-        are found by the configuration's name, all at the ports of the first.
+        are found by the configuration's name, all at the ports of the first. `pickers` are ports.
         """
         self._ports, (self.admin_port, _) = several(2)
         self.log, config = folder / "envoy.log", folder / "envoy.yaml"
-        here = self._here(yaml.safe_load(text or EXAMPLE.read_text()), gateways, dns)
+        here = self._here(yaml.safe_load(text or EXAMPLE.read_text()), gateways, dns, pickers)
         config.write_text(json.dumps(here))  # JSON is YAML
         options = ["--disable-hot-restart", "--concurrency", "2", "--log-level", "warning"]
         options += ["--drain-time-s", "2", "--drain-strategy", "immediate"]
@@ -91,7 +97,9 @@ class Envoy:
     def healthy(self) -> set[tuple[str, int]]:
         """The gateways' addresses and ports that Envoy sends calls to."""
         reply = ask(f"{HOST}:{self.admin_port}", "GET", "/clusters?format=json")
-        hosts = [h for each in reply.json()["cluster_statuses"] for h in each["host_statuses"]]
+        hosts = [
+            h for each in reply.json()["cluster_statuses"] for h in each.get("host_statuses", ())
+        ]
         found = [h for h in hosts if h["health_status"] == {"eds_health_status": "HEALTHY"}]
         places = [host["address"]["socket_address"] for host in found]
         return {(place["address"], place["port_value"]) for place in places}
@@ -118,17 +126,21 @@ class Envoy:
         finally:
             self.process.kill()
 
-    def _here(self, config: dict[str, Any], gateways: Sequence[Ports], dns: int) -> dict[str, Any]:
+    def _here(
+        self, config: dict[str, Any], gateways: Sequence[Ports], dns: int, pickers: Sequence[int]
+    ) -> dict[str, Any]:
         """A configuration with other addresses, and health checks that are made more often."""
         config["admin"]["address"] = address(self.admin_port)
         resources = config["static_resources"]
-        for door, listener, cluster in zip(
-            Ports._fields, resources["listeners"], resources["clusters"], strict=True
-        ):
-            listener["address"] = address(getattr(self._ports, door))
+        for listener in resources["listeners"]:
+            listener["address"] = address(getattr(self._ports, listener["name"]))
+        found = {door: [getattr(each, door) for each in gateways] for door in Ports._fields}
+        for cluster in resources["clusters"]:
+            if "health_checks" not in cluster:  # of servers that aren't looked up
+                continue
+            ports = found.get(cluster["name"], pickers)
             (check,) = cluster["health_checks"]
             check |= {"interval": CHECK_S, "no_traffic_interval": CHECK_S}
-            ports = [getattr(each, door) for each in gateways]
             (endpoints,) = cluster["load_assignment"]["endpoints"]
             if dns:
                 (named,) = endpoints["lb_endpoints"]
@@ -147,9 +159,15 @@ class Envoy:
 
 
 @contextmanager
-def envoy(folder: Path, gateways: Sequence[Ports], text: str = "", dns: int = 0) -> Iterator[Envoy]:
+def envoy(
+    folder: Path,
+    gateways: Sequence[Ports],
+    text: str = "",
+    dns: int = 0,
+    pickers: Sequence[int] = (),
+) -> Iterator[Envoy]:
     """Envoy before `gateways`, gone at the end."""
-    server = Envoy(folder, gateways, text, dns)
+    server = Envoy(folder, gateways, text, dns, pickers)
     try:
         yield server
     finally:

@@ -21,6 +21,7 @@ ROOMS = {
     "controller/gateway/openai": "OpenAI's API on the public HTTP port",
     "controller/gateway/servers": "the Triton servers behind it, and streams to them",
     "controller/gateway/access": "who may use it, and TLS",
+    "controller/gateway/ext_proc": "the picker, which Envoy asks where requests go",
     "controller/gateway/shared": "what gateways share through a Redis",
     "controller/gateway/canary": "what a rollout asks of it",
     "controller/calibrate": "calibrate and bench a deployment",

@@ -40,6 +40,7 @@ SECTIONS = {
         "--http-port",
         "--cors-origin",
         "--sse-keep-alive-s",
+        "--ext-proc-port",
         "--admin-port",
         "--workers",
         "--reuse-port",
@@ -135,6 +136,12 @@ SECTIONS = {
     type=PORT,
     help="Admin HTTP port on 127.0.0.1 (statistics, drain). With --workers N, ports PORT to "
     "PORT+N-1.",
+)
+@click.option(
+    "--ext-proc-port",
+    type=PORT,
+    help="Port of the picker for Envoy's ext_proc filter, without TLS; 0 picks a free one.  "
+    "[default: no picker]",
 )
 @click.option(
     "--workers",
@@ -244,6 +251,8 @@ def gateway(workers: int, as_json: bool, **options: Any) -> None:
     from trt_mtp.controller.gateway.log_lines import begin_log
     from trt_mtp.controller.gateway.process import run_gateway
 
+    if options["ext_proc_port"] is not None:
+        check_picker(workers, options)
     config = process_config(options)
     begin_log()
 
@@ -256,6 +265,16 @@ def gateway(workers: int, as_json: bool, **options: Any) -> None:
         run_workers(config, workers, on_ready)
     else:
         run_gateway(config, on_ready)
+
+
+def check_picker(workers: int, options: dict[str, Any]) -> None:
+    """Raise InputError for options that don't fit --ext-proc-port."""
+    from trt_mtp.controller.gateway.ext_proc.server import check_addresses
+
+    for option, is_given in (("--workers", workers > 1), ("--tokens", options["tokens"])):
+        if is_given:
+            raise InputError(f"--ext-proc-port doesn't go with {option}: leave one of them out")
+    check_addresses(",".join(options["triton"]))
 
 
 def process_config(options: dict[str, Any]) -> "ProcessConfig":

@@ -27,6 +27,7 @@ from trt_mtp.controller.policy import RoutingPolicy
 from trt_mtp.serve.hosts import host_and_port
 
 if TYPE_CHECKING:
+    from trt_mtp.controller.gateway.ext_proc.server import PickerServer
     from trt_mtp.controller.gateway.http.server import HttpServer
 
 log = logging.getLogger(__name__)
@@ -45,6 +46,7 @@ class GatewayConfig:
     port: int = 8001  # 0 takes a free one
     http_port: int | None = None  # None: no HTTP; 0 takes a free one
     admin_port: int | None = None  # on 127.0.0.1; None: none; 0 takes a free one
+    ext_proc_port: int | None = None  # Envoy's picker; None: none; 0 takes a free one
     is_port_shared: bool = False  # with other gateways that say so too (SO_REUSEPORT)
     seat: Seat | None = None  # for one of several workers
     ready_timeout_s: float = 60.0
@@ -89,9 +91,11 @@ class Gateway:
         self.port = 0  # known after start
         self.http_port: int | None = None  # known after start, where there is one
         self.admin_port: int | None = None  # the same
+        self.ext_proc_port: int | None = None  # the same
         self.on_drain: Callable[[], None] = lambda: None  # called when the admin port is asked to
         self._http: HttpServer | None = None
         self._admin: HttpServer | None = None
+        self._picker: PickerServer | None = None
         self._watcher: asyncio.Task[None] | None = None
         self._grpc = GrpcServer(
             self.proxy,
@@ -109,7 +113,10 @@ class Gateway:
     @property
     def http_address(self) -> str | None:
         """HOST:PORT of HTTP, where it is served."""
-        return None if self.http_port is None else host_and_port(self.config.host, self.http_port)
+        return self._at_host(self.http_port)
+
+    def _at_host(self, port: int | None) -> str | None:
+        return None if port is None else host_and_port(self.config.host, port)
 
     async def connect(self) -> None:
         """Take the port and wait for a ready variant; clients are served by `start`.
@@ -124,6 +131,7 @@ class Gateway:
         """Serve; raises InputError for an HTTP port that is in use or wrong TLS files."""
         await self._start_http()
         await self._grpc.start()
+        await self._start_picker()
         self.pool.watch()
         self._watcher = asyncio.create_task(self._watch())
 
@@ -146,11 +154,23 @@ class Gateway:
             self._admin = HttpServer(admin_app(self), 0.0, AccessConfig(), lambda: None)
             self.admin_port = await self._admin.start(ADMIN_HOST, config.admin_port, "--admin-port")
 
+    async def _start_picker(self) -> None:
+        config = self.config
+        if config.ext_proc_port is None:
+            return
+        from trt_mtp.controller.gateway.ext_proc.server import PickerServer  # so does aiohttp here
+
+        size = config.max_message_bytes
+        self._picker = PickerServer(self.proxy, self.router, self.authenticator, size)
+        self.ext_proc_port = await self._picker.start(config.host, config.ext_proc_port)
+
     async def stop(self) -> None:
         """Take no more requests, finish those in flight within the grace period, and close."""
         stopping = [self._grpc.stop(self.config.grace_s)]
         if self._http is not None:
             stopping.append(self._http.stop())
+        if self._picker is not None:
+            stopping.append(self._picker.stop(self.config.grace_s))
         await asyncio.gather(*stopping)
         self._learning.learn()  # before anybody writes down what was learned
         if self._admin is not None:
@@ -174,6 +194,7 @@ class Gateway:
             "gateway": self.address,
             "http": self.http_address,
             "openai": self.openai_url,
+            "ext_proc": self._at_host(self.ext_proc_port),
             "admin": None if self.admin_port is None else f"{ADMIN_HOST}:{self.admin_port}",
             "model": self.config.model,
             "triton": self.config.triton,
@@ -226,3 +247,5 @@ class Gateway:
         self._grpc.look()
         if self._http is not None:
             self._http.look()
+        if self._picker is not None:
+            self._picker.look()

@@ -8,7 +8,7 @@ import asyncio
 import re
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from types import TracebackType
 from typing import NoReturn, Self
@@ -117,6 +117,11 @@ class Lease:
         return self.outcome is not None and self.outcome.finish_reason not in (*BROKEN, REFUSED)
 
     @property
+    def message(self) -> bytes:
+        """The request as its variant gets it."""
+        return self.call.message_for(self.replica, self._upstream_id)
+
+    @property
     def upstream(self) -> Upstream:
         """The stream that the answer comes on."""
         assert self._upstream is not None
@@ -127,7 +132,7 @@ class Lease:
         self._upstream = self.replica.backend.take_stream(self.call.metadata)
         self._detector.add(self)
         self._begun_at = time.monotonic()
-        self._upstream.begin(self.call.message_for(self.replica, self._upstream_id))
+        self._upstream.begin(self.message)
         return self
 
     def __exit__(
@@ -163,18 +168,12 @@ class Lease:
 
         Raises VariantFailedError, or WrongRequestError for a request that the variant refuses.
         """
-        rewriter, call, upstream = self._rewriter, self.call, self.upstream
+        rewriter, upstream = self._rewriter, self.upstream
         while not rewriter.is_over:
-            is_first = not rewriter.last
             try:
-                message = rewriter.read(await upstream.read(), call.is_empty_final_wanted)
+                message = self._take(await upstream.read())
             except (UpstreamLost, InputError) as error:
-                self._end_early(self._failed(error))
-            if is_first and not rewriter.error:
-                self._note_first()
-            self._note_load()
-            if message is not None and call.first_at is None:
-                call.first_at = time.monotonic()
+                self._end_early(self.failed(error))
             if rewriter.is_over:
                 self.last_message = message
             elif message is not None:
@@ -182,6 +181,33 @@ class Lease:
         if rewriter.error:
             self._end_early(self._refusal())
         raise StopAsyncIteration
+
+    def read_whole(self, messages: Iterable[bytes]) -> Sequence[bytes]:
+        """The messages for the client of an answer that Envoy brings, all of it at once.
+
+        Raises as reading it one by one does.
+        """
+        try:
+            taken = [self._take(raw) for raw in messages]
+        except InputError as error:
+            raise self.failed(error) from None
+        if self._rewriter.error:
+            raise self._refusal()
+        if not self._rewriter.is_complete:
+            raise self._failure("its answer was cut off")
+        return [message for message in taken if message is not None]
+
+    def _take(self, raw: bytes) -> bytes | None:
+        """What the client gets for a message of the variant's; raises InputError for none."""
+        rewriter, call = self._rewriter, self.call
+        is_first = not rewriter.last
+        message = rewriter.read(raw, call.is_empty_final_wanted)
+        if is_first and not rewriter.error:
+            self._note_first()
+        self._note_load()
+        if message is not None and call.first_at is None:
+            call.first_at = time.monotonic()
+        return message
 
     def _note_load(self) -> None:
         """The variant is alive, and says how busy it is; of the last message, its own is over."""
@@ -217,7 +243,7 @@ class Lease:
             return backend.abandon(self._upstream, self.replica, self._upstream_id)
         return None
 
-    def _failed(self, lost: UpstreamLost | InputError) -> VariantFailedError | WrongRequestError:
+    def failed(self, lost: UpstreamLost | InputError) -> VariantFailedError | WrongRequestError:
         """What the end of a stream says of the variant: nothing if it never had the request."""
         if isinstance(lost, InputError):  # what came is not a message
             return self._failure(str(lost))

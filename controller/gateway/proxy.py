@@ -11,7 +11,7 @@ GrpcStream and the HTTP handlers read a request; `Proxy.handle` has it answered:
 """
 
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -127,11 +127,7 @@ class Proxy:
                 answers.append(raw)
 
             await self.handle(call, keep)
-        for raw in answers:
-            response = parse_stream_response(raw).infer_response
-            if response.outputs:
-                return response
-        raise AnswerError(grpc.StatusCode.INTERNAL, "the variant ended without an answer")
+        return only_answer(answers)
 
     async def _answer(self, call: InferenceCall, send: Send) -> bytes | None:
         """Send all of the answer but its last message, which is returned if there is one."""
@@ -169,3 +165,12 @@ class Proxy:
             ) from None
         if not call.can_continue or not self.retries.take():
             raise failure.final() from None
+
+
+def only_answer(messages: Iterable[bytes]) -> Any:
+    """The pb.ModelInferResponse among a single answer's messages; raises AnswerError for none."""
+    for raw in messages:
+        response = parse_stream_response(raw).infer_response
+        if response.outputs:
+            return response
+    raise AnswerError(grpc.StatusCode.INTERNAL, "the variant ended without an answer")

@@ -16,7 +16,7 @@ from tests.conftest import CliResult
 from tools.chart import CHART, helm, manifests, render
 from trt_mtp.cli import cli
 
-VERSIONS = ("1.29", "1.37")  # the first and the last that the schemas are there for
+VERSIONS = [f"1.{minor}" for minor in range(29, 38)]
 CUSTOM = {"ScaledObject", "PodMonitor", "PrometheusRule"}  # of KEDA and the Prometheus operator
 ONE = {"variants": [{"name": "k0", "draftLength": 0}]}
 
@@ -70,6 +70,7 @@ SETS: dict[str, dict[str, Any]] = {
         "envoy": {"enabled": True, "tlsSecret": "tls", "replicas": 3, "drainSeconds": 120},
         "networkPolicy": {"clients": [{"namespaceSelector": {}}]},
     },
+    "picker": {"envoy": {"enabled": True, "picker": True}, "model": "other"},
     "many servers": {"gateway": {"subsetSize": 20, "replicas": 100, "args": ["--max-waiting=9"]}},
     "no network policy": {"networkPolicy": {"enabled": False}},
     "clients": {"networkPolicy": {"clients": [{"namespaceSelector": {}}]}},
@@ -115,13 +116,18 @@ def containers(name: str) -> Iterator[dict[str, Any]]:
         yield from spec["containers"]
 
 
-@pytest.mark.parametrize("name", SETS)
+@cache
+def distinct() -> list[dict[str, Any]]:
+    """What all sets of values are rendered to, each object once; Kubernetes' own kinds alone."""
+    texts = {json.dumps(each) for name in SETS for each in objects(name)}
+    return [each for each in map(json.loads, sorted(texts)) if each["kind"] not in CUSTOM]
+
+
 @pytest.mark.parametrize("version", VERSIONS)
-def test_kubernetes_takes_every_object(name: str, version: str) -> None:
+def test_kubernetes_takes_every_object(version: str) -> None:
     """Validated strictly: a key that the schema doesn't know is an error."""
-    for each in objects(name):
-        if each["kind"] not in CUSTOM:
-            kubernetes_validate.validate(each, version, strict=True)
+    for each in distinct():
+        kubernetes_validate.validate(each, version, strict=True)
 
 
 def test_the_validation_is_strict() -> None:
@@ -175,6 +181,22 @@ def test_envoy_may_reach_gateways() -> None:
     assert policies["demo-envoy"]["spec"]["ingress"][0]["from"] == [clients]
     (labels,) = (each for each, spec in pods("envoy, guarded") if is_envoy(spec))
     assert envoy["podSelector"]["matchLabels"].items() <= labels.items()
+
+
+def test_envoy_alone_may_ask_the_picker_and_reach_servers() -> None:
+    """And gateways reach servers as ever."""
+    policies = {
+        each["metadata"]["name"]: each["spec"] for each in of_kind("picker", "NetworkPolicy")
+    }
+    (labels,) = (each for each, spec in pods("picker") if is_envoy(spec))
+    _, picker = policies["demo-gateway"]["ingress"]
+    assert picker["ports"] == [{"port": "picker"}]
+    (servers,) = policies["demo-variants"]["ingress"]
+    for peer in (picker["from"][0], servers["from"][1]):
+        assert peer["podSelector"]["matchLabels"].items() <= labels.items()
+    assert len(picker["from"]) == 1
+    (config,) = (each for each in of_kind("picker", "ConfigMap"))
+    assert "/v2/models/other/generate" in config["data"]["envoy.yaml"]
 
 
 def is_envoy(spec: dict[str, Any]) -> bool:
@@ -321,6 +343,10 @@ def test_alerts_are_those_of_the_examples() -> None:
         ({"shared": {"redis": {"url": "redis:6379"}}}, "url"),
         ({"envoy": {"replicas": 0}}, "replicas"),
         ({"envoy": {"enabled": True}, "gateway": {"tlsSecret": "tls"}}, "move the Secret"),
+        (
+            {"envoy": {"enabled": True, "picker": True}, "gateway": {"tokensSecret": "tenants"}},
+            "takes no tokens",
+        ),
         ({"shared": {"redis": {"url": "redis://:password@redis"}}}, "url"),
     ],
 )

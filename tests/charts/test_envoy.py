@@ -13,7 +13,7 @@ import yaml
 
 from tests.certificates import Authority
 from tests.dns_server import dns_server
-from tests.envoy import EXAMPLE, HOST, Envoy, envoy, several
+from tests.envoy import EXAMPLE, HOST, PICKER, Envoy, envoy, several
 from tests.gateway_fixtures import raw_stream, running_gateway, script_request, text_of, wait_until
 from tests.programs import TIMEOUT_S
 from tools.chart import manifests, render
@@ -32,10 +32,11 @@ def rendered(kind: str, **values: Any) -> dict[str, Any]:
     return dict(found)
 
 
-def test_it_is_the_example_with_the_pods_name() -> None:
+@pytest.mark.parametrize("file", [EXAMPLE, PICKER])
+def test_it_is_the_example_with_the_pods_name(file: Path) -> None:
     """Nothing else differs, so what is tried with the example holds for the chart."""
-    config = yaml.safe_load(rendered("ConfigMap")["data"]["envoy.yaml"])
-    example = EXAMPLE.read_text().replace(
+    config = yaml.safe_load(rendered("ConfigMap", picker=file == PICKER)["data"]["envoy.yaml"])
+    example = file.read_text().replace(
         "address: gateways,", "address: demo-gateway-pods.models.svc,"
     )
     assert config == yaml.safe_load(example)

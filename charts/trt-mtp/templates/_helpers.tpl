@@ -52,10 +52,12 @@ priorityClassName: {{ . }}
 {{- end }}
 {{- end }}
 
-{{- /* examples/envoy/envoy.yaml with the addresses of this release, and TLS for clients */}}
+{{- /* a file of examples/envoy with the addresses and the model of this release, and TLS for clients */}}
 {{- define "trt-mtp.envoy" -}}
 {{- $pods := printf "%s-gateway-pods.%s.svc" (include "trt-mtp.name" .) .Release.Namespace }}
-{{- $config := .Files.Get "files/envoy.yaml" | replace "address: gateways," (printf "address: %s," $pods) | fromYaml }}
+{{- $file := .Files.Get (.Values.envoy.picker | ternary "files/picker.yaml" "files/envoy.yaml") }}
+{{- $file = $file | replace "address: gateways," (printf "address: %s," $pods) }}
+{{- $config := $file | replace "/models/qwen_mtp/" (printf "/models/%s/" .Values.model) | fromYaml }}
 {{- if .Values.envoy.tlsSecret }}
 {{- range $config.static_resources.listeners }}
 {{- $alpn := eq .name "grpc" | ternary (list "h2") (list "h2" "http/1.1") }}
