@@ -5,13 +5,14 @@ of them teach one number: by how much first drafts were accepted more often than
 """
 
 import hashlib
-from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
+from trt_mtp.controller.fair_table import FairTable
 from trt_mtp.controller.log_odds import logit
-from trt_mtp.controller.position_counts import PositionCounts, trials
+from trt_mtp.controller.position_counts import PositionCounts
 
 MAX_APPS = 1024
+MAX_NAME_BYTES = 48  # of a tenant's
 _DIGITS = b"0123456789"
 
 
@@ -43,47 +44,54 @@ def count_beside(
     seen: PositionCounts,
     expected: PositionCounts,
     chance: float,
-    num_steps: int,
-    accepted: Sequence[int],
+    num_tried: float,
+    num_accepted: float,
     weight: float,
-    cut_after: int,
 ) -> None:
     """Add an answer's first drafts to `seen`, and to `expected` those of which `chance` hold."""
-    first = accepted[:1]
-    seen.add(num_steps, first, weight, cut_after)
-    hold = [chance * tried for tried in trials(num_steps, first, cut_after)]
-    expected.add_expected(num_steps, first, hold, weight, cut_after)
+    seen.count((num_tried,), (num_accepted,), weight)
+    expected.count((num_tried,), (chance * num_tried,), weight)
 
 
 def app_scope(tenant: str | None, app: str) -> str:
     """The name of an app's counts: what one tenant's requests do says nothing of another's."""
-    return f"app/{tenant}/{app}" if tenant else f"app/{app}"
+    return f"app/{short(tenant)}/{app}" if tenant else f"app/{app}"
+
+
+def short(tenant: str) -> str:
+    """A tenant's name in the names of counts, which anybody may have made long: or its hash."""
+    name = tenant.encode("utf-8", "replace")
+    if len(name) <= MAX_NAME_BYTES:
+        return tenant
+    return hashlib.blake2b(name, digest_size=16).hexdigest()
 
 
 class Apps:
-    """Which apps are counted, those last that asked last."""
+    """Which apps are counted: of each tenant no more than its share where there are too many."""
 
     def __init__(self) -> None:
-        self._scopes: OrderedDict[str, None] = OrderedDict()
+        self._scopes = FairTable(MAX_APPS)
 
     @classmethod
     def of(cls, counts: Iterable[str]) -> "Apps":
         """The apps among the scopes of `counts`."""
         apps = cls()
-        apps._scopes.update({scope: None for scope in counts if scope.startswith("app/")})
+        for scope in counts:
+            if scope.startswith("app/"):
+                tenant = scope.removeprefix("app/").rpartition("/")[0]
+                apps._scopes.use(tenant, scope)
         return apps
 
     def counted(
-        self, counts: dict[str, PositionCounts], scope: str
+        self, counts: dict[str, PositionCounts], tenant: str | None, scope: str
     ) -> tuple[PositionCounts, PositionCounts]:
         """What is seen of an app and what is expected, both among `counts`, for count_beside.
 
-        Beyond MAX_APPS the one that asked nothing for the longest is forgotten.
+        Beyond MAX_APPS, of the tenant with the most, the one that asked nothing for the longest is
+        forgotten.
         """
-        self._scopes[scope] = None
-        self._scopes.move_to_end(scope)
-        if len(self._scopes) > MAX_APPS:
-            gone, _ = self._scopes.popitem(last=False)
+        gone = self._scopes.use(tenant, scope)
+        if gone is not None:
             counts.pop(gone, None)
             counts.pop(f"expected/{gone}", None)
         seen = counts.setdefault(scope, PositionCounts())

@@ -9,20 +9,17 @@ import itertools
 import math
 import random
 import secrets
-from collections import Counter, OrderedDict
+from collections import Counter
 from collections.abc import Sequence
 from operator import attrgetter
 from typing import NamedTuple, Protocol
 
-from trt_mtp.controller.acceptance import (
-    AcceptanceKey,
-    AcceptanceLearner,
-    DriftAlarm,
-    temperature_band,
-)
+from trt_mtp.controller.acceptance import AcceptanceKey, AcceptanceLearner, temperature_band
 from trt_mtp.controller.acceptance_estimate import Estimate
 from trt_mtp.controller.context_cost import answer_tokens, mean_context_tokens
 from trt_mtp.controller.decision import CandidateScore, Decision, VariantState
+from trt_mtp.controller.drift import DriftAlarm
+from trt_mtp.controller.fair_table import FairTable
 from trt_mtp.controller.filters import rejections
 from trt_mtp.controller.outcome import Outcome, outcome_problem
 from trt_mtp.controller.position_counts import MAX_POSITIONS
@@ -112,7 +109,8 @@ class Policy:
         self._random = random.Random(seed)
         self._prefix = secrets.token_hex(4)
         self._numbers = itertools.count()
-        self._homes: OrderedDict[str, str] = OrderedDict()
+        self._homes: dict[str, str] = {}
+        self._known_homes = FairTable(MAX_HOMES)
         self._last_length: dict[tuple[str, int], int] = {}
 
     def choose(
@@ -131,7 +129,7 @@ class Policy:
         seed = self._random.getrandbits(32)
         picked, explored, why = self._pick(features, guess.task, candidates, expected, seed)
         if features.session_id:
-            self._remember(features.session_id, picked.variant)
+            self._remember(features.session_id, picked.variant, features.tenant)
         return Decision(
             decision_id=f"{self._prefix}-{next(self._numbers):x}",
             variant=picked.variant,
@@ -315,11 +313,11 @@ class Policy:
         )
         return math.exp(2 * math.hypot(relative, cost))
 
-    def _remember(self, session_id: str, variant: str) -> None:
+    def _remember(self, session_id: str, variant: str, tenant: str | None) -> None:
         self._homes[session_id] = variant
-        self._homes.move_to_end(session_id)
-        if len(self._homes) > MAX_HOMES:
-            self._homes.popitem(last=False)
+        gone = self._known_homes.use(tenant, session_id)
+        if gone is not None:
+            self._homes.pop(gone, None)
 
 
 def _likely(probabilities: tuple[tuple[str, float], ...]) -> tuple[tuple[str, float], ...]:

@@ -27,7 +27,7 @@ def summary(profile: Profile, *, wide: bool = False) -> str:
         so_far = [] if is_decided(calibration) else ["so far, not decided:"]
         lines += ["", *so_far, *_advice(calibration.recommendation), ""]
         lines += _table(calibration, calibration.recommendation, wide=wide)
-    lines += ["", *_quality(calibration)]
+    lines += ["", *_quality(calibration), *_context(profile, calibration)]
     return "\n".join(lines)
 
 
@@ -129,6 +129,17 @@ def _limits(calibration: Calibration, task: str) -> Iterator[str]:
     for one in calibration.crossovers:
         if one.task == task and one.concurrency is not None:
             yield f"K={one.draft_length}: {one.concurrency:.3g}"
+
+
+def _context(profile: Profile, calibration: Calibration) -> Iterator[str]:
+    price = profile.context_cost
+    if price is not None:
+        yield (
+            f"1,000 more tokens in the caches cost a step {1e6 * price.plain_s:.2g} ms, and "
+            f"{1e6 * price.draft_s:.2g} ms per draft"
+        )
+    elif "context_not_measured" in calibration.environment:
+        yield f"context cost not measured: {calibration.environment['context_not_measured']}"
 
 
 def _quality(calibration: Calibration) -> Iterator[str]:

@@ -11,6 +11,7 @@ from trt_mtp.serve.contract import (
     MAX_STOP_BYTES,
     MAX_STOP_TEXTS,
     RETURN_MARGIN,
+    RETURN_READ,
     STOP,
 )
 from trt_mtp.serve.kserve import InferRequest
@@ -76,6 +77,8 @@ def _check_input_name(name: str) -> None:
             f"{RETURN_MARGIN} is for variants, and this model is all of them: ask a variant "
             f"by its own name for its margin"
         )
+    if name == RETURN_READ:
+        raise InputError(f"{RETURN_READ} is for variants: leave it out, the gateway asks for it")
     if name == CANCEL:
         raise InputError(
             f"{CANCEL} is for variants, and this model is all of them: end the call to cancel "

@@ -4,11 +4,15 @@ A variant's Triton model has it among its parameters, for a gateway that never s
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, Literal
 
 MAX_REFERENCES = 8  # followed one after the other
+MAX_REFERENCE_CHARS = 256
+MAX_SCHEMAS = 256  # alternatives of a parameter, and theirs, that are looked at
+NOTHING: Mapping[str, Any] = MappingProxyType({})
 CHAT_FORMAT = "chat_format"  # the model parameter; absent without a chat template
 
 
@@ -41,17 +45,50 @@ class ChatFormat:
         return cls("xml" if is_xml else "json", can_think, (default, on, off))
 
 
-def kinds_of(schema: Any) -> frozenset[str]:
-    """The JSON types that a parameter's schema allows; a text where it says nothing."""
-    if not isinstance(schema, Mapping):
-        return frozenset({"string"})
+def kinds_of(schema: Any, root: Mapping[str, Any] = NOTHING) -> frozenset[str]:
+    """The JSON types that a parameter's schema allows; a text where it says nothing.
+
+    With what its `$ref`, and those of its alternatives, name in `root`. Nothing is copied, and the
+    first MAX_SCHEMAS are looked at: a few KB may name something large thousands of times.
+    """
     kinds: set[str] = set()
-    stated = schema.get("type")
-    kinds.update([stated] if isinstance(stated, str) else _texts(stated))
-    for alternatives in (schema.get("anyOf"), schema.get("oneOf")):
-        for each in alternatives if isinstance(alternatives, list) else ():
-            kinds |= kinds_of(each)
+    left: list[Any] = [schema]
+    for _ in range(MAX_SCHEMAS):
+        if not left:
+            break
+        layers = _layers(left.pop(0), root)
+        stated = _first(layers, "type")
+        kinds.update([stated] if isinstance(stated, str) else _texts(stated))
+        for key in ("anyOf", "oneOf"):
+            alternatives = _first(layers, key)
+            if isinstance(alternatives, list):
+                left += alternatives[: MAX_SCHEMAS - len(left)]
     return frozenset(kinds or {"string"})
+
+
+def _layers(schema: Any, root: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """A schema and what it refers to, one after the other; what is said first holds."""
+    layers: list[Mapping[str, Any]] = []
+    while isinstance(schema, Mapping) and len(layers) <= MAX_REFERENCES:
+        layers.append(schema)
+        schema = _named(schema.get("$ref"), root)
+    return layers
+
+
+def _first(layers: Sequence[Mapping[str, Any]], key: str) -> Any:
+    return next((layer[key] for layer in layers if key in layer), None)
+
+
+def _named(reference: Any, root: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """What a reference names in `root`; None for nothing."""
+    if not isinstance(reference, str) or not reference.startswith("#/"):
+        return None
+    if len(reference) > MAX_REFERENCE_CHARS:
+        return None
+    target: Any = root
+    for part in reference.removeprefix("#/").split("/"):
+        target = target.get(part) if isinstance(target, Mapping) else None
+    return target if isinstance(target, Mapping) else None
 
 
 def resolved(schema: Any, root: Mapping[str, Any]) -> Any:
@@ -65,15 +102,11 @@ def resolved(schema: Any, root: Mapping[str, Any]) -> Any:
 
 def _followed(schema: Any, root: Mapping[str, Any]) -> Any:
     for _ in range(MAX_REFERENCES):
-        reference = schema.get("$ref") if isinstance(schema, Mapping) else None
-        if not isinstance(reference, str) or not reference.startswith("#/"):
+        target = _named(schema.get("$ref"), root) if isinstance(schema, Mapping) else None
+        if target is None:
             break
-        target: Any = root
-        for part in reference.removeprefix("#/").split("/"):
-            target = target.get(part) if isinstance(target, Mapping) else None
-        if not isinstance(target, Mapping):
-            break
-        schema = {**target, **{key: value for key, value in schema.items() if key != "$ref"}}
+        own = {key: value for key, value in schema.items() if key != "$ref"}
+        schema = {**target, **own} if own else target  # not a copy for each that refers to it
     return schema
 
 

@@ -5,7 +5,7 @@ Inputs that TensorRT-LLM's own `llmapi` Triton model has keep its names and type
 @0a710573); docs/nvidia.md lists what differs for its clients. `input_ids`, `messages`, `tools`,
 `enable_thinking`, `guided_decoding`, `sampling_param_ignore_eos`, `sampling_param_min_tokens`,
 `sampling_param_logprobs`, `emitted_ids`, `streaming_interval`, `streaming_interval_ms`,
-`return_margin` and `cancel_request_id` are additions.
+`return_margin`, `return_grammar_read` and `cancel_request_id` are additions.
 
 A request with `cancel_request_id` asks for nothing else: it ends the request of that id on the same
 model, whose last response then has the finish reason "cancelled" (or, if its prompt was not read
@@ -48,6 +48,9 @@ INTERVAL_MS = "streaming_interval_ms"  # from one message to the next, about
 MAX_HOLD_S = 1.0  # that tokens wait for others to be sent with
 CANCELLED_FLAG = "cancelled"
 RETURN_MARGIN = "return_margin"
+# a message of its own, with IN_FLIGHT alone, when the request's grammar has been read and accepted:
+# until then the request has no place in the engine
+RETURN_READ = "return_grammar_read"
 MARGIN = "margin"
 IN_FLIGHT = "requests_in_flight"
 # The llmapi model's names of what the counters say; NVIDIA's clients of a variant read them.
@@ -74,7 +77,16 @@ NEUTRAL: dict[str, bytes | float | bool] = {
 # them. All floats are among them: perf_analyzer 2.50 exports an absent output as whatever its
 # memory holds, and its JSON ends at the first NaN.
 VARIANT_ONLY = frozenset(
-    {CANCEL, CANCELLED_FLAG, RETURN_MARGIN, MARGIN, IN_FLIGHT, *LLMAPI_COUNTERS, *NEUTRAL}
+    {
+        CANCEL,
+        CANCELLED_FLAG,
+        RETURN_MARGIN,
+        RETURN_READ,
+        MARGIN,
+        IN_FLIGHT,
+        *LLMAPI_COUNTERS,
+        *NEUTRAL,
+    }
 )
 
 INPUTS = (
@@ -103,6 +115,7 @@ INPUTS = (
     TensorSpec("sampling_param_return_perf_metrics", "TYPE_BOOL"),
     TensorSpec("return_finish_reason", "TYPE_BOOL"),
     TensorSpec(RETURN_MARGIN, "TYPE_BOOL"),
+    TensorSpec(RETURN_READ, "TYPE_BOOL"),  # goes with guided_decoding
     TensorSpec(CANCEL, "TYPE_STRING"),
     TensorSpec("sampling_param_best_of", "TYPE_INT32"),
     TensorSpec("sampling_param_logits_post_processor_name", "TYPE_STRING"),

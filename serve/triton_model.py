@@ -81,6 +81,7 @@ class RequestState:
         self.is_cancelled_in_band = False  # by another request; the client reads to the end
         self._pending = PendingMessage(request.echo, self.outputs, request.interval)
         self._reasoning = reasoning
+        self._tells_read = request.tells_read
         self._has_told_input = False
         self._last: Chunk | None = None
 
@@ -102,7 +103,8 @@ class RequestState:
         `num_in_flight` requests are left when it is sent.
         """
         chunk = self._last
-        assert chunk is not None
+        if chunk is None:
+            return None
         if chunk.finish_reason == "error":
             return error_response(INTERNAL_ERROR + chunk.error, pb_utils.TritonError.INTERNAL)
         if chunk.finish_reason == "cancelled" and not self.is_cancelled_in_band:
@@ -128,6 +130,14 @@ class RequestState:
                 if name in self.outputs
             ]
         )
+
+    def take_read(self, num_in_flight: int) -> Any:
+        """The response before all others, that its grammar was accepted; None if it isn't due."""
+        if not self._tells_read or IN_FLIGHT not in self.outputs:
+            return None
+        self._tells_read = False
+        value = np.array([num_in_flight], DTYPES[IN_FLIGHT])
+        return pb_utils.InferenceResponse([pb_utils.Tensor(IN_FLIGHT, value)])
 
     def is_due(self) -> bool:
         """Whether what there is since the last response is to be sent now."""
@@ -285,6 +295,7 @@ class ResponseSender:
             changed[state] = None
         elif not state.is_over:
             self._running.add(state)
+            changed[state] = None  # whose grammar was accepted
 
     def _cancel(self, cancellation: Cancellation) -> None:
         matches = [s for s in self._running if s.request_id == cancellation.request_id]
@@ -298,6 +309,9 @@ class ResponseSender:
         is_over = state.is_over
         if is_over:
             self._running.discard(state)  # Triton must not be polled after the last response
+        read = state.take_read(len(self._running))
+        if read is not None:
+            state.sender.send(read)
         response = state.take_response(len(self._running))
         if response is not None:
             state.sender.send(response, flags=FINAL if is_over else 0)

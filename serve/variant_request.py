@@ -20,6 +20,7 @@ from trt_mtp.serve.contract import (
     PARAMETERS,
     PROMPT_INPUTS,
     REST_OF_CONTEXT,
+    RETURN_READ,
     THINKING,
 )
 from trt_mtp.serve.engine.base import Engine, Guided, Request, SamplingParams
@@ -61,6 +62,7 @@ class VariantRequest:
     echo: str  # the prompt, where it is to be part of the answer
     omitted: frozenset[str]  # outputs that flags leave out
     chat: ChatOptions | None  # None for a prompt that is no chat
+    tells_read: bool = False  # that its grammar was accepted
 
 
 def read_request(
@@ -94,6 +96,7 @@ def read_request(
             *(OUTPUT_FLAGS[name] for name, is_wanted in flags.items() if not is_wanted)
         ),
         chat=ChatOptions(_thinking(inputs), "tools" in inputs) if "messages" in inputs else None,
+        tells_read=RETURN_READ in inputs and bool(inputs[RETURN_READ].item()),
     )
 
 

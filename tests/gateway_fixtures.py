@@ -15,8 +15,8 @@ import grpc
 from tritonclient.grpc import service_pb2 as pb
 
 from tests.programs import join
-from trt_mtp.controller.acceptance import DriftAlarm
 from trt_mtp.controller.decision import CandidateScore, Decision, VariantState
+from trt_mtp.controller.drift import DriftAlarm
 from trt_mtp.controller.filters import rejections
 from trt_mtp.controller.gateway.gateway import Gateway, GatewayConfig
 from trt_mtp.controller.outcome import Outcome

@@ -20,7 +20,7 @@ from trt_mtp.controller.gateway.servers.load import LoadMeter
 from trt_mtp.controller.gateway.servers.upstream import UpstreamLost
 from trt_mtp.controller.gateway.servers.winding_down import Rest
 from trt_mtp.controller.json_request import features_from_json
-from trt_mtp.serve.contract import INPUTS, OUTPUTS
+from trt_mtp.serve.contract import INPUTS, OUTPUTS, RETURN_READ
 from trt_mtp.serve.kserve import int_input, read_request
 
 DECISION = Decision(
@@ -49,6 +49,7 @@ def call_of(
     priority: int = 0,
     hint: int | None = None,
     prompt: str = "x",
+    is_guided: bool = False,
     caller: Caller | None = None,
 ) -> InferenceCall:
     """A streamed request of this id."""
@@ -57,7 +58,8 @@ def call_of(
     request.inputs.add(name="streaming", datatype="BOOL", shape=[1])
     request.raw_input_contents.append(b"\x01")
     read = read_request(request.SerializeToString())
-    features = replace(features_from_json({"prompt": prompt}), hint_draft_length=hint)
+    features = features_from_json({"prompt": prompt})
+    features = replace(features, hint_draft_length=hint, is_guided=is_guided)
     return InferenceCall(read, features, caller or Caller(None, None))
 
 
@@ -106,6 +108,9 @@ class StreamDouble:
         """Answer with what the script has, after the tokens that the request brings."""
         request = read_request(raw)
         emitted = len(int_input(request, "emitted_ids")) // 4
+        tells = any(tensor.name == RETURN_READ for tensor in request.message.inputs)
+        if tells and (self.script.num_tokens or self.script.end in ("final", "late")):
+            self._messages.append(_accepted(request.message.id))
         last = min(emitted + self.script.num_tokens, NUM_TOKENS)
         is_whole = self.script.end in ("final", "late")
         for index in range(emitted, NUM_TOKENS if is_whole else last):
@@ -191,6 +196,14 @@ class Script:
 
     num_tokens: int = 0
     end: str = "final"
+
+
+def _accepted(request_id: str) -> bytes:
+    response = pb.ModelStreamInferResponse()
+    response.infer_response.id = request_id
+    response.infer_response.outputs.add(name="requests_in_flight", datatype="INT32", shape=[1])
+    response.infer_response.raw_output_contents.append((1).to_bytes(4, "little"))
+    return bytes(response.SerializeToString())
 
 
 def _token(request_id: str, index: int) -> bytes:

@@ -9,6 +9,7 @@ from trt_mtp.controller.calibrate.confidence import interval, quantile, rounded
 from trt_mtp.controller.calibrate.draws import Array
 from trt_mtp.controller.calibrate.fit import Estimates, likely_losses
 from trt_mtp.controller.calibration import (
+    ALLOWED_LOSS,
     BestLength,
     Crossover,
     Interval,
@@ -101,10 +102,15 @@ def recommendation(estimates: Estimates) -> Recommendation:
 
 
 def best_index(draws: Array) -> int:
-    """The index of the best length, or of a shorter one that ties and loses no more than TIE."""
+    """The index of the best length, or of a shorter one that ties and loses no more than TIE.
+
+    A choice that is settled stays so.
+    """
     best = int(np.argmax(draws[0]))
+    most = max(_may_lose(draws, best), ALLOWED_LOSS)
     for at in _ties(draws, best):
-        if at < best and draws[0, best] - draws[0, at] <= math.log1p(TIE):
+        is_near = at < best and draws[0, best] - draws[0, at] <= math.log1p(TIE)
+        if is_near and _may_lose(draws, at) <= most:
             return at
     return best
 

@@ -1,6 +1,8 @@
 """Measure draft lengths until every choice of one is settled."""
 
 import asyncio
+import hashlib
+import json
 import os
 import platform
 import random
@@ -21,7 +23,8 @@ from trt_mtp.controller.calibrate.prompt_sets import PromptSet, read_prompt_set
 from trt_mtp.controller.calibrate.results import Arm, Block, Results, Settings
 from trt_mtp.controller.calibrate.rig import Rig, RigFacts
 from trt_mtp.controller.calibrate.triton_rig import found_variants
-from trt_mtp.controller.profile import Profile, write_profile
+from trt_mtp.controller.cost import StepCost
+from trt_mtp.controller.profile import Profile, read_profile, write_profile
 from trt_mtp.errors import TrtMtpError
 from trt_mtp.progress import Meter
 
@@ -46,6 +49,7 @@ class Options:
     temperature: float = 0.0
     all_cells: bool = False
     context_tokens: int = 0  # of the prompts of two more cells; 0: what context costs is not asked
+    prior: Path | None = None  # profile whose step costs are where to begin
     wait_s: float = 300.0  # for a server that is lost to come back: engines take minutes to load
     openai: Mapping[int, str] = field(default_factory=dict)  # base URLs by draft length
     openai_key: str = field(default="", repr=False)
@@ -70,18 +74,21 @@ def calibrate(
     in the journal.
     """
     prompts = read_prompt_set(options.prompts)
+    prior = read_profile(options.prior).step_cost() if options.prior else None
     if options.tasks:
         prompts = prompts.chosen(options.tasks)
     prompts = prompts.drawn(options.max_tokens, options.temperature, options.seed)
-    profile = run(_calibrate(options, prompts, meter))
+    profile = run(_calibrate(options, prompts, prior, meter))
     write_profile(options.out, profile)
     return profile
 
 
-async def _calibrate(options: Options, prompts: PromptSet, meter: Meter) -> Profile:
+async def _calibrate(
+    options: Options, prompts: PromptSet, prior: StepCost | None, meter: Meter
+) -> Profile:
     rig = await _found(options, meter)
     try:
-        return await _measured(options, prompts, rig, meter)
+        return await _measured(options, prompts, prior, rig, meter)
     except ServerLostError as error:
         raise TrtMtpError(
             f"{error}; what was measured until then is in {options.journal}: run the same command "
@@ -106,7 +113,9 @@ async def _found(options: Options, meter: Meter) -> Rig:
     return await found_variants(options.url, model, options.variants, options.wait_s, meter.say)
 
 
-async def _measured(options: Options, prompts: PromptSet, rig: Rig, meter: Meter) -> Profile:
+async def _measured(
+    options: Options, prompts: PromptSet, prior: StepCost | None, rig: Rig, meter: Meter
+) -> Profile:
     settings = Settings(
         num_prompts=tuple((task, len(part)) for task, part in prompts.prompts.items()),
         draft_lengths=rig.facts.draft_lengths,
@@ -114,6 +123,7 @@ async def _measured(options: Options, prompts: PromptSet, rig: Rig, meter: Meter
         seed=options.seed,
         all_cells=options.all_cells,
         context_tokens=options.context_tokens,
+        prior=prior,
     )
     record = _journal_settings(options, settings, rig.facts, prompts)
     with Journal(options.journal, record) as journal:
@@ -149,8 +159,16 @@ def _journal_settings(
         "max_tokens": options.max_tokens,
         "temperature": options.temperature,
         "all_cells": options.all_cells,
-        "context": options.context_tokens or None,  # older journals have no such line
+        # older journals have no such lines
+        "context": options.context_tokens or None,
+        "prior": _digest(settings.prior) if settings.prior else None,
     }
+
+
+def _digest(prior: StepCost) -> str:
+    """The name of a table in a journal."""
+    table = [prior.ratio_deviation, sorted(prior.ratios.items())]
+    return hashlib.sha256(json.dumps(table).encode()).hexdigest()[:12]
 
 
 async def _measure(

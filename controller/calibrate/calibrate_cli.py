@@ -161,6 +161,13 @@ openai_key_option = click.option(
     "0 leaves that out.",
 )
 @click.option(
+    "--prior",
+    metavar="PROFILE",
+    type=FILE,
+    help="Profile whose step costs the planning begins with, such as one that `trt-mtp profile "
+    "prior` writes for a model and a GPU. Choices are better where the budget is short.",
+)
+@click.option(
     "--engines",
     type=FOLDER,
     default="engines",

@@ -20,7 +20,7 @@ from trt_mtp.controller.calibrate.confidence import (
     ratio_interval,
     rounded,
 )
-from trt_mtp.controller.calibrate.context_fit import context_price
+from trt_mtp.controller.calibrate.context_fit import context_price, missing_price
 from trt_mtp.controller.calibrate.fit import Estimates, estimate
 from trt_mtp.controller.calibrate.load_client import Answer
 from trt_mtp.controller.calibrate.plan import ended
@@ -85,6 +85,7 @@ def _calibration(
 ) -> Calibration:
     keys = [key for key in settings.cells() if results.answers[key] or key in results.errors]
     cells = tuple(_cell(settings, results, run_info, key) for key in keys)
+    missing = missing_price(settings, results)
     calibration = Calibration(
         created=run_info.created,
         seed=settings.seed,
@@ -95,7 +96,11 @@ def _calibration(
         tasks=settings.tasks,
         draft_lengths=settings.draft_lengths,
         concurrencies=settings.concurrencies,
-        environment={**run_info.environment, "disturbed_answers": str(results.num_disturbed)},
+        environment={
+            **run_info.environment,
+            "disturbed_answers": str(results.num_disturbed),
+            **({"context_not_measured": missing} if missing else {}),
+        },
         cells=cells,
         unmeasured=tuple(key for key in settings.cells() if key not in keys),
         crossovers=tuple(crossovers(estimates)),

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from trt_mtp.controller.calibrate.confidence import rounded
 from trt_mtp.controller.calibrate.load_client import Answer
-from trt_mtp.controller.calibrate.results import Results
+from trt_mtp.controller.calibrate.results import Results, Settings
 from trt_mtp.controller.profile import ContextPrice
 
 
@@ -26,6 +26,16 @@ def context_price(results: Results) -> ContextPrice | None:
         plain_s=rounded(max(plain, 0.0)),
         draft_s=rounded(max(drafting - max(plain, 0.0), 0.0) / deepest),
     )
+
+
+def missing_price(settings: Settings, results: Results) -> str:
+    """Why a price that was asked for is not known; empty if it is, or if none was asked for."""
+    if not settings.context_tokens or context_price(results) is not None:
+        return ""
+    if not results.long_arms:
+        return "the budget was spent before"
+    errors = [answer.error for arm in results.long_arms for answer in arm.answers if answer.error]
+    return errors[0] if errors else "no long prompt's answer came in two messages or more"
 
 
 def _slope(results: Results, draft_length: int) -> float | None:

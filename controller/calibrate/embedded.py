@@ -7,7 +7,7 @@ from pathlib import Path
 from trt_mtp.controller.calibrate.beside import run_beside
 from trt_mtp.controller.calibrate.calibrate import Options, calibrate
 from trt_mtp.controller.calibrate.prompt_sets import SHIPPED, read_prompt_set
-from trt_mtp.controller.profile import Profile
+from trt_mtp.controller.profile import Profile, read_profile
 from trt_mtp.controller.up import build, default_checkpoint, require_builder
 from trt_mtp.progress import Meter
 from trt_mtp.serve.serving import resolve_variants, serving
@@ -33,6 +33,8 @@ def run_embedded(
     source = prompts or (str(own) if own.is_file() else SHIPPED)
     if options.tasks:  # before minutes are spent
         read_prompt_set(source).chosen(options.tasks)
+    if options.prior:
+        read_profile(options.prior)
     meter.say(f"building {checkpoint} into {engines}")
     variants = resolve_variants(build(checkpoint, draft_lengths, engines))
     with serving(variants, on_progress=meter.say) as server:

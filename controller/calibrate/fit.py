@@ -8,7 +8,7 @@ is the other: it belongs to the load, and to the task as far as measuring has sh
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -18,7 +18,8 @@ from trt_mtp.controller.acceptance import DECAY_RATIO
 from trt_mtp.controller.calibrate.direct import measured_speedups
 from trt_mtp.controller.calibrate.draws import FAILED, NUM_DRAWS, Array, spread, weights
 from trt_mtp.controller.calibrate.results import Batch, Results, Settings, Survival
-from trt_mtp.controller.calibrate.step_costs import step_costs
+from trt_mtp.controller.calibrate.step_costs import Noise, step_costs
+from trt_mtp.controller.cost import StepCost
 from trt_mtp.controller.position_counts import MAX_POSITIONS
 
 
@@ -29,7 +30,7 @@ class OpenChoice(NamedTuple):
     task: str
     concurrency: int
     lengths: tuple[int, ...]  # the likeliest, and those that may be better by more than allowed
-    is_acceptance: bool  # AL is what is unsure, not what a step costs
+    closest: tuple[int, ...]  # the likeliest, and the one that may be better by most
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +42,8 @@ class Estimates:
     speedups: dict[tuple[str, int], Array]
     acceptance: dict[str, Array]  # log AL by task, in the same draws
     ratios: dict[int, Array]  # R by draft length, of each concurrency; rises with the length
+    costs: dict[tuple[str, int], Array]  # log R of each task and concurrency, in the same draws
+    noise: Mapping[int, Noise]  # by concurrency
 
     def open_choices(self, allowed_loss: float) -> Iterator[OpenChoice]:
         """The choices that may lose more than `allowed_loss`."""
@@ -51,12 +54,8 @@ class Estimates:
             if losses[rival] > allowed_loss:
                 in_question = [best, *np.flatnonzero(losses > allowed_loss)]
                 lengths = tuple(sorted(self.draft_lengths[at] for at in in_question))
-                unsure = np.var(draws[1:, rival] - draws[1:, best])
-                known = self.acceptance[task]
-                of_acceptance = np.var(known[1:, rival] - known[1:, best])
-                yield OpenChoice(
-                    float(losses[rival]), task, load, lengths, bool(2 * of_acceptance > unsure)
-                )
+                closest = sorted(self.draft_lengths[at] for at in (best, rival))
+                yield OpenChoice(float(losses[rival]), task, load, lengths, tuple(closest))
 
 
 def likely_losses(draws: Array, chosen: int) -> Array:
@@ -74,7 +73,8 @@ def estimate(settings: Settings, results: Results, *, of_prompts: bool = False) 
     """
     rng = np.random.default_rng(settings.seed)
     if results.is_untold:
-        return Estimates(settings.draft_lengths, measured_speedups(settings, results, rng), {}, {})
+        measured = measured_speedups(settings, results, rng)
+        return Estimates(settings.draft_lengths, measured, {}, {}, {}, {})
     acceptance = {}
     for task, num_prompts in settings.num_prompts:
         drawn = _acceptance_draws(results, settings, task, rng)
@@ -84,9 +84,8 @@ def estimate(settings: Settings, results: Results, *, of_prompts: bool = False) 
                 draws = draws[:1] + math.sqrt(1 - num_asked / num_prompts) * (draws - draws[:1])
             draws[:, _failed(results, task, settings.draft_lengths)] = FAILED
             acceptance[task] = draws
-    return combined(
-        acceptance, results.batches, settings.draft_lengths, settings.concurrencies, rng
-    )
+    lengths, loads = settings.draft_lengths, settings.concurrencies
+    return combined(acceptance, results.batches, lengths, loads, rng, settings.prior)
 
 
 def combined(
@@ -95,19 +94,25 @@ def combined(
     lengths: tuple[int, ...],
     loads: Sequence[int],
     rng: np.random.Generator,
+    prior: StepCost | None = None,
 ) -> Estimates:
-    """log AL of each task, [1 + NUM_DRAWS, lengths], over the R that `batches` tell, at `loads`."""
+    """log AL of each task, [1 + NUM_DRAWS, lengths], over the R that `batches` tell, at `loads`.
+
+    `prior` is what is known of R beforehand.
+    """
     if not batches:
-        return Estimates(lengths, {}, {}, {})
-    costs = step_costs(batches, lengths, loads, NUM_DRAWS, rng)
-    speedups = {
-        (task, load): draws
-        - _rising(costs.by_load[load] + costs.by_cell.get((task, load), costs.by_chance[load]))
-        for task, draws in acceptance.items()
+        return Estimates(lengths, {}, {}, {}, {}, {})
+    costs = step_costs(batches, lengths, loads, NUM_DRAWS, rng, prior)
+    by_cell = {
+        (task, load): _rising(
+            costs.by_load[load] + costs.by_cell.get((task, load), costs.by_chance[load])
+        )
+        for task in acceptance
         for load in loads
     }
+    speedups = {cell: acceptance[cell[0]] - draws for cell, draws in by_cell.items()}
     ratios = {load: np.exp(_rising(costs.by_load[load])[0]) for load in loads}
-    return Estimates(lengths, speedups, acceptance, ratios)
+    return Estimates(lengths, speedups, acceptance, ratios, by_cell, costs.noise)
 
 
 def _failed(results: Results, task: str, lengths: Sequence[int]) -> list[int]:

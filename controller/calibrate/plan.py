@@ -2,24 +2,30 @@
 
 speedup(task, K, B) = AL(task, K) / R(K, B). So first each task is measured at the deepest draft
 length, at a concurrency that answers a batch at once, which teaches its acceptance at all lengths
-and concurrencies; then every draft length at every concurrency with one task or two, which teaches
-the step costs. From then on a choice counts as settled, measured or not, when the two factors leave
-no length that may be better by more than ALLOWED_LOSS; block after block goes where most may be
-lost. Last come the cells that people look at first, each task's choice at the lowest concurrency.
+and concurrencies; then every draft length at the lowest and the highest concurrency, which teaches
+the step costs, and how far they may be off between. From then on a choice counts as settled,
+measured or not, when the two factors leave no length that may be better by more than ALLOWED_LOSS.
+Each next block is the one that narrows all open choices most per second (telling.py). On a noisy
+machine it may be one that was asked before. Last come the cells that people look at first, each
+task's choice at the lowest concurrency.
 """
 
 import math
 import random
 from collections import Counter
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
 from trt_mtp.controller.calibrate.advice import best_index
 from trt_mtp.controller.calibrate.confidence import radius
 from trt_mtp.controller.calibrate.fit import Estimates, OpenChoice, estimate
 from trt_mtp.controller.calibrate.results import Block, Results, Settings
+from trt_mtp.controller.calibrate.step_costs import Noise
+from trt_mtp.controller.calibrate.telling import Candidate, most_telling
 from trt_mtp.controller.calibration import ALLOWED_LOSS, CellKey, Ended
 
 SMALLEST_BATCH = 8  # prompts; radius() is infinite below
+MOST_ASKED = 4  # times that a cell is asked each prompt: on a noisy machine, once tells little
 TOLERANCE = 0.05  # half of a speedup's interval, relative
 
 
@@ -29,12 +35,13 @@ def next_block(settings: Settings, results: Results) -> Block | None:
     The same results always give the same block, so that a run that was killed goes on as it was.
     """
     if settings.all_cells or results.is_untold:  # without acceptance nothing is predicted
-        return _least_measured(settings, results)
+        context = _of_context(settings, results) if results.arms else None
+        return context or _least_measured(settings, results)
     return (
         _of_acceptance(settings, results)
         or _of_step_costs(settings, results)
         or _of_context(settings, results)
-        or _of_choices(settings, results, estimate(settings, results, of_prompts=True))
+        or _of_choices(settings, results)
     )
 
 
@@ -53,28 +60,18 @@ def _of_acceptance(settings: Settings, results: Results) -> Block | None:
 
 
 def _of_step_costs(settings: Settings, results: Results) -> Block | None:
-    """Every length at a load that no task has taught yet, the ends first; None if all have one.
-
-    Both references teach the lowest and the highest load, where tasks differ least and most; they
-    take turns between.
-    """
+    """Every length at the lowest and the highest load, by one task; None if both have one."""
     loads = settings.concurrencies
-    for place in ends_first(len(loads)):
-        teachers = references(settings, results)
-        if teachers and 0 < place < len(loads) - 1:
-            teachers = (teachers[place % len(teachers)],)
-        num_taught = sum(
-            all(results.num_prompts[CellKey(task, k, loads[place])] for k in settings.draft_lengths)
-            for task in settings.tasks
-        )
-        for task in teachers[num_taught:]:
-            missing = [
-                length
-                for length in settings.draft_lengths[1:]
-                if not results.num_prompts[CellKey(task, length, loads[place])]
-            ]
-            if missing:
-                return _block(settings, results, task, loads[place], (0, *missing))
+    for load, task in zip(
+        dict.fromkeys((loads[0], loads[-1])), references(settings, results) * 2, strict=False
+    ):
+        missing = [
+            length
+            for length in settings.draft_lengths[1:]
+            if not any(results.num_prompts[CellKey(t, length, load)] for t in settings.tasks)
+        ]
+        if missing:
+            return _block(settings, results, task, load, (0, *missing))
     return None
 
 
@@ -140,9 +137,10 @@ def ended(settings: Settings, results: Results, key: CellKey) -> Ended | None:
             return "tight"
         if mean + half < best_lower_bound(settings, results, key):
             return "hopeless"
-    if results.num_prompts[key] >= dict(settings.num_prompts)[key.task]:
-        return "max"
-    return None
+    most = 1 if settings.all_cells else MOST_ASKED
+    return (
+        "max" if results.num_prompts[key] >= most * dict(settings.num_prompts)[key.task] else None
+    )
 
 
 def best_lower_bound(settings: Settings, results: Results, key: CellKey) -> float:
@@ -156,12 +154,30 @@ def best_lower_bound(settings: Settings, results: Results, key: CellKey) -> floa
     return max(bounds)
 
 
-def _of_choices(settings: Settings, results: Results, estimates: Estimates) -> Block | None:
-    """A block that tells most of the choice that may cost most; then what is looked at first."""
-    for choice in sorted(estimates.open_choices(math.log1p(ALLOWED_LOSS)), reverse=True):
-        block = _telling(settings, results, choice)
-        if block is not None:
-            return block
+def _of_choices(settings: Settings, results: Results) -> Block | None:
+    """The block that tells most of the open choices; then what is looked at first.
+
+    A choice that is settled for these prompts may be open for others, while some were not asked.
+    """
+    allowed = math.log1p(ALLOWED_LOSS)
+    for of_prompts in (True, False):
+        estimates = estimate(settings, results, of_prompts=of_prompts)
+        choices = list(estimates.open_choices(allowed))
+        candidates = [
+            candidate
+            for choice in choices
+            for candidate in _candidates(settings, results, choice, estimates.noise, of_prompts)
+        ]
+        chosen = most_telling(estimates, choices, dict.fromkeys(candidates), allowed)
+        if chosen is not None:
+            lengths = (0, *chosen.lengths)
+            block = _block(settings, results, chosen.task, chosen.concurrency, lengths)
+            return replace(block, prompts=block.prompts[: chosen.num_prompts])
+    return _of_first_look(settings, results, estimates)
+
+
+def _of_first_look(settings: Settings, results: Results, estimates: Estimates) -> Block | None:
+    """The choice of a task at the lowest load, if it was not measured; None if all were."""
     lowest = settings.concurrencies[0]
     for task in (task for task, load in estimates.speedups if load == lowest):
         chosen = settings.draft_lengths[best_index(estimates.speedups[task, lowest])]
@@ -175,28 +191,60 @@ def _of_choices(settings: Settings, results: Results, estimates: Estimates) -> B
     return None
 
 
-def _telling(settings: Settings, results: Results, choice: OpenChoice) -> Block | None:
-    """More prompts of the task where acceptance is unsure, else the lengths in question."""
-    task, deepest = choice.task, settings.draft_lengths[-1]
-    if choice.is_acceptance and not _failed(results, task, deepest):
-        asked = _asked(results, task)
-        if len(asked) < dict(settings.num_prompts)[task]:
-            loads = [
-                c
-                for c in settings.concurrencies[1:]
-                if results.num_prompts[CellKey(task, deepest, c)]
-            ]
-            return _block(
-                settings, results, task, max(loads, default=choice.concurrency), (0, deepest)
-            )
-    lengths = [
+def _candidates(
+    settings: Settings,
+    results: Results,
+    choice: OpenChoice,
+    noise: Mapping[int, Noise],
+    of_prompts: bool,
+) -> Iterator[Candidate]:
+    """More prompts for the task's acceptance; if asked of these prompts, the two closest lengths.
+
+    Where batches differ more than the answers of one, few prompts tell as much as many.
+    """
+    task, load, deepest = choice.task, choice.concurrency, settings.draft_lengths[-1]
+    available = dict(settings.num_prompts)[task]
+    if len(_asked(results, task)) < available and not _failed(results, task, deepest):
+        keys = (CellKey(task, deepest, c) for c in settings.concurrencies)
+        most = max((key.concurrency for key in keys if results.num_prompts[key]), default=load)
+        size = _block_size(most, available)
+        yield _candidate(settings, results, task, most, (deepest,), size)
+    if not of_prompts:
+        return
+    size = _block_size(load, available)
+    if noise[load].batch > noise[load].answer / size:
+        size = min(max(SMALLEST_BATCH // 2, load), available)
+    left = tuple(
         length
-        for length in choice.lengths
-        if length and ended(settings, results, CellKey(task, length, choice.concurrency)) is None
-    ]
-    if not lengths:
-        return None
-    return _block(settings, results, task, choice.concurrency, (0, *lengths))
+        for length in choice.closest
+        if length and not _is_exhausted(settings, results, CellKey(task, length, load))
+    )
+    if left:
+        yield _candidate(settings, results, task, load, left, size)
+
+
+def _candidate(
+    settings: Settings,
+    results: Results,
+    task: str,
+    load: int,
+    lengths: tuple[int, ...],
+    size: int,
+) -> Candidate:
+    available, num_asked = dict(settings.num_prompts)[task], len(_asked(results, task))
+    known = 0.0
+    if settings.draft_lengths[-1] in lengths and 0 < num_asked < available:
+        after = min(num_asked + size, available)
+        known = 1 - (1 / after - 1 / available) / (1 / num_asked - 1 / available)
+    seconds = (1 + len(lengths)) * size * results.seconds_per_prompt(load)
+    return Candidate(task, load, lengths, size, seconds, known)
+
+
+def _is_exhausted(settings: Settings, results: Results, key: CellKey) -> bool:
+    """True if a cell failed, or all its prompts were asked MOST_ASKED times."""
+    if {key, key._replace(draft_length=0)} & set(results.errors):
+        return True
+    return results.num_prompts[key] >= MOST_ASKED * dict(settings.num_prompts)[key.task]
 
 
 def _failed(results: Results, task: str, length: int) -> bool:
@@ -232,8 +280,13 @@ def _block(
     """
     available = dict(settings.num_prompts)[task]
     order = random.Random(f"{settings.seed}/{task}").sample(range(available), available)
-    size = min(max(SMALLEST_BATCH, 2 * concurrency), available)
+    size = _block_size(concurrency, available)
     cell, anywhere = CellKey(task, lengths[-1], concurrency), _asked(results, task)
     here = Counter(n for arm in results.arms if arm.key == cell for n in arm.block.prompts)
     order.sort(key=lambda prompt: (here[prompt], anywhere[prompt]))
     return Block(results.num_blocks, task, concurrency, lengths, tuple(order[:size]))
+
+
+def _block_size(concurrency: int, available: int) -> int:
+    """Prompts that keep the load up."""
+    return min(max(SMALLEST_BATCH, 2 * concurrency), available)

@@ -10,6 +10,7 @@ from typing import NamedTuple
 from trt_mtp.controller.calibrate.confidence import design_effect
 from trt_mtp.controller.calibrate.load_client import Answer
 from trt_mtp.controller.calibration import CellKey
+from trt_mtp.controller.cost import StepCost
 from trt_mtp.controller.position_counts import MAX_POSITIONS
 
 Pairs = list[tuple[Answer, Answer]]  # of one batch: without speculation, and with
@@ -27,6 +28,7 @@ class Settings:
     seed: int = 0
     all_cells: bool = False  # every cell until it ends, for checking what a plan leaves out
     context_tokens: int = 0  # of two cells with long prompts, for what context costs; 0: none
+    prior: StepCost | None = None  # what is known of step costs before the first batch
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -126,6 +128,13 @@ class Results:
     def num_blocks(self) -> int:
         """The number of blocks begun."""
         return max((arm.block.number + 1 for arm in self.all_arms), default=0)
+
+    def seconds_per_prompt(self, concurrency: int) -> float:
+        """Seconds of an arm for each prompt at a concurrency, or at the nearest one with arms."""
+        loads = {arm.block.concurrency for arm in self.arms}
+        near = min(loads, key=lambda load: (abs(math.log(load / concurrency)), load))
+        arms = [arm for arm in self.arms if arm.block.concurrency == near]
+        return sum(arm.wall_s for arm in arms) / sum(len(arm.answers) for arm in arms)
 
     @property
     def is_untold(self) -> bool:

@@ -1,14 +1,17 @@
 """Who gets the next free slot: requests that no variant can take now wait here, not there.
 
-One bounded queue, by Triton's `priority` and then by arrival. Requests that the same variants could
-take have the same key, so that nobody waits behind a request that waits for something else. Busy
-variants are waited for as long as the client does; variants that aren't ready, for a limited time.
+One bounded queue, by Triton's `priority` and then by arrival; those with grammars, which variants
+may have to try one after the other, by turns of who sent them. Requests that the same variants
+could take have the same key, so that nobody waits behind a request that waits for something else.
+Busy variants are waited for as long as the client does; variants that aren't ready, for a limited
+time.
 """
 
 import asyncio
 import heapq
 import itertools
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -20,6 +23,11 @@ from trt_mtp.controller.gateway.scoreboard import SharedCounter
 # github.com/triton-inference-server/common, protobuf/model_config.proto, ModelDynamicBatching:
 # 1 is the highest priority; 0 and none are the default level, which is the server's to choose
 DEFAULT_PRIORITY = 100
+# of the queue that requests with grammars may have; and of what they leave of that, times how much
+# one owner may have, so that there is always room for another's (Choudhury and Hahne, "Dynamic
+# queue length thresholds for shared-memory packet switches", IEEE/ACM Trans. Netw. 6(2), 1998)
+GUIDED_SHARE = 0.75
+OWNER_FACTOR = 4
 FAILED_OVER_PRIORITY = 0  # before all others: its client has begun to read
 
 QueueKey = tuple[object, ...]  # what requests have in common that the same variants can take
@@ -30,6 +38,7 @@ class Waiter:
     """A call in its place in the queue."""
 
     priority: int
+    turn: int  # of its owner, where it has a grammar
     number: int  # by arrival
     call: InferenceCall = field(compare=False)
     placed: "asyncio.Future[Lease]" = field(compare=False)
@@ -65,6 +74,9 @@ class AdmissionQueue:
         self._on_waiting = on_waiting
         self._waiters: dict[QueueKey, list[Waiter]] = {}  # each a heap
         self._numbers = itertools.count()
+        self._guided = Counter[object]()  # who waits here with a grammar, and with how many
+        self._turns: dict[object, int] = {}  # of their last ones
+        self._turn = 0  # of the last one that was served
 
     @property
     def num_waiting(self) -> int:
@@ -78,6 +90,7 @@ class AdmissionQueue:
             key = min(keys, key=lambda key: self._waiters[key][0])
             waiter = self._waiters[key][0]
             if self._is_settled(waiter):
+                self._turn = max(self._turn, waiter.turn)
                 self._forget(key, waiter)
             else:
                 blocked.add(key)
@@ -120,15 +133,12 @@ class AdmissionQueue:
         key = self._kind(call)
         if key not in self._waiters and (lease := self._at_once(call)) is not None:
             return lease
-        if self._waiting.total >= self._max_waiting and not call.failed_variants:
-            raise QueueFullError(
-                f"all variants are busy and {self._max_waiting} requests wait, which is the "
-                f"limit (--max-waiting): send the request again later"
-            )
+        if not call.failed_variants:
+            self._check_room(call)
         placed = asyncio.get_running_loop().create_future()
-        waiter = Waiter(_priority(call), next(self._numbers), call, placed)
+        waiter = Waiter(_priority(call), self._turn_of(call), next(self._numbers), call, placed)
         heapq.heappush(self._waiters.setdefault(key, []), waiter)
-        self._count_waiting(+1)
+        self._count_waiting(call, +1)
         try:
             async with asyncio.timeout_at(_loop_time(call.deadline_at)):
                 return await _taken(placed)
@@ -146,7 +156,39 @@ class AdmissionQueue:
         except NotReadyError:
             return None
 
-    def _count_waiting(self, change: int) -> None:
+    def _check_room(self, call: InferenceCall) -> None:
+        """Raise QueueFullError for a call that may not wait."""
+        if self._waiting.total >= self._max_waiting:
+            raise QueueFullError(
+                f"all variants are busy and {self._max_waiting} requests wait, which is the "
+                f"limit (--max-waiting): send the request again later"
+            )
+        if not call.features.is_guided:
+            return
+        num_left = max(int(self._max_waiting * GUIDED_SHARE), 1) - self._guided.total()
+        if self._guided[call.owner] >= num_left * OWNER_FACTOR:
+            raise QueueFullError(
+                f"{self._guided[call.owner]} of your requests with guided_decoding wait for their "
+                f"grammars to be tried, or for a variant: send the request again later"
+            )
+
+    def _turn_of(self, call: InferenceCall) -> int:
+        """When it is its turn: after its owner's others, or next.
+
+        As in start-time fair queuing (Goyal, Vin and Cheng, IEEE/ACM Trans. Netw. 5(5), 1997), all
+        requests being of one size.
+        """
+        if not call.features.is_guided:
+            return 0
+        turn = max(self._turns.get(call.owner, -1) + 1, self._turn)
+        self._turns[call.owner] = turn
+        return turn
+
+    def _count_waiting(self, call: InferenceCall, change: int) -> None:
+        if call.features.is_guided:
+            self._guided[call.owner] += change
+            if not self._guided[call.owner]:
+                del self._guided[call.owner], self._turns[call.owner]
         self._waiting.add(change)
         self._on_waiting(change)
 
@@ -155,7 +197,7 @@ class AdmissionQueue:
         if waiter in waiters:
             waiters.remove(waiter)
             heapq.heapify(waiters)
-            self._count_waiting(-1)
+            self._count_waiting(waiter.call, -1)
         if not waiters:
             self._waiters.pop(key, None)
 

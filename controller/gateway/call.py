@@ -18,7 +18,7 @@ from trt_mtp.controller.gateway.trace_context import trace_context
 from trt_mtp.controller.outcome import Outcome
 from trt_mtp.controller.request import RequestFeatures, is_streaming
 from trt_mtp.serve.chat_format import ChatFormat
-from trt_mtp.serve.contract import COUNTERS, EMITTED, IN_FLIGHT, SEED
+from trt_mtp.serve.contract import COUNTERS, EMITTED, IN_FLIGHT, RETURN_READ, SEED
 from trt_mtp.serve.kserve import (
     EMPTY_FINAL,
     InferRequest,
@@ -88,8 +88,7 @@ class InferenceCall:
         self.is_empty_final_wanted = (
             EMPTY_FINAL in parameters and parameters[EMPTY_FINAL].bool_param
         )
-        has_seed = any(tensor.name == SEED for tensor in self.request.message.inputs)
-        self.seed = b"" if has_seed else secrets.token_bytes(SEED_BYTES)
+        self.seed = b"" if SEED in self.request.names else secrets.token_bytes(SEED_BYTES)
         self.emitted = bytearray(int_input(self.request, EMITTED))
         self.num_brought = len(self.emitted)
 
@@ -218,6 +217,10 @@ class InferenceCall:
         hidden = self.unasked(replica) - self.optional_outputs
         return hidden | (frozenset() if is_named else {IN_FLIGHT})
 
+    def is_tried_by(self, replica: Replica) -> bool:
+        """Whether `replica` tries a grammar of it first, and says when it has accepted it."""
+        return self.features.is_guided and RETURN_READ in replica.inputs
+
     def message_for(self, replica: Replica, upstream_id: str) -> bytes:
         """The request as `replica` gets it: with a seed, after the tokens that the client has."""
         unasked = self.unasked(replica)
@@ -229,6 +232,8 @@ class InferenceCall:
             message = with_input(message, EMITTED, "INT32", bytes(self.emitted), is_raw=is_raw)
         if self.seed:
             message = with_input(message, SEED, "UINT64", self.seed, is_raw=is_raw)
+        if self.is_tried_by(replica):
+            message = with_input(message, RETURN_READ, "BOOL", b"\1", is_raw=is_raw)
         return message
 
 

@@ -46,6 +46,10 @@ REQUEST_ID = "[request id: {}] "  # that Triton puts before what it refuses a re
 WindingDown = asyncio.Task[Rest]
 
 
+def _nothing(lease: "Lease") -> None:
+    """Nobody counts."""
+
+
 class Lease:
     """One call on one variant. `with` begins and ends it; `outcome` is there from then on."""
 
@@ -56,6 +60,7 @@ class Lease:
         "_change",
         "_detector",
         "_late_failure",
+        "_on_accepted",
         "_on_close",
         "_rewriter",
         "_upstream",
@@ -75,8 +80,13 @@ class Lease:
         public_name: str,
         detector: HangDetector,
         on_close: Callable[["Lease", WindingDown | None], None],
+        on_accepted: Callable[["Lease"], None] = _nothing,
     ) -> None:
-        """`on_close` is told of the end, and of the task in which the rest is thrown away."""
+        """`on_close` is told of the end, and of the task in which the rest is thrown away.
+
+        `on_accepted` is told if the call is one whose grammar the variant tries first, and that is
+        over.
+        """
         self.call, self.replica, self.decision = call, replica, decision
         call.replica, call.decision = replica, decision
         call.parameters = {
@@ -98,8 +108,9 @@ class Lease:
             call.hidden(replica),
             call.emitted,
             ",".join(failed.key for failed in call.failed_variants),
+            call.is_tried_by(replica),
         )
-        self._detector, self._on_close = detector, on_close
+        self._detector, self._on_close, self._on_accepted = detector, on_close, on_accepted
         self._upstream: Upstream | None = None
         self._late_failure: VariantFailedError | None = None
         self._begun_at = 0.0
@@ -110,6 +121,11 @@ class Lease:
     def has_begun(self) -> bool:
         """Did the variant send anything of the answer?"""
         return bool(self._rewriter.last)
+
+    @property
+    def is_on_trial(self) -> bool:
+        """Is its grammar being tried? It has no place in the variant's engine yet."""
+        return self._rewriter.is_on_trial
 
     @property
     def is_answered(self) -> bool:
@@ -200,9 +216,11 @@ class Lease:
     def _take(self, raw: bytes) -> bytes | None:
         """What the client gets for a message of the variant's; raises InputError for none."""
         rewriter, call = self._rewriter, self.call
-        is_first = not rewriter.last
+        is_first, was_on_trial = not rewriter.last, rewriter.is_on_trial
         message = rewriter.read(raw, call.is_empty_final_wanted)
-        if is_first and not rewriter.error:
+        if was_on_trial and not rewriter.is_on_trial:
+            self._on_accepted(self)
+        if is_first and not rewriter.error and (rewriter.last or rewriter.is_over):
             self._note_first()
         self._note_load()
         if message is not None and call.first_at is None:

@@ -47,13 +47,16 @@ class ResponseRewriter:
         hidden: frozenset[str],
         emitted: bytearray,
         left: str,
+        is_on_trial: bool = False,
     ) -> None:
         """`change` is applied to every message; outputs in `hidden` are taken out of it.
 
         Token ids are appended to `emitted` as INT32. `left` names the variants that the request
-        left before; empty for none.
+        left before; empty for none. The variant says when it accepted the grammar of a request that
+        `is_on_trial`.
         """
         self.is_over = False  # the last message was read
+        self.is_on_trial = is_on_trial  # its grammar is not known to be accepted
         self.is_complete = False  # all tokens were read, perhaps not the last message
         self.error = ""  # what a message said in place of outputs
         self.num_in_flight: int | None = None  # on the variant, as the latest message says
@@ -110,6 +113,8 @@ class ResponseRewriter:
         self.is_complete |= is_closing
         is_last = self.is_over or is_closing
         if infer.outputs:
+            if self._is_acceptance(infer):
+                return None
             self.last = raw
             self._emitted += _contents(infer, IDS)
             load = _contents(infer, IN_FLIGHT)
@@ -124,6 +129,11 @@ class ResponseRewriter:
         if is_last and self._left:
             infer.parameters[FAILED_OVER].string_param = self._left
         return changed(response, self._change)
+
+    def _is_acceptance(self, infer: Any) -> bool:
+        """Whether a message says that the grammar was accepted, and nothing else."""
+        was_on_trial, self.is_on_trial = self.is_on_trial, False
+        return was_on_trial and [output.name for output in infer.outputs] == [IN_FLIGHT]
 
     def _learn_head(self, raw: bytes, infer: Any) -> None:
         """Remember what precedes the contents of `raw`, so that its like needn't be parsed."""

@@ -17,6 +17,7 @@ from trt_mtp.controller.gateway.lease import Lease, WindingDown
 from trt_mtp.controller.gateway.metrics import GatewayMetrics
 from trt_mtp.controller.gateway.scoreboard import Scoreboard, SharedCounter
 from trt_mtp.controller.gateway.servers.backend import Replica
+from trt_mtp.controller.gateway.servers.candidates import MAX_ON_TRIAL
 from trt_mtp.controller.gateway.servers.pool import Pool
 from trt_mtp.controller.policy import RoutingPolicy
 from trt_mtp.controller.request import RequestFeatures
@@ -86,10 +87,25 @@ class Router:
         decision: Decision,
         observe: Observer,
     ) -> Lease:
-        """A place at a variant, whoever chose it; `observe` is told when it is closed."""
-        self._count_running(replica, call, +1)
-        on_close = partial(self._closed, observe)
-        return Lease(call, replica, decision, self.pool.public_name, self._detector, on_close)
+        """A place at a variant, whoever chose it; `observe` is told when it is closed.
+
+        A call whose grammar is tried first has none before that is over: bad grammars, each of
+        which takes a second or two, would keep all others out.
+        """
+        self._metrics.in_flight(replica.name, +1)
+        if call.is_tried_by(replica):
+            self._count_on_trial(replica, +1)
+        else:
+            self._count_running(replica, call, +1)
+        return Lease(
+            call,
+            replica,
+            decision,
+            self.pool.public_name,
+            self._detector,
+            partial(self._closed, observe),
+            self._accepted,
+        )
 
     def _replicas(self, call: InferenceCall) -> Sequence[Replica]:
         """A candidate of each variant, and the one where the call's conversation has its cache."""
@@ -97,7 +113,7 @@ class Router:
         if call.emitted or call.failed_variants:
             failed = {replica.backend for replica in call.failed_variants}
             return index.others(failed, now_s)
-        found = index.candidates(now_s)
+        found = index.candidates(now_s, is_guided=call.features.is_guided)
         home = index.by_key.get(self._policy.home(call.features.session_id))
         return found if home is None or home in found else [*found, home]
 
@@ -107,9 +123,13 @@ class Router:
         """What each variant could do for the call; `excluded` where it is not to have it."""
         for key, replica in replicas.items():
             replica.num_elsewhere = self._running(key).others
+            replica.num_on_trial = self._on_trial(key).total
         # an answer that failed somewhere may go on at any length
         wanted = None if call.failed_variants else call.features.hint_draft_length
         states = self.pool.states(list(replicas.values()), wanted)
+        for key, replica in replicas.items():
+            if replica.num_on_trial >= MAX_ON_TRIAL and call.is_tried_by(replica):
+                states[key] = states[key]._replace(is_full=True)
         if not (call.emitted or call.failed_variants):
             return list(states.values())
         excluded = left_out(call, replicas.values(), states)
@@ -120,19 +140,35 @@ class Router:
 
     def _closed(self, observe: Observer, lease: Lease, winding_down: WindingDown | None) -> None:
         """The place is free when the variant is done with the request, too."""
+        free = partial(self._free, lease.replica, lease.call, lease.is_on_trial)
         if winding_down is None:
-            self._free(lease.replica, lease.call)
+            free()
         else:
-            winding_down.add_done_callback(partial(self._wound_down, lease.replica, lease.call))
+            winding_down.add_done_callback(partial(self._wound_down, lease.replica, free))
         observe(lease)
 
-    def _wound_down(self, replica: Replica, call: InferenceCall, winding_down: WindingDown) -> None:
+    def _wound_down(
+        self, replica: Replica, free: Callable[[], None], winding_down: WindingDown
+    ) -> None:
         if not winding_down.cancelled() and winding_down.exception() is None:
             self._metrics.wound_down(replica.name, winding_down.result().value)
-        self._free(replica, call)
+        free()
 
-    def _free(self, replica: Replica, call: InferenceCall) -> None:
-        self._count_running(replica, call, -1)
+    def _accepted(self, lease: Lease) -> None:
+        """A variant accepts a call's grammar: from now on the call takes a place there."""
+        self._count_on_trial(lease.replica, -1)
+        self._count_running(lease.replica, lease.call, +1)
+        self._tell_free(lease.replica)
+
+    def _free(self, replica: Replica, call: InferenceCall, is_on_trial: bool) -> None:
+        self._metrics.in_flight(replica.name, -1)
+        if is_on_trial:
+            self._count_on_trial(replica, -1)
+        else:
+            self._count_running(replica, call, -1)
+        self._tell_free(replica)
+
+    def _tell_free(self, replica: Replica) -> None:
         self.pool.index.note_free(replica)
         # not here and now: who waits may not be answered from inside another request's end
         asyncio.get_running_loop().call_soon(self.on_free)
@@ -147,8 +183,16 @@ class Router:
     def _count_running(self, replica: Replica, call: InferenceCall, change: int) -> None:
         tokens = mean_context_tokens(call.features)
         replica.count_running(change, tokens, time.monotonic())
-        self._metrics.in_flight(replica.name, change)
         self._running(replica.key).add(change)
+
+    def _count_on_trial(self, replica: Replica, change: int) -> None:
+        counter = self._on_trial(replica.key)
+        counter.add(change)
+        replica.num_on_trial = counter.total
+
+    def _on_trial(self, key: str) -> SharedCounter:
+        """Requests of each worker whose grammars variant `key` tries."""
+        return self._scoreboard.counter("on trial", key)
 
     def _running(self, key: str) -> SharedCounter:
         """Requests in flight on variant `key` through each worker."""

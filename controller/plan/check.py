@@ -1,9 +1,7 @@
 """A planned fleet in the simulator: the latencies that users would see."""
 
 import math
-import random
-from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -12,18 +10,19 @@ import numpy as np
 from trt_mtp.controller.batch_schedule import BatchSchedule
 from trt_mtp.controller.plan.deployment import Deployment
 from trt_mtp.controller.plan.modes import Mode
+from trt_mtp.controller.plan.replicas import Engine, Replicas, Requests
 from trt_mtp.controller.plan.traffic import TaskTraffic, Traffic
-from trt_mtp.controller.request import RequestFeatures
-from trt_mtp.controller.simulate.fleet import Fleet, InFlight
-from trt_mtp.controller.simulate.workload import SPREAD, SimulatedRequest
+from trt_mtp.controller.position_counts import MAX_POSITIONS
+from trt_mtp.controller.simulate.workload import SPREAD
 
 NUM_REQUESTS = 8000  # of a group of replicas
 WARM_UP = 0.15  # of them, until the fleet has filled
 TURNOVERS = 12  # requests for each slot; of larger groups a part is simulated with its traffic
 JUDGED = 400  # answers of a task from which on its own percentile is judged
 LENGTH_SPREAD = 0.8  # log SD of lengths, as that of the answers in simulate/workload.py
+MORE = 1.645  # deviations: the upper end is above the truth in 95 of 100 samples
+LESS = 2.576  # the lower end is below it in 995, as the highest of many tasks is looked at
 RARE = 20  # requests that each task has in the sample, however seldom it comes
-_BLANK = RequestFeatures(temperature=0.7, max_tokens=1024)
 
 
 class Spread(NamedTuple):
@@ -44,12 +43,13 @@ class Latencies:
         """TPOT and TTFT of each task."""
         return {t: (spread(self.tpot_ms[t]), spread(self.ttft_ms[t])) for t in self.tpot_ms}
 
-    def worst(self) -> tuple[float, float]:
-        """The highest 99th percentile of TPOT and of TTFT over tasks, at its upper end.
 
-        Tasks with few answers count together.
-        """
-        return _worst(self.tpot_ms), _worst(self.ttft_ms)
+class Range(NamedTuple):
+    """What the highest 99th percentile over tasks is, and what it may be at least and at most."""
+
+    seen: float
+    low: float
+    high: float
 
 
 def spread(values: Any) -> Spread:
@@ -57,23 +57,28 @@ def spread(values: Any) -> Spread:
     return Spread(*(float(value) for value in np.percentile(values, (50, 99))))
 
 
-def _worst(by_task: Mapping[str, Any]) -> float:
+def worst(by_task: Mapping[str, Any]) -> Range:
+    """The highest 99th percentile over tasks; those with few answers count together."""
     judged = [values for values in by_task.values() if len(values) >= JUDGED]
     rare = [values for values in by_task.values() if len(values) < JUDGED]
     together = [np.concatenate(rare)] if rare else []
-    return max(_upper_p99(values) for values in [*judged, *together])
+    ranges = [_p99(values) for values in [*judged, *together]]
+    return Range(*(max(ends) for ends in zip(*ranges, strict=True)))
 
 
-def _upper_p99(values: Any) -> float:
-    """The order statistic that is above the true 99th percentile in 95 of 100 samples."""
+def _p99(values: Any) -> Range:
+    """The 99th percentile and the order statistics that enclose it (LESS and MORE)."""
     n = len(values)
-    rank = min(int(0.99 * n + 1.645 * (0.99 * 0.01 * n) ** 0.5), n - 1)
-    return float(np.partition(values, rank)[rank])
+    deviation = (0.99 * 0.01 * n) ** 0.5
+    ranks = [int(0.99 * n + z * deviation) for z in (0.0, -LESS, MORE)]
+    ranks = [min(max(rank, 0), n - 1) for rank in ranks]
+    ordered = np.partition(values, ranks)
+    return Range(*(float(ordered[rank]) for rank in ranks))
 
 
 def simulate(
     deployment: Deployment, traffic: Traffic, mode: Mode, count: int, flow: Mapping[str, float],
-    seed: int = 0,
+    seed: int = 0, num_requests: int = NUM_REQUESTS,
 ) -> Latencies:  # fmt: skip
     """One group of replicas under its share of the traffic; `flow` is requests per second by task.
 
@@ -81,70 +86,83 @@ def simulate(
     smaller, which is the worse case: fewer replicas even out less.
     """
     part = max(1, min(count, NUM_REQUESTS // (TURNOVERS * mode.batch)))
-    schedules = {}
-    if mode.schedule is not None:
-        schedules[mode.draft_length] = BatchSchedule(mode.schedule)
-    fleet = Fleet([mode.draft_length] * part, deployment.cost, mode.batch, schedules)
+    schedule = None if mode.schedule is None else BatchSchedule(mode.schedule)
+    engine = Engine(deployment.cost, mode.draft_length, mode.batch, schedule)
     rate = sum(flow.values()) * part / count
-    ended: list[tuple[float, InFlight]] = []
-    for now, request, prefill_s in _arrivals(deployment, traffic, flow, rate, seed):
-        ended += fleet.finished_until(now)
-        flight = InFlight(request, now, 0, None, prefill_s=prefill_s)
-        fleet.submit(fleet.least_loaded(mode.draft_length), flight, now)
-    ended += fleet.finished_until(np.inf)
-    begin = sorted(flight.arrived_at for _, flight in ended)[int(WARM_UP * len(ended))]
-    return _latencies([(at, flight) for at, flight in ended if flight.arrived_at >= begin])
+    drawn = _arrivals(deployment, traffic, flow, rate, seed, num_requests)
+    requests = drawn.requests({*engine.lengths})
+    replicas = Replicas(engine, part, requests)
+    replicas.run()
+    return _latencies(drawn, np.array(replicas.first_token_at), np.array(replicas.ended_at))
+
+
+@dataclass(frozen=True, slots=True)
+class _Drawn:
+    """Requests in the order in which they arrive, as arrays of one entry per request."""
+
+    tasks: Sequence[str]
+    task: Any  # index in `tasks`
+    at: Any
+    prompt_tokens: Any
+    tokens: Any  # after the first, which the prompt's pass brings
+    survival: Any  # [request, draft]: the chance that this many drafts are accepted
+    reading_s: Any
+
+    def requests(self, lengths: Iterable[int]) -> Requests:
+        """As replicas of these draft lengths take them."""
+        steps = {k: self.tokens / (1 + self.survival[:, :k].sum(axis=1)) for k in lengths}
+        return Requests(
+            self.at.tolist(),
+            self.reading_s.tolist(),
+            {k: values.tolist() for k, values in steps.items()},
+            (self.prompt_tokens + self.tokens / 2).tolist(),
+        )
 
 
 def _arrivals(
-    deployment: Deployment, traffic: Traffic, flow: Mapping[str, float], rate: float, seed: int
-) -> Iterator[tuple[float, SimulatedRequest, float]]:
-    """Poisson arrivals of the flow's tasks: time, request, seconds of its prefill."""
-    rng, chance = np.random.default_rng(seed), random.Random(seed)
-    tasks = list(flow)
-    shares = np.array([flow[task] for task in tasks])
-    drawn = rng.choice(len(tasks), NUM_REQUESTS, p=shares / shares.sum())
-    places = rng.permutation(NUM_REQUESTS)[: RARE * len(tasks)].reshape(len(tasks), RARE)
-    for i in range(len(tasks)):
+    deployment: Deployment, traffic: Traffic, flow: Mapping[str, float], rate: float, seed: int,
+    num_requests: int,
+) -> _Drawn:  # fmt: skip
+    """Poisson arrivals of the flow's tasks.
+
+    Acceptance is spread as in simulate/workload.py; lengths are those seen, or log-normal.
+    """
+    rng, tasks = np.random.default_rng(seed), list(flow)
+    task = _tasks(np.array([flow[name] for name in tasks]), num_requests, rng)
+    at = rng.exponential(1 / rate, num_requests).cumsum()
+    prompts, outputs = np.empty(num_requests), np.empty(num_requests)
+    conditionals = np.empty((num_requests, MAX_POSITIONS))
+    for i, name in enumerate(tasks):
+        own = np.flatnonzero(task == i)
+        prompts[own], outputs[own] = _lengths(traffic[name], len(own), rng)
+        mean = np.array(deployment.conditionals[name])
+        conditionals[own] = _conditionals(mean, name, len(own), rng)
+    tokens = np.maximum(outputs.astype(int) - 1, 1)
+    reading_s = prompts / deployment.prefill_tokens_per_s
+    return _Drawn(tasks, task, at, prompts, tokens, conditionals.cumprod(axis=1), reading_s)
+
+
+def _tasks(shares: Any, num_requests: int, rng: np.random.Generator) -> Any:
+    """The task of each request, by its share; RARE of each at least."""
+    num_tasks = len(shares)
+    drawn = rng.choice(num_tasks, num_requests, p=shares / shares.sum())
+    places = rng.permutation(num_requests)[: RARE * num_tasks].reshape(num_tasks, RARE)
+    for i in range(num_tasks):
         if (drawn == i).sum() < RARE:
             drawn[places[i]] = i
-    requests = [
-        draw(deployment, task, traffic[task], int((drawn == i).sum()), rng)
-        for i, task in enumerate(tasks)
-    ]
-    now = 0.0
-    for index in drawn:
-        now += chance.expovariate(rate)
-        yield now, *next(requests[index])
+    return drawn
 
 
-def _latencies(ended: Sequence[tuple[float, InFlight]]) -> Latencies:
-    tpot: dict[str, list[float]] = defaultdict(list)
-    ttft: dict[str, list[float]] = defaultdict(list)
-    for ended_at, flight in ended:
-        task, tokens = flight.request.task, flight.request.num_tokens
-        ttft[task].append(1000 * (flight.first_token_at - flight.arrived_at))
-        tpot[task].append(1000 * (ended_at - flight.first_token_at) / tokens)
-    return Latencies(*({t: np.array(v) for t, v in one.items()} for one in (tpot, ttft)))
-
-
-def draw(
-    deployment: Deployment, task: str, one: TaskTraffic, count: int, rng: np.random.Generator
-) -> Iterator[tuple[SimulatedRequest, float]]:
-    """Requests of a task with the seconds of their prefill.
-
-    Acceptance is spread as in simulate/workload.py; lengths are those seen, or log-normal. Tokens
-    are those after the first, which the prompt's pass brings.
-    """
-    prompts, outputs = _lengths(one, count, rng)
-    conditionals = _conditionals(np.array(deployment.conditionals[task]), task, count, rng)
-    survival = np.cumprod(conditionals, axis=1)
-    lengths = np.concatenate([np.ones((count, 1)), 1 + np.cumsum(survival, axis=1)], axis=1)
-    seconds = prompts / deployment.prefill_tokens_per_s
-    for i in range(count):
-        tokens = max(int(outputs[i]) - 1, 1)
-        request = SimulatedRequest(task, tokens, (), tuple(lengths[i]), _BLANK)
-        yield request, float(seconds[i])
+def _latencies(drawn: _Drawn, first_token_at: Any, ended_at: Any) -> Latencies:
+    """What was seen after the warm-up."""
+    begin = int(WARM_UP * len(drawn.at))
+    ttft_ms = 1000 * (first_token_at - drawn.at)[begin:]
+    tpot_ms = 1000 * ((ended_at - first_token_at) / drawn.tokens)[begin:]
+    task = drawn.task[begin:]
+    by_task = {name: task == i for i, name in enumerate(drawn.tasks) if (task == i).any()}
+    return Latencies(*(
+        {name: values[own] for name, own in by_task.items()} for values in (tpot_ms, ttft_ms)
+    ))  # fmt: skip
 
 
 def _lengths(one: TaskTraffic, count: int, rng: np.random.Generator) -> tuple[Any, Any]:

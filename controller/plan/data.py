@@ -7,8 +7,8 @@ import yaml
 from trt_mtp.build.gpus import gpu_by_product_name, gpu_types
 from trt_mtp.controller.plan.check import Spread
 from trt_mtp.controller.plan.erlang import MAX_LOAD
+from trt_mtp.controller.plan.groups import Group
 from trt_mtp.controller.plan.plan import Alternative, Plan
-from trt_mtp.controller.plan.sizing import Group
 from trt_mtp.controller.plan.text import reason, variant_name
 
 SLOW_DOWN_S = 600  # before replicas are taken away: SuperSONIC's, whose fleets are Triton's, too

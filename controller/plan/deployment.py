@@ -10,10 +10,10 @@ from trt_mtp.build.released_models import ReleasedModel
 from trt_mtp.controller.acceptance import (
     AcceptanceKey,
     AcceptanceLearner,
-    acceptance_lengths,
     prior_conditionals,
     temperature_band,
 )
+from trt_mtp.controller.acceptance_estimate import acceptance_lengths
 from trt_mtp.controller.cost import StepCost
 from trt_mtp.controller.plan.traffic import Traffic, total_rate
 from trt_mtp.controller.profile import PUBLISHED_ACCEPTANCE, Profile
@@ -55,10 +55,11 @@ def from_profile(profile: Profile, name: str, machine: str, traffic: Traffic) ->
     A profile says neither how large the model is nor what memory the machine has: what it was
     measured at did fit.
     """
-    cost = profile.step_cost()
-    most = max(batch for batch, _ in cost.plain_step_s)
+    measured = profile.step_cost()
+    most = max(batch for batch, _ in measured.plain_step_s)
     sizes = tuple(batch for batch in BATCHES if batch <= most)
     lengths = (0, *sorted(profile.step_ratio))
+    cost = _at_context(measured, mean_context(traffic)) if profile.context_cost else measured
     is_published = "step_ratio" not in profile.model_fields_set
     return Deployment(
         name=name,
@@ -74,6 +75,23 @@ def from_profile(profile: Profile, name: str, machine: str, traffic: Traffic) ->
         if profile.notes[:7] == "a prior"
         else "",
     )
+
+
+def _at_context(cost: StepCost, context_tokens: float) -> StepCost:
+    """The same costs, in a table for requests that have `context_tokens` each."""
+    lengths = sorted(cost.ratios)
+    knots = sorted(
+        {batch for curve in (cost.plain_step_s, *cost.ratios.values()) for batch, _ in curve}
+    )
+    # what contexts add is linear in the batch and not, as the table, in its logarithm
+    batches = sorted({*knots, *(batch for batch in BATCHES if batch < knots[-1])})
+    plain = {b: cost.step_s(0, b, b * context_tokens) for b in batches}
+    ratios = {
+        k: tuple((b, cost.step_s(k, b, b * context_tokens) / plain[b]) for b in batches)
+        for k in lengths
+    }
+    context = replace(cost.context, at_tokens=context_tokens)
+    return StepCost(tuple(plain.items()), ratios, cost.ratio_deviation, context)
 
 
 def require_machine(profile: Profile, name: str, gpu: Gpu | None) -> str:

@@ -1,9 +1,9 @@
 """The ways to run a replica: a draft length, or a schedule of them, held at a batch."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
-from trt_mtp.controller.acceptance import acceptance_lengths
+from trt_mtp.controller.acceptance_estimate import acceptance_lengths
 from trt_mtp.controller.calibrate.measured_schedule import best_schedule
 from trt_mtp.controller.plan.deployment import Deployment
 from trt_mtp.controller.plan.traffic import TaskTraffic, Traffic
@@ -11,6 +11,7 @@ from trt_mtp.controller.simulate.workload import SPREAD
 
 TAIL = 0.01  # of the requests that may miss a target: it is a 99th percentile
 Schedule = tuple[tuple[int, int], ...]  # (largest batch, draft length), ascending
+SlowLengths = Mapping[str, Sequence[float]]  # AL(K) of each task's slowest request in a hundred
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,13 +27,14 @@ class Mode:
     """A replica at draft length `draft_length` with at most `batch` requests at a time.
 
     `busy_s` has the seconds of a full replica's time that a request takes, of the tasks whose
-    target holds there.
+    target holds there, and `slow_tpot_s` the TPOT that only one in a hundred of them exceeds.
     """
 
     draft_length: int  # with a schedule, the longest one: what the replica is built for
     batch: int
     busy_s: Mapping[str, float]
     schedule: Schedule | None = None
+    slow_tpot_s: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -63,24 +65,25 @@ def prefill_s(deployment: Deployment, task: TaskTraffic) -> float:
     return task.prompt_tokens / deployment.prefill_tokens_per_s
 
 
-def all_modes(
-    deployment: Deployment, traffic: Traffic, targets: Targets, tightened: float = 1.0
-) -> list[Mode]:
-    """Every draft length at every batch that fits, with the tasks whose TPOT target holds there.
-
-    `tightened` is what the target is multiplied with.
-    """
+def all_modes(deployment: Deployment, traffic: Traffic, targets: Targets) -> list[Mode]:
+    """Every draft length at every batch that fits, with the tasks whose TPOT target holds there."""
+    slow = slow_lengths(deployment, traffic)
     return [
         mode
         for length, batches in sorted(deployment.batches.items())
         for batch in batches
-        if (mode := make_mode(deployment, traffic, targets, length, batch, tightened)).busy_s
+        if (mode := make_mode(deployment, traffic, targets, length, batch, slow)).busy_s
     ]
+
+
+def slow_lengths(deployment: Deployment, traffic: Traffic) -> SlowLengths:
+    """By task."""
+    return {task: low_acceptance(deployment, task) for task in traffic}
 
 
 def make_mode(
     deployment: Deployment, traffic: Traffic, targets: Targets, length: int, batch: int,
-    tightened: float = 1.0, schedule: Schedule | None = None,
+    slow: SlowLengths, schedule: Schedule | None = None,
 ) -> Mode:  # fmt: skip
     """One mode; `length` is that of a full batch."""
     step_s = deployment.cost.step_s(length, batch)
@@ -89,14 +92,19 @@ def make_mode(
         for task, one in traffic.items()
     }
     share = _decode_share(deployment, traffic, busy)
-    limit = None if targets.tpot_ms is None else targets.tpot_ms / 1000 * tightened
-    holds = {
-        task: seconds
-        for task, seconds in busy.items()
-        if limit is None or step_s / low_acceptance(deployment, task)[length] / share <= limit
-    }
+    tpot_s = {task: step_s / slow[task][length] / share for task in traffic}
     longest = length if schedule is None else max(k for _, k in schedule)
-    return Mode(longest, batch, holds, schedule)
+    return within(Mode(longest, batch, busy, schedule, tpot_s), targets.tpot_ms)
+
+
+def within(mode: Mode, tpot_ms: float | None) -> Mode:
+    """The mode with only those tasks that it serves in this time."""
+    if tpot_ms is None:
+        return mode
+    served = [task for task in mode.busy_s if 1000 * mode.slow_tpot_s[task] <= tpot_ms]
+    if len(served) == len(mode.busy_s):
+        return mode
+    return replace(mode, busy_s={task: mode.busy_s[task] for task in served})
 
 
 def _decode_s(
@@ -115,14 +123,12 @@ def _decode_share(deployment: Deployment, traffic: Traffic, busy: Mapping[str, f
     return max(1 - reading / total, 0.02)
 
 
-def schedules(
-    deployment: Deployment, traffic: Traffic, targets: Targets, tightened: float = 1.0
-) -> Iterator[Mode]:
+def schedules(deployment: Deployment, traffic: Traffic, targets: Targets) -> Iterator[Mode]:
     """The traffic's best schedule up to each length: TensorRT-LLM's `draft_len_schedule`.
 
     Each is held at every batch that fits.
     """
-    inverse = _inverse_lengths(deployment, traffic)
+    inverse, slow = _inverse_lengths(deployment, traffic), slow_lengths(deployment, traffic)
     for longest in deployment.draft_lengths:
         batches = deployment.batches[longest]
         lengths = best_schedule(deployment.cost, inverse, longest, batches[-1]) if longest else {}
@@ -130,7 +136,7 @@ def schedules(
             used = tuple((bound, k) for bound, k in lengths.items() if bound < batch)
             last = next(k for bound, k in lengths.items() if bound >= batch)
             schedule = (*used, (batch, last))
-            yield make_mode(deployment, traffic, targets, last, batch, tightened, schedule)
+            yield make_mode(deployment, traffic, targets, last, batch, slow, schedule)
 
 
 def _inverse_lengths(deployment: Deployment, traffic: Traffic) -> list[float]:
@@ -144,19 +150,26 @@ def _inverse_lengths(deployment: Deployment, traffic: Traffic) -> list[float]:
     ]
 
 
-def undominated(modes: Sequence[Mode]) -> list[Mode]:
-    """The modes of which no other serves the same tasks in less time."""
+def undominated(modes: Sequence[Mode], loads: Sequence[float] | None = None) -> list[Mode]:
+    """The modes of which no other serves the same tasks in less time.
+
+    `loads` has the share of each one's slots that may be busy; without it they are alike.
+    """
+    shares = loads or [1.0] * len(modes)
+    costs = [
+        {t: s / share for t, s in m.busy_s.items()} for m, share in zip(modes, shares, strict=True)
+    ]
     return [
         mode
         for i, mode in enumerate(modes)
-        if not any(_is_better(other, mode, j < i) for j, other in enumerate(modes) if j != i)
+        if not any(_is_better(other, costs[i], j < i) for j, other in enumerate(costs) if j != i)
     ]
 
 
-def _is_better(other: Mode, mode: Mode, is_first: bool) -> bool:
-    """Whether `other` serves all that `mode` does, as fast; of equals the first one stays."""
-    if not mode.busy_s.keys() <= other.busy_s.keys():
+def _is_better(other: Mapping[str, float], own: Mapping[str, float], is_first: bool) -> bool:
+    """Whether `other` serves all that `own` does, as fast; of equals the first one stays."""
+    if not own.keys() <= other.keys():
         return False
-    gains = [mode.busy_s[task] - other.busy_s[task] for task in mode.busy_s]
-    is_equal = not any(gains) and mode.busy_s.keys() == other.busy_s.keys()
+    gains = [own[task] - other[task] for task in own]
+    is_equal = not any(gains) and own.keys() == other.keys()
     return all(gain >= 0 for gain in gains) and (is_first or not is_equal)

@@ -7,12 +7,11 @@ from typing import NamedTuple
 
 from trt_mtp.controller.plan.check import Spread
 from trt_mtp.controller.plan.deployment import Deployment
+from trt_mtp.controller.plan.groups import Fleet, Question
 from trt_mtp.controller.plan.modes import Targets
 from trt_mtp.controller.plan.program import DISTINCT, Problem
 from trt_mtp.controller.plan.refusals import is_unreadable, refuse
 from trt_mtp.controller.plan.sizing import (
-    Fleet,
-    Question,
     least,
     least_single,
     mixed,
@@ -163,7 +162,11 @@ def _mix(question: Question, best: Fleet | None, schedule: Fleet | None) -> Flee
     """The checked mix, if the program says that it may save enough."""
     found = [fleet.num_replicas for fleet in (best, schedule) if fleet is not None]
     at_most = (1 - WORTH) * min(found, default=math.inf)
-    return None if least(question) > at_most else mixed(question, at_most)
+    if least(question) > at_most:
+        return None
+    # of equal fleets the program picks by its bounds, and the search may end differently
+    problem = replace(question.problem, most=int(min(at_most, question.problem.most)))
+    return mixed(replace(question, problem=problem), at_most) or mixed(question, at_most)
 
 
 def _chosen(best: Fleet | None, schedule: Fleet | None, mix: Fleet | None) -> Fleet | None:

@@ -4,9 +4,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
+from trt_mtp.controller.plan.groups import Question
 from trt_mtp.controller.plan.plan import Plan
 from trt_mtp.controller.plan.program import Problem
-from trt_mtp.controller.plan.sizing import Question, least, least_scheduled, least_single
+from trt_mtp.controller.plan.sizing import least, least_scheduled, least_single
 from trt_mtp.controller.report.plots import INK, MARKERS, SERIES
 
 FACTORS = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0)  # of the traffic that was planned for

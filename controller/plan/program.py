@@ -25,7 +25,8 @@ CHANGE = 0.4  # replicas, divided by all, for each one that is added or taken aw
 # of the solver, which has a good fleet long before it has proved it. Nodes and not time end its
 # search, so that a busy machine plans the same fleet
 NODE_LIMIT, TIME_LIMIT_S = 1_000, 60.0
-GAP = 1e-4  # of the cost, at which it is content
+GAP = 5e-4  # of the cost, at which it is content
+TIE_GAP = 1e-4  # the same where changes to a present fleet, which cost little, break ties
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +69,11 @@ def solve(problem: Problem, modes: Sequence[Mode], loads: Sequence[float]) -> So
         integrality=layout.integrality(),
         bounds=Bounds(np.zeros(layout.size), layout.upper()),
         constraints=LinearConstraint(matrix, low, high),
-        options={"node_limit": NODE_LIMIT, "time_limit": TIME_LIMIT_S, "mip_rel_gap": GAP},
+        options={
+            "node_limit": NODE_LIMIT,
+            "time_limit": TIME_LIMIT_S,
+            "mip_rel_gap": TIE_GAP if problem.present else GAP,
+        },
     )
     return None if result.x is None else layout.solution(result.x)
 

@@ -4,8 +4,9 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from trt_mtp.controller.plan.check import simulate, slow_prompt
-from trt_mtp.controller.plan.modes import Mode, Targets, make_mode
-from trt_mtp.controller.plan.sizing import Question, mixed, single
+from trt_mtp.controller.plan.groups import Question
+from trt_mtp.controller.plan.modes import Mode, Targets, make_mode, slow_lengths
+from trt_mtp.controller.plan.sizing import mixed, single
 from trt_mtp.errors import InputError
 
 UNBOUNDED = 1_000_000  # replicas, to see what a fleet of any size does
@@ -48,7 +49,8 @@ def _impossible(question: Question) -> InputError | None:
 
 def _alone(question: Question, length: int) -> Mapping[str, tuple[float, float]]:
     """The 99th percentiles of TPOT and TTFT by task, where requests hardly meet."""
-    mode: Mode = make_mode(question.deployment, question.traffic, Targets(), length, 1)
+    slow = slow_lengths(question.deployment, question.traffic)
+    mode: Mode = make_mode(question.deployment, question.traffic, Targets(), length, 1, slow)
     flow = question.problem.rates
     busy = sum(rate * mode.busy_s[task] for task, rate in flow.items())
     count = max(round(busy / ALONE), 1)

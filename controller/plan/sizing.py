@@ -1,139 +1,119 @@
 """How many replicas of which mode hold the targets: solved, then simulated, until they do."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 
-import numpy as np
-
-from trt_mtp.controller.plan.check import Latencies, Spread, simulate
-from trt_mtp.controller.plan.deployment import Deployment
 from trt_mtp.controller.plan.erlang import MAX_LOAD, allowed_load
+from trt_mtp.controller.plan.groups import Fleet, Group, Question, busy_of, by_task
+from trt_mtp.controller.plan.judge import Judge, Verdict
 from trt_mtp.controller.plan.modes import (
     Mode,
-    Targets,
     all_modes,
     prefill_s,
     schedules,
     undominated,
+    within,
 )
-from trt_mtp.controller.plan.program import Problem, Solution, growth, solve
+from trt_mtp.controller.plan.program import Solution, solve
 from trt_mtp.controller.plan.traffic import Traffic
 
-ROUNDS = 14  # of tightening until a fleet counts as impossible
+ROUNDS = 24  # of tightening until a fleet counts as impossible
 LEAST = 0.7  # by how much one of them lowers a group's load at most, however far it missed
-MOST = 0.96  # and at least
-LESS_TPOT = 0.95  # of the target that modes are chosen by, where less load doesn't help
 NEAR = 0.9  # a miss of less than this is first answered with less load
 LOWEST_LOAD = 0.03  # below which more replicas change nothing
 NO_TARGET_WAIT = 1.0  # without one for TTFT, a request in a hundred may wait for a whole service
 
-Choose = Callable[[float], list[Mode]]  # the modes to choose among, by how far TPOT is tightened
+Key = tuple[str, int]  # of a mode; schedules change with the traffic and count as one
+Pick = Callable[[Sequence[Mode], Sequence[float]], list[Mode]]  # of modes with their loads
 
 
-@dataclass(frozen=True, slots=True)
-class Group:
-    """Replicas that run alike, and the requests per second of each task that they get."""
+@dataclass(slots=True)
+class Margins:
+    """What rounds found out about modes: how busy they may be, and how fast they are."""
 
-    mode: Mode
-    count: int
-    flow: Mapping[str, float]
+    loads: dict[Key, float] = field(default_factory=dict)
+    slower: dict[Key, float] = field(default_factory=dict)  # than predicted, as a factor
 
+    def load(self, mode: Mode) -> float:
+        """The share of its slots that may be busy."""
+        return self.loads.get(_key(mode), MAX_LOAD)
 
-@dataclass(frozen=True, slots=True)
-class Fleet:
-    """Groups that hold the targets in the simulator, and what their users see there."""
+    def within(self, mode: Mode, tpot_ms: float | None) -> Mode:
+        """The mode with those tasks that it serves in time."""
+        slower = self.slower.get(_key(mode), 1.0)
+        return mode if tpot_ms is None else within(mode, tpot_ms / slower)
 
-    groups: tuple[Group, ...]
-    tasks: Mapping[str, tuple[Spread, Spread]]  # TPOT and TTFT
-    capacities: tuple[float, ...]  # full replicas' time per second that each group may use
+    def learn(self, mode: Mode, load: float, verdict: Verdict) -> None:
+        """Take in a verdict on a group that was sized for `load`.
 
-    @property
-    def num_replicas(self) -> int:
-        """All replicas."""
-        return sum(group.count for group in self.groups)
-
-    def growth(self, lost: int | None = None) -> float:
-        """How many times its traffic it carries, also with a replica of group `lost` less."""
-        rates: dict[str, float] = {}
-        for group in self.groups:
-            for task, rate in group.flow.items():
-                rates[task] = rates.get(task, 0.0) + rate
-        capacities = [
-            capacity * (group.count - (i == lost)) / group.count
-            for i, (group, capacity) in enumerate(zip(self.groups, self.capacities, strict=True))
-        ]
-        return growth([group.mode for group in self.groups], capacities, rates)
+        TPOT falls about half as fast as load. Where that takes too much, the mode is left to its
+        faster tasks.
+        """
+        key, lowered = _key(mode), min(verdict.tpot**2, verdict.ttft)
+        if verdict.tpot < NEAR:
+            self.slower[key] = self.slower.get(key, 1.0) / verdict.tpot
+            lowered = verdict.ttft
+        self.loads[key] = load * max(lowered, LEAST)
 
 
-@dataclass(frozen=True, slots=True)
-class Question:
-    """What a fleet is asked to hold."""
-
-    deployment: Deployment
-    traffic: Traffic
-    targets: Targets
-    problem: Problem
-    seed: int = 0
+def _key(mode: Mode) -> Key:
+    return mode.name if mode.schedule is None else "schedule", mode.batch
 
 
 def mixed(question: Question, at_most: float = math.inf) -> Fleet | None:
     """The cheapest fleet of any draft lengths; None if there is none of `at_most` replicas."""
-
-    def choose(tightened: float) -> list[Mode]:
-        found = all_modes(question.deployment, question.traffic, question.targets, tightened)
-        return undominated(found)
-
-    return hold(question, choose, at_most)
+    modes = all_modes(question.deployment, question.traffic, question.targets)
+    return hold(question, modes, undominated, at_most)
 
 
 def single(question: Question, draft_length: int, at_most: float = math.inf) -> Fleet | None:
     """The cheapest fleet of one draft length at one batch; None if it takes more replicas."""
-
-    def choose(tightened: float) -> list[Mode]:
-        found = all_modes(question.deployment, question.traffic, question.targets, tightened)
-        return _cheapest(question, [mode for mode in found if mode.draft_length == draft_length])
-
-    return hold(question, choose, at_most)
+    found = all_modes(question.deployment, question.traffic, question.targets)
+    own = [mode for mode in found if mode.draft_length == draft_length]
+    return hold(question, own, _cheapest(question.traffic), at_most)
 
 
 def scheduled(question: Question) -> Fleet | None:
     """The cheapest fleet whose replicas all follow the traffic's best schedule."""
-
-    def choose(tightened: float) -> list[Mode]:
-        found = schedules(question.deployment, question.traffic, question.targets, tightened)
-        return _cheapest(question, list(found))
-
-    return hold(question, choose)
+    found = list(schedules(question.deployment, question.traffic, question.targets))
+    return hold(question, found, _cheapest(question.traffic))
 
 
 def least_single(question: Question, draft_length: int) -> float:
     """The same for one draft length."""
     found = all_modes(question.deployment, question.traffic, question.targets)
-    own = _cheapest(question, [mode for mode in found if mode.draft_length == draft_length])
-    return _least_of(question, own)
+    return _least_of(question, [mode for mode in found if mode.draft_length == draft_length])
 
 
 def _least_of(question: Question, modes: Sequence[Mode]) -> float:
-    if not modes:
+    cheapest = _cheapest(question.traffic)(modes, [MAX_LOAD] * len(modes))
+    if not cheapest:
         return float("inf")
-    return math.ceil(busy(question.traffic, modes[0]) / MAX_LOAD) + question.problem.spare
+    return math.ceil(busy(question.traffic, cheapest[0]) / MAX_LOAD) + question.problem.spare
 
 
 def least_scheduled(question: Question) -> float:
     """The same for one schedule everywhere."""
     found = list(schedules(question.deployment, question.traffic, question.targets))
-    return _least_of(question, _cheapest(question, found))
+    return _least_of(question, found)
 
 
-def _cheapest(question: Question, modes: Sequence[Mode]) -> list[Mode]:
-    """Of the modes that serve all tasks, the one that takes the least time; none if there is none.
+def _cheapest(traffic: Traffic) -> Pick:
+    """Picks, of the modes that serve all tasks, the one that takes the fewest replicas, or none.
 
     Of equals the one with the larger batch, which has room for more.
     """
-    whole = [mode for mode in modes if mode.busy_s.keys() == question.traffic.keys()]
-    return [min(whole, key=lambda m: (busy(question.traffic, m), -m.batch))] if whole else []
+
+    def pick(modes: Sequence[Mode], loads: Sequence[float]) -> list[Mode]:
+        whole = [
+            (busy(traffic, mode) / load, -mode.batch, i)
+            for i, (mode, load) in enumerate(zip(modes, loads, strict=True))
+            if mode.busy_s.keys() == traffic.keys()
+        ]
+        return [modes[min(whole)[2]]] if whole else []
+
+    return pick
 
 
 def busy(traffic: Traffic, mode: Mode) -> float:
@@ -141,65 +121,61 @@ def busy(traffic: Traffic, mode: Mode) -> float:
     return sum(traffic[task].requests_per_s * seconds for task, seconds in mode.busy_s.items())
 
 
-def hold(question: Question, choose: Choose, at_most: float = math.inf) -> Fleet | None:
-    """The cheapest fleet of the modes of `choose` whose simulated percentiles hold the targets.
+def hold(
+    question: Question, modes: Sequence[Mode], pick: Pick, at_most: float = math.inf
+) -> Fleet | None:
+    """The cheapest fleet of what `pick` takes of `modes` whose simulated percentiles hold.
 
     None if there is none of `at_most` replicas. Each round asks for as many as the one before or
     more, so that a search ends, unsimulated, where it has become too dear.
     """
-    tightened = 1.0
-    loads: dict[tuple[str, int], float] = {}
+    margins, judge = Margins(), Judge(question)
     for _ in range(ROUNDS):
-        found = _solved(question, choose(tightened), loads)
-        if found is None:
+        solved = _solved(question, modes, pick, margins)
+        if solved is None:
             return None
-        groups, used = found
+        groups, used = solved
         if sum(group.count for group in groups) > at_most:
             return None
-        seen = [_simulated(question, group) for group in groups]
-        missed = [_missed(latencies, question.targets) for latencies in seen]
-        if all(factor == 1.0 for pair in missed for factor in pair):
-            return _fleet(question, groups, used, seen)
-        for group, load, factors in zip(groups, used, missed, strict=True):
-            loads[_key(group.mode)] = load * min(factors)
-        is_far = [
-            tpot < NEAR or (tpot < 1.0 and load < NEAR * MAX_LOAD)
-            for load, (tpot, _) in zip(used, missed, strict=True)
-        ]
-        tightened *= LESS_TPOT if any(is_far) else 1.0
-        if min(loads.values()) < LOWEST_LOAD:
+        verdicts = judge.verdicts(groups)
+        if all(verdict.is_held for verdict in verdicts.values()):
+            return _fleet(question, groups, used, [verdicts[i] for i in range(len(groups))])
+        for i, verdict in verdicts.items():
+            margins.learn(groups[i].mode, used[i], verdict)
+        if min(margins.loads.values()) < LOWEST_LOAD:
             return None
     return None
 
 
 def _fleet(
-    question: Question, groups: Sequence[Group], used: Sequence[float], seen: Sequence[Latencies]
-) -> Fleet:
+    question: Question, groups: Sequence[Group], used: Sequence[float],
+    verdicts: Sequence[Verdict],
+) -> Fleet:  # fmt: skip
     capacities = tuple(
         load * (group.count - question.problem.spare)
         for group, load in zip(groups, used, strict=True)
     )
-    return Fleet(tuple(groups), _by_task(groups, seen, question.traffic), capacities)
-
-
-def _key(mode: Mode) -> tuple[str, int]:
-    return mode.name if mode.schedule is None else "schedule", mode.batch
+    seen = [verdict.latencies for verdict in verdicts]
+    return Fleet(tuple(groups), by_task(groups, seen, question.traffic), capacities)
 
 
 def _solved(
-    question: Question, modes: Sequence[Mode], loads: dict[tuple[str, int], float]
+    question: Question, modes: Sequence[Mode], pick: Pick, margins: Margins
 ) -> tuple[list[Group], list[float]] | None:
     """Groups with the loads they are sized for, after Erlang's margin; None if impossible.
 
     A load that the margin lowers stays lowered.
     """
+    able = [margins.within(mode, question.targets.tpot_ms) for mode in modes]
+    able = [mode for mode in able if mode.busy_s]
     for _ in range(6):
-        allowed = [loads.get(_key(mode), MAX_LOAD) for mode in modes]
-        solution = solve(question.problem, modes, allowed) if modes else None
+        picked = pick(able, [margins.load(mode) for mode in able])
+        allowed = [margins.load(mode) for mode in picked]
+        solution = solve(question.problem, picked, allowed) if picked else None
         if solution is None:
             return None
-        groups, used = _groups(modes, solution, allowed)
-        if not _lower(question, groups, used, loads):
+        groups, used = _groups(picked, solution, allowed)
+        if not _lower(question, groups, used, margins.loads):
             break
     return groups, used
 
@@ -220,7 +196,7 @@ def _groups(
 
 def _lower(
     question: Question, groups: Sequence[Group], used: Sequence[float],
-    loads: dict[tuple[str, int], float],
+    loads: dict[Key, float],
 ) -> bool:  # fmt: skip
     """Lower the loads at which requests would wait too long; False if none is."""
     is_lowered = False
@@ -235,11 +211,6 @@ def _lower(
             loads[_key(group.mode)] = most
             is_lowered = True
     return is_lowered
-
-
-def busy_of(group: Group) -> float:
-    """Full replicas that a group's requests keep busy."""
-    return sum(rate * group.mode.busy_s[task] for task, rate in group.flow.items())
 
 
 def _service_s(traffic: Traffic, group: Group) -> float:
@@ -258,14 +229,6 @@ def _wait_limit(question: Question, group: Group) -> float | None:
     return max(target / 1000 - reading, 0.1 * target / 1000)
 
 
-def _simulated(question: Question, group: Group) -> Latencies:
-    """The group with as many replicas lost as it has to do without."""
-    count = max(group.count - question.problem.spare, 1)
-    return simulate(
-        question.deployment, question.traffic, group.mode, count, group.flow, question.seed
-    )
-
-
 def least(question: Question) -> float:
     """The replicas that the program asks for before any margin: no checked fleet has fewer.
 
@@ -274,43 +237,3 @@ def least(question: Question) -> float:
     modes = undominated(all_modes(question.deployment, question.traffic, question.targets))
     solution = solve(question.problem, modes, [MAX_LOAD] * len(modes)) if modes else None
     return float("inf") if solution is None else solution.num_replicas
-
-
-def _missed(latencies: Latencies, targets: Targets) -> tuple[float, float]:
-    """How much TPOT and TTFT have to be tightened; 1 where the 99th percentile holds."""
-    tpot, ttft = latencies.worst()
-    return _factor(tpot, targets.tpot_ms), _factor(ttft, targets.ttft_ms)
-
-
-def _factor(seen: float, target: float | None) -> float:
-    if target is None or seen <= target:
-        return 1.0
-    return max(target / seen, LEAST) if target / seen < NEAR else MOST
-
-
-def _by_task(
-    groups: Sequence[Group], seen: Sequence[Latencies], traffic: Traffic
-) -> dict[str, tuple[Spread, Spread]]:
-    """The percentiles of each task over all groups, each by its share of the task's requests."""
-    return {
-        task: (
-            _pooled([(g.flow[task], s.tpot_ms[task]) for g, s in _with(groups, seen, task)]),
-            _pooled([(g.flow[task], s.ttft_ms[task]) for g, s in _with(groups, seen, task)]),
-        )
-        for task in traffic
-    }
-
-
-def _with(
-    groups: Sequence[Group], seen: Sequence[Latencies], task: str
-) -> list[tuple[Group, Latencies]]:
-    return [(g, s) for g, s in zip(groups, seen, strict=True) if task in s.tpot_ms]
-
-
-def _pooled(parts: Sequence[tuple[float, Any]]) -> Spread:
-    values = np.concatenate([values for _, values in parts])
-    weights = np.concatenate([np.full(len(values), w / len(values)) for w, values in parts])
-    order = np.argsort(values)
-    reached = np.cumsum(weights[order]) / weights.sum()
-    at = [min(int(np.searchsorted(reached, share)), len(values) - 1) for share in (0.5, 0.99)]
-    return Spread(*(float(values[order][i]) for i in at))

@@ -3,9 +3,9 @@
 from collections.abc import Iterator, Mapping
 
 from trt_mtp.controller.plan.check import Spread
+from trt_mtp.controller.plan.groups import Fleet
 from trt_mtp.controller.plan.modes import Mode
 from trt_mtp.controller.plan.plan import SHIFT, Plan
-from trt_mtp.controller.plan.sizing import Fleet
 
 
 def reason(plan: Plan) -> str:
@@ -34,7 +34,10 @@ def _mixed_reason(plan: Plan) -> str:
     names = " and ".join(f"K = {length}" for length in lengths)
     best = plan.best_single.fleet
     if best is None:
-        return f"a router over {names}: no single draft length holds the targets of all tasks"
+        return (
+            f"a router over {names}: no single draft length holds the targets of all tasks with "
+            f"{plan.wishes.gpus} of {plan.deployment.machine}"
+        )
     return f"a router over {names} saves {_percent(plan.router_gain)} over {_of(best)}"
 
 

@@ -6,6 +6,7 @@ patterns in an `allOf`, would hold a thread for hours and take gigabytes.
 
 import hashlib
 import json
+import os
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
@@ -16,6 +17,7 @@ from trt_mtp.confined import ConfinedProcess, LostError, answer_messages
 CPU_S = 1  # for one grammar
 MEMORY_BYTES = 128 * 1024 * 1024  # for one grammar, above what the process has without one
 ANSWER_S = 30.0  # for CPU_S, on a machine with much else to do
+NICENESS = 5  # of its process: what answers goes before what tries
 MAX_KNOWN = 1_024  # grammars whose trial is remembered
 
 
@@ -70,6 +72,7 @@ def main() -> None:
 
 
 def _prepared(setup: bytes) -> Callable[[bytes], bytes]:
+    os.nice(NICENESS)
     compile_one = _compiler(**json.loads(setup))
     compile_one("start: /a/")  # so that what is only made once is there
 

@@ -12,6 +12,7 @@ from typing import Any
 from trt_mtp.serve.chat_format import kinds_of, resolved
 
 OPEN, CLOSE = "<tool_call>", "</tool_call>"
+MAX_CHARS = 1 << 21  # of a grammar: definitions stand beside each parameter that may use them
 NO_PARAMETERS: Mapping[str, Any] = {"type": "object", "properties": {}}
 DEFINITIONS = ("$defs", "definitions")
 
@@ -29,7 +30,7 @@ def calls_grammar(
 
     With a `schema`, the answer may be JSON as that says instead.
     `special` are the texts that the tokenizer has a token of its own for; `options` are
-    llguidance's for each JSON schema.
+    llguidance's for each JSON schema. Raises ValueError for a grammar that gets too long.
     """
     opening, closing = (mark if mark in special else json.dumps(mark) for mark in (OPEN, CLOSE))
     rules = [f"calls: call{'' if is_single else f' ({_text(chr(10))} call)*'}"]
@@ -45,10 +46,21 @@ def calls_grammar(
         if not isinstance(parameters, Mapping):
             parameters = NO_PARAMETERS
         if is_xml:
-            rules += _xml_call(f"call_{at}", function["name"], parameters, options)
+            rules += _within(
+                _xml_call(f"call_{at}", function["name"], parameters, options),
+                MAX_CHARS - sum(map(len, rules)),
+            )
         else:
             rules.append(_json_call(f"call_{at}", function["name"], parameters, options))
     return "\n".join(rules)
+
+
+def _within(rules: Iterator[str], num_chars: int) -> Iterator[str]:
+    for rule in rules:
+        num_chars -= len(rule)
+        if num_chars < 0:
+            raise ValueError("the tools' schemas name their definitions too often")
+        yield rule
 
 
 def _json_call(

@@ -243,6 +243,7 @@ def test_pods_are_restricted(name: str) -> None:
     specs = [spec for _, spec in pods(name)] + [each["spec"] for each in of_kind(name, "Pod")]
     for spec in specs:
         assert spec["securityContext"]["runAsNonRoot"] is True
+        assert spec["securityContext"]["runAsGroup"] > 0  # 0, the default, owns files of images
         assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
     for container in containers(name):
         security = container["securityContext"]
@@ -367,6 +368,9 @@ def test_compose_starts_commands_that_trt_mtp_takes() -> None:
     """compose.yaml has the same commands, for one machine."""
     services = yaml.safe_load((CHART.parents[1] / "compose.yaml").read_text())["services"]
     assert set(services) == {"redis", "triton", "gateway-1", "gateway-2"}
+    for service in services.values():
+        assert (service["read_only"], service["cap_drop"]) == (True, ["ALL"])
+        assert service["security_opt"] == ["no-new-privileges:true"]
     shell = services["triton"]["command"][2].replace("exec ", "").split(" && ")
     commands = [text.split() for text in (*shell, services["gateway-1"]["command"])]
     for program, name, *options in commands:

@@ -94,6 +94,16 @@ def test_apps_are_forgotten_that_asked_nothing_for_the_longest() -> None:
     assert sum(scope.startswith("app/") for scope in again.own) == MAX_APPS
 
 
+def test_a_tenants_system_prompts_cost_another_none_of_its_own() -> None:
+    """Nor its conversations: a full table forgets from who has the most."""
+    brain = learner()
+    for tenant, count in (("a", 20), ("b", MAX_APPS + 20)):
+        for i in range(count):
+            teach(brain, f"app{i}", 60, tenant)
+    assert sum(scope.startswith("app/a/") for scope in brain.own) == 20
+    assert sum(scope.startswith("app/") for scope in brain.own) == MAX_APPS
+
+
 def test_the_key_is_the_system_prompt_without_its_digits() -> None:
     """The same words are the same app, whatever the date; other words are another one."""
     assert app_key("You help. Today is 2026-11-29.") == app_key("You help. Today is 2027-01-02.")

@@ -11,7 +11,7 @@ from tests.calibrate_world import PLAIN_STEP_S, World, run
 from tests.policy_fixtures import outcome, request, variants
 from trt_mtp.build.gpus import find_gpu
 from trt_mtp.build.released_models import find_model
-from trt_mtp.controller.calibrate.context_fit import context_price
+from trt_mtp.controller.calibrate.context_fit import context_price, missing_price
 from trt_mtp.controller.calibrate.plan import next_block
 from trt_mtp.controller.calibrate.results import Results
 from trt_mtp.controller.context_cost import LEAST, ContextCost
@@ -118,10 +118,12 @@ def test_two_long_cells_tell_what_context_costs() -> None:
     assert {arm.draft_length for arm in results.long_arms} == {0, 3}
     assert max(results.plain_steps(1)) < 1.2 * PLAIN_STEP_S * 1.1
     assert context_price(run(world, world.settings())) is None
+    every = run(world, world.settings(context_tokens=32_768, all_cells=True))
+    assert context_price(every) is not None
 
 
 def test_a_long_prompt_that_fails_is_asked_once() -> None:
-    """A model that can't take the long prompt leaves the price of context open, and no loop."""
+    """A model that can't take the long prompt leaves the price open and says why, and no loop."""
     world = World({"coding": 0.9}, {3: {1: 1.5}}, failing=frozenset({("coding", 3)}))
     settings, results = world.settings(context_tokens=10**6), Results()
     for _ in range(30):
@@ -132,6 +134,9 @@ def test_a_long_prompt_that_fails_is_asked_once() -> None:
             results.add(world.arm(block, length))
     assert len(results.long_arms) == 2
     assert context_price(results) is None
+    assert missing_price(settings, results) == "the engine broke"
+    assert missing_price(settings, Results()) == "the budget was spent before"
+    assert not missing_price(world.settings(), results)
 
 
 @pytest.mark.parametrize("reads_per_row", [False, True])

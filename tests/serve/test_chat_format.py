@@ -1,14 +1,18 @@
 """How answers have to be read, as a checkpoint's chat template says it."""
 
+import tracemalloc
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.tiny_model import CHAT_TEMPLATE
 from tests.variants import make_variant
 from trt_mtp.build.chat_format import read_chat_format
-from trt_mtp.serve.chat_format import CHAT_FORMAT, ChatFormat
+from trt_mtp.controller.gateway.openai.call_xml import XmlCall
+from trt_mtp.controller.gateway.openai.messages import schemas_of
+from trt_mtp.serve.chat_format import CHAT_FORMAT, ChatFormat, kinds_of
 from trt_mtp.serve.repository import variant_config
 
 OPENING = "{%- if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}"
@@ -50,3 +54,51 @@ def test_a_checkpoint_without_a_template_says_nothing(tmp_path: Path) -> None:
 def test_another_servers_parameter_is_nothing(text: str) -> None:
     """A repository may be older, or not ours."""
     assert ChatFormat.from_json(text) == ChatFormat()
+
+
+ROOT: Any = {
+    "$defs": {
+        "a": {"type": "integer"},
+        "b": {"$ref": "#/$defs/a", "title": "B"},
+        "loop": {"$ref": "#/$defs/loop"},
+        "either": {"anyOf": [{"$ref": "#/$defs/b"}, {"oneOf": [{"type": ["null", "boolean"]}]}]},
+    }
+}
+
+
+@pytest.mark.parametrize(
+    ("schema", "kinds"),
+    [
+        (None, {"string"}),
+        ({"type": "number"}, {"number"}),
+        ({"$ref": "#/$defs/b"}, {"integer"}),
+        ({"$ref": "#/$defs/b", "type": "null"}, {"null"}),
+        ({"$ref": "#/$defs/either"}, {"integer", "null", "boolean"}),
+        ({"$ref": "#/$defs/loop"}, {"string"}),
+        ({"$ref": "#/$defs/none"}, {"string"}),
+        ({"$ref": "#" + "/$defs" * 100_000}, {"string"}),
+    ],
+)
+def test_types_of_a_parameter(schema: Any, kinds: set[str]) -> None:
+    """References are followed, those of alternatives too, wherever they lead."""
+    assert kinds_of(schema, ROOT) == kinds
+
+
+def test_a_schema_that_names_something_large_often_stays_small() -> None:
+    """2,000 references to 2,000 keys, 69 KB, took 137 MB; and ten times that a hundred times."""
+    number = 20_000
+    large: Any = {f"k{key}": 1 for key in range(number)} | {"type": "integer"}
+    parameters = {
+        "$defs": {"large": large, "all": {"anyOf": [{"$ref": "#/$defs/large"}] * number}},
+        "properties": {f"p{key}": {"$ref": "#/$defs/all"} for key in range(number)},
+    }
+    tracemalloc.start()
+    try:
+        schemas = schemas_of([{"function": {"name": "f", "parameters": parameters}}])
+        call = XmlCall(schemas)
+        call.push("<function=f>")
+        for key in range(10):
+            call.push(f"<parameter=p{key}>3</parameter>")
+        assert tracemalloc.get_traced_memory()[1] < 10e6
+    finally:
+        tracemalloc.stop()

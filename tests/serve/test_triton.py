@@ -159,6 +159,24 @@ def test_pieces_of_a_stream_are_the_answer(server: TritonServer) -> None:
     ]
 
 
+@pytest.mark.parametrize("is_streaming", [True, False])
+def test_an_accepted_grammar_is_told_first(server: TritonServer, is_streaming: bool) -> None:
+    """In a message of its own where the request asks for it; one that is refused never is."""
+    request = {
+        "text_input": PROMPT,
+        "streaming": is_streaming,
+        "guided_decoding": '{"regex": "a{9}"}',
+    }
+    told, *answer = ask(server, K3, return_grammar_read=True, **request)
+    assert set(told.outputs) == {"requests_in_flight"}
+    assert (text_of(answer), len(answer) > 1) == ("a" * 9, is_streaming)
+    plain = ask(server, K3, return_grammar_read=False, **request)
+    assert (text_of(plain), len(plain) > 1) == ("a" * 9, is_streaming)
+    request["guided_decoding"] = '{"regex": "("}'
+    [refused] = ask(server, K3, return_grammar_read=True, **request)
+    assert "can't be followed" in refused.error
+
+
 @pytest.mark.parametrize(
     "interval",
     [{"streaming_interval": 32}, {"streaming_interval_ms": 1000}, {"streaming_interval_ms": 1}],

@@ -18,6 +18,7 @@ helm.sh/chart: {{ .root.Chart.Name }}-{{ .root.Chart.Version }}
 {{- define "trt-mtp.podSecurity" -}}
 runAsNonRoot: true
 runAsUser: {{ int64 .Values.podSecurity.runAsUser }}
+runAsGroup: {{ int64 .Values.podSecurity.runAsGroup }}
 fsGroup: {{ int64 .Values.podSecurity.fsGroup }}
 seccompProfile: {type: RuntimeDefault}
 {{- end }}

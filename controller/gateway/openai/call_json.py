@@ -14,6 +14,7 @@ from trt_mtp.controller.gateway.openai.deltas import Call, Delta, Read
 END = "</tool_call>"
 # what can be sent before the whole object is there: most models write the name first
 _HEAD = re.compile(r'\s*\{\s*"name"\s*:\s*("(?:[^"\\]|\\.)*")\s*,\s*"arguments"\s*:\s*(?=\{)')
+MAX_HEAD_CHARS = 1_024  # of it; a longer one is read with the whole object
 
 
 class JsonCall:
@@ -21,21 +22,25 @@ class JsonCall:
 
     def __init__(self) -> None:
         self._held = ""
+        self._searched = 0  # what is held up to there has no end in it
         self._has_begun = False
         self._is_complete = False  # of the arguments
         self._depth = 0
         self._in_text = self._is_escaped = False
+        self._is_long = False  # it has no head that can be sent before the rest
 
     def push(self, text: str) -> Read:
         """The deltas of `text`, and what follows the call once that is over."""
         self._held += text
         deltas: list[Delta] = []
         if not self._has_begun:
-            found = _HEAD.match(self._held)
-            end = self._held.find(END)
+            found = None if self._is_long else _HEAD.match(self._held[:MAX_HEAD_CHARS])
+            end = self._held.find(END, self._searched)
+            self._searched = max(len(self._held) - len(END), 0)
             if end >= 0 and (found is None or end + len(END) <= found.end()):
                 return Read(_whole(self._held[:end], END), self._held[end + len(END) :])
             if found is None:
+                self._is_long = len(self._held) >= MAX_HEAD_CHARS
                 return Read(deltas, None)
             self._has_begun = True
             deltas.append(Delta("call", _name(found[1])))

@@ -23,8 +23,11 @@ from trt_mtp.serve.chat_format import kinds_of
 END = "</tool_call>"
 FUNCTION_END = "</function>"
 VALUE_END = "</parameter>"
-_FUNCTION = re.compile(r"\s*<function=([^>\n]*)>")
-_NEXT = re.compile(r"<parameter=([^>\n]*)>|</function>|</tool_call>")
+# with bounds, so that reading takes a time that grows with the text, whatever a model writes
+MAX_HEAD_CHARS = 1_024
+_FUNCTION = re.compile(r"\s{0,256}<function=([^<>\n]{0,256})>")
+_NEXT = re.compile(r"<parameter=([^<>\n]{0,256})>|</function>|</tool_call>")
+MAX_TAG_CHARS = len("<parameter=>") + 256
 _TEXT_END = "\n" + VALUE_END  # the line break belongs to the form
 
 
@@ -39,6 +42,7 @@ class XmlCall:
         self._held = ""
         self._schema: Mapping[str, Any] | None = None  # of the parameters; None before the name
         self._num_values = 0
+        self._searched = 0  # what is held up to there has no end in it
         self._kinds: frozenset[str] | None = None  # of the value that is being read
         self._is_first = False  # the line break before it was not seen yet
         self._is_closed = False  # the arguments are complete
@@ -48,8 +52,9 @@ class XmlCall:
         self._held += text
         deltas: list[Delta] = []
         if self._schema is None:
-            found = _FUNCTION.match(self._held)
-            end = self._held.find(END)
+            found = _FUNCTION.match(self._held[:MAX_HEAD_CHARS])
+            end = self._held.find(END, self._searched)
+            self._searched = max(len(self._held) - len(END), 0)
             if end >= 0 and (found is None or end + len(END) <= found.end()):
                 content = f"{self._begin}{self._held[:end]}{END}"
                 return Read([Delta("content", content)], self._held[end + len(END) :])
@@ -76,6 +81,7 @@ class XmlCall:
             return self._value(deltas, self._kinds)
         found = _NEXT.search(self._held)
         if found is None:
+            self._held = self._held[-MAX_TAG_CHARS:]  # between tags nothing counts
             return False
         if found[1] is None:
             self._is_closed = True  # and the tag stays, it may end the call
@@ -85,13 +91,18 @@ class XmlCall:
         key = found[1].strip()
         self._held = self._held[found.end() :]
         assert self._schema is not None
-        self._kinds, self._is_first = kinds_of(self._schema.get(key)), True
+        self._kinds, self._is_first = self._kinds_of(self._schema, key), True
+        self._searched = 0
         opening = ", " if self._num_values else "{"
         self._num_values += 1
         deltas.append(Delta("arguments", f"{opening}{json.dumps(key, ensure_ascii=False)}: "))
         if self._kinds == {"string"}:
             deltas.append(Delta("arguments", '"'))
         return True
+
+    def _kinds_of(self, schema: Mapping[str, Any], key: str) -> frozenset[str]:
+        properties = schema.get("properties")
+        return kinds_of(properties.get(key) if isinstance(properties, Mapping) else None, schema)
 
     def _value(self, deltas: list[Delta], kinds: frozenset[str]) -> bool:
         if self._is_first:
@@ -100,8 +111,9 @@ class XmlCall:
             self._held = self._held.removeprefix("\n")
             self._is_first = False
         is_text = kinds == {"string"}
-        end = self._held.find(VALUE_END)
+        end = self._held.find(VALUE_END, self._searched)
         if end < 0:
+            self._searched = 0 if is_text else max(len(self._held) - len(VALUE_END), 0)
             if is_text:
                 keep = open_end(self._held, (_TEXT_END, VALUE_END))
                 self._send(deltas, len(self._held) - keep)
@@ -113,7 +125,7 @@ class XmlCall:
         else:
             text = json.dumps(typed(value, kinds), ensure_ascii=False)
             deltas.append(Delta("arguments", text))
-        self._held = self._held[self._held.find(VALUE_END) + len(VALUE_END) :]
+        self._held = self._held[self._held.find(VALUE_END, self._searched) + len(VALUE_END) :]
         self._kinds = None
         return True
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple, Protocol
 
 Kind = Literal["content", "reasoning", "call", "arguments"]
-ToolSchemas = Mapping[str, Mapping[str, Any]]  # tool -> parameter -> JSON schema
+ToolSchemas = Mapping[str, Mapping[str, Any]]  # tool -> JSON schema of its parameters
 
 
 class Delta(NamedTuple):

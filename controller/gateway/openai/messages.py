@@ -10,7 +10,6 @@ from typing import Any
 from trt_mtp.controller.gateway.openai.deltas import ToolSchemas
 from trt_mtp.controller.gateway.openai.errors import ParameterError
 from trt_mtp.controller.request import MAX_NAME_CHARS
-from trt_mtp.serve.chat_format import resolved
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 
@@ -79,15 +78,13 @@ def check_tools(tools: Sequence[Mapping[str, Any]]) -> None:
 
 
 def schemas_of(tools: Sequence[Mapping[str, Any]]) -> ToolSchemas:
-    """The schemas of the tools' parameters, as far as there are any."""
-    schemas: dict[str, Mapping[str, Any]] = {}
-    for tool in tools:
-        parameters = tool["function"].get("parameters")
-        properties = parameters.get("properties") if isinstance(parameters, Mapping) else None
-        stated = properties.items() if isinstance(properties, Mapping) else ()
-        own = {key: resolved(schema, parameters) for key, schema in stated}
-        schemas[tool["function"]["name"]] = own
-    return schemas
+    """The schemas of the tools' parameters, as far as there are any.
+
+    They are looked at when a call has such a parameter: resolving all of them may take gigabytes.
+    """
+    functions = [tool["function"] for tool in tools]
+    stated = {function["name"]: function.get("parameters") for function in functions}
+    return {name: each for name, each in stated.items() if isinstance(each, Mapping)}
 
 
 def json_text(value: Any, name: str) -> str:

@@ -55,7 +55,7 @@ class Replica:
 
     backend: "Backend"
     key: str  # k3, or k3@HOST:PORT where there is more than one server
-    name: str  # k3
+    name: str
     model_name: str  # qwen_mtp_k3
     draft_length: int
     max_batch_size: int
@@ -71,6 +71,7 @@ class Replica:
     health: Health = field(default_factory=Health)
     num_running: int = 0
     num_elsewhere: int = 0  # the same through other workers of this gateway
+    num_on_trial: int = 0  # of all workers, whose grammars it tries: they have no place yet
     others: OtherLoad = field(default_factory=OtherLoad)
     meter: LoadMeter = field(default_factory=LoadMeter)
     prefill_s_per_token: float | None = None  # until the first token, as it was seen
@@ -136,8 +137,10 @@ class Replica:
             mean_load(begun.device, ended.device, on_device),
         )
 
-    def state(self, is_healthy: bool, now_s: float) -> VariantState:
-        """What a policy sees of it."""
+    def state(
+        self, is_healthy: bool, now_s: float, num_on_device: int | None = None
+    ) -> VariantState:
+        """What a policy sees of it; `num_on_device` is its server's load, if that is known."""
         num_running = self.load(now_s)
         return VariantState(  # not by keyword, which takes twice as long
             self.key,
@@ -147,7 +150,7 @@ class Replica:
             self.max_batch_size,
             self.max_seq_len,
             self.backend.target,
-            self.backend.load(now_s),
+            self.backend.load(now_s) if num_on_device is None else num_on_device,
             num_running >= self.max_batch_size,
             "",
             self.takes_min_tokens,

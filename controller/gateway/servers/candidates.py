@@ -9,7 +9,7 @@ more than its subset, so that it hears often from those that it uses.
 import hashlib
 import math
 from collections import deque
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from trt_mtp.controller.gateway.draws import DRAWS
@@ -17,7 +17,10 @@ from trt_mtp.controller.gateway.servers.backend import Backend, Replica
 
 NUM_TRIED = 3  # servers looked at for each variant
 MAX_TRIED = 16  # of many servers, where those have no room
+MAX_ON_TRIAL = 4  # grammars that a variant may have to try, one after the other
 SCAN_S = 0.05  # between looks at all servers of a variant that were full: looks cost milliseconds
+
+ShareOf = Callable[[Replica, float], float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,9 +57,13 @@ class Index:
             grouped.setdefault(_group_key(replica), []).append(replica)
         self._groups = {key: Group(each, tiers(each, preference)) for key, each in grouped.items()}
 
-    def candidates(self, now_s: float) -> list[Replica]:
-        """One of each variant: where it can be had, one that may be sent a request and has room."""
-        found = [_best(group, now_s) for group in self._groups.values()]
+    def candidates(self, now_s: float, *, is_guided: bool = False) -> list[Replica]:
+        """One of each variant: where it can be had, one that may be sent a request and has room.
+
+        For one that `is_guided`, where few grammars are to be tried before its own.
+        """
+        share = _trial_share if is_guided else _share
+        found = [_best(group, now_s, share) for group in self._groups.values()]
         if any(replica.health.can_take(now_s) for replica in found):
             return found
         return [_ready(group) for group in self._groups.values()]  # doubtful is better than none
@@ -103,22 +110,22 @@ def _is_near(replica: Replica, preference: Preference) -> bool:
     return bool(preference.zone) and replica.backend.zone == preference.zone
 
 
-def _best(group: Group, now_s: float) -> Replica:
+def _best(group: Group, now_s: float, share_of: ShareOf) -> Replica:
     """The least loaded of a few; where none of them will do, of more, and in the end of all."""
     full = None
     for tier in group.tiers:
         for tried in _tried(tier):
-            best, share = _least_loaded(tried, now_s)
+            best, share = _least_loaded(tried, now_s, share_of)
             if best is not None:
                 if share < 1:
                     return best
                 full = best
-    best, share = _least_loaded(group.freed, now_s)
+    best, share = _least_loaded(group.freed, now_s, share_of)
     if best is not None and share < 1:
         return best
     if full is not None and now_s < group.scan_at:
         return full
-    best, share = _least_loaded(group.everywhere, now_s)
+    best, share = _least_loaded(group.everywhere, now_s, share_of)
     if share >= 1:
         group.scan_at = now_s + SCAN_S
     return best or group.everywhere[0]
@@ -131,12 +138,24 @@ def _tried(tier: Sequence[Replica]) -> Iterator[Sequence[Replica]]:
     yield tier if num <= MAX_TRIED else [tier[int(draw() * num)] for _ in range(MAX_TRIED)]
 
 
-def _least_loaded(replicas: Sequence[Replica], now_s: float) -> tuple[Replica | None, float]:
+def _share(replica: Replica, now_s: float) -> float:
+    """Of its slots, what is taken."""
+    return replica.load(now_s) / replica.max_batch_size
+
+
+def _trial_share(replica: Replica, now_s: float) -> float:
+    """The same of what a request needs whose grammar is to be tried."""
+    return max(_share(replica, now_s), replica.num_on_trial / MAX_ON_TRIAL)
+
+
+def _least_loaded(
+    replicas: Sequence[Replica], now_s: float, share_of: ShareOf
+) -> tuple[Replica | None, float]:
     """Of those that may be sent a request, and the share of its slots that is taken."""
     best, least = None, math.inf
     for replica in replicas:
         if replica.health.can_take(now_s):
-            load = replica.load(now_s) / replica.max_batch_size
+            load = share_of(replica, now_s)
             if load <= least:
                 best, least = replica, load
     return best, least

@@ -87,7 +87,8 @@ class Pool:
         wanted = [v for v in variants if draft_length in (None, v.draft_length)]
         if not any(v.key in healthy for v in wanted):
             healthy |= {v.key for v in wanted if v.is_ready}
-        return {v.key: v.state(v.key in healthy, now_s) for v in variants}
+        loads = {backend: backend.load(now_s) for backend in {v.backend for v in variants}}
+        return {v.key: v.state(v.key in healthy, now_s, loads[v.backend]) for v in variants}
 
     def first_live(self) -> Backend:
         """The server for what is not about the public model: the first that is alive.
@@ -221,7 +222,7 @@ class Pool:
     async def _leave(self, target: str, backend: Backend) -> None:
         """Close a server's connection when its last answer is over."""
         until = time.monotonic() + LEAVE_S
-        while any(v.num_running for v in backend.variants.values()) and time.monotonic() < until:
+        while _is_busy(backend) and time.monotonic() < until:
             await asyncio.sleep(LEAVE_POLL_S)
         del self._leaving[target]  # from here on it is closed, and can't come back
         await backend.close()
@@ -246,6 +247,10 @@ class Pool:
             f"Triton at {self._triton} has no model {self.public_name}_k<draft length>: "
             f"serve variants with `trt-mtp serve`, or name their public model with --model"
         )
+
+
+def _is_busy(backend: Backend) -> bool:
+    return any(v.num_running or v.num_on_trial for v in backend.variants.values())
 
 
 async def _end(task: "asyncio.Task[None]") -> None:

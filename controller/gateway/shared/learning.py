@@ -22,7 +22,9 @@ log = logging.getLogger(__name__)
 TTL_S = 180.0
 MIN_PERIOD_S, MAX_PERIOD_S = 2.0, 30.0
 PERIOD_PER_GATEWAY_S = 0.3  # all read all: the load grows with the square of their number
-MAX_BYTES = 1 << 21  # of one gateway's counts: twice what all cells and tenants take
+MAX_BYTES = 1 << 21  # of one gateway's counts: more than all cells, tenants and apps take
+# names of counts that one gateway may have, and all together; and the length of one
+MAX_SCOPES, MAX_ALL_SCOPES, MAX_SCOPE_CHARS = 4_096, 16_384, 256
 
 
 class SharedLearning:
@@ -79,7 +81,7 @@ class SharedLearning:
     def _readable(self, name: str, value: bytes) -> Counted | None:
         """A gateway's counts; None if they can't be read, which is logged once."""
         try:
-            return read_own_counts(_record(value), self._policy, self._hosted())
+            return _bounded(read_own_counts(_record(value), self._policy, self._hosted()))
         except InputError as error:
             if self._left_out.get(name) != value:
                 self._left_out[name] = value
@@ -97,12 +99,27 @@ def _add_newer(
 
 
 def _add(sums: dict[str, PositionCounts], counts: dict[str, PositionCounts]) -> None:
-    """Add a gateway's counts to the sums by scope, which take over those that are new."""
-    for scope, count in counts.items():
+    """Add a gateway's counts to the sums by scope, which take over those that are new.
+
+    Those of tenants and apps, which clients name, come after all others.
+    """
+    for scope, count in sorted(counts.items(), key=lambda item: _is_named(item[0])):
         if scope in sums:
             sums[scope].include(count)
-        else:
+        elif len(sums) < MAX_ALL_SCOPES:
             sums[scope] = count
+
+
+def _bounded(counted: Counted) -> Counted:
+    """The counts; raises InputError for more, or under longer names, than a gateway writes."""
+    counts = counted[1]
+    if len(counts) > MAX_SCOPES or any(len(scope) > MAX_SCOPE_CHARS for scope in counts):
+        raise InputError("has more counts than a gateway writes, or longer names")
+    return counted
+
+
+def _is_named(scope: str) -> bool:
+    return scope.startswith(("tenant/", "app/", "expected/app/"))
 
 
 def _record(value: bytes) -> object:

@@ -309,3 +309,5 @@ def test_a_server_or_embedded_is_named(cli: Cli, tmp_path: Path) -> None:
     assert cli("calibrate", "--url", "x:1", "--embedded").code == 2
     result = cli("calibrate", "--url", "127.0.0.1:1", "--prompts", tmp_path / "none")
     assert (result.code, "none does not exist" in result.err) == (2, True)
+    result = cli("calibrate", "--url", "127.0.0.1:1", "--prior", tmp_path / "no.json")
+    assert (result.code, "no.json does not exist" in result.err) == (2, True)

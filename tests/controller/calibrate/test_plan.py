@@ -1,5 +1,6 @@
 """What a calibration asks, and what it concludes, of deployments whose truth is known."""
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -115,6 +116,26 @@ def test_every_prompt_is_asked_before_one_is_repeated() -> None:
     known = estimate(chosen, everything, of_prompts=True).acceptance["qa"]
     assert known[1:].std(axis=0).max() == pytest.approx(0, abs=1e-12)
     assert estimate(chosen, everything).acceptance["qa"][1:].std(axis=0).max() > 0.005
+
+
+def test_a_noisy_machine_is_asked_again_and_a_killed_run_goes_on_so() -> None:
+    """Where batches vary by 10%, prompts are asked up to four times, and most choices settle.
+
+    The batches of its journal give the same next block.
+    """
+    world = World({"qa": 0.8, "writing": 0.6}, RISING, batch_noise=0.1, num_prompts=12)
+    chosen = world.settings()
+    results = run(world, chosen, budget_s=900)
+    asked = Counter((arm.key, prompt) for arm in results.arms for prompt in arm.block.prompts)
+    assert 1 < max(n for (key, _), n in asked.items() if key.draft_length) <= 5
+    again, last = Results(), results.num_blocks - 1
+    for arm in results.arms:
+        if arm.block.number == last:
+            assert next_block(chosen, again) == arm.block
+            break
+        again.add(arm)
+    _, advice = parts(profile_of(chosen, results, RUN_INFO))
+    assert advice.num_open <= 1
 
 
 def test_a_plan_ends_when_nothing_more_can_be_told() -> None:

@@ -10,6 +10,7 @@ import pytest
 
 from trt_mtp.controller.calibrate.results import Batch
 from trt_mtp.controller.calibrate.step_costs import StepCosts, step_costs
+from trt_mtp.controller.cost import Curve, StepCost
 
 LENGTHS = (0, 1, 3, 5)
 RATIOS = {1: 1.2, 3: 1.6, 5: 2.2}
@@ -102,3 +103,15 @@ def test_few_batches_are_enough_to_say_something() -> None:
     assert draws[0] == pytest.approx(0.4, abs=0.1)
     assert np.isfinite(draws).all()
     assert draws[1:].std() > 0.03
+
+
+def test_a_table_says_what_was_not_measured() -> None:
+    """A roofline's R is where it begins, as near as its deviation says; batches outweigh it."""
+    curves: dict[int, Curve] = {1: ((1, 1.1), (64, 1.4)), 3: ((1, 1.3), (64, 2.0)), 5: ((1, 1.5),)}
+    table = StepCost(((1, 0.02),), curves, 0.05)
+    one = [Batch("qa", 1, {5: [math.log(1.5)] * 8})]
+    found = step_costs(one, LENGTHS, (1, 8, 64), 400, np.random.default_rng(0), table)
+    assert math.exp(found.by_load[64][0, 2]) == pytest.approx(2.0, rel=0.05)
+    assert 0.01 < found.by_load[64][1:, 2].std() < 0.07
+    known = step_costs(batches(), LENGTHS, (1, 8, 64), 400, np.random.default_rng(0), table)
+    assert math.exp(known.by_load[1][0, 3]) == pytest.approx(RATIOS[5], rel=0.05)

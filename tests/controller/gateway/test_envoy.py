@@ -37,6 +37,25 @@ from trt_mtp.serve.kserve import SERVICE
 from trt_mtp.serve.triton import TritonServer
 
 STREAM = f"/{SERVICE.full_name}/ModelStreamInfer"
+METRICS = (
+    "/metrics",
+    "/%6Detrics",
+    "/%6detric%73",
+    "/metrics/",
+    "//metrics",
+    "/metrics?a=b",
+    "/metrics%3F",
+    "/metrics;a",
+    "/%2Fmetrics",
+    "/./metrics",
+    "/v1/../metrics",
+    "/v1/%2E%2E/metrics",
+    "/v1/..%2Fmetrics",
+    "/v1/..%5Cmetrics",
+    "/v1/..\\metrics",
+    "/v2/health/../../metrics",
+    "/v1//..//metrics",
+)
 GENERATE = "/v2/models/qwen_mtp/generate_stream"
 
 
@@ -128,8 +147,11 @@ def test_tokens_pass_at_once_and_so_does_leaving(
 
 
 def test_metrics_are_of_one_gateway_and_not_of_any(fleet: Fleet) -> None:
-    """All else of HTTP passes."""
-    assert ask(fleet.envoy.http, "GET", "/metrics").status == 404
+    """However the path is written; what clients use passes."""
+    for path in METRICS:
+        reply = ask(fleet.envoy.http, "GET", path)
+        assert reply.status == 404, path
+        assert b"trt_mtp_" not in reply.body, path
     assert ask(fleet.envoy.http, "GET", "/v2/health/ready").status == 200
     chat = {"model": "qwen_mtp", "messages": [{"role": "user", "content": '{"tokens": 3}'}]}
     reply = ask(fleet.envoy.http, "POST", "/v1/chat/completions", chat)

@@ -12,9 +12,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from tritonclient.grpc import service_pb2 as pb
 
-from tests.gateway_fixtures import FixedPolicy
-from tests.lease_fixtures import NUM_TOKENS, BackendDouble, Script, call_of, replica_of
-from trt_mtp.controller.gateway.admission_queue import AdmissionQueue
+from tests.controller.gateway.request_path import Path
+from tests.lease_fixtures import NUM_TOKENS, BackendDouble, Script, call_of
 from trt_mtp.controller.gateway.call import MAX_FRUITLESS, MAX_HUNG, InferenceCall
 from trt_mtp.controller.gateway.failure import (
     AnswerError,
@@ -22,14 +21,7 @@ from trt_mtp.controller.gateway.failure import (
     WrongRequestError,
     status_of,
 )
-from trt_mtp.controller.gateway.hang_detector import HangDetector, StallLimits
 from trt_mtp.controller.gateway.lease import Lease
-from trt_mtp.controller.gateway.metrics import GatewayMetrics
-from trt_mtp.controller.gateway.proxy import Proxy
-from trt_mtp.controller.gateway.retry_budget import RetryBudget
-from trt_mtp.controller.gateway.router import Router
-from trt_mtp.controller.gateway.scoreboard import Scoreboard
-from trt_mtp.controller.gateway.servers.pool import Pool
 from trt_mtp.controller.outcome import outcome_problem
 from trt_mtp.controller.request import RequestFeatures
 from trt_mtp.errors import TrtMtpError
@@ -52,55 +44,6 @@ class CallerDouble:
             yield
         finally:
             self.charged.append(num_tokens())
-
-
-class Path:
-    """The request path in front of two servers of doubles, with a variant for each of 0 and 3."""
-
-    def __init__(self, first: BackendDouble, second: BackendDouble, max_batch_size: int) -> None:
-        self.pool = Pool("127.0.0.1:1,127.0.0.1:2", "qwen_mtp")
-        self.servers = first, second
-        for name, backend in zip(self.pool.backends, self.servers, strict=True):
-            replicas = [replica_of(f"k{k}@{name}", backend) for k in (0, 3)]
-            for replica in replicas:
-                replica.max_batch_size = max_batch_size
-            self.pool.backends[name].variants = {replica.name: replica for replica in replicas}
-        self.metrics, scoreboard = GatewayMetrics(), Scoreboard(None)
-        detector = HangDetector(StallLimits())
-        self.router = Router(self.pool, FixedPolicy(), detector, scoreboard, self.metrics)
-        self.closed: list[Lease] = []
-        self.router.observers.append(self.closed.append)
-        counter = scoreboard.counter("waiting")
-        self.queue = AdmissionQueue(
-            self.router.place, self.router.kind, 100, 0.0, counter, self.metrics.waiting
-        )
-        self.router.on_free = self.queue.serve_waiting
-        self.proxy = Proxy(self.pool, self.queue, RetryBudget(), self.metrics)
-        self.detector = detector
-        self._looking = asyncio.create_task(self._look())
-
-    async def _look(self) -> None:
-        """Serve the queue every now and then, as the gateway does."""
-        while True:
-            await asyncio.sleep(0.001)
-            self.queue.serve_waiting()
-
-    def counts(self) -> dict[str, int]:
-        """How calls ended, over all tasks."""
-        tasks = self.metrics.tasks({}).values()
-        names = ("num_requests", "num_finished", "num_failed", "num_cancelled")
-        return {name: sum(task[name] for task in tasks) for name in names}
-
-    async def check_idle(self) -> None:
-        """Nothing is held: no place, no stream, no wait."""
-        for _ in range(5):  # rests are read in tasks
-            await asyncio.sleep(0)
-        assert [r.num_running for r in self.pool.variants.values()] == [0] * 4
-        assert [server.num_open for server in self.servers] == [0, 0]
-        assert self.detector.leases() == []
-        assert self.queue.num_waiting == 0
-        self._looking.cancel()
-        await self.pool.close()
 
 
 def texts(messages: list[bytes]) -> list[str]:
@@ -135,17 +78,17 @@ scripts = st.lists(
 )
 
 
-@given(scripts, scripts)
-@example([Script(2, "lost")], [Script(1, "hung"), Script(0, "error")])
+@given(scripts, scripts, st.booleans())
+@example([Script(2, "lost")], [Script(1, "hung"), Script(0, "error")], True)
 def test_an_answer_comes_once_or_ends_in_a_sentence(
-    first: list[Script], second: list[Script]
+    first: list[Script], second: list[Script], is_guided: bool
 ) -> None:
     """Whatever attempts do: each token once and in order, counted once, every place given back."""
 
     async def scenario() -> None:
         path = Path(BackendDouble(first), BackendDouble(second), max_batch_size=8)
         caller: Any = CallerDouble()
-        call = call_of("r", caller=caller)
+        call = call_of("r", caller=caller, is_guided=is_guided)
         got: list[bytes] = []
 
         async def send(raw: bytes) -> None:

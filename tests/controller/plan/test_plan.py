@@ -11,7 +11,7 @@ from trt_mtp.controller.plan.modes import Targets
 from trt_mtp.controller.plan.plan import WORTH, Plan, Wishes, make_plan, shifted
 from trt_mtp.controller.plan.text import by_length, reason, to_text
 from trt_mtp.controller.plan.traffic import TaskTraffic, Traffic, total_rate
-from trt_mtp.controller.profile import Profile
+from trt_mtp.controller.profile import ContextPrice, Profile
 from trt_mtp.errors import InputError
 
 
@@ -35,6 +35,34 @@ def bimodal() -> tuple[Deployment, Traffic]:
         "tool_call": TaskTraffic(40, 100, 400), "roleplay": TaskTraffic(40, 100, 400),
     }  # fmt: skip
     return from_profile(profile, "bimodal", "machine", demand), demand
+
+
+def with_contexts(prompt_tokens: float, context_cost: ContextPrice | None) -> Plan:
+    """A machine measured at contexts of 500 tokens, and questions with prompts of this length."""
+    profile = Profile(
+        plain_step_s={1: 0.02, 32: 0.03},
+        step_ratio={3: {1: 1.1, 32: 1.3}},
+        context_cost=context_cost,
+        prefill_tokens_per_s=1e6,
+    )
+    demand = {"qa": TaskTraffic(40, prompt_tokens, 400)}
+    machine = from_profile(profile, "measured", "machine", demand)
+    return make_plan(machine, demand, Wishes(Targets(), gpus=1000))
+
+
+def test_long_contexts_cost_what_was_measured_of_them() -> None:
+    """They take more replicas, and shorter drafts where each draft reads the caches again.
+
+    Contexts as measured change little.
+    """
+    once = ContextPrice(at_tokens=500, plain_s=2e-8, draft_s=0.0)
+    again = ContextPrice(at_tokens=500, plain_s=2e-8, draft_s=6e-8)
+    unknown, read_once, read_again = (with_contexts(20_000, one) for one in (None, once, again))
+    assert read_once.fleet.num_replicas > unknown.fleet.num_replicas
+    lengths = [plan.fleet.groups[0].mode.draft_length for plan in (read_once, read_again)]
+    assert lengths == [3, 0]
+    before, after = with_contexts(300, None), with_contexts(300, again)
+    assert after.tasks["qa"][0].p50 == pytest.approx(before.tasks["qa"][0].p50, rel=0.05)
 
 
 @pytest.mark.parametrize("seed", range(3))

@@ -1,9 +1,10 @@
 """Searches for a fleet that end where it would be too dear."""
 
 from tests.plan_fixtures import deployment, traffic
+from trt_mtp.controller.plan.groups import Question
 from trt_mtp.controller.plan.modes import Targets
 from trt_mtp.controller.plan.program import Problem
-from trt_mtp.controller.plan.sizing import Question, mixed, single
+from trt_mtp.controller.plan.sizing import mixed, single
 
 
 def test_a_fleet_that_would_be_too_dear_is_none() -> None:

@@ -14,12 +14,14 @@ from trt_mtp.controller.gateway.openai.deltas import Delta, ToolSchemas
 
 SCHEMAS: ToolSchemas = {
     "f": {
-        "text": {"type": "string"},
-        "number": {"type": "number"},
-        "whole": {"type": ["integer", "null"]},
-        "flag": {"type": "boolean"},
-        "list": {"type": "array"},
-        "map": {"anyOf": [{"type": "object"}, {"type": "null"}]},
+        "properties": {
+            "text": {"type": "string"},
+            "number": {"type": "number"},
+            "whole": {"type": ["integer", "null"]},
+            "flag": {"type": "boolean"},
+            "list": {"type": "array"},
+            "map": {"anyOf": [{"type": "object"}, {"type": "null"}]},
+        }
     }
 }
 
@@ -246,3 +248,24 @@ def test_values_survive(value: str, number: float) -> None:
     if "</parameter>" not in value:
         *_, (_, read) = parsed([xml_call(text=value, number=json.dumps(number))], "xml")
         assert json.loads(read) == arguments
+
+
+@pytest.mark.parametrize(
+    ("form", "begin", "token"),
+    [
+        ("xml", "<tool_call>", "    "),
+        ("xml", "<function=", "abcd"),
+        ("xml", "<function=f>", "<parameter=t"),
+        ("xml", "<function=f><parameter=list>", "[1, "),
+        ("json", "<tool_call>", "    "),
+        ("json", '<tool_call>{"name": "', "abcd"),
+        ("json", '<tool_call>{"name": "', '\\"'),
+    ],
+)
+def test_calls_that_never_come_take_no_time(form: str, begin: str, token: str) -> None:
+    """What is waited for is not looked for from the beginning with each token."""
+    parser = AnswerParser(form, SCHEMAS, can_think=True, is_thinking=False)
+    parser.push(begin)
+    for _ in range(20_000):
+        parser.push(token)
+    parser.end()

@@ -1,6 +1,7 @@
 """What many gateways learn together, through a real Redis."""
 
 import asyncio
+import json
 import logging
 import zlib
 from collections.abc import Coroutine, Iterator
@@ -11,7 +12,7 @@ import pytest
 
 from tests.policy_fixtures import outcome, request, variants
 from tests.redis_server import RedisServer, redis_server
-from trt_mtp.controller.acceptance import AcceptanceKey
+from trt_mtp.controller.acceptance import MAX_TENANTS, AcceptanceKey
 from trt_mtp.controller.gateway.shared.config import parse_shared
 from trt_mtp.controller.gateway.shared.learning import SharedLearning
 from trt_mtp.controller.gateway.shared.store import RedisStore
@@ -45,6 +46,15 @@ class Peer:
     def expected(self) -> tuple[float, ...]:
         """The acceptance lengths that it expects."""
         return self.policy.acceptance.estimate(CODING).lengths
+
+
+def counts_of(*scopes: str) -> bytes:
+    """What a gateway would write of scopes that nobody asked for."""
+    nothing: list[float] = []
+    counts = {scope: {"trials": nothing, "successes": nothing} for scope in scopes}
+    told = {"version": 1, "counts": counts}
+    record = {"schema_version": 1, "fingerprint": "a", "counted": told}
+    return zlib.compress(json.dumps(record).encode())
 
 
 async def exchanged(*peers: Peer) -> None:
@@ -170,6 +180,8 @@ def test_a_profile_has_its_own_counts_and_all_gateways_count(redis: RedisServer)
         zlib.compress(b"[]"),
         zlib.compress(b"{"),
         zlib.compress(b'{"schema_version": 9}'),
+        counts_of(*map(str, range(5_000))),
+        counts_of("x" * 1_000),
         zlib.compress(b'{"schema_version":1,"fingerprint":"a","counted":{"version":1}}'),
         zlib.compress(
             b'{"schema_version":1,"fingerprint":"a","counted":{"version":1,"counts":'
@@ -196,6 +208,19 @@ def test_what_no_gateway_wrote_is_left_out_and_said_once(
         run(strange, good, reader, steps=steps())
     assert reader.names == {"good"}
     assert caplog.text.count("what gateway 'strange' has learned is left out") == 2  # good, reader
+
+
+def test_clients_that_invent_names_end_no_sharing(redis: RedisServer) -> None:
+    """Whatever tenants and apps are called, and however many there are, the counts are read."""
+    full, reader = Peer(redis, "full"), Peer(redis, "reader")
+    learned = full.policy.acceptance
+    for number in range(MAX_TENANTS + 10):
+        steps = 10**15 + number
+        name = "\U0001f600\x01" * 60 + str(number)  # twelve bytes of JSON, and six
+        learned.update({CODING: 1.0}, steps, [steps // 7] * 8, tenant=name, app=str(number))
+    run(full, reader, steps=exchanged(full, reader))
+    assert reader.names == {"full"}
+    assert reader.expected == pytest.approx(full.expected)
 
 
 def test_a_key_of_another_type_hides_no_other_gateway(redis: RedisServer) -> None:
