@@ -30,10 +30,10 @@ class Connection(web.RequestHandler):
         return response
 
 
-def refusal_of(error: HttpProcessingError) -> tuple[int, str]:
+def refusal_of(error: HttpProcessingError) -> tuple[HTTPStatus, str]:
     """Status and sentence.
 
-    >>> refusal_of(LineTooLong(b"Bearer abc", 8190))[0]
+    >>> refusal_of(LineTooLong(b"Bearer abc", 8190))[0].value
     431
     """
     if isinstance(error, LineTooLong):
