@@ -258,6 +258,16 @@ def wait_until(is_true: Callable[[], bool], timeout_s: float = 60.0) -> None:
         time.sleep(0.01)
 
 
+def watch_until_back(server: TritonServer, dead: int) -> None:
+    """Look after a server whose process `dead` ended, as `serve` does: a start may fail."""
+
+    def is_back() -> bool:
+        server.check()
+        return server.pid not in (0, dead)
+
+    wait_until(is_back)
+
+
 def text_of(response: Any) -> str:
     """The text that a response brings, without its length."""
     names = [output.name for output in response.infer_response.outputs]
