@@ -146,11 +146,18 @@ def kill_group(leader: "subprocess.Popen[bytes]", others: Sequence[int] = ()) ->
         time.sleep(LOOK_S)
 
 
+def end_signals() -> tuple[signal.Signals, ...]:
+    """SIGTERM and SIGHUP; without SIGHUP for who starts us with it ignored, as `nohup` does."""
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+        return (signal.SIGTERM,)
+    return (signal.SIGTERM, signal.SIGHUP)
+
+
 @contextmanager
 def terminate_as_interrupt() -> Iterator[None]:
     """SIGTERM and SIGHUP raise KeyboardInterrupt inside, like Ctrl-C.
 
-    After Ctrl-C, clean-ups have less time (see `time_left`).
+    After Ctrl-C, clean-ups have less time (see `time_left`). A SIGHUP that is ignored stays so.
     """
 
     def terminate(number: int, frame: FrameType | None) -> None:
@@ -208,11 +215,11 @@ Handler = Callable[[int, FrameType | None], None] | signal.Handlers
 
 @contextmanager
 def _handlers(of_interrupt: Handler, of_end: Handler) -> Iterator[None]:
-    """Handlers of Ctrl-C, and of SIGTERM and SIGHUP."""
+    """Handlers of Ctrl-C, and of `end_signals`."""
     if threading.current_thread() is not threading.main_thread():
         yield  # signals go to the main thread
         return
-    wanted = {signal.SIGINT: of_interrupt, signal.SIGTERM: of_end, signal.SIGHUP: of_end}
+    wanted = {signal.SIGINT: of_interrupt} | dict.fromkeys(end_signals(), of_end)
     before = {number: signal.signal(number, handler) for number, handler in wanted.items()}
     try:
         yield

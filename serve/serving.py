@@ -82,8 +82,7 @@ def serving(
     run_folder = _make_run_folder()
     repository = repository or run_folder / "model_repository"
     try:
-        with postponed():  # it imports tritonclient
-            models = render_repository(variants, repository, interval=interval)
+        models = _rendered(variants, repository, run_folder, interval)
         limits = limits or limits_for(variants)
         server = TritonServer(
             install,
@@ -103,6 +102,18 @@ def serving(
         shutil.rmtree(run_folder, ignore_errors=True)
         raise
     shutil.rmtree(run_folder, ignore_errors=True)
+
+
+def _rendered(
+    variants: Sequence[EngineVariant], repository: Path, run_folder: Path, interval: GivenInterval
+) -> tuple[str, ...]:
+    """The repository's models; there is no log yet to leave behind where that fails."""
+    try:
+        with postponed():  # it imports tritonclient
+            return render_repository(variants, repository, interval=interval)
+    except TrtMtpError:
+        shutil.rmtree(run_folder, ignore_errors=True)
+        raise
 
 
 def _make_run_folder() -> Path:

@@ -9,6 +9,7 @@ import pytest
 
 from tests.conftest import CliResult
 from trt_mtp.cli import SETTINGS
+from trt_mtp.cli import cli as cli_group
 from trt_mtp.controller.gateway.cli import gateway
 from trt_mtp.errors import InputError
 from trt_mtp.serve.cli import serve
@@ -107,3 +108,19 @@ def test_input_errors_are_ours(tmp_path: Path) -> None:
     (tmp_path / "c.toml").write_text("[serve]\nx = 1")
     with pytest.raises(InputError, match="unknown option"):
         options(serve, "--config", str(tmp_path / "c.toml"))
+
+
+def test_variables_are_called_as_the_options_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of commands in groups, too, whatever their arguments are called in the code."""
+    monkeypatch.setenv("TRT_MTP_GATEWAY_CORS_ORIGIN", "http://a http://b")
+    monkeypatch.setenv("TRT_MTP_GATEWAY_SSE_KEEP_ALIVE_S", "7")
+    root = click.Context(cli_group, info_name="trt-mtp", **SETTINGS)  # type: ignore[arg-type]
+    command = cli_group.get_command(root, "gateway")
+    assert command is not None
+    with command.make_context("gateway", ["--triton", "127.0.0.1:1"], parent=root) as context:
+        assert context.params["origins"] == ("http://a", "http://b")
+        assert context.params["keep_alive_s"] == 7
+    group = cli_group.get_command(root, "profile")
+    assert isinstance(group, click.Group)
+    [name] = [each.envvar for each in group.commands["merge"].params if each.name == "out"]
+    assert name == "TRT_MTP_PROFILE_MERGE_OUTPUT"

@@ -125,6 +125,19 @@ EPILOG = (
 )
 
 
+PREFIX = "TRT_MTP"  # TRT_MTP_GATEWAY_PORT is --port of `trt-mtp gateway`
+
+
+def name_variables(command: click.Command, prefix: str) -> None:
+    """Call every option's variable after the option; click calls it after our own argument."""
+    if isinstance(command, click.Group):
+        for name, each in command.commands.items():
+            name_variables(each, f"{prefix}_{name}")
+    for option in command.params:
+        if isinstance(option, click.Option) and option.envvar is None:
+            option.envvar = f"{prefix}_{option.opts[-1].lstrip('-')}".upper().replace("-", "_")
+
+
 class LazyGroup(click.Group):
     """A click group whose commands are imported only when they run."""
 
@@ -139,6 +152,7 @@ class LazyGroup(click.Group):
         module, _, function = COMMANDS[cmd_name][0].partition(":")
         command = getattr(importlib.import_module(module), function)
         assert isinstance(command, click.Command)
+        name_variables(command, f"{PREFIX}_{cmd_name}")
         return command
 
     def resolve_command(
@@ -159,7 +173,7 @@ class LazyGroup(click.Group):
 
 SETTINGS = {
     "help_option_names": ["-h", "--help"],
-    "auto_envvar_prefix": "TRT_MTP",  # TRT_MTP_GATEWAY_PORT is --port of `trt-mtp gateway`
+    "auto_envvar_prefix": PREFIX,
 }
 
 

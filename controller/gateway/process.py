@@ -27,6 +27,7 @@ from trt_mtp.controller.profile import Profile, read_profile, require_measured_o
 from trt_mtp.controller.state import default_replica, load_state, save_state
 from trt_mtp.errors import TrtMtpError
 from trt_mtp.interrupts import interrupt, note_interrupt, time_left
+from trt_mtp.serve.processes import end_signals
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +37,6 @@ REPORT_S = 60.0
 LOOK_S = 0.1
 SAME_S = 2.0  # signals of one end: systemd sends SIGTERM to us, and so does who started us
 YOUNG_OBJECTS = 50_000  # made and not freed again, before the collector looks for cycles
-END_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,7 +154,7 @@ def _end_of_service() -> asyncio.Event:
         if number == signal.SIGINT:
             note_interrupt()
 
-    for number in END_SIGNALS:
+    for number in (signal.SIGINT, *end_signals()):
         loop.add_signal_handler(number, end, number)
     return ended
 

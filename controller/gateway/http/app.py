@@ -76,6 +76,10 @@ class PublicHttp:
                 web.get("/v2/health/live", self._live),
                 web.get("/v2/health/ready", self._ready),
                 web.get("/health", self._health),
+                # HAProxy's `option httpchk PATH` asks with this method
+                web.options("/v2/health/live", self._live),
+                web.options("/v2/health/ready", self._ready),
+                web.options("/health", self._health),
                 web.get("/metrics", self._for_callers(self._metrics)),
             ]
         )

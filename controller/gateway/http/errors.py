@@ -10,6 +10,7 @@ import grpc
 from aiohttp import web
 
 from trt_mtp.controller.gateway.failure import LimitError, RpcError, status_of
+from trt_mtp.controller.request import MAX_NAME_CHARS
 from trt_mtp.errors import TrtMtpError
 
 STATUSES = {
@@ -49,6 +50,15 @@ def refused(status: int, sentence: str, headers: Mapping[str, str] | None = None
     )
 
 
+def wrong_method(request: web.Request, error: web.HTTPMethodNotAllowed) -> str:
+    """A sentence: which methods the path takes, or that web pages need --cors-origin."""
+    if request.method == "OPTIONS" and "Access-Control-Request-Method" in request.headers:
+        origin = request.headers.get("Origin", "")[:MAX_NAME_CHARS]
+        return f"web pages of {origin!r} may not use {request.path}: there is no --cors-origin"
+    allowed = " or ".join(sorted(error.allowed_methods))
+    return f"{request.path} takes {allowed}, not {request.method}"
+
+
 @web.middleware
 async def errors_as_json(request: web.Request, handler: Any) -> web.StreamResponse:
     """Every error that a handler raises, as a refusal."""
@@ -61,8 +71,7 @@ async def errors_as_json(request: web.Request, handler: Any) -> web.StreamRespon
     except web.HTTPNotFound:
         return refused(404, f"nothing is served at {request.path}; see docs/gateway.md for paths")
     except web.HTTPMethodNotAllowed as error:
-        allowed = " or ".join(sorted(error.allowed_methods))
-        return refused(405, f"{request.path} takes {allowed}, not {request.method}")
+        return refused(405, wrong_method(request, error))
     except web.HTTPException as error:
         return refused(error.status, error.reason)
     except TrtMtpError as error:

@@ -23,7 +23,7 @@ from trt_mtp.controller.gateway.failure import (
     RpcError,
     status_of,
 )
-from trt_mtp.controller.gateway.http.errors import http_status
+from trt_mtp.controller.gateway.http.errors import http_status, wrong_method
 from trt_mtp.errors import InputError, TrtMtpError
 
 REQUEST_ID = "x-request-id"
@@ -171,8 +171,7 @@ def _of_http(request: web.Request, error: web.HTTPException) -> Refusal:
         limit = f"{request.client_max_size} bytes are taken here (--max-message-mb)"
         return Refusal(413, f"the request's body is too large: at most {limit}")
     if isinstance(error, web.HTTPMethodNotAllowed):
-        allowed = " or ".join(sorted(error.allowed_methods))
-        return Refusal(405, f"{request.path} takes {allowed}, not {request.method}")
+        return Refusal(405, wrong_method(request, error))
     if isinstance(error, web.HTTPNotFound):
         return Refusal(404, f"nothing is served at {request.path}; docs/openai.md has the paths")
     return Refusal(error.status, error.reason)

@@ -54,7 +54,13 @@ def _check_calls(message: Mapping[str, Any], place: str) -> None:
 
 def _check_parts(parts: Sequence[Any], place: str) -> None:
     for number, part in enumerate(parts):
-        kind = part.get("type") if isinstance(part, Mapping) else None
+        if not isinstance(part, Mapping):
+            raise ParameterError(
+                f"{place}[{number}] is no part of a message: expected an object such as "
+                '{"type": "text", "text": "…"}',
+                f"{place}[{number}]",
+            )
+        kind = part.get("type")
         if kind != "text":
             shown = str(kind)[:MAX_NAME_CHARS]
             raise ParameterError(
@@ -71,8 +77,14 @@ def check_tools(tools: Sequence[Mapping[str, Any]]) -> None:
     for number, tool in enumerate(tools):
         place = f"tools[{number}]"
         function = tool.get("function")
-        if tool.get("type", "function") != "function" or not isinstance(function, Mapping):
+        if tool.get("type", "function") != "function":
             raise ParameterError(f"{place}: only tools of type function are taken", place)
+        if not isinstance(function, Mapping):
+            raise ParameterError(
+                f"{place}.function has to be an object with the function's name, description and "
+                "parameters",
+                place,
+            )
         if not isinstance(function.get("name"), str) or not function["name"]:
             raise ParameterError(f"{place}.function.name has to be a text", place)
 

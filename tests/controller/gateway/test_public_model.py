@@ -149,13 +149,22 @@ def test_garbage_in_any_call_is_an_error_and_no_crash(client: Any, url: str, met
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_the_process_serves_until_a_signal(
-    doubles: TritonServer, tmp_path: Path, number: signal.Signals
+    doubles: TritonServer,
+    tmp_path: Path,
+    number: signal.Signals,
+    request: pytest.FixtureRequest,
 ) -> None:
-    """It says where it is, routes by the real policy, keeps what it learned, and exits with 0."""
+    """It says where it is, routes by the real policy, keeps what it learned, and exits with 0.
+
+    It is started as by `nohup`, and its terminal is closed.
+    """
+    hangup = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    request.addfinalizer(lambda: signal.signal(signal.SIGHUP, hangup))
     state = tmp_path / "state.json"
     options = ("--triton", doubles.grpc_url, "--port", "0", "--state", str(state))
     with gateway_process(tmp_path / "log", *options) as process:
         assert [variant["draft_length"] for variant in process.ready["variants"]] == [0, 1, 3]
+        process.process.send_signal(signal.SIGHUP)
         with raw_stream(process.ready["gateway"]) as stream:
             stream.send(script_request(tokens=2, parameters={"task": "coding", "draft_length": 3}))
             variant = stream.receive().infer_response.parameters["variant"].string_param

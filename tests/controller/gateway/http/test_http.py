@@ -246,6 +246,13 @@ def test_a_header_of_a_proxys_token_is_taken(url: str) -> None:
     assert ask(url, "GET", "/health", headers={"Cookie": "a" * 12_000}).status == 200
 
 
+@pytest.mark.parametrize("path", ["/health", "/v2/health/ready", "/v2/health/live"])
+@pytest.mark.parametrize("method", ["GET", "HEAD", "OPTIONS"])
+def test_health_is_told_by_the_methods_of_proxies(url: str, method: str, path: str) -> None:
+    """HAProxy's `option httpchk PATH` sends OPTIONS."""
+    assert ask(url, method, path).status == 200
+
+
 def test_a_stream_to_a_client_of_http_1_0_ends_its_connection(url: str) -> None:
     """Without chunks nothing else says where it ends, though the client would keep it open."""
     body = json.dumps({"text_input": prompt(tokens=2), "streaming": True}).encode()

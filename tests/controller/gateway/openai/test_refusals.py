@@ -78,6 +78,11 @@ def error(reply: Reply) -> dict[str, Any]:
         ({"stream_options": {"include_usage": True}}, "stream_options"),
         ({"stream": True, "stream_options": {"include_usage": 5}}, "stream_options.include_usage"),
         ({"tools": [{"type": "custom"}]}, "tools[0]"),
+        ({"tools": [{"type": "function", "name": "f", "parameters": {}}]}, "tools[0]"),
+        (
+            {"messages": [{"role": "user", "content": [[{"type": "text", "text": "a"}]]}]},
+            "messages[0].content[0]",
+        ),
         ({"tools": [{"type": "function", "function": {}}]}, "tools[0]"),
         ({"logprobs": 1}, "logprobs"),
         ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
@@ -255,3 +260,23 @@ def test_no_body_breaks_the_door(url: str, path: str, change: dict[str, Any]) ->
     if reply.status != 200:
         assert reply.status == 400, reply.body
         error(reply)
+
+
+def test_what_is_no_function_or_no_part_is_told_as_such(url: str) -> None:
+    """Their type is not what is wrong, where they have one."""
+    flat = {"tools": [{"type": "function", "name": "f", "parameters": {}}]}
+    nested = {"messages": [{"role": "user", "content": [[{"type": "text", "text": "a"}]]}]}
+    body = {"model": "qwen_mtp", "messages": MESSAGES}
+    sentences = [error(post(url, CHAT, body | each))["message"] for each in (flat, nested)]
+    assert sentences[0].startswith("tools[0].function has to be an object")
+    assert sentences[1].startswith("messages[0].content[0] is no part of a message")
+
+
+def test_a_web_page_is_told_the_option(guarded: str) -> None:
+    """A preflight without --cors-origin, as a page of Open WebUI sends it."""
+    asked = {"Origin": "http://localhost:3000", "Access-Control-Request-Method": "POST"}
+    reply = ask(guarded, "OPTIONS", CHAT, headers=asked)
+    assert reply.status == 405
+    assert error(reply)["message"] == (
+        f"web pages of 'http://localhost:3000' may not use {CHAT}: there is no --cors-origin"
+    )
