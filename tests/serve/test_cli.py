@@ -182,7 +182,24 @@ def fake_triton(folder: Path, script: str) -> Path:
     server.write_text(f"#!/bin/sh\n{script}\n")
     server.chmod(0o755)
     stub.write_text(f"libpython{sys.version_info.major}.{sys.version_info.minor}.so.1.0")
+    stub.chmod(0o755)
     return server
+
+
+def test_a_repository_that_cannot_be_written_leaves_nothing(
+    cli: Callable[..., CliResult], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One sentence, and no temporary folder: on a full disk, each start would leave one."""
+    make_variant(tmp_path / "engines", 0)
+    monkeypatch.setenv("TRITONSERVER", str(fake_triton(tmp_path / "triton", "")))
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
+    result = cli("serve", tmp_path / "engines", "--repository", "/proc/none")
+    assert result.code == 1
+    assert result.err.startswith("trt-mtp: can't write /proc/none/")
+    assert result.err.count("\n") == 1
+    assert not list(temporary.iterdir())
 
 
 def test_a_triton_that_dies_at_the_start_shows_its_log(
