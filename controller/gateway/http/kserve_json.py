@@ -47,7 +47,7 @@ def read_infer(body: bytes, json_size: str | None, model: str) -> tuple[Any, Bin
     `json_size` is the header JSON_SIZE where there is one.
     """
     size = _json_size(json_size, len(body))
-    values = json_object(body[:size])
+    values = _head(body, size)
     request = pb.ModelInferRequest(model_name=model, id=utf8(values.get("id", ""), "id"))
     parameters = _object(values.get("parameters", {}), "parameters")
     others = parameters.pop("binary_data_output", False) is True
@@ -86,6 +86,18 @@ def infer_answer(response: Any, wanted: BinaryOutputs) -> InferAnswer:
         answer["id"] = response.id
     head = json.dumps(answer, separators=(",", ":"), ensure_ascii=False).encode()
     return InferAnswer(b"".join((head, *contents)), len(head) if contents else None)
+
+
+def _head(body: bytes, size: int) -> dict[str, Any]:
+    """The JSON; what looks like tensors behind JSON of another size is told the header."""
+    try:
+        return json_object(body[:size])
+    except InputError as error:
+        if b'"binary_data_size"' not in body:
+            raise
+        raise InputError(
+            f"{error}; with binary tensors, the header {JSON_SIZE} has to be the size of the JSON"
+        ) from None
 
 
 def _json_size(text: str | None, size: int) -> int:

@@ -104,6 +104,16 @@ def test_wrong_inputs_are_named(gateway: GatewayThread, inputs: Any, sentence: s
     assert sentence in reply.error
 
 
+@pytest.mark.parametrize("size", [None, "60"])
+def test_binary_tensors_without_the_size_of_their_json(size: str | None) -> None:
+    """A body that was copied from a client's log, without that header, or with another body's."""
+    tensor = {"name": "text_input", "shape": [1], "datatype": "BYTES"}
+    head = {"inputs": [tensor | {"parameters": {"binary_data_size": 5}}]}
+    body = json.dumps(head).encode() + b"\x01\0\0\0a"
+    with pytest.raises(InputError, match=r"not JSON.*; with binary tensors, the header"):
+        read_infer(body, size, "qwen_mtp")
+
+
 def test_what_follows_the_json_has_to_be_somebodys() -> None:
     """Bytes that no input claims, and a size of JSON beyond the body, are refused."""
     body = json.dumps({"inputs": [INPUT]}).encode()
