@@ -100,7 +100,7 @@ def test_envoy_takes_the_example() -> None:
 
 def test_answers_are_a_gateways(fleet: Front, client: Any) -> None:
     """Over gRPC and both forms of HTTP, from Triton itself; what was accepted is learned."""
-    before, seen = fleet.num_picked(), len(fleet.gateway.policy.outcomes)
+    before, seen = fleet.num_picked(), len(fleet.gateway.outcomes)
     direct = tritonclient.grpc.InferenceServerClient(fleet.gateway.gateway.address)
     answer, wanted = infer(client, tokens=3), infer(direct, tokens=3)
     direct.close()
@@ -129,7 +129,7 @@ def test_answers_are_a_gateways(fleet: Front, client: Any) -> None:
         assert asking.infer("qwen_mtp", [text]).as_numpy("text_output")[0] == b"w1"
 
     assert fleet.num_picked() == before + 3
-    outcomes = fleet.gateway.policy.outcomes[seen:]
+    outcomes = fleet.gateway.outcomes[seen:]
     assert [outcome.num_accepted_draft_tokens for _, outcome in outcomes] == [3, 3, 3, 3, 3]
     assert fleet.num_running() == 0
 
