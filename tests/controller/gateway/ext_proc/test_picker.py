@@ -161,6 +161,27 @@ def test_nobody_but_the_picker_says_where_a_request_goes(fleet: Front) -> None:
     assert fleet.num_picked() == before + 1
 
 
+@pytest.mark.parametrize(
+    "hostile",
+    [
+        {"grpc-timeout": "1n"},
+        {"grpc-timeout": "soon"},
+        {"grpc-encoding": "none-such"},
+        {"x-bin": "!"},
+        {"x-long": "x" * 20_000},
+        {"x-forwarded-proto": "\xff", "traceparent": "\xff"},
+    ],
+)
+def test_headers_of_a_client_fail_no_variant(fleet: Front, hostile: dict[str, str]) -> None:
+    """Triton gets none of them: three times what it ends a call for would eject the variant."""
+    before, seen = fleet.num_picked(), len(fleet.gateway.policy.outcomes)
+    for _ in range(3):
+        assert fleet.generate(hostile, tokens=1).json()["text_output"] == "w0"
+    assert fleet.num_picked() == before + 3
+    decisions = fleet.gateway.policy.outcomes[seen:]
+    assert {decision.draft_length for decision, _ in decisions} == {3}
+
+
 def test_a_long_prompt_is_picked_too(fleet: Front, client: Any) -> None:
     """As long as a gateway takes it: Envoy keeps the whole request meanwhile."""
     before = fleet.num_picked()
