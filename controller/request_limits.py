@@ -1,6 +1,7 @@
 """What a request may be before anything is done for it; beyond it no variant is asked."""
 
 from collections.abc import Iterator
+from typing import Any
 
 from trt_mtp.controller.request import MAX_NAME_CHARS, PUBLIC_VERSION, input_tensor, num_ids
 from trt_mtp.errors import InputError
@@ -26,6 +27,7 @@ def check_request(request: InferRequest) -> None:
     That is another version than the public model's only one, inputs that are not in the request
     itself, and more of them than make sense.
     """
+    check_for_triton(request.message)
     version = request.message.model_version
     if version not in ("", PUBLIC_VERSION):
         raise InputError(
@@ -40,6 +42,12 @@ def check_request(request: InferRequest) -> None:
     for what, parts in (("inputs", request.message.inputs), ("outputs", request.message.outputs)):
         if len(parts) > MAX_PARTS:
             raise InputError(f"the request has {len(parts)} {what}: at most {MAX_PARTS} are taken")
+    for tensor in request.message.outputs:
+        if tensor.parameters:
+            raise InputError(
+                f"output {tensor.name[:MAX_NAME_CHARS]!r} has parameters, and outputs are sent as "
+                f"they are: leave the parameters out"
+            )
     for tensor in request.message.inputs:
         name = tensor.name
         _check_input_name(name)
@@ -52,6 +60,20 @@ def check_request(request: InferRequest) -> None:
         elif name == EMITTED:
             _check_emitted(request)
     _check_contents(request)
+
+
+def check_for_triton(message: Any) -> None:
+    """Raise InputError for a pb.ModelInferRequest that Triton 2.51 misreads, or that ends it.
+
+    It takes texts to end at a NUL, so that what was checked here would be something else there. For
+    the classes of an output that is a text it divides by zero, on each server that is sent it.
+    """
+    outputs = message.outputs
+    names = [tensor.name for tensors in (message.inputs, outputs) for tensor in tensors]
+    if any("\0" in text for text in (message.model_name, message.id, *message.parameters, *names)):
+        raise InputError("a name or the id of the request has a NUL character in it: leave it out")
+    if any("classification" in tensor.parameters for tensor in outputs):
+        raise InputError("classification of outputs is not supported: ask for the whole outputs")
 
 
 def _check_contents(request: InferRequest) -> None:

@@ -125,6 +125,45 @@ def test_an_id_in_triton_s_words_says_nothing_of_a_variant(
     assert ejected(gateway) == set()
 
 
+def classified(model: str, output: str = "text_output") -> Any:
+    """A request for the classes of an output, for which Triton 2.51 divides by a text's size."""
+    request = script_request(model, tokens=1)
+    request.outputs.add(name=output).parameters["classification"].int64_param = 5
+    return request
+
+
+@pytest.mark.parametrize(
+    ("request_", "sentence"),
+    [
+        (classified("qwen_mtp"), "classification of outputs is not supported"),
+        (classified("qwen_mtp_k3"), "classification of outputs is not supported"),
+        (classified("other"), "classification of outputs is not supported"),
+        (script_request(request_id="a\0b"), "has a NUL character in it"),
+        (script_request(outputs=["text_output\0"]), "has a NUL character in it"),
+        (script_request("qwen_mtp_k3\0"), "has a NUL character in it"),
+        (script_request("qwen_mtp\0_k3"), "has a NUL character in it"),
+    ],
+)
+def test_what_triton_misreads_or_dies_of_is_not_sent_to_it(
+    gateway: GatewayThread, doubles: TritonServer, request_: Any, sentence: str
+) -> None:
+    """Whichever model it is for; other requests go on."""
+    pid = doubles.pid
+    with raw_stream(gateway.gateway.address) as stream:
+        stream.send(request_)
+        try:
+            said = stream.receive().error_message
+        except grpc.RpcError as refused:  # the stream of another model's requests ends with it
+            assert refused.code() == grpc.StatusCode.INVALID_ARGUMENT  # type: ignore[attr-defined]
+            said = refused.details()  # type: ignore[attr-defined]
+    assert sentence in said
+    with raw_stream(gateway.gateway.address) as stream:
+        stream.send(script_request(tokens=1))
+        assert parameter(stream.receive(), "variant") == "k3"
+    assert doubles.pid == pid
+    assert ejected(gateway) == set()
+
+
 def test_the_public_model_has_one_version(gateway: GatewayThread) -> None:
     """Another one is refused before any variant is asked for it."""
     client = tritonclient.grpc.InferenceServerClient(gateway.gateway.address)
