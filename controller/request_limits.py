@@ -1,6 +1,7 @@
 """What a request may be before anything is done for it; beyond it no variant is asked."""
 
 from collections.abc import Iterator
+from math import prod
 from typing import Any
 
 from trt_mtp.controller.request import MAX_NAME_CHARS, PUBLIC_VERSION, input_tensor, num_ids
@@ -19,6 +20,7 @@ from trt_mtp.serve.kserve import InferRequest
 
 MAX_PARTS = 64  # inputs, or outputs, of one request
 MAX_REQUEST_ID_CHARS = 1_024  # of a request's id
+MAX_ELEMENTS = 2**31  # of an input
 
 
 def check_request(request: InferRequest) -> None:
@@ -65,13 +67,21 @@ def check_request(request: InferRequest) -> None:
 def check_for_triton(message: Any) -> None:
     """Raise InputError for a pb.ModelInferRequest that Triton 2.51 misreads, or that ends it.
 
-    It takes texts to end at a NUL, so that what was checked here would be something else there. For
-    the classes of an output that is a text it divides by zero, on each server that is sent it.
+    It takes texts to end at a NUL, so that what was checked here would be something else there. The
+    bytes of a tensor overflow 64 bits where its shape is vast, and its model reads beyond them. For
+    the classes of an output that is a text it divides by zero. Each ends any server that is sent it.
     """
     outputs = message.outputs
     names = [tensor.name for tensors in (message.inputs, outputs) for tensor in tensors]
     if any("\0" in text for text in (message.model_name, message.id, *message.parameters, *names)):
         raise InputError("a name or the id of the request has a NUL character in it: leave it out")
+    for tensor in message.inputs:
+        shape = tensor.shape
+        if any(not 0 <= size < MAX_ELEMENTS for size in shape) or prod(shape) >= MAX_ELEMENTS:
+            raise InputError(
+                f"the shape of input {tensor.name[:MAX_NAME_CHARS]!r} has to be of whole numbers "
+                f"from 0, and of less than {MAX_ELEMENTS} elements"
+            )
     if any("classification" in tensor.parameters for tensor in outputs):
         raise InputError("classification of outputs is not supported: ask for the whole outputs")
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import tritonclient.grpc
 import tritonclient.http
+from tritonclient.grpc import service_pb2 as pb
 from tritonclient.utils import InferenceServerException
 
 from tests.gateway_fixtures import (
@@ -133,12 +134,24 @@ def classified(model: str, output: str = "text_output") -> Any:
     return request
 
 
+def shaped(model: str, *shape: int) -> Any:
+    """A request for a prompt of 4 bytes that says another shape; times 4 bytes it is as long."""
+    request = pb.ModelInferRequest(model_name=model)
+    request.inputs.add(name="input_ids", datatype="INT32", shape=shape)
+    request.raw_input_contents.append(b"\1\0\0\0")
+    return request
+
+
 @pytest.mark.parametrize(
     ("request_", "sentence"),
     [
         (classified("qwen_mtp"), "classification of outputs is not supported"),
         (classified("qwen_mtp_k3"), "classification of outputs is not supported"),
         (classified("other"), "classification of outputs is not supported"),
+        (shaped("qwen_mtp", 2**62 + 1), "the shape of input 'input_ids' has to be"),
+        (shaped("qwen_mtp", -(2**62) + 1), "the shape of input 'input_ids' has to be"),
+        (shaped("qwen_mtp_k3", 2**62 + 1), "the shape of input 'input_ids' has to be"),
+        (shaped("other", 2**40, 2**24), "the shape of input 'input_ids' has to be"),
         (script_request(request_id="a\0b"), "has a NUL character in it"),
         (script_request(outputs=["text_output\0"]), "has a NUL character in it"),
         (script_request("qwen_mtp_k3\0"), "has a NUL character in it"),
