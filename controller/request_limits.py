@@ -69,7 +69,7 @@ def check_for_triton(message: Any) -> None:
 
     It takes texts to end at a NUL, so that what was checked here would be something else there. The
     bytes of a tensor overflow 64 bits where its shape is vast, and its model reads beyond them. For
-    the classes of an output that is a text it divides by zero. Each ends any server that is sent it.
+    the classes of an output that is a text it divides by zero. Each ends servers that are sent it.
     """
     outputs = message.outputs
     names = [tensor.name for tensors in (message.inputs, outputs) for tensor in tensors]

@@ -152,7 +152,9 @@ class Picker:
                 await envoy.write(_picked(lease, removed))
                 head = headers_of(await envoy.read("response_headers"))
                 if (status := failed_status(head)) is not None:
-                    raise lease.failed(UpstreamLost(f"Envoy got {status.name}", status))
+                    is_late = status is grpc.StatusCode.DEADLINE_EXCEEDED
+                    lost = UpstreamLost(f"Envoy got {status.name}", status, is_hung=is_late)
+                    raise lease.failed(lost)
                 await envoy.go_on("response_headers")
                 body = await envoy.read("response_body")
                 return only_answer(lease.read_whole(messages_in(body.body)))

@@ -9,6 +9,7 @@ import contextlib
 import json
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -205,11 +206,13 @@ CHAT = {"model": "qwen_mtp", "messages": [{"role": "user", "content": "x"}]}
 )
 def test_lists_are_read_to_the_first_wrong_value(limit_s: float, wrong: dict[str, Any]) -> None:
     """Not an error for each: that took seconds, in which nothing else is done."""
-    kind = CompletionRequest if "prompt" in wrong else ChatRequest
+
+    chat, completion = partial(read_as, ChatRequest), partial(read_as, CompletionRequest)
+    ask_for: Callable[[dict[str, Any]], Any] = completion if "prompt" in wrong else chat
 
     def read() -> None:
         with pytest.raises(ParameterError):
-            read_as(kind, {"model": "qwen_mtp", **wrong})
+            ask_for({"model": "qwen_mtp", **wrong})
 
     reading = [_thread_s(read) for _ in range(NUM_TRIES)]
     assert min(reading) < limit_s, reading

@@ -31,7 +31,7 @@ from tests.gateway_fixtures import (
 from tests.http_client import ask
 from tests.programs import TIMEOUT_S
 from tests.triton_client import tensor
-from trt_mtp.controller.gateway.ext_proc.doors import UNARY_PATH
+from trt_mtp.controller.gateway.ext_proc.doors import UNARY_PATH, failed_status
 from trt_mtp.serve.triton import TritonServer
 
 GENERATE = "/v2/models/qwen_mtp/generate"
@@ -180,6 +180,22 @@ def test_headers_of_a_client_fail_no_variant(fleet: Front, hostile: dict[str, st
     assert fleet.num_picked() == before + 3
     decisions = fleet.gateway.policy.outcomes[seen:]
     assert {decision.draft_length for decision, _ in decisions} == {3}
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({":status": "200"}, None),
+        ({":status": "200", "grpc-status": "8"}, grpc.StatusCode.RESOURCE_EXHAUSTED),
+        ({":status": "503"}, grpc.StatusCode.UNAVAILABLE),
+        ({":status": "504"}, grpc.StatusCode.DEADLINE_EXCEEDED),  # the answer's own length
+    ],
+)
+def test_what_envoy_says_of_a_server(
+    headers: dict[str, str], status: grpc.StatusCode | None
+) -> None:
+    """Its own replies among them."""
+    assert failed_status(headers) is status
 
 
 def test_a_long_prompt_is_picked_too(fleet: Front, client: Any) -> None:
