@@ -20,7 +20,8 @@ from trt_mtp.serve.kserve import InferRequest
 
 MAX_PARTS = 64  # inputs, or outputs, of one request
 MAX_REQUEST_ID_CHARS = 1_024  # of a request's id
-MAX_ELEMENTS = 2**31  # of an input
+MAX_DIMS, MAX_ELEMENTS = 16, 2**31  # of an input
+ONE = (1,)  # the shape of nearly all inputs
 
 
 def check_request(request: InferRequest) -> None:
@@ -71,19 +72,27 @@ def check_for_triton(message: Any) -> None:
     bytes of a tensor overflow 64 bits where its shape is vast, and its model reads beyond them. For
     the classes of an output that is a text it divides by zero. Each ends servers that are sent it.
     """
-    outputs = message.outputs
-    names = [tensor.name for tensors in (message.inputs, outputs) for tensor in tensors]
-    if any("\0" in text for text in (message.model_name, message.id, *message.parameters, *names)):
-        raise InputError("a name or the id of the request has a NUL character in it: leave it out")
+    names = [message.model_name, message.id, *message.parameters]
     for tensor in message.inputs:
-        shape = tensor.shape
-        if any(not 0 <= size < MAX_ELEMENTS for size in shape) or prod(shape) >= MAX_ELEMENTS:
+        names.append(tensor.name)
+        if (shape := tuple(tensor.shape)) != ONE and not _is_shape(shape):
             raise InputError(
-                f"the shape of input {tensor.name[:MAX_NAME_CHARS]!r} has to be of whole numbers "
-                f"from 0, and of less than {MAX_ELEMENTS} elements"
+                f"the shape of input {tensor.name[:MAX_NAME_CHARS]!r} has to be of at most "
+                f"{MAX_DIMS} whole numbers from 0, and of less than {MAX_ELEMENTS} elements"
             )
-    if any("classification" in tensor.parameters for tensor in outputs):
-        raise InputError("classification of outputs is not supported: ask for the whole outputs")
+    for tensor in message.outputs:
+        names.append(tensor.name)
+        if "classification" in tensor.parameters:
+            raise InputError(
+                "classification of outputs is not supported: ask for the whole outputs"
+            )
+    if "\0" in "".join(names):
+        raise InputError("a name or the id of the request has a NUL character in it: leave it out")
+
+
+def _is_shape(shape: tuple[int, ...]) -> bool:
+    is_bounded = len(shape) <= MAX_DIMS and all(0 <= size < MAX_ELEMENTS for size in shape)
+    return is_bounded and prod(shape) < MAX_ELEMENTS
 
 
 def _check_contents(request: InferRequest) -> None:

@@ -151,6 +151,8 @@ def shaped(model: str, *shape: int) -> Any:
         (shaped("qwen_mtp", 2**62 + 1), "the shape of input 'input_ids' has to be"),
         (shaped("qwen_mtp", -(2**62) + 1), "the shape of input 'input_ids' has to be"),
         (shaped("qwen_mtp_k3", 2**62 + 1), "the shape of input 'input_ids' has to be"),
+        (shaped("qwen_mtp", *[1] * 100_000), "the shape of input 'input_ids' has to be"),
+        (shaped("other", 0, 2**62), "the shape of input 'input_ids' has to be"),
         (shaped("other", 2**40, 2**24), "the shape of input 'input_ids' has to be"),
         (script_request(request_id="a\0b"), "has a NUL character in it"),
         (script_request(outputs=["text_output\0"]), "has a NUL character in it"),
