@@ -3,8 +3,8 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from trt_mtp.controller.acceptance import DriftAlarm
 from trt_mtp.controller.decision import VariantState
+from trt_mtp.controller.drift import DriftAlarm
 from trt_mtp.controller.policy import Policy
 from trt_mtp.controller.simulate.workload import Workload
 

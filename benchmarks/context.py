@@ -22,7 +22,8 @@ from typing import Any
 from benchmarks._report import arguments, print_report
 from trt_mtp.build.gpus import find_gpu
 from trt_mtp.build.released_models import find_model
-from trt_mtp.controller.acceptance import acceptance_lengths, prior_conditionals
+from trt_mtp.controller.acceptance import prior_conditionals
+from trt_mtp.controller.acceptance_estimate import acceptance_lengths
 from trt_mtp.controller.context_cost import ContextCost
 from trt_mtp.controller.cost import StepCost
 from trt_mtp.controller.decision import VariantState

@@ -1,11 +1,14 @@
 """What the gateway costs: the same requests to Triton directly and through it, interleaved.
 
-`python -m benchmarks.gateway [--json] [--short]`
+`python -m benchmarks.gateway [--json] [--short] [--pinned]`
 
 A real Triton hosts doubles of variants that answer at once, so that nothing but the way of the
 messages is measured; then the CPU engine at draft lengths 0 and 3, where the engine is what is
 saturated. The gateway runs as its own process with the real policy. The client, Triton and the
-gateway share this machine: ratios and processor time tell something, absolute speeds don't.
+gateway share this machine: ratios and processor time tell something, absolute speeds don't. With
+`--pinned` the gateway has a core of its own, and client and Triton share another, asked directly or
+not. Beside the gateway's processor time stands tritonserver's own for the same messages, without
+the processes of its models.
 """
 
 import asyncio
@@ -16,7 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -67,6 +70,8 @@ class Run:
 
     wall_s: float = 0.0
     cpu_s: float = 0.0  # of the gateway
+    triton_s: float = 0.0  # processor time of tritonserver
+    num_messages: int = 0
     ttft_s: list[float] = field(default_factory=list)
 
 
@@ -83,6 +88,8 @@ class Result:
     added_ttft_p99_ms: float
     cpu_us_per_request: float
     cpu_us_per_token: float  # all of the gateway's time spread over the tokens
+    cpu_us_per_message: float  # the same over the messages, of which one may have several tokens
+    triton_us_per_message: float  # of tritonserver, asked directly
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +112,7 @@ async def ask(call: Any, target: Target, run: Run) -> None:
         if num == 0:
             run.ttft_s.append(time.perf_counter() - start)
         num += 1
+        run.num_messages += 1
         if num == target.num_messages or (target.num_messages is None and FINAL_BYTES in raw):
             return
 
@@ -143,15 +151,22 @@ def cpu_s(pid: int) -> float:
     return (int(values[11]) + int(values[12])) / CLOCK_TICKS
 
 
-def run_case(case: Case, targets: dict[str, Target], pid: int, num_repetitions: int) -> Result:
-    """All repetitions of a case, the targets taking turns; one before them doesn't count."""
+def run_case(
+    case: Case, targets: dict[str, Target], pids: tuple[int, int], num_repetitions: int
+) -> Result:
+    """All repetitions of a case, the targets taking turns; one before them doesn't count.
+
+    `pids` are those of the gateway and of tritonserver.
+    """
     runs: dict[str, list[Run]] = {name: [] for name in targets}
     for repetition in range(num_repetitions + 1):
         order = list(targets) if repetition % 2 else list(reversed(targets))
         for name in order:
-            before = cpu_s(pid)
+            before = [cpu_s(pid) for pid in pids]
             run = asyncio.run(measure(targets[name], case))
-            run.cpu_s = cpu_s(pid) - before
+            run.cpu_s, run.triton_s = (
+                cpu_s(pid) - spent for pid, spent in zip(pids, before, strict=True)
+            )
             if repetition:
                 runs[name].append(run)
     return compared(case, runs)
@@ -183,6 +198,8 @@ def compared(case: Case, runs: dict[str, list[Run]]) -> Result:
         added_ms(99),
         round(cpu_us, 1),
         round(cpu_us / case.num_tokens, 1),
+        round(1e6 * statistics.median(g.cpu_s / g.num_messages for _, g in pairs), 1),
+        round(1e6 * statistics.median(d.triton_s / d.num_messages for d, _ in pairs), 1),
     )
 
 
@@ -206,19 +223,39 @@ def pure_costs(results: list[Result]) -> dict[str, float]:
 
 @contextmanager
 def started_gateway(
-    triton: str, *options: str, checkout: Path | None = None, module: str = "trt_mtp"
+    triton: str,
+    *options: str,
+    checkout: Path | None = None,
+    core: int | None = None,
+    module: str = "trt_mtp",
 ) -> Iterator[tuple[dict[str, Any], int]]:
     """`trt-mtp gateway` in front of `triton`: what it says when it is ready, and its process id.
 
-    Its code is that of `checkout`, or else ours; `module` is run for the command.
+    Its code is that of `checkout`, or else ours; it may run on all cores that we may, or on `core`.
+    `module` is run for the command.
     """
-    command = [sys.executable, "-m", module, "gateway", "--triton", triton, "--port", "0"]
-    process = subprocess.Popen(
-        [*command, "--json", *options],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        cwd=checkout,
-    )
+    command = [module, "gateway", "--triton", triton, "--port", "0", "--json", *options]
+    with started(command, checkout, core) as (ready, pid):
+        yield ready, pid
+
+
+@contextmanager
+def started(
+    module: Sequence[str], folder: Path | None = None, core: int | None = None
+) -> Iterator[tuple[dict[str, Any], int]]:
+    """A module that runs until it is ended: the JSON that it prints first, and its process id."""
+    ours = os.sched_getaffinity(0)
+    if core is not None:
+        os.sched_setaffinity(0, {core})  # a child begins where its parent is
+    try:
+        process = subprocess.Popen(
+            [sys.executable, "-m", *module],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            cwd=folder,
+        )
+    finally:
+        os.sched_setaffinity(0, ours)
     try:
         assert process.stdout is not None
         yield json.loads(process.stdout.readline()), process.pid
@@ -228,9 +265,11 @@ def started_gateway(
 
 
 @contextmanager
-def gateway_process(triton: str, *options: str) -> Iterator[tuple[str, int]]:
+def gateway_process(
+    triton: str, *options: str, core: int | None = None
+) -> Iterator[tuple[str, int]]:
     """The same: its gRPC address and process id."""
-    with started_gateway(triton, *options) as (ready, pid):
+    with started_gateway(triton, *options, core=core) as (ready, pid):
         yield ready["gateway"], pid
 
 
@@ -238,7 +277,7 @@ def lines(results: list[Result], costs: dict[str, float]) -> Iterator[str]:
     """The results for people."""
     yield (
         f"{'case':46} {'throughput, gateway/direct':>28} {'added TTFT p50':>15} {'p99':>9}"
-        f" {'CPU-µs/request':>15} {'CPU-µs/token':>13}"
+        f" {'CPU-µs/request':>15} {'CPU-µs/token':>13} {'a message':>10} {'of Triton':>10}"
     )
     for result in results:
         ratio = (
@@ -248,15 +287,19 @@ def lines(results: list[Result], costs: dict[str, float]) -> Iterator[str]:
         yield (
             f"{result.case:46} {ratio:>28} {result.added_ttft_p50_ms:12.2f} ms"
             f" {result.added_ttft_p99_ms:6.2f} ms {result.cpu_us_per_request:15.0f}"
-            f" {result.cpu_us_per_token:13.0f}"
+            f" {result.cpu_us_per_token:13.0f} {result.cpu_us_per_message:10.0f}"
+            f" {result.triton_us_per_message:10.0f}"
         )
     for name, value in costs.items():
         yield f"{name.replace('_', ' ')}: {value:.0f}"
 
 
-def doubles(folder: Path, num_repetitions: int) -> list[Result]:
+def doubles(folder: Path, num_repetitions: int, core: int | None) -> list[Result]:
     """The cases in which nothing but the way of the messages takes time."""
-    with triton_of_doubles(folder) as triton, gateway_process(triton.grpc_url) as (address, pid):
+    with (
+        triton_of_doubles(folder) as triton,
+        gateway_process(triton.grpc_url, core=core) as (address, pid),
+    ):
 
         def target(name: str, where: str, case: Case) -> Target:
             outputs, num = ("text_output",), case.num_tokens
@@ -268,19 +311,19 @@ def doubles(folder: Path, num_repetitions: int) -> list[Result]:
             run_case(
                 case,
                 {name: target(name, where, case) for name, where in places.items()},
-                pid,
+                (pid, triton.pid),
                 num_repetitions,
             )
             for case in CASES
         ]
 
 
-def engine(folder: Path, num_repetitions: int) -> list[Result]:
+def engine(folder: Path, num_repetitions: int, core: int | None) -> list[Result]:
     """64 streams on the CPU engine, all at one draft length."""
     folders = build(str(TINY_CHECKPOINT), "0,3", folder / "engines")
     with (
         serving(resolve_variants(folders), repository=folder / "repository") as triton,
-        gateway_process(triton.grpc_url) as (address, pid),
+        gateway_process(triton.grpc_url, core=core) as (address, pid),
     ):
         results = []
         for k in ENGINE_LENGTHS:
@@ -291,22 +334,37 @@ def engine(folder: Path, num_repetitions: int) -> list[Result]:
                 "gateway": Target(address, request_bytes("qwen_mtp", hinted), None),
             }
             case = Case(f"64 streams on the CPU engine, K = {k}", 64, NUM_TOKENS, 192, True)
-            results.append(run_case(case, targets, pid, num_repetitions))
+            results.append(run_case(case, targets, (pid, triton.pid), num_repetitions))
         return results
+
+
+def pin() -> tuple[int, int]:
+    """Keep this process and what it starts on one core; that core, and the gateway's."""
+    cores = sorted(os.sched_getaffinity(0))
+    if len(cores) < 2:
+        raise SystemExit("--pinned needs two cores, and this process may use one only")
+    os.sched_setaffinity(0, {cores[0]})
+    return cores[0], cores[1]
 
 
 def main() -> None:
     """Run the cases and print what they gave."""
     options = arguments(
-        "What the gateway costs beside direct Triton.", "two repetitions in place of seven"
+        "What the gateway costs beside direct Triton.",
+        "two repetitions in place of seven",
+        pinned="the gateway on one core, and client and Triton together on another",
     )
     num_repetitions = 2 if options.short else 7
+    core, gateway_core = pin() if options.pinned else (None, None)
     with tempfile.TemporaryDirectory() as name:
-        results = doubles(Path(name) / "doubles", num_repetitions)
+        results = doubles(Path(name) / "doubles", num_repetitions, gateway_core)
         costs = pure_costs(results)
-        results += engine(Path(name), num_repetitions)
+        results += engine(Path(name), num_repetitions, gateway_core)
     values = {"cases": [asdict(result) for result in results], "costs": costs}
-    print_report(options.json, values, lines(results, costs))
+    pinned = {"client_and_triton": core, "gateway": gateway_core} if options.pinned else None
+    where = [f"gateway on core {gateway_core}, client and Triton on core {core}"] if pinned else []
+    found = {"pinned": pinned, **values}
+    print_report(options.json, found, [*where, *lines(results, costs)])
 
 
 if __name__ == "__main__":

@@ -20,11 +20,8 @@ from typing import Any
 import numpy as np
 
 from benchmarks._report import arguments, print_report
-from trt_mtp.controller.acceptance import (
-    AcceptanceKey,
-    AcceptanceLearner,
-    acceptance_lengths,
-)
+from trt_mtp.controller.acceptance import AcceptanceKey, AcceptanceLearner
+from trt_mtp.controller.acceptance_estimate import acceptance_lengths
 from trt_mtp.controller.decision import VariantState
 from trt_mtp.controller.policy import Policy
 from trt_mtp.controller.profile import PUBLISHED_ACCEPTANCE

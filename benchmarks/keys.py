@@ -23,7 +23,8 @@ from typing import Any
 
 from benchmarks._report import arguments, print_report
 from benchmarks._world import LENGTHS
-from trt_mtp.controller.acceptance import acceptance_lengths, prior_conditionals
+from trt_mtp.controller.acceptance import prior_conditionals
+from trt_mtp.controller.acceptance_estimate import acceptance_lengths
 from trt_mtp.controller.calibrate.prompt_sets import SHIPPED_PATH
 from trt_mtp.controller.decision import VariantState
 from trt_mtp.controller.json_request import features_from_json

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from tools.published.measurements import MEASUREMENTS_PATH, read_measurements
-from trt_mtp.controller.acceptance import acceptance_lengths, prior_conditionals
+from trt_mtp.controller.acceptance import prior_conditionals
+from trt_mtp.controller.acceptance_estimate import acceptance_lengths
 from trt_mtp.controller.profile import PUBLISHED_ACCEPTANCE
 from trt_mtp.controller.simulate.regret import LOADS, report
 from trt_mtp.controller.simulate.workload import published_cost

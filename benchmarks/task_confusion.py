@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 
 from tools.train_task_model import SOURCES, confusion, read_prompts
-from trt_mtp.controller.acceptance import acceptance_lengths, prior_conditionals
+from trt_mtp.controller.acceptance import prior_conditionals
+from trt_mtp.controller.acceptance_estimate import acceptance_lengths
 from trt_mtp.controller.calibrate.prompt_sets import SHIPPED_PATH
 from trt_mtp.controller.json_request import features_from_json
 from trt_mtp.controller.profile import PUBLISHED_ACCEPTANCE

@@ -161,7 +161,12 @@ def read_header(file: Path) -> Iterator[tuple[str, TensorInfo]]:
     """Name and place of each tensor in one safetensors file."""
     header, start, size = load_header(file)
     shapes: dict[tuple[int, ...], tuple[int, ...]] = {}  # each shape once in memory
-    header.pop("__metadata__", None)
+    metadata = header.pop("__metadata__", None)
+    if isinstance(metadata, dict) and metadata.get("format") == "mlx":
+        raise InputError(
+            f"{file} was written by MLX, which keeps norms and convolutions in another form; use "
+            f"the original checkpoint's tensors"
+        )
     for name, entry in header.items():
         try:
             dtype, shape = entry["dtype"], tuple(entry["shape"])

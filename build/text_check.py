@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from trt_mtp.build.chat_template import read_chat_template, try_template
-from trt_mtp.build.text_files import read_end_ids
+from trt_mtp.build.text_files import read_end_ids, read_settings
 from trt_mtp.errors import InputError
 from trt_mtp.files import read_bounded
 
@@ -12,7 +12,8 @@ from trt_mtp.files import read_bounded
 def load_tokenizer(folder: Path) -> Any:
     """`tokenizers.Tokenizer` from tokenizer.json in `folder`; raises InputError for a damaged one.
 
-    A length at which the file says to cut texts, or to fill them up, is left out.
+    A length at which the file says to cut texts, or to fill them up, is left out. Tokens that only
+    the files beside it have are added, as transformers does it.
     """
     from tokenizers import Tokenizer
 
@@ -28,7 +29,60 @@ def load_tokenizer(folder: Path) -> Any:
         raise InputError(f"{folder / 'tokenizer.json'} can't be read: {error}") from None
     tokenizer.no_truncation()
     tokenizer.no_padding()
+    add_tokens(tokenizer, folder)
     return tokenizer
+
+
+def add_tokens(tokenizer: Any, folder: Path) -> None:
+    """Add what tokenizer.json lacks of `stated_tokens`; raises InputError for another id."""
+    from tokenizers import AddedToken
+
+    file, stated = stated_tokens(folder)
+    known = {token.content for token in tokenizer.get_added_tokens_decoder().values()}
+    for token_id, flags in sorted(stated.items()):
+        text = flags["content"]
+        if text in known:
+            continue
+        tokenizer.add_tokens([AddedToken(**flags)])
+        found = tokenizer.token_to_id(text)
+        if found != token_id:
+            raise InputError(
+                f"{file} has the token {text!r:.60} with the id {token_id}, but by "
+                f"{folder / 'tokenizer.json'} it would have {found}; save the tokenizer again"
+            )
+
+
+def stated_tokens(folder: Path) -> tuple[Path, dict[int, dict[str, Any]]]:
+    """A file beside tokenizer.json, and its added tokens by id, as AddedToken's arguments.
+
+    Raises InputError for a token without an id or a text.
+    """
+    file = folder / "tokenizer_config.json"
+    stated = read_settings(file).get("added_tokens_decoder") if file.is_file() else None
+    if isinstance(stated, dict):
+        pairs = list(stated.items())
+    else:
+        file = folder / "added_tokens.json"  # of older versions of transformers
+        pairs = [(i, text) for text, i in read_settings(file).items()] if file.is_file() else []
+    return file, {_token_id(file, i, token): _flags(token) for i, token in pairs}
+
+
+def _token_id(file: Path, stated: Any, token: Any) -> int:
+    text = token.get("content") if isinstance(token, dict) else token
+    if isinstance(text, str) and text and str(stated).isdecimal():
+        return int(stated)
+    raise InputError(f"{file}: the added token {stated!r:.40}: {token!r:.60} has no id or no text")
+
+
+def _flags(token: Any) -> dict[str, Any]:
+    """AddedToken's arguments; a token without flags is a plain one, as in added_tokens.json."""
+    if not isinstance(token, dict):
+        return {"content": token, "normalized": False}
+    names = ("lstrip", "normalized", "rstrip", "single_word", "special")
+    return {
+        "content": token["content"],
+        **{name: token[name] for name in names if isinstance(token.get(name), bool)},
+    }
 
 
 def check_text(folder: Path, vocab_size: int) -> None:
@@ -39,8 +93,8 @@ def check_text(folder: Path, vocab_size: int) -> None:
     largest = max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
     if largest >= vocab_size:
         raise InputError(
-            f"{folder / 'tokenizer.json'} has the token id {largest}, but config.json's "
-            f"vocab_size is {vocab_size}"
+            f"the tokenizer in {folder} has the token id {largest}, but config.json's vocab_size "
+            f"is {vocab_size}"
         )
     if not read_end_ids(folder, tokenizer.token_to_id, vocab_size):
         raise InputError(

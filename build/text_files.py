@@ -16,6 +16,7 @@ TEXT_FILES = (
     "hf_quant_config.json",
     "tokenizer.json",
     "tokenizer_config.json",
+    "added_tokens.json",
     "special_tokens_map.json",
     "chat_template.jinja",
     "chat_template.json",

@@ -8,19 +8,14 @@ Where a position has little data, c_1 = p and c_j = r·p with r = 0.91: it fits 
 series of acceptance by draft length with an RMSE of 0.016 (controller/data/SOURCES.md).
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any, NamedTuple
 
-from trt_mtp.controller.acceptance_estimate import (
-    Estimate,
-    Precisions,
-    estimate,
-    pooled,
-    sharpened,
-)
+from trt_mtp.controller.acceptance_estimate import Estimate, pooled_first
 from trt_mtp.controller.app_offset import Apps, app_scope, count_beside, offset, short
+from trt_mtp.controller.drift import DriftAlarm, DriftWatch
 from trt_mtp.controller.fair_table import FairTable
 from trt_mtp.controller.log_odds import shifted
 from trt_mtp.controller.position_counts import (
@@ -38,6 +33,7 @@ DECAY_RATIO = 0.91  # r above
 REQUEST_CORRELATION = 0.02
 PROFILE = "profile"  # the name of a profile's counts among the peers
 OTHERS = "others"  # the name of the sum of all other gateways' counts
+KNOWN_STEPS = 200  # effective ones of a cell, from which on its drift is watched
 MAX_SESSIONS = 4096
 MAX_TENANTS = 1024
 # effective steps of a tenant from which on they count for others by half, then less and less
@@ -47,6 +43,7 @@ TENANT_STEPS = 400.0
 PRIOR_WEIGHT = {
     "all": 400.0, "task": 60.0, "cell": 60.0, "tenant": 120.0, "app": 25.0, "session": 100.0
 }  # fmt: skip
+LEVELS = ("task", "cell", "tenant")
 
 
 class AcceptanceKey(NamedTuple):
@@ -72,63 +69,18 @@ def temperature_band(temperature: float) -> str:
     return "low" if temperature < 0.85 else "high"
 
 
+@cache
 def prior_conditionals(p: float, decay_ratio: float = DECAY_RATIO) -> tuple[float, ...]:
     """c_1 … c_MAX_POSITIONS of a task whose first draft is accepted with probability `p`."""
     return (p,) + (decay_ratio * p,) * (MAX_POSITIONS - 1)
 
 
-def acceptance_lengths(conditionals: Sequence[float]) -> tuple[float, ...]:
-    """AL(0) … AL(MAX_POSITIONS).
+class _Scopes(NamedTuple):
+    """The names of a key's counts."""
 
-    >>> [round(al, 3) for al in acceptance_lengths((0.5, 0.5))]
-    [1.0, 1.5, 1.75]
-    """
-    lengths, survival = [1.0], 1.0
-    for conditional in conditionals:
-        survival *= conditional
-        lengths.append(lengths[-1] + survival)
-    return tuple(lengths)
-
-
-@dataclass(frozen=True, slots=True)
-class DriftAlarm:
-    """A sustained shift of acceptance that made the learner forget most of a cell."""
-
-    key: AcceptanceKey
-    direction: str  # up | down
-    num_observations: int  # answers since the cell's last alarm
-
-
-def _tenant_scope(tenant: str | None, key: AcceptanceKey) -> str:
-    return f"tenant/{short(tenant) if tenant else tenant}/{key}"
-
-
-# conditionals of a cell, what is known of them, and the estimate of both
-Pooled = tuple[tuple[float, ...], Precisions, Estimate]
-
-
-@dataclass(slots=True)
-class _Cusum:
-    """Page's two-sided cumulative sum over standardised residuals (Biometrika 41, 1954).
-
-    Cells differ in how unlike their requests are, more so where tasks are guessed wrong. So the
-    residuals' own variance, over some hundred answers, is the measure if it is larger than 1.
-    """
-
-    up: float = 0.0
-    down: float = 0.0
-    num_observations: int = 0
-    variance: float = 1.0
-
-    def add(self, z: float) -> str:
-        """The direction of an alarm, or an empty string."""
-        z /= math.sqrt(max(self.variance, 1.0))
-        z = min(max(z, -4.0), 4.0)
-        self.variance += 0.01 * (max(self.variance, 1.0) * z * z - self.variance)
-        self.num_observations += 1
-        self.up = max(0.0, self.up + z - 0.5)
-        self.down = max(0.0, self.down - z - 0.5)
-        return "up" if self.up > 8 else "down" if self.down > 8 else ""
+    task: str
+    cell: str
+    tenant: str  # of the request's, empty where it has none
 
 
 @dataclass(slots=True)
@@ -148,12 +100,14 @@ class AcceptanceLearner:
     peers: dict[str, Counted] = field(default_factory=dict)
     _sessions: dict[str, tuple[PositionCounts, PositionCounts]] = field(default_factory=dict)
     _known_sessions: FairTable = field(default_factory=lambda: FairTable(MAX_SESSIONS))
-    _num_tenants: int = 0  # of MAX_TENANTS
     _apps: Apps = field(default_factory=Apps)
+    _num_tenants: int = 0  # scopes of tenants in `own`
     _peer_sums: dict[str, PositionCounts] = field(default_factory=dict)  # by scope, when asked for
     _peer_epochs: dict[str, int] = field(default_factory=dict)
-    _cusums: dict[str, _Cusum] = field(default_factory=dict)
-    _cache: dict[AcceptanceKey, Pooled] = field(default_factory=dict)
+    _watches: dict[str, DriftWatch] = field(default_factory=dict)
+    # what the counts of now say, by scope
+    _known: dict[str, Estimate] = field(default_factory=dict)
+    _offsets: dict[str, float] = field(default_factory=dict)
 
     def estimate(
         self,
@@ -163,28 +117,63 @@ class AcceptanceLearner:
         app: str | None = None,
     ) -> Estimate:
         """The expected acceptance of a request, pooled from its conversation up to all tasks."""
-        cached = self._cache.get(key)
-        if cached is None:
-            cached = self._cache[key] = self._pool_cell(key)
-        own_tenant = self._counts(_tenant_scope(tenant, key)) if tenant else None
-        session = self._sessions.get(session_id) if session_id else None
+        known = self._cell(key)
+        if tenant and (own := self._counts(scope := _scopes(key, tenant).tenant)) is not None:
+            refined = self._known.get(scope)
+            if refined is None:
+                refined = self._known[scope] = known.refined(own, PRIOR_WEIGHT["tenant"])
+            known = refined
         shift = self._offset_of(app_scope(tenant, app)) if app else 0.0
+        session = self._sessions.get(session_id) if session_id else None
         if session is not None:
             shift += offset(*session, PRIOR_WEIGHT["session"])
-        if own_tenant is None and not shift:
-            return cached[2]
-        conditionals, precisions, known = cached
-        weight = known.weight
-        if own_tenant is not None:
-            conditionals = pooled(own_tenant, conditionals, PRIOR_WEIGHT["tenant"])
-            precisions = sharpened(precisions, own_tenant, PRIOR_WEIGHT["tenant"])
-            weight = max(weight, own_tenant.trials[0])  # the cell has the same answers
-        return estimate(shifted(conditionals, shift) if shift else conditionals, precisions, weight)
+        return known.shifted(shift) if shift else known
+
+    def _cell(self, key: AcceptanceKey) -> Estimate:
+        """What is known of a key, whoever asks."""
+        scopes = _scopes(key)
+        known = self._known.get(scopes.cell)
+        if known is None:
+            known = Estimate(self._prior(key.task)).shifted(self._offset_of("all"))
+            for level, scope in (("task", scopes.task), ("cell", scopes.cell)):
+                counts = self._counts(scope)
+                if counts is not None:
+                    known = known.refined(counts, PRIOR_WEIGHT[level])
+            self._known[scopes.cell] = known
+        return known
+
+    def _first(self, key: AcceptanceKey, tenant: str | None) -> tuple[float, float]:
+        """That a first draft is accepted, and the steps behind it: as `estimate` says, sooner."""
+        scopes = _scopes(key, tenant)
+        chance, weight = self._prior(key.task)[0], 0.0
+        shift = self._offset_of("all")
+        if shift:
+            [chance] = shifted((chance,), shift)
+        for level, scope in zip(LEVELS, scopes, strict=True):
+            counts = self._counts(scope) if scope else None
+            if counts is not None:
+                chance = pooled_first(counts, chance, PRIOR_WEIGHT[level])
+                weight = max(weight, counts.trials[0])
+        return chance, weight
+
+    def _prior(self, task: str) -> tuple[float, ...]:
+        return prior_conditionals(self.priors[task], self.decay_ratio)
 
     def _offset_of(self, scope: str) -> float:
-        """What an app's requests have beyond their tasks and tenant, in logits."""
-        seen, expected = self._counts(scope), self._counts(f"expected/{scope}")
-        return offset(seen, expected, PRIOR_WEIGHT["app"]) if seen and expected else 0.0
+        """What was seen beyond what was expected, in logits of the first draft.
+
+        An app's requests have that beyond their tasks and tenant, and all tasks beyond the priors.
+        """
+        known = self._offsets.get(scope)
+        if known is None:
+            is_all = scope == "all"
+            seen = self._counts(scope)
+            expected = self._counts("expected" if is_all else f"expected/{scope}")
+            weight = PRIOR_WEIGHT["all" if is_all else "app"]
+            known = offset(seen, expected, weight) if seen and expected else 0.0
+            if seen:  # or a name that nobody counts would stay here
+                self._offsets[scope] = known
+        return known
 
     def update(
         self,
@@ -206,37 +195,58 @@ class AcceptanceLearner:
             return None  # K = 0 teaches nothing
         weight = 1 / (1 + REQUEST_CORRELATION * num_steps)
         self.version += 1
-        answer = num_steps, accepted_per_position, weight, cut_after
-        if session_id:
-            seen, expected = self._session(session_id, tenant)
-            count_beside(seen, expected, self._chance(shares, tenant, app), *answer)
-        if app:
-            chance = self._chance(shares, tenant)
-            seen, expected = self._apps.counted(self.own, tenant, app_scope(tenant, app))
-            count_beside(seen, expected, chance, *answer)
-        likeliest = max(shares, key=lambda key: shares[key])
-        first_tried = num_steps - (cut_after == 0)
-        alarm = self._watch(likeliest, first_tried, accepted_per_position[0], tenant)
+        accepted = [float(count) for count in accepted_per_position[:MAX_POSITIONS]]
+        tried = trials(num_steps, accepted, cut_after)
+        if session_id or app:
+            self._count_beside(shares, (tried[0], accepted[0], weight), tenant, session_id, app)
+        likeliest = max(shares, key=shares.__getitem__)
+        alarm = self._watch(likeliest, tried[0], accepted[0], tenant)
         for key, share in shares.items():
-            task, cell, own = f"task/{key.task}", f"cell/{key}", _tenant_scope(tenant, key)
-            common = weight * share * self._common_share(own)
-            scopes = [(task, task, common), (cell, cell, common)]
-            if tenant and self._may_add_tenant(own):
-                scopes.append((own, cell, weight * share))
-            for scope, epoch_of, each in scopes:
-                counts = self._own_counts(scope, epoch_of)
-                counts.add(num_steps, accepted_per_position, each, cut_after)
-            self._add_overall(key, num_steps, accepted_per_position, common, cut_after)
-        self._cache.clear()
+            self._count(key, tried, accepted, weight * share, tenant)
+        self._known.clear()
+        self._offsets.clear()
         return alarm
 
-    def _chance(
-        self, shares: Mapping[AcceptanceKey, float], tenant: str | None, app: str | None = None
-    ) -> float:
-        """That a first draft is accepted, as far as is known without the conversation."""
-        known = [(s, self.estimate(key, tenant, None, app)) for key, s in shares.items()]
-        chance = sum([share * (estimate.lengths[1] - 1) for share, estimate in known])
-        return chance / sum(shares.values())
+    def _count(
+        self,
+        key: AcceptanceKey,
+        tried: Sequence[float],
+        accepted: Sequence[float],
+        weight: float,
+        tenant: str | None,
+    ) -> None:
+        """Count an answer's drafts wherever they say something, as much as `weight` says."""
+        scopes = _scopes(key, tenant)
+        common = weight * self._common_share(scopes.tenant)
+        self._own_counts(scopes.task, scopes.task).count(tried, accepted, common)
+        self._own_counts(scopes.cell, scopes.cell).count(tried, accepted, common)
+        if tenant and self._may_add_tenant(scopes.tenant):
+            self._own_counts(scopes.tenant, scopes.cell).count(tried, accepted, weight)
+        # all tasks together hold counts beside what the priors expected of the same steps
+        expected = [c * count for c, count in zip(self._prior(key.task), tried, strict=False)]
+        for scope, held in (("all", accepted), ("expected", expected)):
+            self._counts_here(scope).count(tried, held, common)
+
+    def _count_beside(
+        self,
+        shares: Mapping[AcceptanceKey, float],
+        answer: tuple[float, float, float],  # first drafts tried and accepted, and their weight
+        tenant: str | None,
+        session_id: str | None,
+        app: str | None,
+    ) -> None:
+        """What a conversation and an app have beyond what is known without them."""
+        firsts = [(share, self._first(key, tenant)[0]) for key, share in shares.items()]
+        total = sum(shares.values())
+        if session_id:
+            shift = self._offset_of(app_scope(tenant, app)) if app else 0.0
+            known = shifted([chance for _, chance in firsts], shift)
+            chance = sum([share * c for c, (share, _) in zip(known, firsts, strict=True)]) / total
+            count_beside(*self._session(session_id, tenant), chance, *answer)
+        if app:
+            chance = sum([share * chance for share, chance in firsts]) / total
+            scope = app_scope(tenant, app)
+            count_beside(*self._apps.counted(self.own, tenant, scope), chance, *answer)
 
     def _common_share(self, tenant_scope: str) -> float:
         """How far an answer of a tenant counts for all others: the less, the more it has had.
@@ -245,22 +255,6 @@ class AcceptanceLearner:
         """
         counts = self.own.get(tenant_scope)
         return 1.0 if counts is None else TENANT_STEPS / (TENANT_STEPS + counts.trials[0])
-
-    def _add_overall(
-        self,
-        key: AcceptanceKey,
-        num_steps: int,
-        accepted: Sequence[int],
-        weight: float,
-        cut_after: int,
-    ) -> None:
-        """All tasks together hold counts beside what the priors expected of the same steps."""
-        self.own.setdefault("all", PositionCounts()).add(num_steps, accepted, weight, cut_after)
-        prior = prior_conditionals(self.priors[key.task], self.decay_ratio)
-        tried = trials(num_steps, accepted, cut_after)
-        expected = [c * count for c, count in zip(prior, tried, strict=False)]
-        counts = self.own.setdefault("expected", PositionCounts())
-        counts.add_expected(num_steps, accepted, expected, weight, cut_after)
 
     def _session(
         self, session_id: str, tenant: str | None
@@ -271,16 +265,18 @@ class AcceptanceLearner:
         return self._sessions.setdefault(session_id, (PositionCounts(), PositionCounts()))
 
     def _may_add_tenant(self, scope: str) -> bool:
-        if scope in self.own:
-            return True
-        if self._num_tenants >= MAX_TENANTS:
-            return False
-        self._num_tenants += 1  # the caller adds it
+        if scope not in self.own:
+            if self._num_tenants >= MAX_TENANTS:
+                return False
+            self._num_tenants += 1
         return True
 
     def _counts(self, scope: str) -> PositionCounts | None:
         """The sum over this gateway and its peers; None if none of them has seen the scope."""
-        others, own = self._sum_of_peers(scope), self.own.get(scope)
+        own = self.own.get(scope)
+        if not self.peers:
+            return own
+        others = self._sum_of_peers(scope)
         found = [counts for counts in (others, own) if counts is not None]
         told = self.peers[PROFILE][1].get(scope) if PROFILE in self.peers else None
         if told is not None:
@@ -298,52 +294,37 @@ class AcceptanceLearner:
                 known = self._peer_sums[scope] = PositionCounts.total([c[scope] for c in peers])
         return known
 
-    def _pool_cell(self, key: AcceptanceKey) -> Pooled:
-        conditionals = prior_conditionals(self.priors[key.task], self.decay_ratio)
-        shift = self._overall_shift()
-        if shift:
-            conditionals = shifted(conditionals, shift)
-        weight, precisions = 0.0, (0.0,) * MAX_POSITIONS
-        for level, scope in (("task", f"task/{key.task}"), ("cell", f"cell/{key}")):
-            counts = self._counts(scope)
-            if counts is not None:
-                conditionals = pooled(counts, conditionals, PRIOR_WEIGHT[level])
-                precisions = sharpened(precisions, counts, PRIOR_WEIGHT[level])
-                weight = max(weight, counts.trials[0])
-        return conditionals, precisions, estimate(conditionals, precisions, weight)
-
-    def _overall_shift(self) -> float:
-        """The difference of all tasks together from their priors, in logits of the first draft."""
-        seen, expected = self._counts("all"), self._counts("expected")
-        return offset(seen, expected, PRIOR_WEIGHT["all"]) if seen and expected else 0.0
-
     def _watch(
-        self, key: AcceptanceKey, num_tried: int, num_accepted: int, tenant: str | None
+        self, key: AcceptanceKey, num_tried: float, num_accepted: float, tenant: str | None
     ) -> DriftAlarm | None:
         """Raise the drift alarm for a known cell whose first drafts keep missing the expected."""
-        expected = self.estimate(key, tenant)
-        if expected.weight < 200 or num_tried <= 0:
+        chance, weight = self._first(key, tenant)
+        if weight < KNOWN_STEPS or num_tried <= 0:
             return None
-        first = expected.lengths[1] - 1
-        variance = first * (1 - first) * (1 / num_tried + REQUEST_CORRELATION)
-        z = (num_accepted / num_tried - first) / math.sqrt(max(variance, 1e-6))
-        task, cell = f"task/{key.task}", f"cell/{key}"
-        cusum = self._cusums.setdefault(cell, _Cusum())
-        direction = cusum.add(z)
+        scopes = _scopes(key)
+        watch = self._watches.setdefault(scopes.cell, DriftWatch(REQUEST_CORRELATION))
+        num_observations = watch.num_observations + 1
+        direction = watch.add(num_tried, num_accepted, chance)
         if not direction:
             return None
-        self._cusums[cell] = _Cusum(variance=cusum.variance)
-        for scope in (task, cell):
+        for scope in (scopes.task, scopes.cell):
             counts = self._own_counts(scope, scope)
             counts.advance(counts.epoch + 1)
-        return DriftAlarm(key, direction, cusum.num_observations)
+        return DriftAlarm(key, direction, num_observations)
 
     def _own_counts(self, scope: str, epoch_of: str) -> PositionCounts:
         """This gateway's counts of `scope`, at the epoch of the scope `epoch_of`."""
         latest = self._epoch(epoch_of)
-        counts = self.own.setdefault(scope, PositionCounts())
+        counts = self._counts_here(scope)
         if counts.epoch < latest:
             counts.advance(latest)
+        return counts
+
+    def _counts_here(self, scope: str) -> PositionCounts:
+        """This gateway's counts of `scope`, none if it is new."""
+        counts = self.own.get(scope)
+        if counts is None:
+            counts = self.own[scope] = PositionCounts()
         return counts
 
     def _epoch(self, scope: str) -> int:
@@ -357,7 +338,7 @@ class AcceptanceLearner:
             for scope, peer in counts.items():
                 if peer.epoch > self._epoch(scope):
                     self._peer_epochs[scope] = peer.epoch
-                    self._cusums.pop(scope, None)
+                    self._watches.pop(scope, None)
 
     def merge(self, state: Mapping[str, Any]) -> None:
         """Merge the state of other gateways; the newest counts of each gateway win.
@@ -388,8 +369,10 @@ class AcceptanceLearner:
 
     def _use_peers(self) -> None:
         self._learn_epochs()
+        self._num_tenants = sum(scope.startswith("tenant/") for scope in self.own)
         self._peer_sums.clear()
-        self._cache.clear()
+        self._known.clear()
+        self._offsets.clear()
 
     def to_json(self) -> dict[str, Any]:
         """The counts by gateway, without those of conversations."""
@@ -397,3 +380,13 @@ class AcceptanceLearner:
         return {
             "replicas": {name: counted_to_json(counted) for name, counted in sorted(known.items())}
         }
+
+
+@cache
+def _scopes_of(key: AcceptanceKey) -> _Scopes:
+    return _Scopes(f"task/{key.task}", f"cell/{key}", "")
+
+
+def _scopes(key: AcceptanceKey, tenant: str | None = None) -> _Scopes:
+    known = _scopes_of(key)
+    return known._replace(tenant=f"tenant/{short(tenant)}/{key}") if tenant else known

@@ -5,11 +5,11 @@ of them teach one number: by how much first drafts were accepted more often than
 """
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 from trt_mtp.controller.fair_table import FairTable
 from trt_mtp.controller.log_odds import logit
-from trt_mtp.controller.position_counts import PositionCounts, trials
+from trt_mtp.controller.position_counts import PositionCounts
 
 MAX_APPS = 1024
 MAX_NAME_BYTES = 48  # of a tenant's
@@ -44,16 +44,13 @@ def count_beside(
     seen: PositionCounts,
     expected: PositionCounts,
     chance: float,
-    num_steps: int,
-    accepted: Sequence[int],
+    num_tried: float,
+    num_accepted: float,
     weight: float,
-    cut_after: int,
 ) -> None:
     """Add an answer's first drafts to `seen`, and to `expected` those of which `chance` hold."""
-    first = accepted[:1]
-    seen.add(num_steps, first, weight, cut_after)
-    hold = [chance * tried for tried in trials(num_steps, first, cut_after)]
-    expected.add_expected(num_steps, first, hold, weight, cut_after)
+    seen.count((num_tried,), (num_accepted,), weight)
+    expected.count((num_tried,), (chance * num_tried,), weight)
 
 
 def app_scope(tenant: str | None, app: str) -> str:

@@ -4,10 +4,15 @@ import math
 from collections.abc import Sequence
 
 
+def odds(p: float) -> float:
+    """The odds, of a chance within those that `logit` tells apart."""
+    p = 1e-4 if p < 1e-4 else 1 - 1e-4 if p > 1 - 1e-4 else p
+    return p / (1 - p)
+
+
 def logit(p: float) -> float:
     """The logarithm of the odds, finite for 0 and 1."""
-    p = min(max(p, 1e-4), 1 - 1e-4)
-    return math.log(p / (1 - p))
+    return math.log(odds(p))
 
 
 def shifted(chances: Sequence[float], by: float) -> tuple[float, ...]:

@@ -14,15 +14,11 @@ from collections.abc import Sequence
 from operator import attrgetter
 from typing import NamedTuple, Protocol
 
-from trt_mtp.controller.acceptance import (
-    AcceptanceKey,
-    AcceptanceLearner,
-    DriftAlarm,
-    temperature_band,
-)
+from trt_mtp.controller.acceptance import AcceptanceKey, AcceptanceLearner, temperature_band
 from trt_mtp.controller.acceptance_estimate import Estimate
 from trt_mtp.controller.context_cost import answer_tokens, mean_context_tokens
 from trt_mtp.controller.decision import CandidateScore, Decision, VariantState
+from trt_mtp.controller.drift import DriftAlarm
 from trt_mtp.controller.fair_table import FairTable
 from trt_mtp.controller.filters import rejections
 from trt_mtp.controller.outcome import Outcome, outcome_problem

@@ -22,8 +22,10 @@ def trials(num_steps: float, accepted: Sequence[float], cut_after: int = -1) -> 
     >>> trials(5, (3, 1), cut_after=1)
     [5.0, 2.0]
     """
-    reached = [float(num_steps), *map(float, accepted[:-1])]
-    return [count - (j == cut_after) for j, count in enumerate(reached[: len(accepted)])]
+    reached = [float(num_steps), *map(float, accepted[:-1])] if accepted else []
+    if 0 <= cut_after < len(reached):
+        reached[cut_after] -= 1
+    return reached
 
 
 @dataclass(slots=True)
@@ -59,11 +61,16 @@ class PositionCounts:
         cut_after: int = -1,
     ) -> None:
         """As `add`, with `expected` successes in place of those seen among the same trials."""
-        tried = trials(num_steps, accepted[:MAX_POSITIONS], cut_after)
-        self.counted += weight * sum(tried[:1])
-        for j, (count, successes) in enumerate(zip(tried, expected, strict=False)):
-            keep = max(0.0, 1 - weight * count / MEMORY_STEPS)
-            self.trials[j] = keep * self.trials[j] + weight * count
+        self.count(trials(num_steps, accepted[:MAX_POSITIONS], cut_after), expected, weight)
+
+    def count(self, tried: Sequence[float], held: Sequence[float], weight: float) -> None:
+        """Add `tried` trials of each position, `held` of which succeeded, at this weight."""
+        if tried:
+            self.counted += weight * tried[0]
+        for j, (count, successes) in enumerate(zip(tried, held, strict=False)):
+            trials = weight * count
+            keep = 1 - trials / MEMORY_STEPS if trials < MEMORY_STEPS else 0.0
+            self.trials[j] = keep * self.trials[j] + trials
             self.successes[j] = keep * self.successes[j] + weight * successes
 
     def scale(self, factor: float) -> None:
@@ -112,6 +119,8 @@ class PositionCounts:
     def total(cls, counts: Iterable["PositionCounts"]) -> "PositionCounts":
         """The sum of several gateways' counts at the latest of their epochs, in any order."""
         rows = list(counts)
+        if len(rows) == 2:
+            return rows[0]._with(rows[1])
         latest = max([c.epoch for c in rows], default=0)
         shares = [KEPT_AFTER_ALARM ** (latest - c.epoch) for c in rows]
         pairs = list(zip(shares, rows, strict=True))
@@ -120,6 +129,18 @@ class PositionCounts:
             [math.fsum([s * c.successes[j] for s, c in pairs]) for j in range(MAX_POSITIONS)],
             latest,
             math.fsum([c.counted for c in rows]),
+        )
+
+    def _with(self, other: "PositionCounts") -> "PositionCounts":
+        """The `total` of two."""
+        latest = max(self.epoch, other.epoch)
+        own = KEPT_AFTER_ALARM ** (latest - self.epoch)
+        others = KEPT_AFTER_ALARM ** (latest - other.epoch)
+        return PositionCounts(
+            [own * a + others * b for a, b in zip(self.trials, other.trials, strict=True)],
+            [own * a + others * b for a, b in zip(self.successes, other.successes, strict=True)],
+            latest,
+            self.counted + other.counted,
         )
 
     def to_json(self) -> dict[str, Any]:

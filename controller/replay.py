@@ -14,8 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from trt_mtp.controller.acceptance import acceptance_lengths
-from trt_mtp.controller.acceptance_estimate import pooled
+from trt_mtp.controller.acceptance_estimate import acceptance_lengths, pooled
 from trt_mtp.controller.decision import VariantState
 from trt_mtp.controller.decision_log import LogRecord
 from trt_mtp.controller.outcome import outcome_problem

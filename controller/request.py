@@ -234,10 +234,8 @@ def is_streaming(request: InferRequest) -> bool:
 
 def input_tensor(request: InferRequest, name: str) -> Any | None:
     """The input of this name, None where there is none."""
-    for tensor in request.message.inputs:
-        if tensor.name == name:
-            return tensor
-    return None
+    names = request.names
+    return request.message.inputs[names.index(name)] if name in names else None
 
 
 def _number(request: InferRequest, name: str, form: str, default: float) -> float:

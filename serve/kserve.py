@@ -36,15 +36,17 @@ class InferRequest(NamedTuple):
     raw: bytes
     message: Any  # pb.ModelInferRequest
     contents: list[tuple[int, int]]  # where each raw_input_contents lies in `raw`
+    names: list[str]  # of the inputs
 
     def tensor(self, name: str) -> memoryview | None:
         """The raw bytes of input `name`, without copying them; None if it has none."""
-        inputs = self.message.inputs
-        for index in range(min(len(inputs), len(self.contents))):
-            if inputs[index].name == name:
-                start, end = self.contents[index]
-                return memoryview(self.raw)[start:end]
-        return None
+        if name not in self.names:
+            return None
+        index = self.names.index(name)
+        if index >= len(self.contents):
+            return None
+        start, end = self.contents[index]
+        return memoryview(self.raw)[start:end]
 
 
 def read_varint(raw: bytes, at: int) -> tuple[int, int]:
@@ -94,7 +96,8 @@ def read_request(raw: bytes) -> InferRequest:
                     f"raw_input_contents; send long tensors there"
                 )
             light.append(raw[field_at:end])
-    return InferRequest(raw, _parse(pb.ModelInferRequest, b"".join(light)), contents)
+    message = _parse(pb.ModelInferRequest, b"".join(light))
+    return InferRequest(raw, message, contents, _names(message))
 
 
 def made_request(message: Any) -> InferRequest:
@@ -107,7 +110,11 @@ def made_request(message: Any) -> InferRequest:
         raw += bytes([_REQUEST_RAW_CONTENTS << 3 | _LENGTH_DELIMITED]) + write_varint(len(part))
         contents.append((len(raw), len(raw) + len(part)))
         raw += part
-    return InferRequest(bytes(raw), message, contents)
+    return InferRequest(bytes(raw), message, contents, _names(message))
+
+
+def _names(message: Any) -> list[str]:
+    return [tensor.name for tensor in message.inputs]
 
 
 def fields(raw: bytes, at: int) -> Iterator[tuple[int, int, int, int]]:

@@ -1,7 +1,9 @@
 """Child processes that end with us, and signals that end us in order."""
 
 import ctypes
+import errno
 import os
+import secrets
 import signal
 import socket
 import subprocess
@@ -17,6 +19,8 @@ from trt_mtp.interrupts import interrupt, note_interrupt, time_left
 
 PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 LOCAL = "127.0.0.1"
+LOWEST_PORT = 10_240  # of those that are taken where any will do
+NUM_TRIED = 64
 KILL_S = 10.0  # for what was killed to be gone; the kernel may finish something first
 LOOK_S = 0.01
 
@@ -232,7 +236,10 @@ def free_ports(wanted: dict[str, int], hosts: Mapping[str, str] | None = None) -
             sockets.append(probe)
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
-                probe.bind((host, port))
+                if port:
+                    probe.bind((host, port))
+                else:
+                    _bind_to_any(probe, host)
             except OSError as error:
                 raise InputError(
                     f"port {port}{where} can't be used ({error.strerror}); "
@@ -243,3 +250,28 @@ def free_ports(wanted: dict[str, int], hosts: Mapping[str, str] | None = None) -
         for probe in sockets:
             probe.close()
     return ports
+
+
+def _bind_to_any(probe: socket.socket, host: str) -> None:
+    """Bind to a free port, one that no connection is given: it is free again after a restart.
+
+    Raises OSError where there is none.
+    """
+    above = _first_of_connections()
+    for _ in range(NUM_TRIED if above > LOWEST_PORT else 0):
+        try:
+            probe.bind((host, LOWEST_PORT + secrets.randbelow(above - LOWEST_PORT)))
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE:
+                raise
+        else:
+            return
+    probe.bind((host, 0))
+
+
+def _first_of_connections() -> int:
+    """The lowest port that the kernel gives to connections, see ip(7)."""
+    try:
+        return int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    except (OSError, ValueError, IndexError):
+        return 0

@@ -4,6 +4,7 @@ import ctypes.util
 import importlib.util
 import os
 import re
+import shlex
 import shutil
 import sys
 import sysconfig
@@ -31,13 +32,34 @@ class TritonInstall:
         return next(file for file in self.backend_files if file.name == STUB)
 
     def link_backends(self, folder: Path) -> None:
-        """Make `folder` a backend directory for this server, of links."""
+        """Make `folder` a backend directory for this server: links, and a copy of the stub.
+
+        Triton makes a stub that doesn't start executable for its owner, and for nobody else: by a
+        link, a root that starts it once would take it from all others. Raises TrtMtpError for one
+        that this user can't run.
+        """
         python = folder / "python"
         python.mkdir(parents=True, exist_ok=True)
         for file in self.backend_files:
             link = python / file.name
             link.unlink(missing_ok=True)
-            link.symlink_to(file)
+            if file.name != STUB or not _copied(file, link):
+                link.symlink_to(file)
+
+
+def _copied(stub: Path, copy: Path) -> bool:
+    """Copy `stub`; false, and nothing is copied, where programs can't be run from."""
+    if not os.access(stub, os.R_OK | os.X_OK):
+        raise TrtMtpError(
+            f"this user can't run {stub}, Triton's program for Python models; its owner can mend "
+            f"that: chmod 755 {shlex.quote(str(stub))}"
+        )
+    shutil.copyfile(stub, copy)
+    copy.chmod(0o755)
+    if os.access(copy, os.X_OK):
+        return True
+    copy.unlink()  # the file system is mounted noexec
+    return False
 
 
 def find_triton() -> TritonInstall:

@@ -5,7 +5,8 @@ import random
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from trt_mtp.controller.acceptance import acceptance_lengths, prior_conditionals
+from trt_mtp.controller.acceptance import prior_conditionals
+from trt_mtp.controller.acceptance_estimate import acceptance_lengths
 from trt_mtp.controller.calibrate.load_client import Answer
 from trt_mtp.controller.calibrate.plan import next_block
 from trt_mtp.controller.calibrate.results import Arm, Block, Results, Settings

@@ -15,8 +15,8 @@ import grpc
 from tritonclient.grpc import service_pb2 as pb
 
 from tests.programs import join
-from trt_mtp.controller.acceptance import DriftAlarm
 from trt_mtp.controller.decision import CandidateScore, Decision, VariantState
+from trt_mtp.controller.drift import DriftAlarm
 from trt_mtp.controller.filters import rejections
 from trt_mtp.controller.gateway.gateway import Gateway, GatewayConfig
 from trt_mtp.controller.outcome import Outcome
@@ -256,6 +256,16 @@ def wait_until(is_true: Callable[[], bool], timeout_s: float = 60.0) -> None:
     while not is_true():
         assert time.monotonic() < deadline, "it did not come to pass"
         time.sleep(0.01)
+
+
+def watch_until_back(server: TritonServer, dead: int) -> None:
+    """Look after a server whose process `dead` ended, as `serve` does: a start may fail."""
+
+    def is_back() -> bool:
+        server.check()
+        return server.pid not in (0, dead)
+
+    wait_until(is_back)
 
 
 def text_of(response: Any) -> str:

@@ -5,8 +5,7 @@ import shutil
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -34,14 +33,6 @@ def within(process: "subprocess.Popen[Any]", timeout_s: float = TIMEOUT_S) -> It
         timer.cancel()
         timer.join(timeout_s)
     assert not is_late.is_set(), f"{process.args!r} took longer than {timeout_s:.0f} s"
-
-
-def eventually(is_so: Callable[[], bool], timeout_s: float = TIMEOUT_S) -> None:
-    """Wait until it is so, `timeout_s` at most."""
-    deadline = time.monotonic() + timeout_s
-    while not is_so():
-        assert time.monotonic() < deadline, "it never became so"
-        time.sleep(0.02)
 
 
 def read_line(process: "subprocess.Popen[Any]") -> Any:

@@ -11,6 +11,7 @@ from trt_mtp.extras import require_extras
 from trt_mtp.files import to_json
 from trt_mtp.options import engine_option, json_option
 
+NOTABLE_SHARE = 0.03  # of an answer's time, from which on the gateway's share is explained
 TABLE_WIDTH = 200  # at most; it takes what it needs
 
 
@@ -89,9 +90,19 @@ def print_table(result: dict[str, Any]) -> None:
         "tok/s: output tokens a second of whole answers, one at a time: without speculation, with\n"
         f"K={best} for all (the best single draft length), and routed. Speed-up: routed against\n"
         "none on the same prompt, median and 95% interval, of whole answers and of the time\n"
-        "after the first token. Compare ratios, not absolute speeds. Why: what most of a\n"
-        "task's decisions said, and how much faster than K=0 they expected to be (median)."
+        "after the first token. Gateway: the share of a routed answer's time that the way through\n"
+        "the gateway took, beside the same draft length asked directly; below 0 is noise. Compare\n"
+        "ratios, not absolute speeds. Why: what most of a task's decisions said, and how much\n"
+        "faster than K=0 they expected to be (median)."
     )
+    found = result["overall"]["gateway_share"]
+    share = found["median"]
+    if share >= NOTABLE_SHARE and found["low"] > 0:
+        console.print(
+            f"\nThis model is so fast that the gateway shows: its way takes {share:.0%} of an\n"
+            "answer's time, which a task has to gain before routing is faster than no speculation\n"
+            "without a gateway. Where a token takes longer, the same milliseconds are less of it."
+        )
 
 
 def _why_table(result: dict[str, Any]) -> Any:

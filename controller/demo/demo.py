@@ -203,6 +203,7 @@ def task_report(
         "best_static_k": best,
         "speedup_routed": interval(ratios(durations(none), durations(routed))),
         "speedup_routed_decode": interval(ratios(decode_times(none), decode_times(routed))),
+        "gateway_share": interval(gateway_shares(models, answers)),
         "lossless": num_same(answers) == len(none),
         "num_same": num_same(answers),
     }
@@ -229,6 +230,17 @@ def decode_times(answers: Sequence[Sequence[TimedAnswer]]) -> list[float]:
         )
         for part in answers
     ]
+
+
+def gateway_shares(models: Mapping[int, str], answers: Answers) -> list[float]:
+    """Of each prompt's routed time, the share that its draft length took less, asked directly."""
+    direct = {f"k{k}": durations(answers[model]) for k, model in models.items()}
+    shares = []
+    for index, routed in enumerate(durations(answers["routed"])):
+        chosen = [direct[answer.variant][index] for answer in answers["routed"][index]]
+        if routed > 0:
+            shares.append(1 - statistics.mean(chosen) / routed)
+    return shares
 
 
 def ratios(before: Sequence[float], after: Sequence[float]) -> list[float]:
@@ -308,6 +320,7 @@ def rows(result: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
         "routed tok/s",
         "speed-up",
         "after 1st token",
+        "gateway",
         "same tokens",
     )
     for line in [*result["tasks"], {"task": "all"} | result["overall"]]:
@@ -322,5 +335,6 @@ def rows(result: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
                 "{median:.2f} ({low:.2f}-{high:.2f})".format(**line[name])
                 for name in ("speedup_routed", "speedup_routed_decode")
             ],
+            "{median:.0%} ({low:.0%} to {high:.0%})".format(**line["gateway_share"]),
             "yes" if line["lossless"] else same_share(line, result["must_agree"]),
         )

@@ -89,8 +89,7 @@ class InferenceCall:
         self.is_empty_final_wanted = (
             EMPTY_FINAL in parameters and parameters[EMPTY_FINAL].bool_param
         )
-        has_seed = any(tensor.name == SEED for tensor in self.request.message.inputs)
-        self.seed = b"" if has_seed else secrets.token_bytes(SEED_BYTES)
+        self.seed = b"" if SEED in self.request.names else secrets.token_bytes(SEED_BYTES)
         self.emitted = bytearray(int_input(self.request, EMITTED))
         self.num_brought = len(self.emitted)
 

@@ -75,7 +75,8 @@ class Gateway:
         scoreboard = Scoreboard(config.seat)
         self.authenticator = Authenticator(config.access, limits or scoreboard)
         self.router = Router(self.pool, policy, self.detector, scoreboard, self.metrics)
-        self.router.observers.append(Learning(policy, self.metrics))
+        self._learning = Learning(policy, self.metrics)
+        self.router.observers.append(self._learning)
         self.queue = AdmissionQueue(
             self.router.place,
             self.router.kind,
@@ -171,6 +172,7 @@ class Gateway:
         if self._picker is not None:
             stopping.append(self._picker.stop(self.config.grace_s))
         await asyncio.gather(*stopping)
+        self._learning.learn()  # before anybody writes down what was learned
         if self._admin is not None:
             await self._admin.stop()
         if self._watcher is not None:

@@ -10,10 +10,10 @@ from trt_mtp.build.released_models import ReleasedModel
 from trt_mtp.controller.acceptance import (
     AcceptanceKey,
     AcceptanceLearner,
-    acceptance_lengths,
     prior_conditionals,
     temperature_band,
 )
+from trt_mtp.controller.acceptance_estimate import acceptance_lengths
 from trt_mtp.controller.cost import StepCost
 from trt_mtp.controller.plan.traffic import Traffic, total_rate
 from trt_mtp.controller.profile import PUBLISHED_ACCEPTANCE, Profile

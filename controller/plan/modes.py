@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from trt_mtp.controller.acceptance import acceptance_lengths
+from trt_mtp.controller.acceptance_estimate import acceptance_lengths
 from trt_mtp.controller.calibrate.measured_schedule import best_schedule
 from trt_mtp.controller.plan.deployment import Deployment
 from trt_mtp.controller.plan.traffic import TaskTraffic, Traffic

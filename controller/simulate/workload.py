@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from trt_mtp.controller.acceptance import acceptance_lengths, prior_conditionals
+from trt_mtp.controller.acceptance import prior_conditionals
+from trt_mtp.controller.acceptance_estimate import acceptance_lengths
 from trt_mtp.controller.cost import StepCost
 from trt_mtp.controller.outcome import MeanLoad, Outcome
 from trt_mtp.controller.profile import PUBLISHED_ACCEPTANCE, Profile

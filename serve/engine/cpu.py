@@ -21,6 +21,7 @@ from trt_mtp.serve.engine.grammar import Grammars
 from trt_mtp.serve.engine.guided_cycle import guided_cycle
 from trt_mtp.serve.engine.kernels import Array
 from trt_mtp.serve.engine.logprobs import PlaceLogprobs, place_logprobs
+from trt_mtp.serve.engine.sampling import NO_TOKEN
 from trt_mtp.serve.engine.sequence import Sequence
 from trt_mtp.serve.engine.text import TextCodec, begin_answer
 from trt_mtp.serve.engine.weights import (
@@ -32,6 +33,10 @@ from trt_mtp.serve.engine.weights import (
 log = logging.getLogger(__name__)
 
 CLOSE_S = 60.0  # for the step in progress when the engine is closed
+OVERFLOW = (
+    "the model computed values that are infinite or not a number: the checkpoint's weights are too "
+    "large or damaged"
+)
 PREFILL_CHUNK = 64  # prompt tokens a turn; bounds how long decoding requests wait
 
 
@@ -300,7 +305,7 @@ class CpuEngine:
     ) -> tuple[PlaceLogprobs, ...]:
         """Of tokens whose logits are from `row` on."""
         num_top = sequence.request.num_logprobs
-        if num_top is None:
+        if num_top is None or NO_TOKEN in tokens:
             return ()
         return tuple(
             place_logprobs(logits, token, num_top, self.codec.token_bytes)
@@ -314,9 +319,10 @@ class CpuEngine:
         logprobs: tuple[PlaceLogprobs, ...],
         is_step: bool = False,
     ) -> None:
-        if sequence.guide is not None and sequence.guide.error:  # the tokens are anyone's
+        error = OVERFLOW if NO_TOKEN in tokens else sequence.guide and sequence.guide.error
+        if error:  # the tokens are anyone's
             self._release(sequence)
-            sequence.finish("error", sequence.guide.error)
+            sequence.finish("error", error)
             return
         before = sequence.num_output_tokens
         sequence.advance(tokens, self.codec.eos_ids, is_step, logprobs)

@@ -14,7 +14,8 @@ REASONING = ("reasoning_content", "reasoning", "thinking")
 
 def template_messages(messages: list[Message], *, takes_parts: bool) -> list[Message]:
     """`messages` with null values left out, tool arguments as objects, and content as the
-    template takes it: a text, or (`takes_parts`) also a list of parts.
+    template takes it: a text, or (`takes_parts`) also a list of parts. That of an assistant who
+    said nothing is empty.
 
     Raises InputError, which names the place, for arguments that are not a JSON object and for
     content that is not text.
@@ -39,6 +40,7 @@ def template_message(message: Message, place: str, *, takes_parts: bool) -> Mess
             template_call(call, f"{place}.tool_calls[{number}]")
             for number, call in enumerate(calls)
         ]
+    if taken.get("role") == "assistant":  # who may say nothing, by OpenAI's API
         taken.setdefault("content", "")
     if isinstance(taken.get("content"), list):
         taken["content"] = template_content(taken["content"], place, takes_parts=takes_parts)

@@ -10,6 +10,8 @@ import numpy.typing as npt
 from trt_mtp.serve.engine.compiler import kernel
 from trt_mtp.serve.engine.kernels import F32, Array, exp32
 
+NO_TOKEN = -1  # drawn from logits that are no numbers
+
 
 @kernel
 def uniform(seed: np.uint64, position: int) -> float:
@@ -81,9 +83,12 @@ def sample(
     """The token for `draw` in [0, 1): top-k first, then top-p of what is left, then inverse CDF.
 
     row [V] logits; weights [V] is scratch. Temperature 0 is the argmax, and so is one so low that
-    its inverse would overflow.
+    its inverse would overflow. NO_TOKEN where the largest logit is not finite, as after an
+    overflow inside the model.
     """
     best = argmax(row)
+    if not np.isfinite(row[best]):
+        return NO_TOKEN
     if temperature < 1e-9:
         return best
     scale, top = F32(1.0 / temperature), row[best]

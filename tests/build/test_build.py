@@ -12,11 +12,19 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from tests.conftest import CliResult
 from tests.programs import TIMEOUT_S, within
-from tests.tiny_model import change_config, make_checkpoint, write_json
+from tests.tiny_model import (
+    change_config,
+    make_checkpoint,
+    random_tensors,
+    text_config_of,
+    write_json,
+    write_safetensors,
+)
 from trt_mtp.build.checkpoint import read_checkpoint
 from trt_mtp.build.cpu import build_cpu
 from trt_mtp.build.store import SHARED, TEMPORARY, locked
@@ -386,3 +394,16 @@ def test_plain_progress_says_what_and_how_much(source: Path, tmp_path: Path) -> 
         "packing the weights",
     ]
     assert len(out.splitlines()) == 3
+
+
+def test_weights_that_overflow_are_not_verified(cli: Cli, source: Path, tmp_path: Path) -> None:
+    """Each is a number, and what the model computes with them is none: no answer would be right."""
+    tensors = random_tensors(text_config_of("float32"), np.random.default_rng(0))
+    for name in ("up_proj", "down_proj"):
+        tensors[f"model.layers.1.mlp.{name}.weight"] *= np.float32(1e30)
+    write_safetensors(source / "model.safetensors", tensors)
+    engines = tmp_path / "engines"
+    result = cli("build", source, "--engine", "cpu", "-o", engines, "--draft-lengths", "0,1")
+    assert result.code == 1
+    assert "computed values that are infinite or not a number" in result.err.splitlines()[-1]
+    assert not read_variant(engines / "k1").record.verification

@@ -206,3 +206,45 @@ def test_a_length_in_the_tokenizer_cuts_no_prompt(folder: Path) -> None:
     }  # fmt: skip
     write_json(folder / "tokenizer.json", stated)
     assert len(TextCodec(folder).encode("a b c d e f g h")) > 4
+
+
+ADDED = {"content": "<|sep|>", "lstrip": False, "rstrip": False, "special": True}
+FILES = ("tokenizer_config.json", "added_tokens.json")
+
+
+def put_token(folder: Path, name: str, token_id: int) -> None:
+    """A token that tokenizer.json lacks."""
+    file = folder / name
+    stated = json.loads(file.read_text()) if file.is_file() else {}
+    added: Any = {"added_tokens_decoder": {str(token_id): ADDED}}
+    write_json(file, stated | (added if name == FILES[0] else {"<|sep|>": token_id}))
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_tokens_beside_the_tokenizer_are_added_as_transformers_does(
+    folder: Path, name: str
+) -> None:
+    """A token in a fine-tune's other files is one token, and one that the model must have."""
+    put_token(folder, name, 320)
+    expected = AutoTokenizer.from_pretrained(folder)("a<|sep|>b")["input_ids"]
+    assert 320 in expected
+    assert TextCodec(folder).encode("a<|sep|>b") == tuple(expected)
+    with pytest.raises(InputError, match="token id 320"):
+        check_text(folder, 320)
+    check_text(folder, 324)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_an_added_token_with_another_id_is_refused(folder: Path, name: str) -> None:
+    """It would be another token than in training."""
+    put_token(folder, name, 322)
+    with pytest.raises(InputError, match=r"'<\|sep\|>' with the id 322, but by .* have 320"):
+        check_text(folder, 324)
+
+
+@pytest.mark.parametrize("stated", [{"x": {"content": "<s>"}}, {"5": {}}, {"5": 5}])
+def test_an_added_token_without_id_or_text_is_refused(folder: Path, stated: Any) -> None:
+    """The file and the entry are named."""
+    write_json(folder / "tokenizer_config.json", {"added_tokens_decoder": stated})
+    with pytest.raises(InputError, match=r"tokenizer_config\.json: the added token"):
+        check_text(folder, 320)

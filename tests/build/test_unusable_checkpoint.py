@@ -153,6 +153,12 @@ def two_models_without_index(folder: Path) -> None:
     (folder / INDEX).unlink()
 
 
+def written_by_mlx(folder: Path) -> None:
+    for file in folder.glob("*.safetensors"):
+        content = file.read_bytes()
+        file.write_bytes(content.replace(b'"format": "pt"', b'"format":"mlx"', 1))
+
+
 def marked(name: str) -> Callable[[Path], None]:
     """Put a byte order mark before a file, as Windows' editors do."""
 
@@ -167,6 +173,7 @@ BAD: dict[Callable[[Path], None], str] = {
     adapter: "is a LoRA adapter, not a model",
     adapter_with_config: "is a LoRA adapter, not a model",
     whole_model_beside_shards: f"is in model.safetensors and, by {INDEX}, in model-0000",
+    written_by_mlx: "model-00001-of-00002.safetensors was written by MLX",
     two_models_without_index: "remove one of them",
     marked("config.json"): "config.json begins with a byte order mark",
     marked("tokenizer.json"): "tokenizer.json begins with a byte order mark",

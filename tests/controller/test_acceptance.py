@@ -9,14 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trt_mtp.controller.acceptance import (
-    AcceptanceKey,
-    AcceptanceLearner,
-    DriftAlarm,
-    acceptance_lengths,
-    prior_conditionals,
-)
-from trt_mtp.controller.acceptance_estimate import estimate
+from trt_mtp.controller.acceptance import AcceptanceKey, AcceptanceLearner, prior_conditionals
+from trt_mtp.controller.acceptance_estimate import Estimate, acceptance_lengths
+from trt_mtp.controller.drift import DriftAlarm
 from trt_mtp.controller.position_counts import PositionCounts
 from trt_mtp.controller.profile import MAX_POSTERIOR_STEPS, PUBLISHED_ACCEPTANCE, Profile
 
@@ -277,11 +272,10 @@ def test_deviations_grow_with_the_length_and_shrink_with_trials(
     conditionals: list[float], trials: float
 ) -> None:
     """More drafts add uncertainty, more trials of every position take some away."""
-    unknown = estimate(conditionals, (0.0,) * 8, 0.0)
-    known = estimate(conditionals, (trials,) * 8, trials)
-    assert all(a <= b + 1e-9 for a, b in itertools.pairwise(known.deviations))
-    assert all(k <= u + 1e-9 for k, u in zip(known.deviations, unknown.deviations, strict=True))
-    assert known.lengths == unknown.lengths == acceptance_lengths(conditionals)
+    counted = Estimate(tuple(conditionals), trials, (((trials,) * 8, 60.0),))
+    unknown, known = Estimate(tuple(conditionals)).deviations, counted.deviations
+    assert all(a <= b + 1e-9 for a, b in itertools.pairwise(known))
+    assert all(k <= u + 1e-9 for k, u in zip(known, unknown, strict=True))
 
 
 def test_a_tenant_with_most_of_the_traffic_is_not_most_of_a_shared_cell() -> None:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trt_mtp.controller.acceptance import acceptance_lengths
+from trt_mtp.controller.acceptance_estimate import acceptance_lengths
 from trt_mtp.controller.calibrate.conclusions import accepted_steps
 from trt_mtp.controller.calibrate.load_client import Answer
 from trt_mtp.controller.position_counts import PositionCounts

@@ -17,7 +17,8 @@ import pytest
 import tritonclient.grpc as grpcclient
 from tritonclient.utils import InferenceServerException
 
-from tests.programs import eventually, read_line, within
+from tests.gateway_fixtures import wait_until
+from tests.programs import read_line, within
 from tests.triton_client import Response, Stream, leaving, streaming, text_of
 from tests.variants import build_engines
 from trt_mtp.serve.contract import CANCELLED_FLAG, LOGPROBS, OUTPUT_FLAGS, OUTPUTS
@@ -342,7 +343,7 @@ def test_a_cancelled_request_frees_its_slot(server: TritonServer) -> None:
         for _ in range(3):  # two run, one waits
             stream.send(K0, text_input=PROMPT, streaming=True, sampling_param_max_tokens=LONG)
         stream.receive()
-    eventually(lambda: not is_busy(server))
+    wait_until(lambda: not is_busy(server))
     assert metric(server, "trt_mtp_output_tokens") - before < 3 * LONG
 
 
@@ -372,7 +373,7 @@ def test_a_request_is_cancelled_in_band(server: TritonServer, model: str) -> Non
             stream.send(model, text_input=PROMPT, streaming=True, request_id=name, **MANY)
         assert stream.receive().request_id in ("a", "b")
         for name in ("waits", "a"):  # on another stream: it may overtake the request
-            eventually(partial(is_cancelled, control, model, name))
+            wait_until(partial(is_cancelled, control, model, name))
         is_b_cancelled = is_cancelled(control, model, "b")  # where all is slow, it is over by now
         ends: dict[str, dict[str, Any]] = {}
         while len(ends) < 3:
@@ -433,7 +434,7 @@ def test_a_client_that_vanishes_frees_its_slot(server: TritonServer) -> None:
     with client, within(client):
         assert read_line(client) == b"started\n"
         client.kill()
-    eventually(lambda: not is_busy(server))
+    wait_until(lambda: not is_busy(server))
     assert metric(server, "trt_mtp_output_tokens") - before < LONG
 
 
@@ -463,7 +464,7 @@ def test_what_dies_is_started_again(server: TritonServer, victim: str) -> None:
         server.check(said.append)
         return bool(said)
 
-    eventually(was_noticed)
+    wait_until(was_noticed)
     assert "; starting again" in said[0]
     assert (server.grpc_url, server.http_url) == urls
     reason = "ended" if victim == "server" else "model_ended"

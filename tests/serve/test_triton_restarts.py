@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.gateway_fixtures import write_doubles
-from tests.programs import eventually
+from tests.gateway_fixtures import wait_until, write_doubles
 from tests.triton_client import streaming
 from tests.variants import build_engines
 from trt_mtp.errors import TrtMtpError
@@ -46,7 +45,7 @@ def test_what_dies_often_is_not_given_up(engines: Path, monkeypatch: pytest.Monk
                 running.check(said.append)
                 return len([line for line in said if "; starting again" in line]) == number
 
-            eventually(was_noticed)
+            wait_until(was_noticed)
             assert answers(running)
     ended = "tritonserver ended with code -9; starting again"
     starts = [line for line in said if line.startswith("tritonserver ended")]

@@ -17,7 +17,8 @@ from tools.published.measurements import (
     read_step_ratios,
 )
 from tools.published.runtime import predict_speedups
-from trt_mtp.controller.acceptance import acceptance_lengths, prior_conditionals
+from trt_mtp.controller.acceptance import prior_conditionals
+from trt_mtp.controller.acceptance_estimate import acceptance_lengths
 from trt_mtp.controller.profile import Profile
 from trt_mtp.errors import InputError
 

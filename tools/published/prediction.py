@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tools.published.measurements import Measurement, StepRatio
-from trt_mtp.controller.acceptance import acceptance_lengths, prior_conditionals
+from trt_mtp.controller.acceptance import prior_conditionals
+from trt_mtp.controller.acceptance_estimate import acceptance_lengths
 
 Array = NDArray[np.float64]
 

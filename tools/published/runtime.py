@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 
 from tools.published.measurements import Measurement, StepRatio
 from tools.published.prediction import TASK_ACCEPTANCE, TYPICAL_ACCEPTANCE
-from trt_mtp.controller.acceptance import acceptance_lengths, prior_conditionals
+from trt_mtp.controller.acceptance import prior_conditionals
+from trt_mtp.controller.acceptance_estimate import acceptance_lengths
 from trt_mtp.controller.cost import StepCost
 from trt_mtp.controller.position_counts import MAX_POSITIONS
 from trt_mtp.controller.profile import Profile

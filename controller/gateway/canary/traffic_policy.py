@@ -6,8 +6,8 @@ from collections.abc import Collection, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from trt_mtp.controller.acceptance import DriftAlarm
 from trt_mtp.controller.decision import Decision, VariantState
+from trt_mtp.controller.drift import DriftAlarm
 from trt_mtp.controller.filters import can_take
 from trt_mtp.controller.gateway.canary.traffic import CANARY, STABLE, Side, Traffic, TrafficFile
 from trt_mtp.controller.gateway.servers.pool import Pool

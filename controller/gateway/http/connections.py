@@ -29,14 +29,16 @@ class Connections:
         self._served = set[object]()  # that had a request before
         self._looked_at = -math.inf  # monotonic
 
-    def accept(self, server: web.Server) -> Callable[[], asyncio.BaseProtocol]:
-        """What makes the protocol of each new connection."""
+    def accept(
+        self, server: web.Server, connect: Callable[[], asyncio.BaseProtocol]
+    ) -> Callable[[], asyncio.BaseProtocol]:
+        """What makes the protocol of each new connection to `server`: `connect`, while it may."""
         self._server = server
 
         def protocol() -> asyncio.BaseProtocol:
             if len(server.connections) >= self._limits.max_connections:
                 return _Closed()
-            return server()
+            return connect()
 
         return protocol
 

@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Callable, Mapping
 
-from aiohttp import web
+from aiohttp import HttpVersion11, web
 
 from trt_mtp.controller.gateway.byte_room import ByteRoom
 from trt_mtp.controller.gateway.http.sending import (
@@ -90,5 +90,7 @@ class EventStream:
     async def _begin(self) -> None:
         async with self._beginning:  # several answers may come on one response
             if not self._response.prepared:
+                if self._request.version < HttpVersion11:  # the end of it is the connection's
+                    self._response.force_close()
                 await self._response.prepare(self._request)
                 let_wait(self._request, MAX_WAITING_BYTES)

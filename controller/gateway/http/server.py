@@ -5,6 +5,8 @@ import contextlib
 import logging
 import socket
 from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import Any
 
 from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
@@ -13,6 +15,7 @@ from trt_mtp.controller.gateway.access.config import AccessConfig
 from trt_mtp.controller.gateway.access.tls import WatchedTls
 from trt_mtp.controller.gateway.http.connections import Connections
 from trt_mtp.controller.gateway.http.errors import refused
+from trt_mtp.controller.gateway.http.malformed import MAX_HEADER_BYTES, Connection
 from trt_mtp.controller.gateway.servers.addresses import stream_socket
 from trt_mtp.errors import InputError
 from trt_mtp.serve.hosts import host_and_port
@@ -46,12 +49,18 @@ class HttpServer:
         self._runner = web.AppRunner(
             app,
             access_log=None,
-            logger=_server_log(),
             handler_cancellation=True,  # a client that leaves ends its answer
             shutdown_timeout=grace_s,
-            keepalive_timeout=access.connections.idle_s,
-            auto_decompress=False,  # a kilobyte may become a gigabyte, before a token is asked for
         )
+        options: dict[str, Any] = {
+            "access_log": None,
+            "logger": _server_log(),
+            "keepalive_timeout": access.connections.idle_s,
+            "auto_decompress": False,  # a kilobyte may be a gigabyte, before a token is asked for
+            "max_field_size": MAX_HEADER_BYTES,
+            "max_line_size": MAX_HEADER_BYTES,
+        }
+        self._connect = partial(Connection, **options)
         self._socket: socket.socket | None = None
 
     async def start(self, host: str, port: int, option: str, *, is_shared: bool = False) -> int:
@@ -102,9 +111,10 @@ class HttpServer:
         """
         before = self._listening
         context = server_context(self._tls.contents) if self._tls else None
-        assert self._runner.server is not None
-        self._listening = await asyncio.get_running_loop().create_server(
-            self._connections.accept(self._runner.server),
+        server, loop = self._runner.server, asyncio.get_running_loop()
+        assert server is not None
+        self._listening = await loop.create_server(
+            self._connections.accept(server, partial(self._connect, server, loop=loop)),
             sock=listener.dup(),
             ssl=context,
             backlog=BACKLOG,

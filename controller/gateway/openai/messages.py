@@ -24,6 +24,7 @@ def check_messages(messages: Sequence[Mapping[str, Any]]) -> None:
             raise ParameterError(
                 f"{place}.role is {shown!r}: expected one of {', '.join(ROLES)}", f"{place}.role"
             )
+        _check_calls(message, place)
         if isinstance(content, list):
             _check_parts(content, f"{place}.content")
         elif content is None:
@@ -33,6 +34,22 @@ def check_messages(messages: Sequence[Mapping[str, Any]]) -> None:
             raise ParameterError(
                 f"{place}.content has to be a text or a list of parts", f"{place}.content"
             )
+
+
+def _check_calls(message: Mapping[str, Any], place: str) -> None:
+    """Raise ParameterError for calls that a template would leave out without a word."""
+    calls = message.get("tool_calls")
+    if message.get("function_call") is not None:
+        raise ParameterError(
+            f"{place}.function_call is not supported here: expected tool_calls",
+            f"{place}.function_call",
+            "unsupported_parameter",
+        )
+    is_list = isinstance(calls, list) and all(isinstance(call, Mapping) for call in calls)
+    if calls is not None and not is_list:
+        raise ParameterError(
+            f"{place}.tool_calls has to be a list of objects", f"{place}.tool_calls"
+        )
 
 
 def _check_parts(parts: Sequence[Any], place: str) -> None:

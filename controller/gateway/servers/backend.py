@@ -137,8 +137,10 @@ class Replica:
             mean_load(begun.device, ended.device, on_device),
         )
 
-    def state(self, is_healthy: bool, now_s: float) -> VariantState:
-        """What a policy sees of it."""
+    def state(
+        self, is_healthy: bool, now_s: float, num_on_device: int | None = None
+    ) -> VariantState:
+        """What a policy sees of it; `num_on_device` is its server's load, if that is known."""
         num_running = self.load(now_s)
         return VariantState(  # not by keyword, which takes twice as long
             self.key,
@@ -148,7 +150,7 @@ class Replica:
             self.max_batch_size,
             self.max_seq_len,
             self.backend.target,
-            self.backend.load(now_s),
+            self.backend.load(now_s) if num_on_device is None else num_on_device,
             num_running >= self.max_batch_size,
             "",
             self.takes_min_tokens,

@@ -87,7 +87,8 @@ class Pool:
         wanted = [v for v in variants if draft_length in (None, v.draft_length)]
         if not any(v.key in healthy for v in wanted):
             healthy |= {v.key for v in wanted if v.is_ready}
-        return {v.key: v.state(v.key in healthy, now_s) for v in variants}
+        loads = {backend: backend.load(now_s) for backend in {v.backend for v in variants}}
+        return {v.key: v.state(v.key in healthy, now_s, loads[v.backend]) for v in variants}
 
     def first_live(self) -> Backend:
         """The server for what is not about the public model: the first that is alive.

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from tests.conftest import CliResult
 from tests.real_checkpoints import write_real
-from trt_mtp.controller.acceptance import acceptance_lengths, prior_conditionals
+from trt_mtp.controller.acceptance import prior_conditionals
+from trt_mtp.controller.acceptance_estimate import acceptance_lengths
 from trt_mtp.controller.calibrate.measured_schedule import best_schedule, schedules
 from trt_mtp.controller.cost import StepCost
 from trt_mtp.controller.profile import Profile, write_profile

@@ -95,7 +95,17 @@ def test_report_is_computed_from_the_answers() -> None:
     assert line["speedup_routed"] == {"median": 2.0, "low": 2.0, "high": 2.0}
     assert line["speedup_routed_decode"]["low"] == 2.053  # (4 - 0.1) / (2 - 0.1)
     assert line["lossless"] is True
+    assert line["gateway_share"] == {"median": 0.0, "low": 0.0, "high": 0.0}
     assert result["overall"]["requests"] == 2
+
+
+def test_what_the_way_through_the_gateway_takes_is_told() -> None:
+    """Routed answers are compared with those of the draft length that they went to."""
+    slower = answers()
+    slower["routed"] = [[answer(t, (8, 4), variant="k2")] * 2 for t in (1.25, 2.5)]
+    line = report(MODELS, {"coding": []}, {"coding": slower}, decisions())["tasks"][0]
+    assert line["gateway_share"]["median"] == 0.2  # 1 - 2 / 2.5, and 1 - 1 / 1.25
+    assert line["speedup_routed"]["median"] == 1.6
 
 
 def test_a_changed_answer_is_seen_and_fails() -> None:

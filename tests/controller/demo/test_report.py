@@ -35,16 +35,20 @@ def prompts(*tasks: str) -> PromptSet:
     return PromptSet("prompts.jsonl", "0123456789abcdef", dict.fromkeys(tasks, part))
 
 
+STEP_S = {0: 0.1, 1: 0.13, 3: 0.19}
+STEPS = {"coding": {0: 20, 1: 10, 3: 5}, "writing": {0: 20, 1: 18, 3: 17}}  # of twenty tokens
+ACCEPTED = {"coding": {0: (), 1: (10,), 3: (5, 5, 5)}, "writing": {0: (), 1: (2,), 3: (2, 1, 0)}}
+
+
 def timed(*tasks: str) -> dict[str, dict[str, list[list[TimedAnswer]]]]:
     """Ten prompts in two rounds: longer drafts are faster for coding, slower for writing."""
     found = {}
     for task in tasks:
-        gain = 1.3 if task == "coding" else 0.8
-        accepted = (9, 8, 7) if task == "coding" else (2, 1, 0)
-        found[task] = {
-            model: [[answer(2.0 / gain**k, accepted[:k])] * 2 for _ in range(10)]
-            for k, model in MODELS.items()
+        each = {
+            k: answer(0.1 + STEPS[task][k] * step_s, ACCEPTED[task][k], STEPS[task][k])
+            for k, step_s in STEP_S.items()
         }
+        found[task] = {model: [[each[k]] * 2 for _ in range(10)] for k, model in MODELS.items()}
     return found
 
 
@@ -62,11 +66,10 @@ def test_timed_answers_are_the_cells_at_one_request() -> None:
     assert set(cells) == {(t, k) for t in ("coding", "writing") for k in MODELS}
     cell = cells["coding", 3]
     assert (cell.concurrency, cell.num_requests, cell.num_output_tokens) == (1, 10, 200)
-    assert cell.acceptance_length == pytest.approx(1 + 24 / 10)
+    assert cell.acceptance_length == pytest.approx(4)
     assert cell.ttft_ms.p50 == 100
     assert cell.speedup is not None
-    decode_s = 2.0 / 1.3**3 - 0.1
-    assert cell.speedup.value == pytest.approx((2.0 - 0.1) / decode_s, rel=1e-3)
+    assert cell.speedup.value == pytest.approx(20 * 0.1 / (5 * 0.19), rel=1e-3)
     assert profile.fingerprint == "f0"
     assert len(calibration.unmeasured) == 2 * len(MODELS) * len(LOADS)
 

@@ -20,6 +20,7 @@ from tests.gateway_fixtures import (
     text_of,
     triton_of_doubles,
     wait_until,
+    watch_until_back,
 )
 from tests.http_client import sent
 from trt_mtp.controller.gateway.servers import winding_down
@@ -205,7 +206,7 @@ def test_bystanders_wait_while_the_only_server_is_started_again(tmp_path: Path) 
         wait_until(lambda: not thread.gateway.pool.is_ready)
         stream.send(script_request(request_id="comes", tokens=2))
         wait_until(lambda: not is_alive(pid))  # its connections end before it does
-        server.check()
+        watch_until_back(server, pid)
         answers: dict[str, list[str]] = {"flies": ["w0"], "comes": []}
         ended = set[str]()
         while len(ended) < 2:

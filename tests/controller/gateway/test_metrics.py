@@ -17,8 +17,9 @@ from tests.gateway_fixtures import (
     wait_until,
 )
 from tests.lease_fixtures import DECISION, call_of, lease_of, replica_of
-from trt_mtp.controller.acceptance import AcceptanceKey, DriftAlarm
+from trt_mtp.controller.acceptance import AcceptanceKey
 from trt_mtp.controller.decision import CandidateScore, Decision
+from trt_mtp.controller.drift import DriftAlarm
 from trt_mtp.controller.gateway.metrics import GatewayMetrics, regret_of
 from trt_mtp.controller.outcome import Outcome
 from trt_mtp.controller.tasks import TASKS

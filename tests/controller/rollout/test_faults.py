@@ -10,7 +10,7 @@ import pytest
 
 from benchmarks.rollout_crash import call
 from tests.conftest import CliResult
-from tests.gateway_fixtures import wait_until
+from tests.gateway_fixtures import wait_until, watch_until_back
 from tests.programs import command_line, join
 from tests.rollout_fixtures import FAST_GATES, Place, live_requests, make_double, place
 from tests.triton_client import streaming
@@ -87,7 +87,7 @@ def test_triton_that_dies_comes_back_as_it_was(here: Place, cli: Cli) -> None:
         pid = here.triton.pid
         os.kill(pid, signal.SIGKILL)
         wait_until(lambda: not children(pid))
-        here.triton.check()
+        watch_until_back(here.triton, pid)
 
     code = disturbed(here, file, kill)
     if code == 1:  # it was out of reach just then

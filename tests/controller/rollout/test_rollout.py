@@ -13,7 +13,7 @@ import pytest
 
 from benchmarks.rollout_crash import call
 from tests.conftest import CliResult
-from tests.gateway_fixtures import wait_until
+from tests.gateway_fixtures import wait_until, watch_until_back
 from tests.programs import join
 from tests.rollout_fixtures import FAST_GATES, FAST_STEPS, Place, live_requests, make_double, place
 from tests.triton_client import streaming, text_of
@@ -119,8 +119,7 @@ def test_triton_comes_back_with_what_was_rolled_out(
     assert here.triton.pid == pid
     os.kill(pid, signal.SIGKILL)
     wait_until(lambda: not children(pid))
-    here.triton.check()
-    assert here.triton.pid != pid
+    watch_until_back(here.triton, pid)
     with streaming(here.triton.grpc_url) as stream:
         answer = stream.ask(f"qwen_mtp_{served(here)}", text_input="{}")
     assert served(here) in text_of(answer)

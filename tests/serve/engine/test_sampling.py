@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from trt_mtp.serve.engine.sampling import argmax, sample, uniform
+from trt_mtp.serve.engine.sampling import NO_TOKEN, argmax, sample, uniform
 
 NUM_DRAWS = 20_000
 SIZE = 24
@@ -140,3 +140,11 @@ def test_uniform_takes_every_seed() -> None:
     """The whole range of seeds counts: the highest bits change the draws too."""
     draws = {uniform(np.uint64(seed), 0) for seed in (0, 1, 2**32, 2**63, 2**64 - 1)}
     assert len(draws) == 5
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_logits_that_are_no_numbers_draw_nothing(value: float, temperature: float) -> None:
+    """As after an overflow inside the model; the first or the last token would be as wrong."""
+    logits = np.full(SIZE, value, np.float32)
+    assert draw(logits, temperature, 0, 0.5, 0.5) == NO_TOKEN

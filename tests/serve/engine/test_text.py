@@ -208,7 +208,8 @@ def test_a_damaged_tokenizer_is_named(tmp_path: Path, content: str | None) -> No
 
 CALL = {"id": "c1", "type": "function", "function": {"name": "weather"}}
 TOOL_TEMPLATE = (
-    "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% for call in m.tool_calls or [] %}"
+    "{% for m in messages %}{{ '[' + m.role + ']' + m.content }}"
+    "{% for call in m.tool_calls or [] %}"
     "{% for key, value in call.function.arguments | items %}<{{ key }}={{ value }}>{% endfor %}"
     "{% endfor %}{% if m.reasoning_content %}({{ m.reasoning_content }}){% endif %}{% endfor %}"
 )
@@ -241,8 +242,20 @@ def calling(arguments: object) -> dict[str, object]:
             "[user]a\nb",
         ),
         ([{"role": "assistant", "content": "b", "reasoning": "a"}], "[assistant]b(a)"),
+        ([{"role": "assistant", "content": None, "tool_calls": None}], "[assistant]"),
+        ([{"role": "assistant", "refusal": "No."}], "[assistant]"),
     ],
-    ids=["arguments as text", "as an object", "empty", "developer", "nulls", "parts", "reasoning"],
+    ids=[
+        "arguments as text",
+        "as an object",
+        "empty",
+        "developer",
+        "nulls",
+        "parts",
+        "reasoning",
+        "said nothing",
+        "refused",
+    ],
 )
 def test_messages_are_taken_as_openai_clients_send_them(
     tool_codec: TextCodec, messages: list[dict[str, object]], expected: str

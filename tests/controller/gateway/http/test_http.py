@@ -210,6 +210,51 @@ def test_a_body_beyond_the_limit_is_refused(url: str) -> None:
     assert "too large" in reply.error
 
 
+def answered(url: str, request: bytes) -> bytes:
+    """All that comes back, up to the end of the connection."""
+    host, _, port = url.rpartition(":")
+    with socket.create_connection((host, int(port)), timeout=30) as connection:
+        connection.sendall(request)
+        return b"".join(iter(lambda: connection.recv(65_536), b""))
+
+
+@pytest.mark.parametrize(
+    ("request_bytes", "status", "sentence"),
+    [
+        (b"GET /health HTTP/1.1\r\nCookie: %b\r\n\r\n" % (b"a" * 20_000), 431, "at most 16384"),
+        (b"GET /%b HTTP/1.1\r\n\r\n" % (b"a" * 20_000), 431, "at most 16384"),
+        (b"GET /health HTTP/1.1\r\n%b\r\n" % (b"A: b\r\n" * 200), 431, "too many headers"),
+        (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 400, "is not HTTP/1.1"),
+        (b"\x16\x03\x01\x00\xa5\x01\x00\x00\xa1\x03\x03\r\n\r\n", 400, "takes HTTP"),
+        (b"GET /health HTTP/1.1\r\nA\x00: b\r\n\r\n", 400, "is not HTTP/1.1"),
+    ],
+    ids=["a long header", "a long address", "headers", "HTTP/2", "TLS", "a broken header"],
+)
+def test_what_is_no_request_is_refused_in_a_sentence(
+    url: str, request_bytes: bytes, status: int, sentence: str
+) -> None:
+    """One line of JSON that shows nothing of the request, and the connection ends."""
+    head, _, body = answered(url, request_bytes).partition(b"\r\n\r\n")
+    assert int(head.split()[1]) == status
+    error = json.loads(body)["error"]
+    assert sentence in error
+    assert "\n" not in error
+
+
+def test_a_header_of_a_proxys_token_is_taken(url: str) -> None:
+    """Cookies and tokens of proxies for sign-in may have 9 KB."""
+    assert ask(url, "GET", "/health", headers={"Cookie": "a" * 12_000}).status == 200
+
+
+def test_a_stream_to_a_client_of_http_1_0_ends_its_connection(url: str) -> None:
+    """Without chunks nothing else says where it ends, though the client would keep it open."""
+    body = json.dumps({"text_input": prompt(tokens=2), "streaming": True}).encode()
+    head = b"POST %b/generate_stream HTTP/1.0\r\nConnection: keep-alive\r\n" % MODEL.encode()
+    reply = answered(url, head + b"Content-Length: %d\r\n\r\n%b" % (len(body), body))
+    assert reply.startswith(b"HTTP/1.0 200 OK")
+    assert reply.count(b"data: ") >= 2
+
+
 def test_other_paths_and_methods(url: str) -> None:
     """Whatever is not served is refused in a sentence."""
     for path in ("/", "/v2/models/other/generate", f"{MODEL}_k3/generate", "/v2/repository"):

@@ -1,0 +1,28 @@
+"""Ports for servers that may take any."""
+
+import socket
+from pathlib import Path
+
+import pytest
+
+from trt_mtp.errors import InputError
+from trt_mtp.serve.processes import free_ports
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+def test_any_port_is_none_that_connections_are_given(host: str) -> None:
+    """A connection could take it while its server is started again."""
+    first = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    names = [f"server{number}" for number in range(50)]
+    ports = free_ports(dict.fromkeys(names, 0), dict.fromkeys(names, host))
+    assert len(set(ports.values())) == len(names)
+    assert all(port < first for port in ports.values())
+
+
+def test_a_wanted_port_is_taken_or_refused() -> None:
+    """The error names the port and its option."""
+    port = free_ports({"grpc": 0})["grpc"]
+    assert free_ports({"grpc": port}) == {"grpc": port}
+    refused = pytest.raises(InputError, match=f"port {port} can't be used .*--grpc-port")
+    with socket.create_server(("127.0.0.1", port)), refused:
+        free_ports({"grpc": port})
