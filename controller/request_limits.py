@@ -1,6 +1,8 @@
 """What a request may be before anything is done for it; beyond it no variant is asked."""
 
 from collections.abc import Iterator
+from math import prod
+from typing import Any
 
 from trt_mtp.controller.request import MAX_NAME_CHARS, PUBLIC_VERSION, input_tensor, num_ids
 from trt_mtp.errors import InputError
@@ -18,6 +20,8 @@ from trt_mtp.serve.kserve import InferRequest
 
 MAX_PARTS = 64  # inputs, or outputs, of one request
 MAX_REQUEST_ID_CHARS = 1_024  # of a request's id
+MAX_DIMS, MAX_ELEMENTS = 16, 2**31  # of an input
+ONE = (1,)  # the shape of nearly all inputs
 
 
 def check_request(request: InferRequest) -> None:
@@ -26,6 +30,7 @@ def check_request(request: InferRequest) -> None:
     That is another version than the public model's only one, inputs that are not in the request
     itself, and more of them than make sense.
     """
+    check_for_triton(request.message)
     version = request.message.model_version
     if version not in ("", PUBLIC_VERSION):
         raise InputError(
@@ -40,6 +45,12 @@ def check_request(request: InferRequest) -> None:
     for what, parts in (("inputs", request.message.inputs), ("outputs", request.message.outputs)):
         if len(parts) > MAX_PARTS:
             raise InputError(f"the request has {len(parts)} {what}: at most {MAX_PARTS} are taken")
+    for tensor in request.message.outputs:
+        if tensor.parameters:
+            raise InputError(
+                f"output {tensor.name[:MAX_NAME_CHARS]!r} has parameters, and outputs are sent as "
+                f"they are: leave the parameters out"
+            )
     for tensor in request.message.inputs:
         name = tensor.name
         _check_input_name(name)
@@ -52,6 +63,36 @@ def check_request(request: InferRequest) -> None:
         elif name == EMITTED:
             _check_emitted(request)
     _check_contents(request)
+
+
+def check_for_triton(message: Any) -> None:
+    """Raise InputError for a pb.ModelInferRequest that Triton 2.51 misreads, or that ends it.
+
+    It takes texts to end at a NUL, so that what was checked here would be something else there. The
+    bytes of a tensor overflow 64 bits where its shape is vast, and its model reads beyond them. For
+    the classes of an output that is a text it divides by zero. Each ends servers that are sent it.
+    """
+    names = [message.model_name, message.id, *message.parameters]
+    for tensor in message.inputs:
+        names.append(tensor.name)
+        if (shape := tuple(tensor.shape)) != ONE and not _is_shape(shape):
+            raise InputError(
+                f"the shape of input {tensor.name[:MAX_NAME_CHARS]!r} has to be of at most "
+                f"{MAX_DIMS} whole numbers from 0, and of less than {MAX_ELEMENTS} elements"
+            )
+    for tensor in message.outputs:
+        names.append(tensor.name)
+        if "classification" in tensor.parameters:
+            raise InputError(
+                "classification of outputs is not supported: ask for the whole outputs"
+            )
+    if "\0" in "".join(names):
+        raise InputError("a name or the id of the request has a NUL character in it: leave it out")
+
+
+def _is_shape(shape: tuple[int, ...]) -> bool:
+    is_bounded = len(shape) <= MAX_DIMS and all(0 <= size < MAX_ELEMENTS for size in shape)
+    return is_bounded and prod(shape) < MAX_ELEMENTS
 
 
 def _check_contents(request: InferRequest) -> None:

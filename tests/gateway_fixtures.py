@@ -19,6 +19,7 @@ from trt_mtp.controller.decision import CandidateScore, Decision, VariantState
 from trt_mtp.controller.drift import DriftAlarm
 from trt_mtp.controller.filters import rejections
 from trt_mtp.controller.gateway.gateway import Gateway, GatewayConfig
+from trt_mtp.controller.gateway.observers import Learning
 from trt_mtp.controller.outcome import Outcome
 from trt_mtp.controller.request import RequestFeatures
 from trt_mtp.serve.chat_format import CHAT_FORMAT
@@ -87,6 +88,19 @@ class GatewayThread:
     def run(self, work: Coroutine[Any, Any, Any]) -> "Future[Any]":
         """Start `work` in the gateway's loop."""
         return asyncio.run_coroutine_threadsafe(work, self._loop)
+
+    @property
+    def outcomes(self) -> list[tuple[Decision, Outcome]]:
+        """What a FixedPolicy was told of ended answers, and would be told in a moment."""
+
+        async def learn() -> None:
+            for observer in self.gateway.router.observers:
+                if isinstance(observer, Learning):
+                    observer.learn()
+
+        self.run(learn()).result(60)
+        told: list[tuple[Decision, Outcome]] = self.policy.outcomes
+        return told
 
     def close(self) -> None:
         """Stop the gateway and its loop."""

@@ -17,6 +17,7 @@ from trt_mtp.controller.gateway.servers.upstream import Metadata
 from trt_mtp.controller.gateway.trace_context import trace_context
 from trt_mtp.controller.outcome import Outcome
 from trt_mtp.controller.request import RequestFeatures, is_streaming
+from trt_mtp.controller.request_limits import check_for_triton
 from trt_mtp.serve.chat_format import ChatFormat
 from trt_mtp.serve.contract import COUNTERS, EMITTED, IN_FLIGHT, RETURN_READ, SEED
 from trt_mtp.serve.kserve import (
@@ -237,8 +238,13 @@ class InferenceCall:
         return message
 
 
-def check_may_pass(caller: Caller, pool: Pool, model: str) -> None:
-    """Raise ForbiddenError for a request to a variant by its name that would get around limits."""
+def check_may_pass(caller: Caller, pool: Pool, message: Any) -> None:
+    """Raise ForbiddenError for a request to a variant by its name that would get around limits.
+
+    Raises InputError for one that Triton is not to get, whichever model it is for.
+    """
+    check_for_triton(message)
+    model = message.model_name
     if not caller.is_limited or model not in pool.index.model_names:
         return
     raise ForbiddenError(

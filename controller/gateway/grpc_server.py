@@ -195,7 +195,7 @@ class GrpcServer:
             response = await self._proxy.answer_once(request, caller, metadata, until)
             return bytes(response.SerializeToString())
         caller = self._caller(context)
-        check_may_pass(caller, self._proxy.pool, request.message.model_name)
+        check_may_pass(caller, self._proxy.pool, request.message)
         with caller.passing_quota():
             return await self._pass("ModelInfer", raw, context)
 

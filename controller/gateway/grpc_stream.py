@@ -106,10 +106,9 @@ class GrpcStream:
     async def _forward(self, raw: bytes) -> None:
         try:
             request = read_request(raw)
-            model = request.message.model_name
-            is_public = model == self._pool.public_name
+            is_public = request.message.model_name == self._pool.public_name
             if not is_public:
-                check_may_pass(self._caller, self._pool, model)
+                check_may_pass(self._caller, self._pool, request.message)
         except TrtMtpError as error:
             raise status_of(error) from None
         if self._caller.room.num_waiting_bytes + len(raw) > MAX_CALLER_BYTES:

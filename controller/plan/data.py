@@ -77,7 +77,8 @@ def helm_values(plan: Plan) -> str:
 
 
 def _commented(plan: Plan) -> str:
-    return f"# {reason(plan)}.\n"
+    """On one line, whatever the profile's notes are: what follows would be values of its own."""
+    return f"# {' '.join(reason(plan).split())}.\n"
 
 
 def _name(plan: Plan, group: Group) -> str:

@@ -214,6 +214,15 @@ def test_tensors_in_shared_memory_are_refused() -> None:
         check_request(read_request(request.SerializeToString()))
 
 
+def test_outputs_have_no_parameters() -> None:
+    """Triton would write them into shared memory, for example."""
+    request = pb.ModelInferRequest(model_name="qwen_mtp")
+    output = request.outputs.add(name="text_output")
+    output.parameters["shared_memory_region"].string_param = "region"
+    with pytest.raises(InputError, match="output 'text_output' has parameters"):
+        check_request(read_request(request.SerializeToString()))
+
+
 PASTED = "The keeper of the lighthouse wrote down each ship that passed, and its cargo. "
 QUESTION = "How many ships passed in winter?"
 

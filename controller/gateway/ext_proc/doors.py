@@ -25,7 +25,7 @@ from trt_mtp.serve.kserve import SERVICE, InferRequest, made_request, read_reque
 
 STREAM_PATH = f"/{SERVICE.full_name}/ModelStreamInfer"
 UNARY_PATH = f"/{SERVICE.full_name}/ModelInfer"
-HTTP_OK = 200
+HTTP_OK, HTTP_TIMEOUT = 200, 504
 LEFT = frozenset({"origin", "content-encoding"})  # headers of requests that are not picked
 _FRAME_HEAD = 5  # bytes before a gRPC message: whether it is compressed, and its size
 _JSON = ("content-type", "application/json")
@@ -155,8 +155,10 @@ def messages_in(body: bytes) -> Iterator[bytes]:
 
 def failed_status(headers: Mapping[str, str]) -> grpc.StatusCode | None:
     """The status of a call that fails with its first headers; None for one that goes on."""
+    if headers.get(":status") == str(HTTP_TIMEOUT):
+        return grpc.StatusCode.DEADLINE_EXCEEDED  # Envoy's own: the answer took longer than it may
     if headers.get(":status") != str(HTTP_OK):
-        return grpc.StatusCode.UNAVAILABLE  # Envoy's own reply: it couldn't reach the server
+        return grpc.StatusCode.UNAVAILABLE  # the same: it couldn't reach the server
     number = headers.get("grpc-status", "0")
     by_number = {str(code.value[0]): code for code in grpc.StatusCode}
     code = by_number.get(number, grpc.StatusCode.UNKNOWN)

@@ -77,11 +77,12 @@ ProcessingResponse = _CLASSES["ProcessingResponse"]
 
 
 def headers_of(message: Any) -> dict[str, str]:
-    """The headers in an HttpHeaders; the last of those with the same name."""
-    return {
-        each.key: (each.raw_value or each.value.encode()).decode("latin-1")
-        for each in message.headers.headers
-    }
+    """The headers in an HttpHeaders; those with the same name are one, parted by commas."""
+    found: dict[str, str] = {}
+    for each in message.headers.headers:
+        value = (each.raw_value or each.value.encode()).decode("latin-1")
+        found[each.key] = f"{found[each.key]},{value}" if each.key in found else value
+    return found
 
 
 def set_headers(mutation: Any, headers: Iterable[tuple[str, str]]) -> None:

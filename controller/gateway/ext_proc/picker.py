@@ -7,6 +7,7 @@ its client wants it. What the picker doesn't place at once, Envoy sends to the g
 
 import asyncio
 import contextlib
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
 
@@ -40,20 +41,13 @@ from trt_mtp.controller.gateway.lease import Lease
 from trt_mtp.controller.gateway.proxy import Proxy, only_answer
 from trt_mtp.controller.gateway.router import Router
 from trt_mtp.controller.gateway.servers.upstream import UpstreamLost
+from trt_mtp.controller.gateway.trace_context import trace_context
 from trt_mtp.controller.request import is_streaming
 from trt_mtp.errors import TrtMtpError
 
 # the header is that of the Gateway API Inference Extension's endpoint picker protocol
 DESTINATION = "x-gateway-destination-endpoint"
-# of the client's headers: not for Triton, or not true of what it is sent
-REMOVED = (
-    "accept-encoding",
-    "authorization",
-    "content-length",
-    "cookie",
-    "grpc-accept-encoding",
-    "triton-grpc-protocol-admin-key",
-)
+ENVOYS = ("host", "x-forwarded-proto")  # headers that are its own, beside those with a colon
 SENT = ((":path", STREAM_PATH), ("content-type", "application/grpc"), ("te", "trailers"))
 
 
@@ -108,13 +102,17 @@ class Picker:
         envoy = EnvoyStream(context)
         with contextlib.suppress(EnvoyLeft):
             head = await envoy.read("request_headers")
-            door = door_of(headers_of(head), self._proxy.pool.public_name)
+            headers = headers_of(head)
+            door = door_of(headers, self._proxy.pool.public_name)
             await envoy.go_on("request_headers")
             if door is not None and not head.end_of_stream:
                 body = await envoy.read("request_body")
-                await self._answer(envoy, door, body, grpc_host(context.peer()))
+                removed = _not_for_triton(headers)
+                await self._answer(envoy, door, body, grpc_host(context.peer()), removed)
 
-    async def _answer(self, envoy: EnvoyStream, door: Door, body: Any, host: str) -> None:
+    async def _answer(
+        self, envoy: EnvoyStream, door: Door, body: Any, host: str, removed: Sequence[str]
+    ) -> None:
         try:
             call = await self._opened(door, body, host)
             lease = None if call is None else self._placed(call)
@@ -122,7 +120,7 @@ class Picker:
                 await envoy.go_on("request_body")
                 return
             with self._proxy.metrics.counted(lease.call):
-                answer = await self._answered(envoy, lease)
+                answer = await self._answered(envoy, lease, removed)
         except TrtMtpError as error:
             await envoy.write(_refusal(door, error))
         else:
@@ -146,15 +144,17 @@ class Picker:
         except NotReadyError:
             return None
 
-    async def _answered(self, envoy: EnvoyStream, lease: Lease) -> Any:
+    async def _answered(self, envoy: EnvoyStream, lease: Lease, removed: Sequence[str]) -> Any:
         """The pb.ModelInferResponse to a request that Envoy sends; raises TrtMtpError."""
         try:
             with ExitStack() as stack:
                 stack.push(lease)  # to be closed: not begun, as it is Envoy who sends
-                await envoy.write(_picked(lease))
+                await envoy.write(_picked(lease, removed))
                 head = headers_of(await envoy.read("response_headers"))
                 if (status := failed_status(head)) is not None:
-                    raise lease.failed(UpstreamLost(f"Envoy got {status.name}", status))
+                    is_late = status is grpc.StatusCode.DEADLINE_EXCEEDED
+                    lost = UpstreamLost(f"Envoy got {status.name}", status, is_hung=is_late)
+                    raise lease.failed(lost)
                 await envoy.go_on("response_headers")
                 body = await envoy.read("response_body")
                 return only_answer(lease.read_whole(messages_in(body.body)))
@@ -162,14 +162,23 @@ class Picker:
             raise failure.final() from None
 
 
-def _picked(lease: Lease) -> Any:
+def _not_for_triton(headers: Mapping[str, str]) -> Sequence[str]:
+    """The names of a client's headers that go no further: all but its trace.
+
+    Triton's gRPC ends calls for some (deadlines, sizes, encodings), as if the variant had failed.
+    """
+    kept = {*ENVOYS, *(name for name, _ in (*SENT, *trace_context(headers.items())))}
+    return [name for name in headers if name not in kept and not name.startswith(":")]
+
+
+def _picked(lease: Lease, removed: Sequence[str]) -> Any:
     """What sends a request to its variant."""
     response = ProcessingResponse()
     common = response.request_body.response
     common.clear_route_cache = True
     common.body_mutation.body = framed(lease.message)
     set_headers(common.header_mutation, [*SENT, (DESTINATION, lease.replica.backend.target)])
-    common.header_mutation.remove_headers.extend(REMOVED)
+    common.header_mutation.remove_headers.extend(removed)
     return response
 
 

@@ -19,7 +19,12 @@ INT64 = 2**63
 
 Name = Annotated[str, Field(max_length=MAX_NAME_CHARS)]
 Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
+T = TypeVar("T")
+# checked to the first value that is wrong: a million errors stop the gateway for seconds
+Values = Annotated[list[T], Field(fail_fast=True)]
 TokenId = Annotated[int, Field(ge=0, lt=2**31)]
+MAX_PROMPTS = 1_024  # that are read; fewer are answered
+Prompts = Annotated[list[Values[TokenId]], Field(fail_fast=True, max_length=MAX_PROMPTS)]
 
 # pydantic has a sentence for each form, the first of which would be about texts only
 WRONG_PROMPT = (
@@ -61,7 +66,7 @@ class Prediction(_Model):
     """A text that the answer is expected to repeat for the most part; it changes only the way."""
 
     type: Literal["content"]
-    content: str | list[dict[str, Any]]
+    content: str | Values[dict[str, Any]]
 
 
 class CommonRequest(_Model):
@@ -78,7 +83,7 @@ class CommonRequest(_Model):
     frequency_penalty: float | None = Field(None, ge=-2, le=2)
     presence_penalty: float | None = Field(None, ge=-2, le=2)
     seed: int | None = Field(None, ge=-INT64, lt=2 * INT64)
-    stop: str | list[str] | None = None
+    stop: str | Values[str] | None = None
     ignore_eos: bool | None = None  # vLLM's, as is min_tokens
     min_tokens: int | None = Field(None, ge=0, lt=2**31)
     service_tier: str | None = None
@@ -89,7 +94,7 @@ class CommonRequest(_Model):
     structured_outputs: dict[str, Any] | None = None  # vLLM's, and by its older names
     guided_json: str | dict[str, Any] | None = None
     guided_regex: str | None = None
-    guided_choice: list[str] | None = None
+    guided_choice: Values[str] | None = None
 
 
 class TemplateOptions(_Model):
@@ -103,9 +108,9 @@ class TemplateOptions(_Model):
 class ChatRequest(CommonRequest):
     """A body of POST /v1/chat/completions."""
 
-    messages: list[dict[str, Any]] = Field(min_length=1)
+    messages: Values[dict[str, Any]] = Field(min_length=1)
     max_completion_tokens: int | None = Field(None, ge=1, lt=2**31)
-    tools: list[dict[str, Any]] | None = None
+    tools: Values[dict[str, Any]] | None = None
     tool_choice: str | dict[str, Any] | None = None
     parallel_tool_calls: bool | None = None
     prediction: Prediction | None = None
@@ -130,7 +135,7 @@ class ChatRequest(CommonRequest):
 class CompletionRequest(CommonRequest):
     """A body of POST /v1/completions."""
 
-    prompt: str | list[str] | list[TokenId] | list[list[TokenId]]
+    prompt: str | Values[str] | Values[TokenId] | Prompts
     echo: bool | None = None
     best_of: int | None = None
     logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS)

@@ -29,6 +29,7 @@ class LeasedPlaces:
         self._running = 0
         self._limit = 0  # as last asked for; 0 while nobody asks
         self._held = 0
+        self._is_unanswered = False  # what was asked last: the store may know of places
         self._is_away = False
         self._full_until_s = -math.inf
         self._renew_s = -math.inf
@@ -66,16 +67,18 @@ class LeasedPlaces:
         is_short = self._running >= self._held and now_s >= self._full_until_s
         is_much = wanted + self._share < self._held
         if now_s >= self._renew_s or (is_short and wanted > self._held) or is_much:
+            self._is_unanswered = True
             return PlacesAsk(self._tenant, self._running, wanted, self._limit)
         return None
 
     def give_back(self) -> PlacesAsk | None:
         """What to tell the store when this gateway ends."""
-        return PlacesAsk(self._tenant, 0, 0, self._limit) if self._held else None
+        may_hold = self._held or self._is_unanswered
+        return PlacesAsk(self._tenant, 0, 0, self._limit) if may_hold else None
 
     def answer(self, ask: PlacesAsk, held: int, now_s: float) -> None:
         """The store says how many this gateway has now."""
-        self._is_away = False
+        self._is_away = self._is_unanswered = False
         self._held = held
         self._renew_s = now_s + RENEW_S if held else math.inf
         if held < ask.wanted:

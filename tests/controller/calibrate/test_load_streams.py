@@ -111,9 +111,9 @@ def test_a_model_that_can_not_be_told_is_read_to_the_end(
     with running_gateway(triton.grpc_url) as gateway:
         url = f"127.0.0.1:{gateway.gateway.port}"
         [batch] = asyncio.run(measured(url, requests("qwen_mtp", "slow")))
-        wait_until(lambda: len(gateway.policy.outcomes) == len(gateway.policy.seen))
+        wait_until(lambda: len(gateway.outcomes) == len(gateway.policy.seen))
         assert [answer.num_output_tokens for answer in batch.answers] == [1, 30]
-        tokens = sorted({outcome.num_output_tokens for _, outcome in gateway.policy.outcomes})
+        tokens = sorted({outcome.num_output_tokens for _, outcome in gateway.outcomes})
     assert tokens == [1, 30]
     assert notes(folder, "slow") == {"begun"}
 

@@ -105,7 +105,7 @@ def test_wherever_variants_fail_the_answer_is_whole(
     assert parameter(responses[-1], "variant") == ("k3", "k1", "k0")[len(left)]
     names = {output.name for r in responses for output in r.infer_response.outputs}
     assert names == set(outputs) if outputs else names >= {"output_ids", "num_steps"}
-    decision, outcome = gateway.policy.outcomes[-1]
+    decision, outcome = gateway.outcomes[-1]
     assert outcome.num_output_tokens == tokens
     assert outcome.num_steps == tokens - max([0, *(seam for seam in (first, second)[: len(left)])])
     assert (outcome.ttft_s is None) == bool(left)
@@ -174,7 +174,7 @@ def test_an_answer_that_lacks_only_its_end_is_ended_here(
 ) -> None:
     """All tokens came, the last message doesn't: nobody else is asked."""
     wanted = {"triton_enable_empty_final_response": is_empty_final_wanted}
-    seen, before = len(gateway.policy.seen), len(gateway.policy.outcomes)
+    seen, before = len(gateway.policy.seen), len(gateway.outcomes)
     stream.send(
         script_request(tokens=3, separate_final=True, hang_at=3, outputs=TEXT, parameters=wanted)
     )
@@ -183,10 +183,10 @@ def test_an_answer_that_lacks_only_its_end_is_ended_here(
         final = stream.receive()
         assert is_last(final)
         assert parameter(final, "variant") == "k3"
-    wait_until(lambda: len(gateway.policy.outcomes) > before)
+    wait_until(lambda: len(gateway.outcomes) > before)
     wait_until(lambda: gateway.gateway.statistics()["variants"]["k3"]["num_running"] == 0)
     assert len(gateway.policy.seen) == seen + 1
-    assert gateway.policy.outcomes[-1][1].finish_reason == "length"
+    assert gateway.outcomes[-1][1].finish_reason == "length"
 
 
 def test_a_draft_length_that_was_asked_for_gives_way_to_the_answer(stream: RawStream) -> None:
@@ -236,7 +236,7 @@ def test_a_client_that_leaves_while_its_answer_moves_frees_its_slot(
         assert text_of(leaving.receive()) == "w0"
         wait_until(lambda: running() == {"k0": 0, "k1": 1, "k3": 0})
     wait_until(lambda: sum(running().values()) == 0)
-    wait_until(lambda: gateway.policy.outcomes[-1][1].finish_reason == "cancelled")
+    wait_until(lambda: gateway.outcomes[-1][1].finish_reason == "cancelled")
     wait_until((doubles.log.parent / "notes" / "cancelled-moved").exists)
 
 

@@ -41,15 +41,15 @@ def url(gateway: GatewayThread) -> str:
 def test_cancelling_reaches_the_variant(gateway: GatewayThread, doubles: TritonServer) -> None:
     """A client that leaves frees its slot at once, and the policy is told."""
     notes = doubles.log.parent / "notes"
-    before = len(gateway.policy.outcomes)
+    before = len(gateway.outcomes)
     with leaving(gateway.gateway.address) as stream:
         script = '{"tokens": 2000, "delay_s": 0.02, "name": "gone"}'
         stream.send("qwen_mtp", text_input=script, streaming=True)
         stream.receive()
         assert gateway.gateway.statistics()["variants"]["k3"]["num_running"] == 1
     wait_until((notes / "cancelled-gone").exists)
-    wait_until(lambda: len(gateway.policy.outcomes) > before)
-    assert gateway.policy.outcomes[-1][1].finish_reason == "cancelled"
+    wait_until(lambda: len(gateway.outcomes) > before)
+    assert gateway.outcomes[-1][1].finish_reason == "cancelled"
     wait_until(lambda: gateway.gateway.statistics()["variants"]["k3"]["num_running"] == 0)
 
 
@@ -90,7 +90,7 @@ def test_losing_triton_gives_a_clear_error_and_coming_back_is_noticed(tmp_path: 
         assert response.error_message.startswith("variant k3 was lost before the answer was")
         assert response.error_message.endswith("send the request again")
         assert response.infer_response.id == "r"
-        assert thread.policy.outcomes[-1][1].finish_reason == "error"
+        assert thread.outcomes[-1][1].finish_reason == "error"
         variants = thread.gateway.statistics()["variants"]
         assert not variants["k3"]["is_ready"]
 

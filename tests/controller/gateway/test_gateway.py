@@ -16,12 +16,22 @@ from tests.gateway_fixtures import (
     running_gateway,
     script_request,
     text_of,
+    wait_until,
 )
 from tests.triton_client import streaming, tensor
+from trt_mtp.controller.decision import Decision
+from trt_mtp.controller.outcome import Outcome
 from trt_mtp.serve.chat_format import ChatFormat
 from trt_mtp.serve.triton import TritonServer
 
 COUNTERS = {"num_steps", "num_draft_tokens", "num_accepted_draft_tokens", "accepted_per_position"}
+
+
+def learned(gateway: GatewayThread) -> list[tuple[Decision, Outcome]]:
+    """What the policy was told, with what is learned soon after."""
+    policy = gateway.policy
+    wait_until(lambda: len(policy.outcomes) == len(policy.seen))
+    return list(policy.outcomes)
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +66,7 @@ def test_the_outcome_reaches_the_policy(gateway: GatewayThread) -> None:
     with raw_stream(gateway.gateway.address) as stream:
         stream.send(script_request(tokens=5))
         decision_id = parameter([stream.receive() for _ in range(5)][-1], "decision_id")
-    decision, outcome = gateway.policy.outcomes[-1]
+    decision, outcome = learned(gateway)[-1]
     assert decision.decision_id == decision_id
     assert (outcome.num_steps, outcome.num_draft_tokens) == (5, 15)
     assert outcome.accepted_per_position == (1, 1, 1)
@@ -81,7 +91,7 @@ def test_a_client_gets_the_outputs_that_it_named_and_no_others(
     assert [output.name for output in first.infer_response.outputs] == ["text_output"]
     assert {output.name for output in last.infer_response.outputs} == set(wanted)
     assert len(last.infer_response.raw_output_contents) == 2
-    assert gateway.policy.outcomes[-1][1].num_draft_tokens == 6
+    assert learned(gateway)[-1][1].num_draft_tokens == 6
 
 
 def test_a_client_that_names_no_outputs_gets_all(url: str) -> None:
@@ -198,7 +208,7 @@ def test_an_error_that_every_variant_gives_reaches_the_client(
         assert parameter(failed, "variant") in {"k0", "k1", "k3"}
         stream.send(script_request(request_id="r", tokens=1))
         assert text_of(stream.receive()) == "w0"
-    assert [o.finish_reason for _, o in gateway.policy.outcomes[-2:]] == ["error", "length"]
+    assert [o.finish_reason for _, o in learned(gateway)[-2:]] == ["error", "length"]
 
 
 def test_other_models_pass_untouched(url: str) -> None:
@@ -256,7 +266,7 @@ def test_a_single_answer_without_streaming(gateway: GatewayThread) -> None:
     assert [output.name for output in response.outputs] == ["text_output"]
     assert (response.model_name, response.id) == ("qwen_mtp", "u")
     assert response.parameters["variant"].string_param == "k3"
-    assert gateway.policy.outcomes[-1][1].num_steps == 4
+    assert learned(gateway)[-1][1].num_steps == 4
     for script, streams, message in (
         ('{"tokens": 1}', True, "use ModelStreamInfer"),
         ('{"tokens": 2, "error_at": 1}', False, "the engine broke"),

@@ -136,7 +136,7 @@ def test_an_answer_of_a_variant_that_knows_no_cancelling_is_read_to_its_end(
         with raw_stream(thread.gateway.address) as leaving:
             leaving.send(script_request(tokens=150, delay_s=0.02, name="old"))
             assert text_of(leaving.receive()) == "w0"
-        wait_until(lambda: bool(thread.policy.outcomes))
+        wait_until(lambda: bool(thread.outcomes))
         assert num_running(thread) == 1
         wait_until(lambda: num_running(thread) == 0)
         with raw_stream(thread.gateway.address) as stream:

@@ -9,6 +9,7 @@ import contextlib
 import json
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -17,6 +18,8 @@ from tritonclient.grpc import service_pb2 as pb
 from tests.gateway_fixtures import GatewayThread, raw_stream, running_gateway, script_request
 from tests.http_client import ask
 from trt_mtp.controller.gateway.http.generate_json import MAX_JSON_BYTES, MAX_WEIGHT, json_object
+from trt_mtp.controller.gateway.openai.errors import ParameterError
+from trt_mtp.controller.gateway.openai.schema import ChatRequest, CompletionRequest, read_as
 from trt_mtp.controller.request_limits import MAX_PARTS, MAX_REQUEST_ID_CHARS
 from trt_mtp.errors import InputError
 from trt_mtp.serve.contract import MAX_EMITTED_IDS, MAX_STOP_BYTES, MAX_STOP_TEXTS
@@ -182,6 +185,37 @@ def test_the_largest_bodies_stop_nobody(gateway: GatewayThread, limit_s: float, 
     assert min(stops) < limit_s, stops
     parsing = [_thread_s(lambda: json_object(body)) for _ in range(NUM_TRIES)]
     assert min(parsing) < limit_s, parsing
+
+
+MANY: list[Any] = [-1] * MAX_WEIGHT  # none is what OpenAI's API takes
+CHAT = {"model": "qwen_mtp", "messages": [{"role": "user", "content": "x"}]}
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"prompt": MANY},
+        {"prompt": [MANY]},
+        {"prompt": [[]] * (MAX_WEIGHT // 2)},
+        CHAT | {"messages": MANY},
+        CHAT | {"tools": MANY},
+        CHAT | {"stop": MANY},
+        CHAT | {"guided_choice": MANY},
+        CHAT | {"prediction": {"type": "content", "content": MANY}},
+    ],
+)
+def test_lists_are_read_to_the_first_wrong_value(limit_s: float, wrong: dict[str, Any]) -> None:
+    """Not an error for each: that took seconds, in which nothing else is done."""
+
+    chat, completion = partial(read_as, ChatRequest), partial(read_as, CompletionRequest)
+    ask_for: Callable[[dict[str, Any]], Any] = completion if "prompt" in wrong else chat
+
+    def read() -> None:
+        with pytest.raises(ParameterError):
+            ask_for({"model": "qwen_mtp", **wrong})
+
+    reading = [_thread_s(read) for _ in range(NUM_TRIES)]
+    assert min(reading) < limit_s, reading
 
 
 @pytest.mark.parametrize("mark", [b"1,", b"[],", b"{},", b'"a":0,'])

@@ -1,5 +1,6 @@
 """Requests that make variants fail, by accident or on purpose, cost nobody else anything."""
 
+import contextlib
 import json
 from collections.abc import Iterator
 from typing import Any
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 import tritonclient.grpc
 import tritonclient.http
+from tritonclient.grpc import service_pb2 as pb
 from tritonclient.utils import InferenceServerException
 
 from tests.gateway_fixtures import (
@@ -122,6 +124,55 @@ def test_an_id_in_triton_s_words_says_nothing_of_a_variant(
             assert refused.infer_response.id == f"x] {words}"
         rest = [victim.receive() for _ in range(99)]
         assert (text_of(rest[-1]), parameter(rest[-1], "failed_over")) == ("w99", "")
+    assert ejected(gateway) == set()
+
+
+def classified(model: str, output: str = "text_output") -> Any:
+    """A request for the classes of an output, for which Triton 2.51 divides by a text's size."""
+    request = script_request(model, tokens=1)
+    request.outputs.add(name=output).parameters["classification"].int64_param = 5
+    return request
+
+
+def shaped(model: str, *shape: int) -> Any:
+    """A request for a prompt of 4 bytes that says another shape; times 4 bytes it is as long."""
+    request = pb.ModelInferRequest(model_name=model)
+    request.inputs.add(name="input_ids", datatype="INT32", shape=shape)
+    request.raw_input_contents.append(b"\1\0\0\0")
+    return request
+
+
+@pytest.mark.parametrize(
+    ("request_", "sentence"),
+    [
+        (classified("qwen_mtp"), "classification of outputs is not supported"),
+        (classified("qwen_mtp_k3"), "classification of outputs is not supported"),
+        (classified("other"), "classification of outputs is not supported"),
+        (shaped("qwen_mtp", 2**62 + 1), "the shape of input 'input_ids' has to be"),
+        (shaped("qwen_mtp", -(2**62) + 1), "the shape of input 'input_ids' has to be"),
+        (shaped("qwen_mtp_k3", 2**62 + 1), "the shape of input 'input_ids' has to be"),
+        (shaped("qwen_mtp", *[1] * 100_000), "the shape of input 'input_ids' has to be"),
+        (shaped("other", 0, 2**62), "the shape of input 'input_ids' has to be"),
+        (shaped("other", 2**40, 2**24), "the shape of input 'input_ids' has to be"),
+        (script_request(request_id="a\0b"), "has a NUL character in it"),
+        (script_request(outputs=["text_output\0"]), "has a NUL character in it"),
+        (script_request("qwen_mtp_k3\0"), "has a NUL character in it"),
+        (script_request("qwen_mtp\0_k3"), "has a NUL character in it"),
+    ],
+)
+def test_what_triton_misreads_or_dies_of_is_not_sent_to_it(
+    gateway: GatewayThread, doubles: TritonServer, request_: Any, sentence: str
+) -> None:
+    """Whichever model it is for; other requests go on."""
+    pid = doubles.pid
+    with raw_stream(gateway.gateway.address) as stream:
+        stream.send(request_)
+        with contextlib.suppress(grpc.RpcError):  # a stream for other models ends with its status
+            assert sentence in stream.receive().error_message
+    with raw_stream(gateway.gateway.address) as stream:
+        stream.send(script_request(tokens=1))
+        assert parameter(stream.receive(), "variant") == "k3"
+    assert doubles.pid == pid
     assert ejected(gateway) == set()
 
 

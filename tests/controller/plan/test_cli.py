@@ -92,6 +92,16 @@ def test_manifests_are_yaml(cli: Cli, rates: Path) -> None:
     assert 1 <= scaled["spec"]["minReplicaCount"] <= variant["replicas"]
 
 
+def test_notes_of_a_profile_are_no_values(cli: Cli, rates: Path, tmp_path: Path) -> None:
+    """However many lines they have, they stay in the comment."""
+    profile = Profile(notes="a prior\nimage: x\n--- \u2028image: x\r#", step_ratio={1: {1: 1.2}})
+    write_profile(tmp_path / "profile.json", profile)
+    call = ("plan", tmp_path / "profile.json", "--traffic", rates, "--gpus", "64")
+    assert set(yaml.safe_load(cli(*call, "--format", "helm").out)) == {"variants"}
+    scaled = yaml.safe_load_all(cli(*call, "--format", "keda").out)
+    assert {each["kind"] for each in scaled} == {"ScaledObject"}
+
+
 def test_the_page_has_two_plots(cli: Cli, rates: Path, tmp_path: Path) -> None:
     """A page that needs no network, with cost over load and speed per task."""
     page = tmp_path / "plan.html"

@@ -228,6 +228,10 @@ def test_variants_by_name_get_around_nothing(gateway: GatewayThread, way: str) -
                     call(raw, metadata=bearer("good"), timeout=60)
     assert refused.value.code() == grpc.StatusCode.PERMISSION_DENIED
     assert "qwen_mtp_k3 is a variant of qwen_mtp" in refused.value.details()
+    with raw_stream(gateway.gateway.address, bearer("good")) as stream:
+        stream.send(script_request(model="qwen_mtp_k3\0", tokens=1))  # to Triton the same model
+        with pytest.raises(grpc.RpcError, match="NUL character"):
+            stream.receive()
 
 
 def test_a_token_that_is_taken_back_ends_what_it_has(doubles: TritonServer, tmp_path: Path) -> None:

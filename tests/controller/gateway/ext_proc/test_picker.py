@@ -31,7 +31,7 @@ from tests.gateway_fixtures import (
 from tests.http_client import ask
 from tests.programs import TIMEOUT_S
 from tests.triton_client import tensor
-from trt_mtp.controller.gateway.ext_proc.doors import UNARY_PATH
+from trt_mtp.controller.gateway.ext_proc.doors import UNARY_PATH, failed_status
 from trt_mtp.serve.triton import TritonServer
 
 GENERATE = "/v2/models/qwen_mtp/generate"
@@ -129,6 +129,7 @@ def test_answers_are_a_gateways(fleet: Front, client: Any) -> None:
         assert asking.infer("qwen_mtp", [text]).as_numpy("text_output")[0] == b"w1"
 
     assert fleet.num_picked() == before + 3
+    wait_until(lambda: len(fleet.gateway.policy.outcomes) >= seen + 5)  # learned together
     outcomes = fleet.gateway.policy.outcomes[seen:]
     assert [outcome.num_accepted_draft_tokens for _, outcome in outcomes] == [3, 3, 3, 3, 3]
     assert fleet.num_running() == 0
@@ -159,6 +160,41 @@ def test_nobody_but_the_picker_says_where_a_request_goes(fleet: Front) -> None:
         call = channel.stream_stream(path)(iter([]), metadata=[*hostile.items()], timeout=60)
         assert list(call) == []  # a gateway's stream without requests
     assert fleet.num_picked() == before + 1
+
+
+@pytest.mark.parametrize(
+    "hostile",
+    [
+        {"grpc-timeout": "1n"},
+        {"grpc-timeout": "soon"},
+        {"grpc-encoding": "none-such"},
+        {"x-bin": "!"},
+        {"x-long": "x" * 20_000},
+        {"x-forwarded-proto": "\xff", "traceparent": "\xff"},
+    ],
+)
+def test_headers_of_a_client_fail_no_variant(fleet: Front, hostile: dict[str, str]) -> None:
+    """Triton gets none of them: three times what it ends a call for would eject the variant."""
+    before = fleet.num_picked()
+    answers = [fleet.generate(hostile, tokens=1).json() for _ in range(4)]
+    assert {(each["text_output"], each["variant"]) for each in answers} == {("w0", "k3")}
+    assert fleet.num_picked() == before + 4
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({":status": "200"}, None),
+        ({":status": "200", "grpc-status": "8"}, grpc.StatusCode.RESOURCE_EXHAUSTED),
+        ({":status": "503"}, grpc.StatusCode.UNAVAILABLE),
+        ({":status": "504"}, grpc.StatusCode.DEADLINE_EXCEEDED),  # the answer's own length
+    ],
+)
+def test_what_envoy_says_of_a_server(
+    headers: dict[str, str], status: grpc.StatusCode | None
+) -> None:
+    """Its own replies among them."""
+    assert failed_status(headers) is status
 
 
 def test_a_long_prompt_is_picked_too(fleet: Front, client: Any) -> None:

@@ -199,7 +199,7 @@ def test_a_client_that_leaves_ends_its_answer(
     with sent(url, "POST", f"{MODEL}/generate_stream", body) as response:
         assert response.readline().startswith(b"data: ")
     wait_until((doubles.log.parent / "notes" / "cancelled-http").exists)
-    wait_until(lambda: gateway.policy.outcomes[-1][1].finish_reason == "cancelled")
+    wait_until(lambda: gateway.outcomes[-1][1].finish_reason == "cancelled")
     wait_until(lambda: gateway.gateway.statistics()["variants"]["k3"]["num_running"] == 0)
 
 

@@ -46,7 +46,7 @@ def test_a_whole_answer(client: OpenAI, gateway: GatewayThread, script: Any) -> 
     assert answer.usage.total_tokens == 10
     assert raw.headers["x-trt-mtp-variant"] == "k3"
     assert raw.headers["x-trt-mtp-task"] == "qa"
-    assert raw.headers["x-trt-mtp-decision-id"] == gateway.policy.outcomes[-1][0].decision_id
+    assert raw.headers["x-trt-mtp-decision-id"] == gateway.outcomes[-1][0].decision_id
     assert raw.headers["x-request-id"]
 
 

@@ -17,7 +17,13 @@ from trt_mtp.controller.gateway.shared.leased_bucket import LeasedBucket
 from trt_mtp.controller.gateway.shared.leased_places import LeasedPlaces
 from trt_mtp.controller.gateway.shared.metrics import SharedMetrics
 from trt_mtp.controller.gateway.shared.sharing import Sharing
-from trt_mtp.controller.gateway.shared.store import MAX_WAIT_S, Lease, LeaseAsk, RedisStore
+from trt_mtp.controller.gateway.shared.store import (
+    MAX_WAIT_S,
+    Lease,
+    LeaseAsk,
+    PlacesAsk,
+    RedisStore,
+)
 from trt_mtp.controller.policy import Policy
 
 NUM_GATEWAYS = 4
@@ -187,6 +193,16 @@ def test_nothing_stays_leased_when_a_gateway_ends(redis: RedisServer) -> None:
     assert ":bucket:" in key
     full_s = float(redis.command("GET", key).split()[1])
     assert full_s - time.time() == pytest.approx(1 / 0.001, abs=100)  # 1 was used, of 100
+
+
+def test_places_are_given_back_before_the_store_has_answered() -> None:
+    """A gateway may end between the store's step and the answer, which tells of places."""
+    places = LeasedPlaces("search", lambda: 1, lambda _: None)
+    places.add(+1)
+    assert not places.is_over(8)
+    assert places.give_back() is None
+    assert places.ask(time.monotonic()) is not None
+    assert places.give_back() == PlacesAsk("search", running=0, wanted=0, limit=8)
 
 
 @given(
