@@ -9,7 +9,7 @@ import socket
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
@@ -246,7 +246,7 @@ def free_ports(wanted: dict[str, int], hosts: Mapping[str, str] | None = None) -
                 if port:
                     probe.bind((host, port))
                 else:
-                    _bind_to_any(probe, host)
+                    _bind_to_any(probe, host, ports.values())
             except OSError as error:
                 raise InputError(
                     f"port {port}{where} can't be used ({error.strerror}); "
@@ -259,15 +259,19 @@ def free_ports(wanted: dict[str, int], hosts: Mapping[str, str] | None = None) -
     return ports
 
 
-def _bind_to_any(probe: socket.socket, host: str) -> None:
+def _bind_to_any(probe: socket.socket, host: str, taken: Collection[int]) -> None:
     """Bind to a free port, one that no connection is given: it is free again after a restart.
 
+    None of `taken`, which others are bound to: until one of them listens the kernel allows that.
     Raises OSError where there is none.
     """
     above = _first_of_connections()
     for _ in range(NUM_TRIED if above > LOWEST_PORT else 0):
+        port = LOWEST_PORT + secrets.randbelow(above - LOWEST_PORT)
+        if port in taken:
+            continue
         try:
-            probe.bind((host, LOWEST_PORT + secrets.randbelow(above - LOWEST_PORT)))
+            probe.bind((host, port))
         except OSError as error:
             if error.errno != errno.EADDRINUSE:
                 raise

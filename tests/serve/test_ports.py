@@ -13,7 +13,7 @@ from trt_mtp.serve.processes import free_ports
 def test_any_port_is_none_that_connections_are_given(host: str) -> None:
     """A connection could take it while its server is started again."""
     first = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
-    names = [f"server{number}" for number in range(50)]
+    names = [f"server{number}" for number in range(500)]
     ports = free_ports(dict.fromkeys(names, 0), dict.fromkeys(names, host))
     assert len(set(ports.values())) == len(names)
     assert all(port < first for port in ports.values())
