@@ -107,7 +107,7 @@ class Server:
     def num_in_flight(self) -> int:
         """Requests that its engine variants run or have waiting; doubles always say 0.
 
-        None where it died just now.
+        0 where it died just now, and its requests with it.
         """
         connection = http.client.HTTPConnection(self.triton.metrics_url, timeout=10)
         try:
