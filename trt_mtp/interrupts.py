@@ -71,15 +71,21 @@ def ending_in_time() -> Iterator[None]:
     try:
         yield
     finally:
-        if not _ending.num_interrupts:  # else it is for the interpreter's exit as well
+        if _ending.num_interrupts:  # the handler stays, for the interpreter's exit as well
+            _kill_all_below()  # of a clean-up that another Ctrl-C broke off
+        else:
             signal.signal(signal.SIGINT, before)
 
 
 def end_now() -> None:
     """Kill all processes below this one, and end it."""
+    _kill_all_below()
+    os._exit(EXIT_CODE)
+
+
+def _kill_all_below() -> None:
     from trt_mtp.serve.processes import descendants
 
     for pid in descendants(os.getpid()):
         with suppress(OSError):
             os.kill(pid, signal.SIGKILL)
-    os._exit(EXIT_CODE)

@@ -195,12 +195,25 @@ with interrupts.ending_in_time():
         print("started", flush=True)
         time.sleep(600)
     finally:
-        print("cleaning up", flush=True)
         while True:
             try:
+                print("cleaning up", flush=True)
                 time.sleep(600)
             except KeyboardInterrupt:
                 pass
+"""
+
+BROKEN_OFF = """
+import subprocess, time
+from trt_mtp.interrupts import ending_in_time
+with ending_in_time():
+    subprocess.Popen(["sleep", "600"], start_new_session=True)
+    try:
+        print("started", flush=True)
+        time.sleep(600)
+    finally:
+        print("cleaning up", flush=True)
+        time.sleep(600)
 """
 
 
@@ -220,6 +233,16 @@ def test_a_second_ctrl_c_waits_for_no_clean_up() -> None:
         running.wait_for("cleaning up")
         assert_ends(running, 1)
         assert running.process.returncode == EXIT_CODE
+
+
+def test_a_clean_up_that_is_broken_off_leaves_nothing_running() -> None:
+    """What it would have ended is killed."""
+    with command("-c", BROKEN_OFF) as running:
+        running.wait_for("started")
+        os.kill(running.process.pid, signal.SIGINT)
+        running.wait_for("cleaning up")
+        running.interrupt(1)
+        assert running.process.returncode == -signal.SIGINT
 
 
 def test_who_ignores_ctrl_c_goes_on_doing_so() -> None:
