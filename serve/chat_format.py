@@ -7,13 +7,20 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 MAX_REFERENCES = 8  # followed one after the other
 MAX_REFERENCE_CHARS = 256
 MAX_SCHEMAS = 256  # alternatives of a parameter, and theirs, that are looked at
 NOTHING: Mapping[str, Any] = MappingProxyType({})
 CHAT_FORMAT = "chat_format"  # the model parameter; absent without a chat template
+
+
+class ChatOptions(NamedTuple):
+    """What a chat says of its answer's form."""
+
+    enable_thinking: bool | None
+    has_tools: bool
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,11 +1,10 @@
-"""How many tokens of an answer are reasoning, told by the tokens that open and close it."""
+"""Which tokens of an answer are reasoning, told by the tokens that open and close it."""
 
 from collections.abc import Callable, Iterable
 from enum import Enum, auto
 from typing import NamedTuple
 
-from trt_mtp.serve.chat_format import ChatFormat
-from trt_mtp.serve.variant_request import VariantRequest
+from trt_mtp.serve.chat_format import ChatFormat, ChatOptions
 
 THINK, THINK_END, CALL = "<think>", "</think>", "<tool_call>"
 BLANKS = (" ", "  ", "\t", "\n", "\n\n", "\n\n\n", " \n", " \n\n")  # may precede what opens it
@@ -38,6 +37,11 @@ class ReasoningCounter:
         self._phase = phase
         self._ends = {marks.think_end, marks.call} if may_call else {marks.think_end}
 
+    @property
+    def is_inside(self) -> bool:
+        """Is the last token reasoning, or what opened it?"""
+        return self._phase is Phase.INSIDE
+
     def push(self, token_ids: Iterable[int]) -> None:
         """Go on with the answer's next tokens."""
         if self._phase is not Phase.OVER:
@@ -57,8 +61,22 @@ class ReasoningCounter:
                 self.num_tokens += 1
 
 
+class ReasoningStart(NamedTuple):
+    """Where an answer begins, and what ends its reasoning."""
+
+    marks: Marks
+    phase: Phase
+    may_call: bool
+
+    def counter(self, emitted_ids: Iterable[int] = ()) -> ReasoningCounter:
+        """A counter that knows the tokens which other variants emitted."""
+        counter = ReasoningCounter(self.marks, self.phase, may_call=self.may_call)
+        counter.push(emitted_ids)
+        return counter
+
+
 class Reasoning:
-    """Makes the counters for the answers of one checkpoint."""
+    """Knows where the answers of one checkpoint begin."""
 
     def __init__(self, encode: Callable[[str], tuple[int, ...]], chat_format: ChatFormat) -> None:
         """`encode` gives the token ids of a text."""
@@ -71,19 +89,15 @@ class Reasoning:
         self._marks = Marks(single(THINK), single(THINK_END), single(CALL), blanks)
         self._format = chat_format
 
-    def counter(self, request: VariantRequest) -> ReasoningCounter | None:
-        """A counter that knows the tokens which other variants emitted.
+    def start(self, chat: ChatOptions | None) -> ReasoningStart | None:
+        """Where the answer to a prompt begins; `chat` is None for one that is no chat.
 
-        None where the reasoning can't be counted, because what ends it is not one token.
+        None where the reasoning can't be told, because what ends it is not one token.
         """
-        chat = request.chat
         phase = Phase.OVER
         if chat is not None and self._format.can_think:
             if min(self._marks.think, self._marks.think_end) < 0:
                 return None
             is_open = self._format.is_open(chat.enable_thinking)
             phase = Phase.INSIDE if is_open else Phase.OPENING
-        may_call = chat is not None and chat.has_tools
-        counter = ReasoningCounter(self._marks, phase, may_call=may_call)
-        counter.push(request.request.emitted_ids)
-        return counter
+        return ReasoningStart(self._marks, phase, may_call=chat is not None and chat.has_tools)

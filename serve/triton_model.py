@@ -35,7 +35,7 @@ from trt_mtp.serve.engine.base import Chunk, Engine, Generation
 from trt_mtp.serve.long_prompts import LongPrompts, ReceivedRequest
 from trt_mtp.serve.openable import openable
 from trt_mtp.serve.pending_message import PendingMessage
-from trt_mtp.serve.reasoning import Reasoning, ReasoningCounter
+from trt_mtp.serve.reasoning import Reasoning
 from trt_mtp.serve.streaming_interval import interval_in
 from trt_mtp.serve.variant_metrics import VariantMetrics
 from trt_mtp.serve.variant_request import VariantRequest, read_cancel, read_request
@@ -68,7 +68,6 @@ class RequestState:
         sender: Any,
         outputs: frozenset[str],
         request: VariantRequest,
-        reasoning: ReasoningCounter | None,
     ) -> None:
         self.request_id = request_id  # empty if the client gave none
         self.sender = sender  # Triton's, of this request
@@ -80,7 +79,8 @@ class RequestState:
         self.generation: Generation | None = None
         self.is_cancelled_in_band = False  # by another request; the client reads to the end
         self._pending = PendingMessage(request.echo, self.outputs, request.interval)
-        self._reasoning = reasoning
+        start = request.request.reasoning
+        self._reasoning = start and start.counter(request.request.emitted_ids)
         self._tells_read = request.tells_read
         self._has_told_input = False
         self._last: Chunk | None = None
@@ -392,11 +392,10 @@ class TritonPythonModel:
 
     def _submit(self, received: ReceivedRequest) -> None:
         responses = self._responses
-        wanted = read_request(received.inputs, received.parameters, self._engine, self._interval)
-        counter = self._reasoning.counter(wanted)
-        state = RequestState(
-            received.request_id, received.sender, received.outputs, wanted, counter
+        wanted = read_request(
+            received.inputs, received.parameters, self._engine, self._interval, self._reasoning
         )
+        state = RequestState(received.request_id, received.sender, received.outputs, wanted)
         state.generation = self._engine.submit(
             wanted.request, lambda chunk: responses.put(state, chunk)
         )

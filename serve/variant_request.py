@@ -4,11 +4,12 @@ import json
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 from numpy.typing import NDArray
 
 from trt_mtp.errors import InputError
+from trt_mtp.serve.chat_format import ChatOptions
 from trt_mtp.serve.contract import (
     CANCEL,
     GUIDED,
@@ -26,6 +27,7 @@ from trt_mtp.serve.contract import (
 from trt_mtp.serve.engine.base import Engine, Guided, Request, SamplingParams
 from trt_mtp.serve.guided_decoding import read_guided
 from trt_mtp.serve.parameter_names import PREFIX, unknown_parameter
+from trt_mtp.serve.reasoning import Reasoning
 from trt_mtp.serve.streaming_interval import (
     INTERVALS,
     NO_INTERVAL,
@@ -45,13 +47,6 @@ FOR_MESSAGES = ("tools", THINKING)
 SEED_BITS = 64
 
 
-class ChatOptions(NamedTuple):
-    """What a chat says of its answer's form."""
-
-    enable_thinking: bool | None
-    has_tools: bool
-
-
 @dataclass(frozen=True, slots=True)
 class VariantRequest:
     """What to run and how to answer."""
@@ -61,16 +56,20 @@ class VariantRequest:
     interval: Interval
     echo: str  # the prompt, where it is to be part of the answer
     omitted: frozenset[str]  # outputs that flags leave out
-    chat: ChatOptions | None  # None for a prompt that is no chat
     tells_read: bool = False  # that its grammar was accepted
 
 
 def read_request(
-    inputs: Inputs, parameters: str, engine: Engine, interval: GivenInterval = NO_INTERVAL
+    inputs: Inputs,
+    parameters: str,
+    engine: Engine,
+    interval: GivenInterval = NO_INTERVAL,
+    reasoning: Reasoning | None = None,
 ) -> VariantRequest:
     """The request whose tensors are `inputs` and whose parameters are the JSON object `parameters`.
 
-    `interval` is the variant's, for streamed answers whose request has none.
+    `interval` is the variant's, for streamed answers whose request has none; `reasoning` is that of
+    its checkpoint.
 
     Raises InputError if it can't be run; the engine checks ranges and lengths on submission.
     """
@@ -80,6 +79,7 @@ def read_request(
     flags = {name: bool(inputs[name].item()) for name in OUTPUT_FLAGS if name in inputs}
     prompt_ids = _prompt_ids(inputs, engine)
     sampling = _sampling(inputs, max(engine.max_seq_len - len(prompt_ids), 1))
+    chat = ChatOptions(_thinking(inputs), "tools" in inputs) if "messages" in inputs else None
     return VariantRequest(
         request=Request(
             prompt_ids,
@@ -88,6 +88,7 @@ def read_request(
             "return_margin" in inputs and bool(inputs["return_margin"].item()),
             _guided(inputs),
             _num_logprobs(inputs),
+            None if reasoning is None else reasoning.start(chat),
         ),
         is_streaming=is_streaming,
         interval=_interval(inputs, sampling.max_tokens, is_streaming, interval),
@@ -95,7 +96,6 @@ def read_request(
         omitted=frozenset[str]().union(
             *(OUTPUT_FLAGS[name] for name, is_wanted in flags.items() if not is_wanted)
         ),
-        chat=ChatOptions(_thinking(inputs), "tools" in inputs) if "messages" in inputs else None,
         tells_read=RETURN_READ in inputs and bool(inputs[RETURN_READ].item()),
     )
 

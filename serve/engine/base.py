@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 from trt_mtp.serve.engine.logprobs import PlaceLogprobs
+from trt_mtp.serve.reasoning import ReasoningStart
 
 FinishReason = Literal["stop", "length", "cancelled", "error"]
 GuidedForm = Literal["json_schema", "regex", "choice", "tool_choice"]
@@ -23,7 +24,7 @@ class SamplingParams:
     top_k: int = 0  # 0 keeps all
     top_p: float = 1.0
     seed: int = 0  # the same seed gives the same text at every draft length
-    stop: tuple[str, ...] = ()  # text that ends the answer and is not part of it
+    stop: tuple[str, ...] = ()  # text behind the reasoning that ends the answer, no part of it
     ignore_eos: bool = False  # end tokens don't end the answer
     # so many tokens of the answer are drawn from all but the end tokens, emitted ones counted; a
     # stop text ends it all the same
@@ -62,6 +63,7 @@ class Request:
     wants_margin: bool = False
     guided: Guided | None = None
     num_logprobs: int | None = None  # most likely tokens to tell of at each place; None: nothing
+    reasoning: ReasoningStart | None = None  # in which stop texts end nothing; None: not known
 
     @property
     def context_ids(self) -> tuple[int, ...]:

@@ -22,6 +22,10 @@ class StopSearch:
         """How many of the last characters may begin one of the texts."""
         return self._sizes[self._state]
 
+    def restart(self) -> None:
+        """Forget what came so far."""
+        self._state = 0
+
     def push(self, char: str) -> int:
         """The size of the longest text that `char` completes, 0 if it completes none."""
         state = self._state

@@ -10,6 +10,7 @@ from trt_mtp.errors import InputError
 from trt_mtp.serve.engine.base import Request
 from trt_mtp.serve.engine.messages import template_messages, template_tools
 from trt_mtp.serve.engine.stop_search import StopSearch
+from trt_mtp.serve.reasoning import ReasoningCounter
 
 NFC_SHRINKS = 4  # characters that Unicode composes into one, at most
 REPLACEMENT = "\ufffd"  # what an incomplete UTF-8 sequence decodes to
@@ -146,17 +147,36 @@ class TextCodec:
 class AnswerText:
     """The text of an answer as its tokens arrive; holds back what may still change or be cut."""
 
-    def __init__(self, codec: TextCodec, stop: tuple[str, ...]) -> None:
-        """`stop`: texts that end the answer."""
+    def __init__(
+        self, codec: TextCodec, stop: tuple[str, ...], reasoning: ReasoningCounter | None = None
+    ) -> None:
+        """`stop`: texts that end the answer, but not in its `reasoning`."""
         self._tokenizer = codec.tokenizer
         self._search = StopSearch(stop) if stop else None
         self._ids: list[int] = []  # the last tokens; they begin and end between two characters
         self._context = 0  # how many of these are there only because decoding needs them
         self._num_sent = 0  # characters of their text that were released
         self._held = ""  # may be the start of a stop text
+        self._reasoning = reasoning if stop else None
+        self._is_behind_mark = False  # of the reasoning's end, but for line breaks
 
     def push(self, token: int) -> tuple[str, bool]:
         """The text that `token` makes final, and whether a stop text was completed."""
+        if self._search is None or self._reasoning is None:
+            return self._release(self._whole_characters(token))
+        was_inside = self._reasoning.is_inside
+        self._reasoning.push((token,))
+        text = self._whole_characters(token)
+        if self._reasoning.is_inside:
+            return self._unsearched(text), False
+        piece, is_stopped = self._release(text)
+        if was_inside and not is_stopped:
+            self._is_behind_mark = True
+            piece += self._unsearched("")
+        return piece, is_stopped
+
+    def _whole_characters(self, token: int) -> str:
+        """The characters that `token` completes."""
         self._ids.append(token)
         text = self._decode(self._ids)
         is_incomplete = text.endswith(REPLACEMENT)  # only its last character can still change
@@ -168,7 +188,7 @@ class AnswerText:
             self._context, self._num_sent = len(self._ids), len(self._decode(self._ids))
         elif len(self._ids) - self._context > MAX_OPEN_TOKENS:
             self._shorten(text)
-        return self._release(piece)
+        return piece
 
     def _shorten(self, text: str) -> None:
         """Forget tokens of `text` before its last characters, which are no text and stay none.
@@ -199,9 +219,23 @@ class AnswerText:
         text: str = self._tokenizer.decode(ids, skip_special_tokens=True) if ids else ""
         return text
 
+    def _unsearched(self, text: str) -> str:
+        """All that is held and `text`, in which no stop text begins."""
+        if self._search is not None:
+            self._search.restart()
+        text, self._held = self._held + text, ""
+        return text
+
     def _release(self, text: str) -> tuple[str, bool]:
         if self._search is None:
             return text, False
+        if self._is_behind_mark:
+            rest = text.lstrip("\n")  # what clients don't see can't end the answer
+            if not rest:
+                return text, False
+            self._is_behind_mark = False
+            piece, is_stopped = self._release(rest)
+            return text[: len(text) - len(rest)] + piece, is_stopped
         for at, char in enumerate(text, start=len(self._held) + 1):
             size = self._search.push(char)
             if size:
@@ -219,7 +253,8 @@ def begin_answer(codec: TextCodec, request: Request) -> AnswerText:
 
     Raises InputError when the answer ended with one of them.
     """
-    text = AnswerText(codec, request.sampling.stop)
+    reasoning = None if request.reasoning is None else request.reasoning.counter()
+    text = AnswerText(codec, request.sampling.stop, reasoning)
     ends = frozenset[int]() if request.sampling.ignore_eos else codec.eos_ids
     for count, token in enumerate(request.emitted_ids, start=1):
         if token in ends or text.push(token)[1]:

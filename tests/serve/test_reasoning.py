@@ -7,11 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trt_mtp.controller.gateway.openai.answer_parser import AnswerParser
-from trt_mtp.serve.chat_format import ChatFormat
-from trt_mtp.serve.engine.base import Request
+from trt_mtp.serve.chat_format import ChatFormat, ChatOptions
 from trt_mtp.serve.reasoning import Reasoning, ReasoningCounter
-from trt_mtp.serve.streaming_interval import Interval
-from trt_mtp.serve.variant_request import ChatOptions, VariantRequest
 
 TOKENS = ("<think>", "</think>", "<tool_call>", " ", "a", "b", "c")
 QWEN = ChatFormat("json", True, (True, True, False))
@@ -26,9 +23,8 @@ def counter(
     chat: ChatOptions | None, form: ChatFormat, emitted: tuple[int, ...] = (), code: Any = encode
 ) -> ReasoningCounter | None:
     """A counter of an answer to a prompt."""
-    request = Request((1,), emitted_ids=emitted)
-    asked = VariantRequest(request, True, Interval(), "", frozenset(), chat)
-    return Reasoning(code, form).counter(asked)
+    start = Reasoning(code, form).start(chat)
+    return None if start is None else start.counter(emitted)
 
 
 @given(

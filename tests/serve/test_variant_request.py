@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trt_mtp.errors import InputError
+from trt_mtp.serve.chat_format import ChatFormat
 from trt_mtp.serve.contract import NEUTRAL
 from trt_mtp.serve.engine.base import (
     Chunk,
@@ -19,6 +20,7 @@ from trt_mtp.serve.engine.base import (
     Request,
     SamplingParams,
 )
+from trt_mtp.serve.reasoning import Reasoning
 from trt_mtp.serve.streaming_interval import Interval
 from trt_mtp.serve.variant_request import VariantRequest, read_request
 
@@ -84,7 +86,18 @@ def test_a_request_with_a_text_only_has_the_defaults() -> None:
     """Nothing but the prompt has to be given."""
     found = read(text_input="ab")
     request = request_of(found, (97, 98))
-    assert found == VariantRequest(request, False, Interval(), "", frozenset(), None)
+    assert found == VariantRequest(request, False, Interval(), "", frozenset())
+
+
+@pytest.mark.parametrize("name", ["messages", "text_input"])
+def test_what_is_known_of_the_reasoning_goes_with_a_chat(name: str) -> None:
+    """An engine knows where the answer's reasoning ends; a prompt that is no chat has none."""
+    reasoning = Reasoning(lambda text: (len(text),), ChatFormat("json", True, (True, True, False)))
+    prompt = '[{"role": "user", "content": "a"}]'
+    engine = BytesEngineDouble()
+    found = read_request(tensors_of({name: prompt}), "", engine, reasoning=reasoning)
+    assert found.request.reasoning is not None
+    assert found.request.reasoning.counter().is_inside == (name == "messages")
 
 
 def test_a_seed_is_drawn_where_none_is_given() -> None:
