@@ -15,6 +15,7 @@ from trt_mtp.serve.chat_format import ChatFormat
 from trt_mtp.serve.engine.base import Guided, Request
 from trt_mtp.serve.engine.grammar_trial import GrammarTrial
 from trt_mtp.serve.engine.guide import NOTHING_FITS, Guide, Marks, Phase, grammar_error
+from trt_mtp.serve.engine.schema_formats import without_notes
 from trt_mtp.serve.engine.text import TextCodec
 from trt_mtp.serve.engine.tool_grammar import calls_grammar
 
@@ -154,7 +155,7 @@ class Grammars:
         elif guided.tools:
             grammar = LLMatcher.grammar_from_lark(self._calls(guided, schema))
         else:
-            own = {**schema, "x-guidance": JSON_OPTIONS}
+            own = {**without_notes(schema), "x-guidance": JSON_OPTIONS}
             grammar = LLMatcher.grammar_from_json_schema(own)
         return grammar
 

@@ -4,6 +4,7 @@ Before the end of the reasoning every token may come but those that end an answe
 begins right behind it, wherever in a drafted block that is.
 """
 
+import re
 from enum import Enum, auto
 from typing import Any, NamedTuple
 
@@ -12,6 +13,11 @@ import numpy.typing as npt
 
 MAX_ERROR_CHARS = 200  # of what llguidance says
 NOTHING_FITS = ("NoExtension", "NoExtensionBias")
+UNKNOWN_FORMAT = re.compile(r"Unknown format: (\S+)")
+ONE_OF = (
+    "oneOf is only kept to where no two of it can both fit: use anyOf, or give each a property "
+    "with a const of its own"
+)
 
 Words = npt.NDArray[np.uint32]  # a bit per token, 32 in a word, lowest first
 
@@ -126,4 +132,9 @@ def grammar_error(text: str) -> str:
     lines = [line.strip() for line in text.splitlines() if line.strip()] or ["unknown error"]
     errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
     reason = "no text fits" if lines[0] in NOTHING_FITS else (errors or lines)[0]
+    form = UNKNOWN_FORMAT.search(reason)
+    if form:
+        reason = f"texts can't be held to the format {form[1]}: leave it out, or give a pattern"
+    elif "coerce_one_of" in reason:  # an option that clients don't have
+        reason = ONE_OF
     return f"guided_decoding can't be followed: {reason[:MAX_ERROR_CHARS]}"

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from trt_mtp.serve.chat_format import kinds_of, resolved
+from trt_mtp.serve.engine.schema_formats import without_notes
 
 OPEN, CLOSE = "<tool_call>", "</tool_call>"
 MAX_CHARS = 1 << 21  # of a grammar: definitions stand beside each parameter that may use them
@@ -106,7 +107,7 @@ def _xml_value(
 
 
 def _json(schema: Mapping[str, Any], options: Mapping[str, Any]) -> str:
-    text = json.dumps({**schema, "x-guidance": options}, ensure_ascii=False)
+    text = json.dumps({**without_notes(schema), "x-guidance": options}, ensure_ascii=False)
     return f"%json {text}"
 
 

@@ -10,6 +10,7 @@ import grpc
 from aiohttp import web
 
 from trt_mtp.controller.gateway.failure import LimitError, RpcError, status_of
+from trt_mtp.controller.gateway.http.paths import not_served
 from trt_mtp.controller.request import MAX_NAME_CHARS
 from trt_mtp.errors import TrtMtpError
 
@@ -69,7 +70,7 @@ async def errors_as_json(request: web.Request, handler: Any) -> web.StreamRespon
         limit = f"{request.client_max_size} bytes are taken here (--max-message-mb)"
         return refused(413, f"the request's body is too large: at most {limit}")
     except web.HTTPNotFound:
-        return refused(404, f"nothing is served at {request.path}; see docs/gateway.md for paths")
+        return refused(404, not_served(request, "docs/gateway.md"))
     except web.HTTPMethodNotAllowed as error:
         return refused(405, wrong_method(request, error))
     except web.HTTPException as error:

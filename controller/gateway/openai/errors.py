@@ -24,6 +24,7 @@ from trt_mtp.controller.gateway.failure import (
     status_of,
 )
 from trt_mtp.controller.gateway.http.errors import http_status, wrong_method
+from trt_mtp.controller.gateway.http.paths import not_served
 from trt_mtp.errors import InputError, TrtMtpError
 
 REQUEST_ID = "x-request-id"
@@ -173,5 +174,5 @@ def _of_http(request: web.Request, error: web.HTTPException) -> Refusal:
     if isinstance(error, web.HTTPMethodNotAllowed):
         return Refusal(405, wrong_method(request, error))
     if isinstance(error, web.HTTPNotFound):
-        return Refusal(404, f"nothing is served at {request.path}; docs/openai.md has the paths")
+        return Refusal(404, not_served(request, "docs/openai.md"))
     return Refusal(error.status, error.reason)
