@@ -10,6 +10,8 @@ PREFIX = "sampling_param_"  # of TensorRT-LLM's llmapi model, before the fields 
 MAX_SHOWN_CHARS = 80  # of an unknown name
 OTHER_NAMES = {spec.name.removeprefix(PREFIX): spec.name for spec in INPUTS} | {
     "max_completion_tokens": "sampling_param_max_tokens",
+    "inputs": "text_input",  # TGI's
+    "max_new_tokens": "sampling_param_max_tokens",
     "prompt": "text_input",
     "request_output_len": "sampling_param_max_tokens",
     "stop_words": STOP,

@@ -111,7 +111,7 @@ class InferDoor(_HttpDoor):
 
     def __init__(self, model: str, json_size: str | None) -> None:
         self._model, self._json_size = model, json_size
-        self._wanted = BinaryOutputs(frozenset(), others=False)
+        self._wanted = BinaryOutputs({}, others=False)
 
     async def read(self, body: bytes) -> InferRequest | None:
         """See Door."""

@@ -14,7 +14,11 @@ from trt_mtp.controller.gateway.http.sending import (
 )
 
 SHORT_BYTES = 16_384  # with which asyncio lets a writer go on that had to wait
-HEADERS = {"Content-Type": "text/event-stream; charset=utf-8", "Cache-Control": "no-cache"}
+HEADERS = {
+    "Content-Type": "text/event-stream; charset=utf-8",
+    "Cache-Control": "no-cache",
+    "X-Accel-Buffering": "no",  # nginx would keep events until it has many
+}
 
 
 class EventStream:

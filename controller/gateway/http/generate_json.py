@@ -38,6 +38,7 @@ _VALUES = {
     "FP32": _Values((int, float), "f", "a number"),
 }
 _SPECS = {spec.name: spec for spec in INPUTS}
+MAX_EXACT = 2.0**53  # up to which a float is the number that was written
 MAX_SHORT_BODY = 64 * 1024  # bytes of JSON that are read at once, whatever is in them
 MAX_JSON_BYTES = 4 * 1024 * 1024
 MAX_WEIGHT = 2**18  # of longer JSON, by its marks
@@ -156,17 +157,34 @@ def _add_tensor(request: Any, spec: TensorSpec, value: Any) -> None:
     values = value if isinstance(value, list) else [value]
     if spec.dims == (1,) and len(values) != 1:
         raise InputError(f"{spec.name} takes one value, and this request has {len(values)}")
-    datatype = {"TYPE_STRING": "BYTES"}.get(spec.data_type, spec.data_type.removeprefix("TYPE_"))
+    datatype = _datatype(spec)
     request.inputs.add(name=spec.name, datatype=datatype, shape=[len(values)])
     request.raw_input_contents.append(tensor_contents(spec.name, datatype, values))
+
+
+def _datatype(spec: TensorSpec) -> str:
+    return {"TYPE_STRING": "BYTES"}.get(spec.data_type, spec.data_type.removeprefix("TYPE_"))
+
+
+def whole_number(value: Any) -> Any:
+    """16 for 16.0, anything else as it is: JSON has one kind of number, and some clients one form.
+
+    >>> whole_number(16.0), whole_number(0.5), whole_number("16.0")
+    (16, 0.5, '16.0')
+    """
+    is_whole = isinstance(value, float) and value.is_integer() and abs(value) <= MAX_EXACT
+    return int(value) if is_whole else value
 
 
 def tensor_contents(name: str, datatype: str, values: Sequence[Any]) -> bytes:
     """The raw contents of input `name`, given as JSON values; raises InputError."""
     wanted = _VALUES.get(datatype)
     if wanted is None:
-        shown = datatype[:MAX_NAME_CHARS]
-        raise InputError(f"{name} is {shown}; expected one of {', '.join(_VALUES)}")
+        spec = _SPECS.get(name)
+        expected = f"one of {', '.join(_VALUES)}" if spec is None else _datatype(spec)
+        raise InputError(f"{name} is {datatype[:MAX_NAME_CHARS]}; expected {expected}")
+    if int in wanted.kinds:
+        values = [whole_number(value) for value in values]
     for value in values:
         is_bool = isinstance(value, bool)  # which Python counts as a number
         if not isinstance(value, wanted.kinds) or is_bool != (datatype == "BOOL"):
@@ -186,7 +204,7 @@ def add_parameter(request: Any, key: str, value: Any) -> None:
         raise InputError(
             f"a parameter's name has {len(key)} characters: at most {MAX_NAME_CHARS} are taken"
         )
-    parameter = request.parameters[key]
+    parameter, value = request.parameters[key], whole_number(value)
     if isinstance(value, bool):
         parameter.bool_param = value
     elif isinstance(value, str):

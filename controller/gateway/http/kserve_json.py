@@ -6,7 +6,7 @@ JSON is in a header, each tensor's in its binary_data_size; tensors follow in th
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 from tritonclient.grpc import service_pb2 as pb
@@ -28,10 +28,10 @@ MAX_DIMS = 8
 
 
 class BinaryOutputs(NamedTuple):
-    """The outputs that a client wants after the JSON and not in it."""
+    """Which outputs a client wants after the JSON and not in it."""
 
-    names: frozenset[str]
-    others: bool  # those that it doesn't name
+    stated: Mapping[str, bool]  # by name
+    others: bool  # those of which it says nothing
 
 
 class InferAnswer(NamedTuple):
@@ -47,7 +47,7 @@ def read_infer(body: bytes, json_size: str | None, model: str) -> tuple[Any, Bin
     `json_size` is the header JSON_SIZE where there is one.
     """
     size = _json_size(json_size, len(body))
-    values = _head(body, size)
+    values = _head(body, size, model)
     request = pb.ModelInferRequest(model_name=model, id=utf8(values.get("id", ""), "id"))
     parameters = _object(values.get("parameters", {}), "parameters")
     others = parameters.pop("binary_data_output", False) is True
@@ -58,7 +58,7 @@ def read_infer(body: bytes, json_size: str | None, model: str) -> tuple[Any, Bin
         at = _add_input(request, tensor, body, at)
     if at != len(body):
         raise InputError(f"{len(body) - at} bytes of the request's body belong to no input")
-    return request, BinaryOutputs(frozenset(_add_outputs(request, values)), others)
+    return request, BinaryOutputs(dict(_add_outputs(request, values)), others)
 
 
 def infer_answer(response: Any, wanted: BinaryOutputs) -> InferAnswer:
@@ -66,7 +66,7 @@ def infer_answer(response: Any, wanted: BinaryOutputs) -> InferAnswer:
     outputs, contents = [], []
     for output, content in zip(response.outputs, response.raw_output_contents, strict=False):
         shown = {"name": output.name, "datatype": output.datatype, "shape": list(output.shape)}
-        if output.name in wanted.names or (wanted.others and not wanted.names):
+        if wanted.stated.get(output.name, wanted.others):
             shown["parameters"] = {"binary_data_size": len(content)}
             contents.append(content)
         else:
@@ -88,8 +88,16 @@ def infer_answer(response: Any, wanted: BinaryOutputs) -> InferAnswer:
     return InferAnswer(b"".join((head, *contents)), len(head) if contents else None)
 
 
-def _head(body: bytes, size: int) -> dict[str, Any]:
-    """The JSON; what looks like tensors behind JSON of another size is told the header."""
+def _head(body: bytes, size: int, model: str) -> dict[str, Any]:
+    """The JSON; what looks like tensors behind JSON of another size is told the header.
+
+    Triton takes a body without JSON as the one input of a model.
+    """
+    if not size and body:
+        raise InputError(
+            f"{JSON_SIZE} is 0, so the body would be the model's only input, and {model} has "
+            f"several: send JSON with inputs before it, and its size in that header"
+        )
     try:
         return json_object(body[:size])
     except InputError as error:
@@ -133,14 +141,14 @@ def _add_input(request: Any, tensor: dict[str, Any], body: bytes, at: int) -> in
     return at + size
 
 
-def _add_outputs(request: Any, values: dict[str, Any]) -> Iterator[str]:
-    """Add the outputs asked for; the names of those that are to be binary."""
+def _add_outputs(request: Any, values: dict[str, Any]) -> Iterator[tuple[str, bool]]:
+    """Add the outputs asked for; the names of those that say whether they are to be binary."""
     for output in _objects(values, "outputs"):
         name = utf8(output.get("name"), "an output's name")
         request.outputs.add(name=name)
         parameters = _object(output.get("parameters", {}), f"parameters of {name}")
-        if parameters.get("binary_data") is True:
-            yield name
+        if "binary_data" in parameters:
+            yield name, parameters["binary_data"] is True
 
 
 def _objects(values: dict[str, Any], key: str) -> list[dict[str, Any]]:

@@ -140,6 +140,8 @@ def _refusing(handler: Handler) -> Handler:
             return await handler(request)
         except UnicodeEncodeError:
             return refused(400, "a header of the request is not UTF-8 text")
+        except web.HTTPExpectationFailed:
+            return refused(417, "the header Expect takes 100-continue, or is left out")
 
     return handle
 

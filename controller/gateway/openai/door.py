@@ -59,7 +59,6 @@ T = TypeVar("T")
 ReadBody = Callable[[Mapping[str, str], bytes], Asked]
 
 JSON_TYPE = "application/json"
-NO_BUFFERING = {"X-Accel-Buffering": "no"}  # nginx would keep events until it has many
 
 
 class OpenAiDoor:
@@ -148,7 +147,6 @@ class OpenAiDoor:
     ) -> web.StreamResponse:
         """Chunks of all choices as they come."""
         events = EventStream(request, calls[0].caller.room)
-        events.begin_with(NO_BUFFERING)
         streamed = [StreamedChoice(asked, i, call, events) for i, call in enumerate(calls)]
         keeping = asyncio.create_task(
             events.keep_alive(self._options.keep_alive_s, streamed[0].idle)

@@ -42,6 +42,8 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "verbosity": ("medium",),
     "suffix": ("",),
 }
+# what there is in place of some of them
+_INSTEAD = {"functions": "tools", "function_call": "tool_choice"}
 _COMPLETION_ONLY = {"messages", "tools", "tool_choice"}  # are a chat's
 
 
@@ -52,8 +54,11 @@ def check_refused(values: Mapping[str, Any]) -> None:
         if value is None or any(_is_same(value, each) for each in neutral):
             continue
         expected = " or ".join(["no such parameter", *(_shown(each) for each in neutral)])
+        instead = f"; send {_INSTEAD[name]} in its place" if name in _INSTEAD else ""
         raise ParameterError(
-            f"{name} is not supported here: expected {expected}", name, "unsupported_parameter"
+            f"{name} is not supported here: expected {expected}{instead}",
+            name,
+            "unsupported_parameter",
         )
 
 

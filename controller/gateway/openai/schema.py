@@ -7,8 +7,9 @@ CreateCompletionRequest). Keys that are not here are left to refused.py, or chan
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from trt_mtp.controller.gateway.http.generate_json import whole_number
 from trt_mtp.controller.gateway.openai.errors import ParameterError
 from trt_mtp.controller.request import MAX_NAME_CHARS
 from trt_mtp.serve.contract import MAX_LOGPROBS
@@ -35,6 +36,14 @@ WRONG_PROMPT = (
 
 class _Model(BaseModel):
     model_config = ConfigDict(strict=True, extra="ignore", allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _whole_numbers(cls, values: Any) -> Any:
+        """16 for 16.0; what is inside of messages and tools stays as it is."""
+        if not isinstance(values, Mapping):
+            return values
+        return {name: whole_number(value) for name, value in values.items()}
 
 
 class StreamOptions(_Model):

@@ -110,6 +110,7 @@ def test_generate_stream_sends_tritons_events(
     own = ask(url, "POST", f"{MODEL}/generate_stream", request_body)
     tritons = ask(doubles.http_url, "POST", f"{MODEL}_k3/generate_stream", request_body)
     assert own.headers["Content-Type"] == tritons.headers["Content-Type"]
+    assert own.headers["X-Accel-Buffering"] == "no"  # or nginx sends it all at once
     assert [without_identity(event) for event in own.events()] == [
         for_clients(event) for event in tritons.events()
     ]
@@ -160,6 +161,7 @@ def test_what_triton_refuses_is_refused_in_a_sentence(
         ({"text_input": "a", "tsk": "qa"}, "unknown request parameter 'tsk'; did you mean task?"),
         ({"text_input": "a", "top_p": 0.9}, "did you mean sampling_param_top_p?"),
         ({"text_input": "a", "stream": True}, "'stream'; did you mean streaming?"),
+        ({"inputs": "a"}, "'inputs'; did you mean text_input?"),
         ({"text_input": "a", "task": 2**63}, "or a number of 64 bits, not a number like that"),
         (
             {"text_input": "a", "streaming": True},
@@ -227,8 +229,21 @@ def answered(url: str, request: bytes) -> bytes:
         (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 400, "is not HTTP/1.1"),
         (b"\x16\x03\x01\x00\xa5\x01\x00\x00\xa1\x03\x03\r\n\r\n", 400, "takes HTTP"),
         (b"GET /health HTTP/1.1\r\nA\x00: b\r\n\r\n", 400, "is not HTTP/1.1"),
+        (
+            b"GET /health HTTP/1.1\r\nHost: a\r\nConnection: close\r\nExpect: b\r\n\r\n",
+            417,
+            "Expect",
+        ),
     ],
-    ids=["a long header", "a long address", "headers", "HTTP/2", "TLS", "a broken header"],
+    ids=[
+        "a long header",
+        "a long address",
+        "headers",
+        "HTTP/2",
+        "TLS",
+        "a broken header",
+        "Expect",
+    ],
 )
 def test_what_is_no_request_is_refused_in_a_sentence(
     url: str, request_bytes: bytes, status: int, sentence: str

@@ -92,7 +92,9 @@ INPUT = {"name": "input_ids", "datatype": "INT32", "shape": [2], "data": [1, 2]}
         ([INPUT | {"shape": [3]}], "input_ids has 2 values, and its shape says otherwise"),
         ([INPUT | {"data": [1, 2**40]}], "input_ids has to be a whole number of 32 bits"),
         ([INPUT | {"data": [[[[[[[[[1, 2]]]]]]]]]}], "more than 8 dimensions"),
-        ([INPUT | {"datatype": "FP64"}], "input_ids is FP64; expected one of BYTES, BOOL"),
+        ([INPUT | {"datatype": "INT64"}], "input_ids is INT64; expected INT32"),
+        ([INPUT | {"name": "ids", "datatype": "FP64"}], "ids is FP64; expected one of BYTES, BOOL"),
+        ([INPUT | {"data": [1, 2.5]}], "input_ids has to be a whole number of 32 bits"),
         ([INPUT | {"parameters": {"binary_data_size": 9}}], "binary_data_size of input_ids"),
         ([INPUT | {"parameters": []}], "parameters of input_ids has to be a JSON object"),
     ],
@@ -112,6 +114,51 @@ def test_binary_tensors_without_the_size_of_their_json(size: str | None) -> None
     body = json.dumps(head).encode() + b"\x01\0\0\0a"
     with pytest.raises(InputError, match=r"not JSON.*; with binary tensors, the header"):
         read_infer(body, size, "qwen_mtp")
+
+
+def test_a_body_that_would_be_the_only_input(gateway: GatewayThread) -> None:
+    """Triton's raw binary request, which goes to models of one input."""
+    headers = {JSON_SIZE: "0", "Content-Type": "application/octet-stream"}
+    reply = ask(gateway.gateway.http_address, "POST", PATH, b"\x01\0\0\0a", headers=headers)
+    assert reply.status == 400
+    assert "the model's only input, and qwen_mtp has several: send JSON" in reply.error
+
+
+@pytest.mark.parametrize(
+    ("default", "stated", "binary"),
+    [
+        (True, {}, {"a", "b"}),
+        (True, {"a": False}, {"b"}),
+        (True, {"a": True}, {"a", "b"}),
+        (False, {"a": True}, {"a"}),
+        (False, {}, set()),
+    ],
+)
+def test_which_outputs_are_binary(default: bool, stated: dict[str, bool], binary: set[str]) -> None:
+    """What an output says itself counts before what the request says of all."""
+    outputs = [
+        {"name": name, "parameters": {"binary_data": stated[name]}}
+        if name in stated
+        else {"name": name}
+        for name in ("a", "b")
+    ]
+    body = {"inputs": [], "outputs": outputs, "parameters": {"binary_data_output": default}}
+    _, wanted = read_infer(json.dumps(body).encode(), None, "m")
+    response = pb.ModelInferResponse(model_name="m", raw_output_contents=[b"\1\0\0\0"] * 2)
+    for name in ("a", "b"):
+        response.outputs.add(name=name, datatype="INT32", shape=[1])
+    answer = infer_answer(response, wanted)
+    shown = json.loads(answer.body[: answer.json_size])["outputs"]
+    assert {output["name"] for output in shown if "data" not in output} == binary
+
+
+def test_whole_numbers_in_another_form() -> None:
+    """Some clients write 16.0, which is 16 in JSON."""
+    tensor = INPUT | {"data": [1.0, 2.0]}
+    body = {"inputs": [tensor], "parameters": {"priority": 5.0}}
+    request, _ = read_infer(json.dumps(body).encode(), None, "m")
+    assert request.raw_input_contents[0] == b"\1\0\0\0\2\0\0\0"
+    assert request.parameters["priority"].int64_param == 5
 
 
 def test_what_follows_the_json_has_to_be_somebodys() -> None:
@@ -150,7 +197,7 @@ def test_any_body_is_a_request_or_refused(value: Any, rest: bytes, size: str | N
         return
     assert request.model_name == "m"
     assert len(request.inputs) == len(request.raw_input_contents)
-    assert wanted.names <= {output.name for output in request.outputs}
+    assert wanted.stated.keys() <= {output.name for output in request.outputs}
 
 
 def test_an_answer_has_no_parameter_of_grpcs_stream() -> None:

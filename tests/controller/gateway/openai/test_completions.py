@@ -38,6 +38,18 @@ def test_a_completion(client: OpenAI, gateway: GatewayThread) -> None:
     assert gateway.policy.seen[-1].head == prompt(tokens=1, echo=True)
 
 
+def test_whole_numbers_in_another_form(url: str) -> None:
+    """16.0 is 16 in JSON, and what some languages make of it; texts stay as they are."""
+    text = prompt(tokens=1, echo=True, unused=2.0)
+    numbers = {"max_tokens": 9.0, "seed": 3.0, "n": 1.0, "best_of": 1.0, "temperature": 1.0}
+    body = {"model": "qwen_mtp", "prompt": text, **numbers}
+    reply = ask(url, "POST", "/v1/completions", body, headers={"Content-Type": "application/json"})
+    inputs = json.loads(reply.json()["choices"][0]["text"][:-1])["inputs"]
+    assert inputs["sampling_param_max_tokens"][2] == [9]
+    assert inputs["sampling_param_seed"][2] == [3]
+    assert inputs["text_input"][2] == [text]
+
+
 def test_a_streamed_completion(lenient: OpenAI) -> None:
     """The pieces, then why it ended, then the tokens."""
     *chunks, last = lenient.completions.create(

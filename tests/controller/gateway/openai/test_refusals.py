@@ -1,6 +1,7 @@
 """Requests that are wrong, or ask for what isn't done: refused in OpenAI's form, by name."""
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -67,6 +68,7 @@ def error(reply: Reply) -> dict[str, Any]:
         ({"top_p": -0.1}, "top_p"),
         ({"max_tokens": 0}, "max_tokens"),
         ({"max_tokens": 1.5}, "max_tokens"),
+        ({"seed": 2.0**60}, "seed"),
         ({"max_completion_tokens": 2**31}, "max_completion_tokens"),
         ({"min_tokens": -1}, "min_tokens"),
         ({"chat_template_kwargs": {"x": 1}}, "chat_template_kwargs.x"),
@@ -187,6 +189,37 @@ def test_other_paths_and_methods(url: str) -> None:
     assert (reply.status, error(reply)["code"]) == (405, "method_not_allowed")
     reply = post(url, "/v1/embeddings", {})
     assert (reply.status, error(reply)["code"]) == (404, "not_found")
+    assert "docs/openai.md" in error(reply)["message"]
+
+
+@pytest.mark.parametrize(
+    ("path", "meant"),
+    [
+        ("/v1//chat/completions", CHAT),
+        ("/v1/chat/completions/", CHAT),
+        ("/v1/v1/completions", COMPLETIONS),
+        ("//v1/chat/completions", CHAT),
+        ("/chat/completions", CHAT),
+        ("/openai/deployments/qwen_mtp/chat/completions?api-version=1", CHAT),
+        ("/v1/responses", CHAT),
+        ("/v1/models/", "/v1/models"),
+        ("/v1/health", "/health"),
+        ("//v2/health/ready/", "/v2/health/ready"),
+        ("/v2/models/qwen_mtp/generate/", "/v2/models/qwen_mtp/generate"),
+    ],
+)
+def test_a_path_with_something_too_much_or_missing(url: str, path: str, meant: str) -> None:
+    """What base URLs with a slash, without /v1 or with it twice make of a path, is told."""
+    reply = post(url, path, {})
+    assert reply.status == 404
+    assert f"did you mean {meant}?" in str(reply.json()["error"])
+
+
+def test_functions_of_before_tools(url: str) -> None:
+    """What there is in their place is told."""
+    for name, value in {"functions": [{"name": "f"}], "function_call": {"name": "f"}}.items():
+        reply = post(url, CHAT, {"model": "qwen_mtp", "messages": MESSAGES, name: value})
+        assert re.search("send tool(s|_choice) in its place", error(reply)["message"])
 
 
 def test_request_ids(url: str) -> None:
