@@ -4,7 +4,7 @@ text_input or else the content of the last message.
 Token number i has the id i and the text "<word><i>"; tokens that the request brings as emitted_ids
 are not sent again. Keys: texts (of the tokens, in place of tokens and word), finish (the finish
 reason, default length), tokens (default 3), word (default "w"; with echo, the request as it came,
-as JSON), delay_s before each,
+as JSON), times (that the word is repeated), delay_s before each,
 separate_final (the last message is an empty one of its own), name (in the folder that the model's
 parameter `notes` names touches the file begun-<name>, cancelled-<name> when another request cancels
 this one, dropped-<name> when its stream is cancelled). Faults, each before the
@@ -104,7 +104,7 @@ class TritonPythonModel:
             is_last = index == num_tokens - 1
             if is_last or asked.is_streaming:
                 flags = FINAL if is_last and not script.get("separate_final") else 0
-                text = f"{script.get('word', 'w')}{index}"
+                text = f"{script.get('word', 'w') * script.get('times', 1)}{index}"
                 if texts is not None:
                     text = texts[index] if asked.is_streaming else "".join(texts)
                 reason = script.get("finish", "length")

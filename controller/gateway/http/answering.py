@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, TypeVar
 
 from aiohttp import web
@@ -46,10 +47,13 @@ def caller_of(authenticator: Authenticator, request: web.Request) -> Caller:
 
 
 async def read_apart(body: bytes, read: Callable[[bytes], T]) -> T:
-    """`read` of a body: a long one in a thread, so that it holds up nobody else."""
-    if len(body) <= MAX_SHORT_BODY:
-        return read(body)
-    return await asyncio.to_thread(read, body)
+    """`read` of a body, as `apart` has it done."""
+    return await apart(len(body), partial(read, body))
+
+
+async def apart(num_bytes: int, work: Callable[[], T]) -> T:
+    """Work on so many bytes: on many in a thread, so that it holds up nobody else."""
+    return work() if num_bytes <= MAX_SHORT_BODY else await asyncio.to_thread(work)
 
 
 def forwarded_headers(request: web.Request) -> Metadata:

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from trt_mtp.controller.gateway.call import SEED_BYTES
 from trt_mtp.controller.gateway.http.generate_json import generate_request, json_object
 from trt_mtp.controller.gateway.openai.answer_reader import OUTPUTS
 from trt_mtp.controller.gateway.openai.call_json import END
@@ -59,6 +60,7 @@ class Choice:
 
     request: InferRequest
     known: RequestFeatures
+    seed: bytes = b""  # UINT64; empty for a random one
 
     def features(self, _: InferRequest, hints: Hints) -> RequestFeatures:
         """What is known, with the hints that were checked."""
@@ -229,13 +231,15 @@ class BodyReader:
         prompts: list[tuple[dict[str, Any], RequestFeatures]],
         common: dict[str, Any],
     ) -> Iterator[Choice]:
+        """Those of a prompt are one request, told apart by their seeds."""
         for inputs, features in prompts:
-            if request.seed is None:  # and the choices are told apart by random ones
-                yield from [self._choice(common | inputs, features)] * (request.n or 1)
-                continue
+            choice = self._choice(common | inputs, features)
             for number in range(request.n or 1):
-                seed = {f"{PREFIX}seed": (request.seed + number) % 2**64}
-                yield self._choice(common | inputs | seed, features)
+                if request.seed is None:
+                    yield choice
+                else:
+                    seed = (request.seed + number) % 2 ** (8 * SEED_BYTES)
+                    yield replace(choice, seed=seed.to_bytes(SEED_BYTES, "little"))
 
     def _choice(self, values: dict[str, Any], features: RequestFeatures) -> Choice:
         message = generate_request(values, self.model)

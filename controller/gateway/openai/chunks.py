@@ -9,11 +9,13 @@ from collections.abc import Mapping, Sequence
 from json.encoder import encode_basestring
 from typing import Any
 
+from trt_mtp.controller.gateway.http.json_pieces import dumped
 from trt_mtp.controller.gateway.openai.asked import Asked
 from trt_mtp.controller.gateway.openai.logprobs import Place
 from trt_mtp.controller.gateway.openai.objects import Answered, head, logprobs_of, totals
 
 DONE = b"data: [DONE]\n\n"
+MANY_PLACES = 32  # of tokens with logprobs, each of which may be 2 KiB
 _GAP = "\x00"  # in no JSON: it would be escaped
 
 
@@ -49,7 +51,7 @@ class Chunks:
 
     def idle(self) -> bytes:
         """A chunk that brings nothing."""
-        return self._render({} if self._asked.is_chat else "", None)
+        return self._render({} if self._asked.is_chat else "", None, tells_places=False)
 
     def end(self, finish_reason: str) -> bytes:
         """The chunk that says why the choice is over."""
@@ -58,18 +60,19 @@ class Chunks:
             delta = {} if self._has_begun else {"role": "assistant", "content": ""}
         return self._render(delta, finish_reason)
 
-    def _render(self, delta: Any, finish_reason: str | None) -> bytes:
+    def _render(self, delta: Any, finish_reason: str | None, *, tells_places: bool = True) -> bytes:
         key = "delta" if self._asked.is_chat else "text"
+        in_pieces = len(self._places) > MANY_PLACES
         choice = {
             "index": self._index,
             key: delta,
-            "logprobs": self._logprobs(),
+            "logprobs": self._logprobs() if tells_places else None,
             "finish_reason": finish_reason,
         }
         value: dict[str, Any] = {**head(self._asked, kind(self._asked)), "choices": [choice]}
         if self._asked.wants_usage:
             value["usage"] = self.usage
-        return event(value)
+        return event(value, in_pieces=in_pieces)
 
     def _logprobs(self) -> dict[str, Any] | None:
         places, self._places = self._places, ()
@@ -90,7 +93,6 @@ def kind(asked: Asked) -> str:
     return "chat.completion.chunk" if asked.is_chat else "text_completion"
 
 
-def event(value: Mapping[str, Any]) -> bytes:
+def event(value: Mapping[str, Any], *, in_pieces: bool = False) -> bytes:
     """A server-sent event with a JSON object."""
-    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
-    return b"data: %b\n\n" % text.encode()
+    return b"data: %b\n\n" % dumped(value, in_pieces=in_pieces)

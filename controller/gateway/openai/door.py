@@ -5,8 +5,7 @@ A request becomes the requests that a Triton client would have sent, one per cho
 """
 
 import asyncio
-import json
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, TypeVar
 
@@ -16,12 +15,15 @@ from trt_mtp.controller.gateway.access.authenticator import Authenticator, Calle
 from trt_mtp.controller.gateway.call import InferenceCall, deadline_at
 from trt_mtp.controller.gateway.http.answering import (
     Answering,
+    apart,
     caller_of,
     forwarded_headers,
     read_apart,
 )
 from trt_mtp.controller.gateway.http.body import received
 from trt_mtp.controller.gateway.http.events import EventStream
+from trt_mtp.controller.gateway.http.generate_json import MAX_SHORT_BODY
+from trt_mtp.controller.gateway.http.json_pieces import dumped
 from trt_mtp.controller.gateway.http.sending import send_whole
 from trt_mtp.controller.gateway.openai.answer_reader import (
     OPTIONAL_OUTPUTS,
@@ -109,7 +111,9 @@ class OpenAiDoor:
             raise ParameterError(message, None, "unsupported_media_type", 415)
         async with received(request, caller.room) as body:
             asked = await read_apart(body, partial(read, request.headers))
-            calls = [self._open(request, caller, choice) for choice in asked.choices]
+            calls = [
+                self._open(request, caller, choice) async for choice in one_by_one(asked.choices)
+            ]
             with self._answering.noted(caller):
                 if asked.streams:
                     return await self._stream(request, asked, calls)
@@ -122,25 +126,20 @@ class OpenAiDoor:
     def _open(self, request: web.Request, caller: Caller, choice: Choice) -> InferenceCall:
         until = deadline_at(choice.request, timeout_of(request.headers))
         metadata = forwarded_headers(request)
-        return self._proxy.open(
+        call = self._proxy.open(
             choice.request, caller, metadata, until, choice.features, OPTIONAL_OUTPUTS
         )
+        call.seed = choice.seed or call.seed
+        return call
 
     async def _whole(self, asked: Asked, calls: Sequence[InferenceCall]) -> web.Response:
         """All choices in one object."""
         responses = await together([self._proxy.single_answer(call) for call in calls])
-        answered = [
-            Answered(
-                text_output(response, TEXT),
-                read_closing(response),
-                call,
-                places_of(text_output(response, LOGPROBS)),
-            )
-            for response, call in zip(responses, calls, strict=True)
-        ]
-        text = json.dumps(whole_answer(asked, answered), ensure_ascii=False)
+        size = sum(response.ByteSize() for response in responses)
+        work = partial(_answer_body, asked, responses, calls, in_pieces=size > MAX_SHORT_BODY)
+        body = await apart(size, work)
         headers = decision_headers(asked, calls[0])
-        return web.Response(text=text, content_type=JSON_TYPE, headers=headers)
+        return web.Response(body=body, content_type=JSON_TYPE, charset="utf-8", headers=headers)
 
     async def _stream(
         self, request: web.Request, asked: Asked, calls: Sequence[InferenceCall]
@@ -181,6 +180,19 @@ class StreamedChoice:
 
     async def send(self, raw: bytes) -> None:
         """Send what a message of the answer brings."""
+        if len(raw) <= MAX_SHORT_BODY:
+            chunk, is_last = self._chunks_of(raw)
+        else:
+            chunk, is_last = await asyncio.to_thread(self._chunks_of, raw)
+        if is_last and len(chunk) <= MAX_SHORT_BODY:  # soon followed by what ends the stream
+            self._events.hold(chunk)
+        elif chunk:
+            if not self._events.has_begun:
+                self._events.begin_with(decision_headers(self._asked, self.call))
+            await self._events.write(chunk)
+
+    def _chunks_of(self, raw: bytes) -> tuple[bytes, bool]:
+        """What a message becomes, and whether that is the answer's end."""
         text = self._reader.read(raw)
         if self._reader.places:
             self._chunks.tell(self._reader.places)
@@ -195,13 +207,10 @@ class StreamedChoice:
         else:
             deltas = reply.push(text) + ([] if closing is None else reply.end())
             chunk = b"".join([self._chunk(reply, delta) for delta in deltas])
-        if closing is not None:  # soon followed by what ends the stream
+        if closing is not None:
             reason = reply.finish_reason(closing.finish_reason)
-            self._events.hold(chunk + self._chunks.end(reason))
-        elif chunk:
-            if not self._events.has_begun:
-                self._events.begin_with(decision_headers(self._asked, self.call))
-            await self._events.write(chunk)
+            return chunk + self._chunks.end(reason), True
+        return chunk, False
 
     def idle(self) -> bytes:
         """What is sent while nothing comes."""
@@ -225,13 +234,40 @@ class StreamedChoice:
         return Answered("", self._reader.end(), self.call)
 
 
+def _answer_body(
+    asked: Asked, responses: Sequence[Any], calls: Sequence[InferenceCall], *, in_pieces: bool
+) -> bytes:
+    """All choices in one object."""
+    answered = [
+        Answered(
+            text_output(response, TEXT),
+            read_closing(response),
+            call,
+            places_of(text_output(response, LOGPROBS)),
+        )
+        for response, call in zip(responses, calls, strict=True)
+    ]
+    return dumped(whole_answer(asked, answered), in_pieces=in_pieces)
+
+
+async def one_by_one(items: Iterable[T]) -> AsyncIterator[T]:
+    """The items, with a turn for everybody else between two: a request may have a hundred."""
+    for number, item in enumerate(items):
+        if number:
+            await asyncio.sleep(0)
+        yield item
+
+
 async def together(work: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
     """The results of all; the first failure ends the others and is raised."""
     if len(work) == 1:
         return [await work[0]]
     try:
         async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(each) for each in work]
+            tasks = [group.create_task(each) async for each in one_by_one(work)]
     except* (TrtMtpError, ConnectionResetError) as failures:
         raise failures.exceptions[0] from None
+    finally:
+        for each in work:  # those that were not begun
+            each.close()
     return [task.result() for task in tasks]

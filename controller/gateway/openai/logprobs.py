@@ -1,9 +1,9 @@
 """Log probabilities in OpenAI's two forms, from those that a variant tells with its tokens."""
 
-import json
 from collections.abc import Sequence
 from typing import Any
 
+from trt_mtp.controller.gateway.http.json_pieces import loaded_list
 from trt_mtp.controller.gateway.openai.errors import ParameterError
 from trt_mtp.controller.gateway.openai.schema import ChatRequest, CommonRequest, CompletionRequest
 
@@ -32,7 +32,7 @@ def num_logprobs(request: CommonRequest) -> int | None:
 
 def places_of(text: str) -> list[Place]:
     """What the output `logprobs` of one message says; nothing where there is no such output."""
-    return json.loads(text) if text else []
+    return loaded_list(text) if text else []
 
 
 def chat_logprobs(places: Sequence[Place]) -> dict[str, Any]:

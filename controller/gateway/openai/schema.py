@@ -46,6 +46,21 @@ class _Model(BaseModel):
         return {name: whole_number(value) for name, value in values.items()}
 
 
+class _Closed(_Model):
+    """One whose keys are all known. Of unknown ones the first is told: each would be an error."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _first_unknown(cls, values: Any) -> Any:
+        if isinstance(values, dict):
+            for key in values:
+                if key not in cls.model_fields:
+                    return {key: None}
+        return values
+
+
 class StreamOptions(_Model):
     """What a stream has beside its pieces."""
 
@@ -53,13 +68,11 @@ class StreamOptions(_Model):
     continuous_usage_stats: bool | None = None
 
 
-class VendorOptions(_Model):
+class VendorOptions(_Closed):
     """`trt_mtp`: the gateway's request parameters, and the streaming interval of variants.
 
     Given at all, the answer has it, too.
     """
-
-    model_config = ConfigDict(strict=True, extra="forbid")
 
     task: Name | None = None
     draft_length: int | Name | None = None
@@ -106,10 +119,8 @@ class CommonRequest(_Model):
     guided_choice: Values[str] | None = None
 
 
-class TemplateOptions(_Model):
+class TemplateOptions(_Closed):
     """`chat_template_kwargs`, as vLLM has it: the template's variables."""
-
-    model_config = ConfigDict(strict=True, extra="forbid")
 
     enable_thinking: bool | None = None
 

@@ -19,7 +19,12 @@ from tests.gateway_fixtures import GatewayThread, raw_stream, running_gateway, s
 from tests.http_client import ask
 from trt_mtp.controller.gateway.http.generate_json import MAX_JSON_BYTES, MAX_WEIGHT, json_object
 from trt_mtp.controller.gateway.openai.errors import ParameterError
-from trt_mtp.controller.gateway.openai.schema import ChatRequest, CompletionRequest, read_as
+from trt_mtp.controller.gateway.openai.schema import (
+    MAX_CHOICES,
+    ChatRequest,
+    CompletionRequest,
+    read_as,
+)
 from trt_mtp.controller.request_limits import MAX_PARTS, MAX_REQUEST_ID_CHARS
 from trt_mtp.errors import InputError
 from trt_mtp.serve.contract import MAX_EMITTED_IDS, MAX_STOP_BYTES, MAX_STOP_TEXTS
@@ -31,6 +36,7 @@ YARDSTICK = b"[" + b"1," * 2**18 + b"1]"
 NUM_TRIES = 3  # the best one counts
 MAX_MESSAGE = 4 * 1024 * 1024
 URL = "/v2/models/qwen_mtp/generate"
+INFER_URL = "/v2/models/qwen_mtp/infer"
 
 
 @pytest.fixture(scope="module")
@@ -160,6 +166,7 @@ def test_the_largest_messages_stop_nobody(
     assert min(stops) < limit_s, stops
 
 
+TOKENS: list[int] = [1] * (MAX_WEIGHT - 1_000)
 BODIES = {
     "ids": lambda: b'{"input_ids":[' + b"1," * (MAX_WEIGHT - 1_000) + b"1]}",
     "keys": lambda: json.dumps({f"{n}": n for n in range(MAX_WEIGHT // 13 - 100)}).encode(),
@@ -169,6 +176,9 @@ BODIES = {
         {"text_input": "é" * (MAX_JSON_BYTES // 2 - 100)}, ensure_ascii=False
     ).encode(),
     "escapes": lambda: b'{"text_input":"' + b"\\n" * (6 * MAX_WEIGHT - 100) + b'"}',
+    "tensors": lambda: json.dumps(
+        {"inputs": [{"name": "input_ids", "datatype": "INT32", "shape": [9], "data": TOKENS}]}
+    ).encode(),
     "one key": lambda: json.dumps({"draft_length" * (MAX_JSON_BYTES // 13): 1}).encode(),
 }
 
@@ -177,9 +187,10 @@ BODIES = {
 def test_the_largest_bodies_stop_nobody(gateway: GatewayThread, limit_s: float, kind: str) -> None:
     """Answered or refused, over HTTP. What a thread does that can't be interrupted counts, too."""
     body = BODIES[kind]()
+    url = INFER_URL if kind == "tensors" else URL
 
     def ask_once() -> None:
-        assert ask(gateway.gateway.http_address, "POST", URL, body).status in (200, 400, 503)
+        assert ask(gateway.gateway.http_address, "POST", url, body).status in (200, 400, 503)
 
     stops = [longest_stop(gateway, ask_once) for _ in range(NUM_TRIES)]
     assert min(stops) < limit_s, stops
@@ -188,7 +199,51 @@ def test_the_largest_bodies_stop_nobody(gateway: GatewayThread, limit_s: float, 
 
 
 MANY: list[Any] = [-1] * MAX_WEIGHT  # none is what OpenAI's API takes
-CHAT = {"model": "qwen_mtp", "messages": [{"role": "user", "content": "x"}]}
+CHAT: dict[str, Any] = {
+    "model": "qwen_mtp",
+    "messages": [{"role": "user", "content": '{"tokens": 1}'}],
+}
+LONG = CHAT | {"messages": [{"role": "user", "content": '{"tokens": 1, "times": 100000}'}]}
+PADDED = CHAT | {"messages": [{**CHAT["messages"][0], "name": "x" * 450_000}]}
+KEYS = {f"{n}": n for n in range(MAX_WEIGHT // 13 - 100)}
+OPENAI_BODIES: dict[str, dict[str, Any]] = {
+    "keys": CHAT | KEYS,
+    "options": CHAT | {"trt_mtp": KEYS},
+    "stream options": CHAT | {"stream": True, "stream_options": KEYS},
+    "template options": CHAT | {"chat_template_kwargs": KEYS},
+    "biases": CHAT | {"logit_bias": KEYS},
+    "stop tokens": CHAT | {"stop_token_ids": TOKENS},
+    "schema": CHAT | {"response_format": {"type": "json_schema", "json_schema": {"schema": KEYS}}},
+    "messages": CHAT | {"messages": CHAT["messages"] * (MAX_WEIGHT // 32)},
+    "ids": {"model": "qwen_mtp", "prompt": TOKENS},
+    "prompts": {"model": "qwen_mtp", "prompt": [TOKENS[::MAX_CHOICES]] * MAX_CHOICES},
+    "choices": CHAT | {"n": MAX_CHOICES},
+    "padded choices": PADDED | {"n": MAX_CHOICES, "seed": 1},
+    "streamed choices": CHAT | {"n": MAX_CHOICES, "stream": True},
+    "long choices": LONG | {"n": MAX_CHOICES},
+    "long streamed choices": LONG | {"n": MAX_CHOICES, "stream": True},
+    "wrong choices": CHAT | {"n": MAX_CHOICES, "trt_mtp": {"task": "x"}},
+}
+
+
+@pytest.mark.parametrize("kind", OPENAI_BODIES)
+def test_the_largest_bodies_in_openais_form_stop_nobody(
+    gateway: GatewayThread, limit_s: float, kind: str
+) -> None:
+    """The same at that door, where one request may be for many answers."""
+    values = OPENAI_BODIES[kind]
+    body = json.dumps(values).encode()
+    path = "/v1/completions" if "prompt" in values else "/v1/chat/completions"
+
+    def ask_once() -> None:
+        assert ask(gateway.gateway.http_address, "POST", path, body).status in (200, 400, 503)
+
+    stops = [longest_stop(gateway, ask_once) for _ in range(NUM_TRIES)]
+    assert min(stops) < limit_s, stops
+    model: Any = CompletionRequest if "prompt" in values else ChatRequest
+    for work in (lambda: json_object(body), lambda: read_as(model, values)):
+        reading = [_thread_s(work) for _ in range(NUM_TRIES)]
+        assert min(reading) < limit_s, reading
 
 
 @pytest.mark.parametrize(
