@@ -26,8 +26,8 @@ class NoVariantError(TrtMtpError):
 def rejections(features: RequestFeatures, variants: Sequence[VariantState]) -> list[str]:
     """Why each variant may not serve a request; an empty string where it may.
 
-    Raises InputError for a hint at a length that isn't hosted and for a grammar that no hosted one
-    can follow, NoVariantError if none may.
+    Raises InputError for what no hosted one could ever do: a hint at a length that isn't hosted, a
+    grammar, a prompt that is too long. Raises NoVariantError if none may serve it now.
     """
     hint = features.hint_draft_length
     if hint is not None and all(v.draft_length != hint for v in variants):
@@ -41,8 +41,9 @@ def rejections(features: RequestFeatures, variants: Sequence[VariantState]) -> l
     found = [_obstacle(v, features) or _no_room(v) for v in variants]
     if "" in found:
         return found
-    pairs = zip(variants, found, strict=True)
-    why = "; ".join(f"{v.name} {rejected}" for v, rejected in pairs) or "none is hosted"
+    if variants and all(_limit(v, features) for v in variants):
+        raise _impossible(features, variants)
+    why = _listed(variants, found) or "none is hosted"
     raise NoVariantError(
         f"no variant can take this request: {why}",
         is_full=any(v.is_full and not _obstacle(v, features) for v in variants),
@@ -55,15 +56,36 @@ def can_take(variant: VariantState, features: RequestFeatures) -> bool:
     return not _obstacle(variant, features)
 
 
+def _listed(variants: Sequence[VariantState], rejected: Sequence[str]) -> str:
+    return "; ".join(f"{v.name} {why}" for v, why in zip(variants, rejected, strict=True))
+
+
+def _impossible(features: RequestFeatures, variants: Sequence[VariantState]) -> InputError:
+    """The error for a request that none of `variants` could ever serve."""
+    hint, num_tokens = features.hint_draft_length, features.num_prompt_tokens or 0
+    longest = max(v.max_seq_len for v in variants if hint in (None, v.draft_length))
+    if num_tokens >= longest:
+        where = "" if hint is None else f" at draft length {hint}"
+        return InputError(
+            f"the prompt has {num_tokens} tokens: with its answer it may have at most "
+            f"{longest}{where}"
+        )
+    limits = [_limit(v, features) for v in variants]
+    return InputError(f"no variant hosted here can serve this: {_listed(variants, limits)}")
+
+
 def _obstacle(variant: VariantState, features: RequestFeatures) -> str:
     """Why a variant may not serve a request even if it had room."""
+    if limit := _limit(variant, features):
+        return limit
+    return variant.excluded if variant.is_healthy else "is not healthy"
+
+
+def _limit(variant: VariantState, features: RequestFeatures) -> str:
+    """Why a variant can't serve a request, whatever its state."""
     hint = features.hint_draft_length
     if hint is not None and variant.draft_length != hint:
         return f"is not of the draft length asked for ({hint})"
-    if not variant.is_healthy:
-        return "is not healthy"
-    if variant.excluded:
-        return variant.excluded
     if features.min_tokens > 0 and not variant.takes_min_tokens:
         return "can't hold an end token back (min_tokens)"
     if features.is_guided and not variant.takes_guided:

@@ -62,6 +62,7 @@ class Lease:
         "_late_failure",
         "_on_accepted",
         "_on_close",
+        "_public_name",
         "_rewriter",
         "_upstream",
         "_upstream_id",
@@ -101,6 +102,7 @@ class Lease:
         # who knows it can cancel the request, so that it is not to be guessed
         secret_id = f"{decision.decision_id}/{secrets.token_hex(8)}"
         self._upstream_id = f"{call.client_id[:MAX_ID_CHARS]}/{secret_id}".lstrip("/")
+        self._public_name = public_name
         self._change = response_change(public_name, call.client_id, call.parameters)
         self._rewriter = ResponseRewriter(
             self._upstream_id.encode(),
@@ -291,7 +293,9 @@ class Lease:
         is_lost = UNAVAILABLE.match(error) is not None
         is_begun = self.has_begun or self.call.has_begun
         if not (is_lost or is_begun or error.startswith(INTERNAL_ERROR)):
-            return WrongRequestError(error)
+            # who asked for the public model may not know that there are others
+            variant = rf"(?<!\w){re.escape(self.replica.model_name)}(?!\w)"
+            return WrongRequestError(re.sub(variant, lambda _: self._public_name, error))
         end = CallEnd.FAILED if is_dead else CallEnd.BLAMED
         return self._failure(error, end, is_lost=is_lost)
 

@@ -120,13 +120,16 @@ def test_unhealthy_and_too_short_variants_are_left_out_with_a_reason() -> None:
 
 
 def test_end_tokens_are_held_back_by_those_that_can() -> None:
-    """min_tokens goes past variants that can't do it; where none can, nobody is waited for."""
+    """min_tokens goes past variants that can't do it; where none ever can, it is refused."""
     a, b = variants(0, 3)
     hosted = [a, b._replace(takes_min_tokens=False)]
     assert choose(Policy(QUIET), replace(CODE, min_tokens=5), hosted).variant == "k0"
     assert choose(Policy(QUIET), CODE, hosted).variant == "k3"
-    with pytest.raises(NoVariantError, match=r"k3 can't hold an end token back \(min_tok") as error:
+    with pytest.raises(InputError, match=r"k3 can't hold an end token back \(min_tok"):
         choose(Policy(QUIET), replace(CODE, min_tokens=5), hosted[1:])
+    ill = [a._replace(is_healthy=False), hosted[1]]
+    with pytest.raises(NoVariantError, match=r"k0 is not healthy; k3 can't hold") as error:
+        choose(Policy(QUIET), replace(CODE, min_tokens=5), ill)
     assert error.value.is_ready
 
 
@@ -140,6 +143,25 @@ def test_a_grammar_is_followed_by_those_that_can() -> None:
         choose(Policy(QUIET), guided, ill)
     with pytest.raises(InputError, match="guided_decoding is not supported by the variants hosted"):
         choose(Policy(QUIET), guided, ill[1:])
+
+
+def test_a_prompt_too_long_for_all_is_the_requests_fault() -> None:
+    """Only where no variant could ever hold it, be it well or not; one that can may come back."""
+    a, b = variants(0, 3)
+    hosted = [a._replace(max_seq_len=1000), b._replace(max_seq_len=100)]
+    long = request(num_prompt_tokens=500)
+    ill = [hosted[0]._replace(is_healthy=False), hosted[1]]
+    with pytest.raises(NoVariantError, match="k0 is not healthy; k3 holds 100 tokens and the pr"):
+        choose(Policy(QUIET), long, ill)
+    longer = replace(long, num_prompt_tokens=1000)
+    for states in (hosted, ill):
+        with pytest.raises(InputError, match=r"has 1000 tokens: with its answer .* at most 1000$"):
+            choose(Policy(QUIET), longer, states)
+    with pytest.raises(InputError, match="at most 100 at draft length 3"):
+        choose(Policy(QUIET), replace(long, hint_draft_length=3), hosted)
+    both = replace(long, min_tokens=5)
+    with pytest.raises(InputError, match=r"can't hold an end .*; k3 holds 100 tokens and the pr"):
+        choose(Policy(QUIET), both, [hosted[0]._replace(takes_min_tokens=False), hosted[1]])
 
 
 def test_no_variant_left_is_an_error_that_names_each() -> None:
