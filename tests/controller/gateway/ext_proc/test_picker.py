@@ -209,11 +209,23 @@ def test_a_long_prompt_is_picked_too(fleet: Front, client: Any) -> None:
     assert "--max-message-mb" in reply.json()["error"]
 
 
+def test_answers_are_bounded_by_what_envoy_keeps_of_a_request(fleet: Front, client: Any) -> None:
+    """5 MiB, also as the JSON that they become; beyond that an error, and the place is free."""
+    assert len(fleet.generate(tokens=1, times=5_200_000).json()["text_output"]) == 5_200_001
+    for script in ({"times": 5_300_000}, {"word": "\1", "times": 1_000_000}):  # \u0001, six bytes
+        assert fleet.generate(tokens=1, **script).status == 500
+    with pytest.raises(InferenceServerException, match="UNKNOWN"):
+        infer(client, tokens=1, times=5_300_000)
+    wait_until(lambda: fleet.num_running() == 0)
+
+
 def test_a_wrong_request_is_told_so(fleet: Front, client: Any) -> None:
     """In the form of its door, by the picker or by its variant."""
     reply = ask(fleet.envoy.http, "POST", GENERATE, {"text_input": 3})
     assert reply.status == 400
     assert reply.json()["error"] == "text_input has to be a text, not a number like that"
+    reply = ask(fleet.envoy.http, "POST", GENERATE, {"input_ids": [1] * 600})
+    assert (reply.status, "has 600 tokens" in reply.json()["error"]) == (400, True)
     prompt = [tensor("text_input", "{}")]
     with pytest.raises(InferenceServerException, match="INVALID_ARGUMENT"):
         client.infer("qwen_mtp", prompt, parameters={"draft_length": -1})
