@@ -131,6 +131,18 @@ def install_variants(engines: Path, records: Sequence[VariantRecord]) -> BuildRe
     return BuildResult(tuple(variants), tuple(built), unchanged, removed)
 
 
+@contextmanager
+def whole_or_gone(folder: Path) -> Iterator[None]:
+    """While a variant is written: if that fails, a folder that is new is gone."""
+    was_there = folder.exists()
+    try:
+        yield
+    except BaseException:
+        if not was_there:
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
+
+
 def existing_record(folder: Path) -> VariantRecord | None:
     """The record in `folder`, None where there is none that this version can read."""
     try:

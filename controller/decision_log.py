@@ -20,7 +20,7 @@ from trt_mtp.controller.outcome import Outcome
 from trt_mtp.controller.request import RequestFeatures
 from trt_mtp.controller.validation import first_problem
 from trt_mtp.errors import InputError, TrtMtpError
-from trt_mtp.files import open_private, open_regular
+from trt_mtp.files import folder_for, open_private, open_regular
 
 MAX_BYTES = 64 * 1024 * 1024  # of one file, then it is rotated
 MAX_LINE_BYTES = 1 << 22
@@ -66,9 +66,9 @@ class DecisionLog:
 
     def _open(self) -> FileIO:
         try:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            # unbuffered: a kill loses no whole line
-            file = FileIO(self._path, "a+", opener=open_private)
+            with folder_for(self._path):
+                # unbuffered: a kill loses no whole line
+                file = FileIO(self._path, "a+", opener=open_private)
             try:
                 _cut_broken_line(file)
             except OSError:

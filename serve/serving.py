@@ -13,7 +13,7 @@ from typing import Any
 from trt_mtp.build.variant import RECORD, EngineVariant, list_variants, read_variant
 from trt_mtp.errors import InputError, TrtMtpError
 from trt_mtp.extras import require_engine
-from trt_mtp.files import SMALL, read_text
+from trt_mtp.files import SMALL, folder_for, read_text
 from trt_mtp.serve.grpc_access import LOCAL, GrpcAccess
 from trt_mtp.serve.limits import Limits
 from trt_mtp.serve.ports import ANY_PORTS, Ports
@@ -163,11 +163,14 @@ def describe(server: TritonServer, variants: Sequence[EngineVariant]) -> dict[st
 def admin_key_in(file: Path) -> str:
     """The key in `file`; a missing file is created, readable by its owner only."""
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with suppress(FileExistsError):
+        with folder_for(file), suppress(FileExistsError):
             descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-            with os.fdopen(descriptor, "w") as made:
-                made.write(secrets.token_hex(16) + "\n")
+            try:
+                with os.fdopen(descriptor, "w") as made:
+                    made.write(secrets.token_hex(16) + "\n")
+            except OSError:
+                file.unlink()  # half a key would be taken for one
+                raise
     except OSError as error:
         raise InputError(f"{file} can't be used for the admin key: {error}") from None
     key = read_text(file, SMALL).strip()

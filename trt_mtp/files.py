@@ -6,7 +6,8 @@ import json
 import os
 import stat
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from io import BufferedReader
 from pathlib import Path
 from typing import Any
@@ -46,21 +47,40 @@ def write_atomic(path: Path, data: bytes | str, mode: int = 0o644) -> None:
     Raises TrtMtpError if the disk is full or the folder can't be written.
     """
     content = data.encode() if isinstance(data, str) else data
-    temporary = ""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        with folder_for(path):
+            _write_beside(path, content, mode)
+    except OSError as error:
+        raise TrtMtpError(f"can't write {path}: {error.strerror or error}") from error
+    sync_folder(path.parent)
+
+
+def _write_beside(path: Path, content: bytes, mode: int) -> None:
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
         with os.fdopen(descriptor, "wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
         os.chmod(temporary, mode)
         os.replace(temporary, path)
-    except OSError as error:
-        if temporary:
-            Path(temporary).unlink(missing_ok=True)
-        raise TrtMtpError(f"can't write {path}: {error.strerror or error}") from error
-    sync_folder(path.parent)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+@contextmanager
+def folder_for(path: Path) -> Iterator[None]:
+    """The folder of a file, made if need be, and gone again if the file can't be written."""
+    made = [folder for folder in path.parents if not folder.exists()]
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield
+    except BaseException:
+        for folder in made:
+            with suppress(OSError):  # it isn't there, or another process put something into it
+                folder.rmdir()
+        raise
 
 
 def sync_folder(folder: Path) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from trt_mtp.errors import InputError, TrtMtpError
-from trt_mtp.files import open_private, open_shared, read_bounded, sync_folder
+from trt_mtp.files import folder_for, open_private, open_shared, read_bounded, sync_folder
 
 Take = Callable[[Any], None]
 WRONG = (ValueError, KeyError, TypeError, AttributeError)  # of a value that isn't as it should be
@@ -31,9 +31,9 @@ class JsonLines:
         self.path = path
         self._name = name
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            # unbuffered: what could not be written must not come later
-            self._file = FileIO(path, "a", opener=open_private if private else open_shared)
+            with folder_for(path):
+                # unbuffered: what could not be written must not come later
+                self._file = FileIO(path, "a", opener=open_private if private else open_shared)
         except OSError as error:
             raise TrtMtpError(f"can't write {path}: {error.strerror or error}") from None
         try:

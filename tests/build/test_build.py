@@ -314,6 +314,26 @@ def test_a_full_disk_is_one_sentence(source: Path, tmp_path: Path) -> None:
     assert not list((tmp_path / "engines").glob("k*"))
 
 
+def test_a_record_that_cannot_be_written_leaves_no_folder(source: Path, tmp_path: Path) -> None:
+    """What is there stays, and is whole; the variant that didn't fit has not even a folder."""
+    engines = tmp_path / "engines"
+    with run_build(source, engines) as process:
+        process.communicate(timeout=TIMEOUT_S)
+    for length in (1, 3):
+        shutil.rmtree(engines / f"k{length}")
+
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (200, 200))
+
+    with run_build(source, engines, preexec_fn=limit) as process:
+        _, err = process.communicate(timeout=TIMEOUT_S)
+    assert process.returncode == 1
+    assert re.search(
+        r"^trt-mtp: can't write .*/k1/variant.json: File too large$", err, re.MULTILINE
+    )
+    assert [folder.name for folder in engines.glob("k*")] == ["k0"]
+
+
 def test_too_little_space_is_seen_before_writing(
     cli: Cli, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
