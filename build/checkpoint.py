@@ -25,6 +25,7 @@ from trt_mtp.build.tensors import (
     read_tensors,
     read_unlisted,
     safetensors_files,
+    written_by_mlx,
 )
 from trt_mtp.build.text_files import check_marks
 from trt_mtp.build.weights_check import check_tensors
@@ -145,6 +146,7 @@ def read_checkpoint(folder: Path) -> Checkpoint:
     found = read_tensors(folder)
     head, unlisted = find_separate_head(folder, found)
     tensors = with_released_names({**found, **head})
+    check_whole(tensors)
     if not any(name.startswith(MTP) for name in tensors):
         raise lost_head(folder, tensors)
     check_tensors(file, config, tensors, is_quantized=quantization is not None)
@@ -174,6 +176,28 @@ def find_separate_head(
     unlisted = read_unlisted(folder, {info.file for info in found.values()})
     head = {name: info for name, info in unlisted if released_name(name).startswith(MTP)}
     return head, tuple(sorted({info.file.name for info in head.values()}))
+
+
+def check_whole(tensors: Mapping[str, TensorInfo]) -> None:
+    """Raise InputError for tensors that are no model's before they are put together or turned.
+
+    MLX keeps convolutions channels-last, and quantised weights, 32 bits at a time, beside `scales`.
+    It doesn't always say so in the file.
+    """
+    for name, info in tensors.items():
+        if ".lora_" in name or ".base_layer." in name:
+            raise InputError(
+                f"{info.file}: {name} is of a LoRA adapter that is not merged into its base model: "
+                f"do that (`merge_and_unload` of PEFT) and copy the base's mtp.* tensors to the "
+                f"result"
+            )
+        if name.endswith("conv1d.weight") and len(info.shape) == 3:
+            if info.shape[1] > info.shape[2] == 1:
+                raise written_by_mlx(info.file)
+        elif name.endswith(".scales"):
+            weight = tensors.get(f"{name.removesuffix('scales')}weight")
+            if weight is not None and weight.dtype == "U32":
+                raise written_by_mlx(info.file)
 
 
 def lost_head(folder: Path, tensors: Mapping[str, TensorInfo]) -> InputError:

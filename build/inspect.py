@@ -4,6 +4,7 @@ from typing import Any
 
 from trt_mtp.build.checkpoint import Checkpoint
 from trt_mtp.build.quantization import Quantization
+from trt_mtp.build.tensor_names import described
 from trt_mtp.build.tensors import INDEX
 
 
@@ -75,7 +76,7 @@ def render(checkpoint: Checkpoint) -> str:
     if checkpoint.unlisted:
         rows["MTP head in"] = f"{', '.join(checkpoint.unlisted)} (not in {INDEX})"
     if checkpoint.foreign_prefixes:
-        rows["named"] = ", ".join(f"{prefix}*" for prefix in checkpoint.foreign_prefixes)
+        rows["named"] = described(checkpoint.foreign_prefixes)
     lines = [f"{name:<13} {value}" for name, value in rows.items()]
     shown = list(mtp.tensors.items())
     if len(shown) > 40:  # experts one by one

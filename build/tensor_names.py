@@ -18,6 +18,14 @@ PREFIXES = {
     "model.language_model.lm_head.": "lm_head.",
     "language_model.model.": "model.language_model.",
 }
+# what names have of a model that was saved inside a wrapper, and whose that is: before all of the
+# name, or inside it as well, where parts of the model were wrapped
+OUTER = {"module.": "DataParallel", "base_model.model.": "PEFT"}
+INNER = {
+    "_orig_mod.": "torch.compile",
+    "_fsdp_wrapped_module.": "FSDP",
+    "_checkpoint_wrapped_module.": "activation checkpoints",
+}
 
 
 def released_name(name: str) -> str:
@@ -25,9 +33,31 @@ def released_name(name: str) -> str:
 
     >>> released_name("language_model.model.layers.0.mlp.up_proj.weight")
     'model.language_model.layers.0.mlp.up_proj.weight'
+    >>> released_name("module._orig_mod.model.norm.weight")
+    'model.norm.weight'
     """
+    name = unwrapped(name)
     prefix = foreign_prefix(name)
     return name if prefix is None else PREFIXES[prefix] + name.removeprefix(prefix)
+
+
+def unwrapped(name: str) -> str:
+    """`name` as the model inside of all wrappers has it."""
+    for part in _wrappers(name):
+        name = name.removeprefix(part) if part in OUTER else name.replace(part, "", 1)
+    return name
+
+
+def _wrappers(name: str) -> list[str]:
+    """What the wrappers put into `name`, in the order in which to take it out."""
+    found = []
+    for part in INNER:
+        found += [part] * name.count(part)
+        name = name.replace(part, "")
+    while outer := next(filter(name.startswith, OUTER), None):
+        found.append(outer)
+        name = name.removeprefix(outer)
+    return found
 
 
 def foreign_prefix(name: str) -> str | None:
@@ -50,6 +80,19 @@ def with_released_names(tensors: Tensors) -> dict[str, TensorInfo]:
 
 
 def foreign_prefixes(names: Iterable[str]) -> tuple[str, ...]:
-    """The exporters' prefixes among `names`, in the order of PREFIXES."""
-    found = {foreign_prefix(name) for name in names}
-    return tuple(prefix for prefix in PREFIXES if prefix in found)
+    """What wrappers and exporters put before the names, in the order of the tables above."""
+    found = set[str | None]()
+    for name in names:
+        found.update(_wrappers(name))
+        found.add(foreign_prefix(unwrapped(name)))
+    return tuple(part for part in (*OUTER, *INNER, *PREFIXES) if part in found)
+
+
+def described(prefixes: Iterable[str]) -> str:
+    """Foreign prefixes for a message, with whose they are.
+
+    >>> described(["_orig_mod.", "model.mtp."])
+    '_orig_mod.* (torch.compile), model.mtp.*'
+    """
+    whose = {part: f" ({tool})" for part, tool in (OUTER | INNER).items()}
+    return ", ".join(f"{prefix}*{whose.get(prefix, '')}" for prefix in prefixes)

@@ -35,7 +35,9 @@ from trt_mtp.build.store import (
     is_same,
     refuse_other_engines,
     remove_stale,
+    whole_or_gone,
 )
+from trt_mtp.build.tensor_names import described
 from trt_mtp.build.trtllm_config import (
     TrtllmOptions,
     check_options,
@@ -170,7 +172,7 @@ def hazard_facts(checkpoint: Checkpoint) -> dict[str, Any]:
     if quantization is not None and quantization.unloadable:
         facts["unloadable"] = quantization.unloadable
     if checkpoint.foreign_prefixes:
-        facts["foreign_prefixes"] = ", ".join(f"{p}*" for p in checkpoint.foreign_prefixes)
+        facts["foreign_prefixes"] = described(checkpoint.foreign_prefixes)
     if checkpoint.unlisted:
         facts["unlisted"] = ", ".join(checkpoint.unlisted)
     if rope.kind != "default":
@@ -295,8 +297,9 @@ def write_variants(
         if existing is not None and is_same(existing, record):
             written.append(EngineVariant(variant.folder, existing))
         else:
-            write_files(variant, options)
-            written.append(write_variant(variant.folder, record))
+            with whole_or_gone(variant.folder):
+                write_files(variant, options)
+                written.append(write_variant(variant.folder, record))
             built.append(variant.name)
     unchanged = tuple(variant.name for variant in variants if variant.name not in built)
     removed = remove_stale(engines, {variant.record.fingerprint for variant in written})

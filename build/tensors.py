@@ -163,10 +163,7 @@ def read_header(file: Path) -> Iterator[tuple[str, TensorInfo]]:
     shapes: dict[tuple[int, ...], tuple[int, ...]] = {}  # each shape once in memory
     metadata = header.pop("__metadata__", None)
     if isinstance(metadata, dict) and metadata.get("format") == "mlx":
-        raise InputError(
-            f"{file} was written by MLX, which keeps norms and convolutions in another form; use "
-            f"the original checkpoint's tensors"
-        )
+        raise written_by_mlx(file)
     for name, entry in header.items():
         try:
             dtype, shape = entry["dtype"], tuple(entry["shape"])
@@ -186,6 +183,14 @@ def read_header(file: Path) -> Iterator[tuple[str, TensorInfo]]:
             )
         shape = shapes.setdefault(shape, shape)
         yield name, TensorInfo(dtype, shape, num_bytes, file, start + first)
+
+
+def written_by_mlx(file: Path) -> InputError:
+    """The sentence for tensors as MLX writes them."""
+    return InputError(
+        f"{file} was written by MLX, which keeps norms, convolutions and quantised weights in "
+        f"another form; use the original checkpoint's tensors"
+    )
 
 
 def load_header(file: Path) -> tuple[dict[str, Any], int, int]:

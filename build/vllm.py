@@ -21,6 +21,7 @@ from trt_mtp.build.store import (
     install_variants,
     refuse_other_engines,
 )
+from trt_mtp.build.tensor_names import INNER, OUTER, described
 from trt_mtp.build.tensorrt_llm import sampled_digest
 from trt_mtp.build.text_check import check_text
 from trt_mtp.build.variant import (
@@ -85,6 +86,12 @@ def check_checkpoint(checkpoint: Checkpoint) -> None:
         raise InputError(
             f"{checkpoint.path} lacks {checkpoint.mtp.missing[0]} and so can't draft; "
             "download the original checkpoint again"
+        )
+    wrapped = [prefix for prefix in checkpoint.foreign_prefixes if prefix in OUTER | INNER]
+    if wrapped:
+        raise InputError(
+            f"{checkpoint.path}: the tensors are named {described(wrapped)}, which vLLM doesn't "
+            f"load; save the model that is inside, or rename them as in the released checkpoints"
         )
     check_text(checkpoint.path, checkpoint.vocab_size)
 

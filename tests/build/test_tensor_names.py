@@ -75,6 +75,48 @@ def test_tensorrt_llm_is_not_sent_an_exporters_prefix(cli: Cli, folder: Path) ->
     assert "language_model.model.*" in found["message"]
 
 
+@pytest.mark.parametrize(
+    ("old", "new", "found"),
+    [
+        ("", "_orig_mod.", ("_orig_mod.",)),
+        ("", "module.", ("module.",)),
+        ("", "module._orig_mod.", ("module.", "_orig_mod.")),
+        ("", "base_model.model.", ("base_model.model.",)),
+        ("model.layers.0.", "model.layers.0._orig_mod.", ("_orig_mod.",)),
+        ("model.", "_fsdp_wrapped_module.language_model.model.", None),
+    ],
+)
+def test_a_model_is_read_that_was_saved_inside_a_wrapper(
+    folder: Path, old: str, new: str, found: tuple[str, ...] | None
+) -> None:
+    """Before all names (safetensors#403) or where layers were wrapped, one wrapper or several."""
+    expected = (pack(folder, folder / "plain") / "weights.bin").read_bytes()
+    write_safetensors(folder / "model.safetensors", renamed(tensors_of(), old, new))
+    both = ("_fsdp_wrapped_module.", "language_model.model.")
+    assert read_checkpoint(folder).foreign_prefixes == (found or both)
+    assert (pack(folder, folder / "packed") / "weights.bin").read_bytes() == expected
+
+
+def test_a_wrappers_names_are_explained(cli: Cli, folder: Path) -> None:
+    """Where the tensors are somebody else's to load, the prefix is named, and whose it is."""
+    write_safetensors(folder / "model.safetensors", renamed(tensors_of(), "", "_orig_mod."))
+    assert "_orig_mod.* (torch.compile)" in cli("inspect", folder).out
+    result = cli("build", folder, "--trtllm-version", "1.3.0rc27", "--dry-run", "--json")
+    findings = json.loads(result.out)["variants"][0]["findings"]
+    (said,) = [finding for finding in findings if finding["id"] == "tensor-names"]
+    assert "named _orig_mod.* (torch.compile), which" in said["message"]
+
+
+def test_a_wrapped_and_a_plain_copy_are_refused(cli: Cli, folder: Path) -> None:
+    """Which of the two counts is not guessed."""
+    tensors = tensors_of()
+    tensors["module.mtp.norm.weight"] = tensors["mtp.norm.weight"]
+    write_safetensors(folder / "model.safetensors", tensors)
+    result = cli("inspect", folder)
+    assert result.code == 2
+    assert "module.mtp.norm.weight is mtp.norm.weight a second time" in result.err
+
+
 def split_head(folder: Path, name: str, prefix: str = "mtp.") -> None:
     """The head in a file of its own, which the index doesn't list."""
     tensors = tensors_of()

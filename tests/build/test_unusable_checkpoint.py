@@ -8,12 +8,20 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.conftest import CliResult
-from tests.tiny_model import change_config, make_checkpoint, write_safetensors
+from tests.tiny_model import (
+    Tensors,
+    change_config,
+    make_checkpoint,
+    random_tensors,
+    text_config_of,
+    write_safetensors,
+)
 from trt_mtp.build.tensors import INDEX, read_header
 from trt_mtp.errors import InputError
 
@@ -159,6 +167,46 @@ def written_by_mlx(folder: Path) -> None:
         file.write_bytes(content.replace(b'"format": "pt"', b'"format":"mlx"', 1))
 
 
+def changed(folder: Path, change: Callable[[Tensors], None]) -> None:
+    """Write the tensors again as one file, changed."""
+    for file in folder.glob("model*"):
+        file.unlink()
+    tensors = random_tensors(text_config_of("float32"), np.random.default_rng(0))
+    change(tensors)
+    write_safetensors(folder / "model.safetensors", tensors)
+
+
+def mlx_without_metadata(folder: Path) -> None:
+    def turn(tensors: Tensors) -> None:
+        for name in tensors:
+            if name.endswith("conv1d.weight"):
+                tensors[name] = tensors[name].transpose(0, 2, 1)
+
+    changed(folder, turn)
+
+
+def mlx_quantized(folder: Path) -> None:
+    name = "model.layers.0.mlp.up_proj"
+
+    def quantize(tensors: Tensors) -> None:
+        rows, columns = tensors[f"{name}.weight"].shape
+        tensors[f"{name}.weight"] = np.zeros((rows, columns // 8), np.float32)
+        for part in ("scales", "biases"):
+            tensors[f"{name}.{part}"] = np.zeros((rows, columns // 64), np.float32)
+
+    changed(folder, quantize)
+    file, entry = folder / "model.safetensors", f'"{name}.weight": {{"dtype": "'.encode()
+    file.write_bytes(file.read_bytes().replace(entry + b"F32", entry + b"U32"))
+
+
+def adapter_beside_its_base(folder: Path) -> None:
+    def add(tensors: Tensors) -> None:
+        name = "base_model.model.model.layers.0.mlp.up_proj.lora_A.weight"
+        tensors[name] = np.zeros((4, 64), np.float32)
+
+    changed(folder, add)
+
+
 def marked(name: str) -> Callable[[Path], None]:
     """Put a byte order mark before a file, as Windows' editors do."""
 
@@ -173,6 +221,9 @@ BAD: dict[Callable[[Path], None], str] = {
     adapter: "is a LoRA adapter, not a model",
     adapter_with_config: "is a LoRA adapter, not a model",
     whole_model_beside_shards: f"is in model.safetensors and, by {INDEX}, in model-0000",
+    mlx_without_metadata: "model.safetensors was written by MLX",
+    mlx_quantized: "model.safetensors was written by MLX",
+    adapter_beside_its_base: "lora_A.weight is of a LoRA adapter that is not merged",
     written_by_mlx: "model-00001-of-00002.safetensors was written by MLX",
     two_models_without_index: "remove one of them",
     marked("config.json"): "config.json begins with a byte order mark",

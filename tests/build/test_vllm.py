@@ -1,6 +1,7 @@
 """Variants for vLLM: their records, and the sentences for an environment that can't run them."""
 
 import json
+import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -73,6 +74,20 @@ def test_mrope_is_taken_out_of_a_text_model(tmp_path: Path) -> None:
     weights = folder / "model.safetensors"
     assert weights.resolve() == (ASSET / "model.safetensors").resolve()
     assert before == ((ASSET / "config.json").read_bytes(), weights.stat().st_mode)
+
+
+def test_a_wrappers_names_are_refused(tmp_path: Path) -> None:
+    """vLLM loads the tensors itself, and would not find one of them."""
+    folder = shutil.copytree(ASSET, tmp_path / "wrapped")
+    file = folder / "model.safetensors"
+    file.write_bytes(file.read_bytes().replace(b'"mtp.fc.weight"', b'"module.mtp.fc.weight"', 1))
+    header = int.from_bytes(file.read_bytes()[:8], "little") + len("module.")
+    file.write_bytes(header.to_bytes(8, "little") + file.read_bytes()[8:])
+    with pytest.raises(InputError, match=r"named module\.\* \(DataParallel\), which vLLM doesn't"):
+        build_vllm(
+            read_checkpoint(folder), [1], tmp_path / "engines", CPU,
+            max_batch_size=8, max_seq_len=1024, schedule=None,
+        )  # fmt: skip
 
 
 def test_a_schedule_is_one_of_ranges() -> None:
