@@ -1,6 +1,7 @@
 """`trt-mtp build` for NVIDIA servers, as it is typed."""
 
 import json
+import resource
 from pathlib import Path
 
 import pytest
@@ -66,6 +67,21 @@ def test_build_twice(checkpoint_27b: Path, tmp_path: Path) -> None:
     assert "nothing new" in run(*arguments).stderr
     assert "k0, k3" in run(*arguments, "--set", "stream_interval=4").stderr
     assert [variant.name for variant in list_variants(tmp_path)] == ["k0", "k3"]
+
+
+def test_a_full_disk_leaves_no_part_of_a_variant(checkpoint_27b: Path, tmp_path: Path) -> None:
+    """Neither an empty folder nor one with the arguments and no record."""
+    arguments = (checkpoint_27b, "--trtllm-version", "1.3.0rc27", "--draft-lengths", "0", "-o")
+    run(*arguments, tmp_path / "whole")
+    size = (tmp_path / "whole" / "k0" / "variant.json").stat().st_size
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size - 100, hard))
+    try:
+        with pytest.raises(TrtMtpError, match=r"can't write .*/k0/variant\.json"):
+            run(*arguments, tmp_path / "full")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert not list((tmp_path / "full").glob("k*"))
 
 
 def test_devices(checkpoint_27b: Path, tmp_path: Path) -> None:

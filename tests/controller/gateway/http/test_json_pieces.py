@@ -31,5 +31,5 @@ def test_what_is_read_is_the_list(values: list[Any], indent: int | None) -> None
 @pytest.mark.parametrize("text", ["", "5", "[1", "[1,", "[}"])
 def test_what_is_no_list_is_an_error(text: str) -> None:
     """As json.loads has it."""
-    with pytest.raises(ValueError, match="."):
+    with pytest.raises(ValueError, match=r"."):
         loaded_list(text)
