@@ -15,8 +15,8 @@ import trt_mtp
 from trt_mtp.errors import InputError, TrtMtpError
 from trt_mtp.extras import require_engine
 from trt_mtp.files import open_private
+from trt_mtp.parent import die_with_parent
 from trt_mtp.serve.processes import (
-    die_with_parent,
     free_ports,
     has_ended,
     kill_group,

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from trt_mtp.errors import InputError, TrtMtpError
-from trt_mtp.serve.processes import descendants, die_with_parent, kill_group, without_ctrl_c
+from trt_mtp.parent import die_with_parent
+from trt_mtp.serve.processes import descendants, kill_group, without_ctrl_c
 
 Result = TypeVar("Result")
 # our own Python gets our paths; another one has an environment with trt-mtp, and keeps its paths

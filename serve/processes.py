@@ -1,6 +1,5 @@
 """Child processes that end with us, and signals that end us in order."""
 
-import ctypes
 import errno
 import os
 import secrets
@@ -16,31 +15,13 @@ from types import FrameType
 
 from trt_mtp.errors import InputError, TrtMtpError
 from trt_mtp.interrupts import interrupt, note_interrupt, time_left
+from trt_mtp.parent import die_with_parent
 
-PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 LOCAL = "127.0.0.1"
 LOWEST_PORT = 10_240  # of those that are taken where any will do
 NUM_TRIED = 64
 KILL_S = 10.0  # for what was killed to be gone; the kernel may finish something first
 LOOK_S = 0.01
-
-
-def die_with_parent(
-    parent: int | None = None, number: signal.Signals = signal.SIGTERM
-) -> Callable[[], None]:
-    """A `preexec_fn` that sends the child a signal when the thread that started it is gone.
-
-    A child calls it itself with the process id of its `parent`.
-    """
-    prctl = ctypes.CDLL(None, use_errno=True).prctl  # looked up before the fork
-    parent = parent or os.getpid()
-
-    def set_death_signal() -> None:
-        prctl(PR_SET_PDEATHSIG, number)
-        if os.getppid() != parent:
-            os._exit(1)
-
-    return set_death_signal
 
 
 def shielded(parent: int | None = None) -> Callable[[], None]:

@@ -5,7 +5,6 @@ it says so or ends; who waits for an answer ends it after a time.
 """
 
 import contextlib
-import ctypes
 import os
 import resource
 import select
@@ -21,11 +20,11 @@ from pathlib import Path
 from typing import Any
 
 from trt_mtp.errors import TrtMtpError
+from trt_mtp.parent import die_with_parent
 
 START_S = 60.0  # to import what it needs, on a machine with much else to do
 MAX_ANSWER_BYTES = 1 << 27
 KILL_S = 10.0
-PR_SET_PDEATHSIG = 1  # linux/prctl.h
 SIZE_BYTES = 4  # before each message
 PIECE_BYTES = 1 << 20
 BOOT = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from {module} import main; main()"
@@ -138,8 +137,7 @@ def answer_messages(prepare: Callable[[bytes], Callable[[bytes], bytes]]) -> Non
     From then on it can open and write no file.
     """
     memory_bytes, cpu_s = map(int, sys.argv[2:])
-    # with the thread that started it, also while it is stopped or in the middle of a message
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    die_with_parent(os.getppid(), signal.SIGKILL)()  # also in the middle of a message
     source, sink = os.fdopen(os.dup(0), "rb"), os.dup(1)
     os.dup2(2, 1)  # whatever is printed is no answer
     answer = prepare(_received(source) or b"")

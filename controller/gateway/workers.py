@@ -34,8 +34,9 @@ from trt_mtp.controller.gateway.servers.addresses import stream_socket
 from trt_mtp.controller.state import default_replica
 from trt_mtp.errors import InputError, TrtMtpError
 from trt_mtp.interrupts import time_left
+from trt_mtp.parent import die_with_parent
 from trt_mtp.serve.hosts import host_and_port
-from trt_mtp.serve.processes import die_with_parent, noted_signals, without_ctrl_c
+from trt_mtp.serve.processes import noted_signals, without_ctrl_c
 
 log = logging.getLogger(__name__)
 

@@ -14,7 +14,8 @@ from typing import TypeVar
 
 from tests.chaos.clock import Clock
 from tests.programs import command_line
-from trt_mtp.serve.processes import children, die_with_parent, free_ports
+from trt_mtp.parent import die_with_parent
+from trt_mtp.serve.processes import children, free_ports
 
 T = TypeVar("T")
 NUM_WORKERS = 2
