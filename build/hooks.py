@@ -1,6 +1,6 @@
 """What `trt-mtp build` gets from the stages after it, which build/ never imports."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,5 +13,5 @@ class Hooks(NamedTuple):
     """Functions of serve/ and controller/, joined in trt_mtp/cli.py."""
 
     verify: Verify
-    # a profile's file, draft lengths, the largest batch, shares of tasks -> schedules
-    schedules: Callable[[Path, Sequence[int], int, Mapping[str, float] | None], Schedules]
+    # a profile's file, draft lengths, the largest batch, shares of tasks as typed -> schedules
+    schedules: Callable[[Path, Sequence[int], int, str | None], Schedules]

@@ -208,26 +208,7 @@ def measured_schedules(
         return {}
     if values["draft_len_schedule"]:
         raise InputError("--profile and --draft-len-schedule both say when to draft how much")
-    mix = parse_mix(values["mix"]) if values["mix"] else None
-    return hooks.schedules(values["profile"], lengths, max_batch_size, mix)
-
-
-def parse_mix(text: str) -> dict[str, float]:
-    """`coding=3,qa=1` as shares by task; raises InputError.
-
-    >>> parse_mix("coding=3, qa=0.5")
-    {'coding': 3.0, 'qa': 0.5}
-    """
-    mix = {}
-    for part in text.split(","):
-        task, _, share = part.partition("=")
-        try:
-            mix[task.strip()] = float(share)
-        except ValueError:
-            raise InputError(
-                f"--mix {text!r}: expected tasks and shares, as in coding=3,qa=1"
-            ) from None
-    return mix
+    return hooks.schedules(values["profile"], lengths, max_batch_size, values["mix"])
 
 
 def default_experts(checkpoint: Checkpoint, tensor_parallel: int) -> int:

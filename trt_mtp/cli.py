@@ -6,7 +6,7 @@ import io
 import os
 import signal
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -198,7 +198,7 @@ def schedules(
     profile: Path,
     draft_lengths: Sequence[int],
     max_batch_size: int,
-    mix: Mapping[str, float] | None,
+    mix: str | None,
 ) -> dict[int, dict[int, int]]:
     """Where `build` has draft lengths by load from; joined here for the same reason."""
     from trt_mtp.controller.calibrate.measured_schedule import schedules

@@ -9,23 +9,22 @@ from pathlib import Path
 
 from trt_mtp.controller.acceptance import AcceptanceKey, AcceptanceLearner, temperature_band
 from trt_mtp.controller.cost import StepCost
+from trt_mtp.controller.mix import parse_mix
 from trt_mtp.controller.position_counts import MAX_POSITIONS
 from trt_mtp.controller.profile import Profile, read_profile
-from trt_mtp.controller.tasks import TASKS
 from trt_mtp.errors import InputError
-from trt_mtp.files import nearest
 
 
 def schedules(
     path: Path,
     draft_lengths: Sequence[int],
     max_batch_size: int,
-    mix: Mapping[str, float] | None = None,
+    mix: str | None = None,
 ) -> dict[int, dict[int, int]]:
     """For each draft length from 1 on, the best length up to it by the largest batch size.
 
-    Without a `mix` all measured tasks count alike. Raises InputError for a profile without R, and
-    for a task that isn't one.
+    Without a `mix`, as parse_mix takes it, all measured tasks count alike. Raises InputError for a
+    profile without R, and as parse_mix does.
     """
     profile = read_profile(path)
     if "step_ratio" not in profile.model_fields_set or not profile.step_ratio:
@@ -60,19 +59,10 @@ def best_schedule(
     return dict(sorted(schedule.items()))
 
 
-def _shares(profile: Profile, mix: Mapping[str, float] | None) -> dict[str, float]:
-    if mix is None:
-        tasks = tuple(profile.acceptance)
-        return {task: 1 / len(tasks) for task in tasks}
-    for task, share in mix.items():
-        if task not in TASKS:
-            raise InputError(f"--mix: {task!r} is not a task{nearest(task, TASKS)}")
-        if not 0 <= share < float("inf"):
-            raise InputError(f"--mix: {task}={share:g}: expected a share from 0 on")
-    total = sum(mix.values())
-    if total <= 0:
-        raise InputError("--mix: at least one share has to be more than 0")
-    return {task: share / total for task, share in mix.items()}
+def _shares(profile: Profile, mix: str | None) -> dict[str, float]:
+    given = parse_mix(mix) if mix else dict.fromkeys(profile.acceptance, 1.0)
+    total = sum(given.values())
+    return {task: share / total for task, share in given.items()}
 
 
 def inverse_lengths(profile: Profile, shares: Mapping[str, float]) -> list[float]:

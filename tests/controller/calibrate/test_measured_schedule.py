@@ -52,8 +52,8 @@ def test_every_batch_gets_the_fastest_length(
 
 def test_the_mix_decides(profile: Path) -> None:
     """Code alone drafts deeper than prose alone; a bound is never above the largest batch."""
-    code = schedules(profile, (0, 1, 4), 32, {"coding": 1})
-    prose = schedules(profile, (0, 1, 4), 32, {"writing": 2})
+    code = schedules(profile, (0, 1, 4), 32, "coding=1")
+    prose = schedules(profile, (0, 1, 4), 32, "writing=2")
     assert list(code) == [1, 4]
     assert code[1] == {32: 1}
     assert next(iter(code[4].values())) > next(iter(prose[4].values()))
@@ -66,9 +66,9 @@ def test_a_profile_without_step_costs_is_refused(tmp_path: Path, profile: Path) 
     with pytest.raises(InputError, match="has no step_ratio"):
         schedules(tmp_path / "p.json", (1,), 8)
     with pytest.raises(InputError, match="'codng' is not a task; did you mean coding"):
-        schedules(profile, (1,), 8, {"codng": 1})
-    with pytest.raises(InputError, match="at least one share"):
-        schedules(profile, (1,), 8, {"coding": 0})
+        schedules(profile, (1,), 8, "codng=1")
+    with pytest.raises(InputError, match="share of coding must be above 0"):
+        schedules(profile, (1,), 8, "coding=0")
 
 
 def test_build_writes_it(cli: Cli, tmp_path: Path, profile: Path) -> None:
@@ -88,6 +88,6 @@ def test_build_writes_it(cli: Cli, tmp_path: Path, profile: Path) -> None:
     for options, said in (
         (("--mix", "coding=1"), "--mix is for --profile"),
         (("--profile", profile, "--draft-len-schedule", "4:1"), "both say when"),
-        (("--profile", profile, "--mix", "coding"), "expected tasks and shares"),
+        (("--profile", profile, "--mix", "coding"), "should be like coding=0.5"),
     ):
         assert said in cli(*build, *options).err
