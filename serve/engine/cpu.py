@@ -23,7 +23,7 @@ from trt_mtp.serve.engine.kernels import Array
 from trt_mtp.serve.engine.logprobs import PlaceLogprobs, place_logprobs
 from trt_mtp.serve.engine.sampling import NO_TOKEN
 from trt_mtp.serve.engine.sequence import Sequence
-from trt_mtp.serve.engine.text import TextCodec, begin_answer
+from trt_mtp.serve.engine.text import TextCodec, TextEngine, begin_answer
 from trt_mtp.serve.engine.weights import (
     load_weights,
     mixed_width,
@@ -105,7 +105,7 @@ def margin(logits: Array) -> float:
     return float(best - second)
 
 
-class CpuEngine:
+class CpuEngine(TextEngine):
     """One variant on one CPU core. See trt_mtp.serve.engine.base.Engine."""
 
     def __init__(
@@ -135,21 +135,6 @@ class CpuEngine:
         self._totals = dict.fromkeys(("requests", "steps", "output", "drafts", "accepted"), 0)
         self._thread = threading.Thread(target=self._run, name="cpu-engine", daemon=True)
         self._thread.start()
-
-    def encode(self, text: str) -> tuple[int, ...]:
-        """`text` as token ids, without special tokens added."""
-        return self.codec.encode(text, self.max_seq_len)
-
-    def encode_chat(
-        self,
-        messages: list[dict[str, object]],
-        tools: list[dict[str, object]] | None = None,
-        enable_thinking: bool | None = None,
-    ) -> tuple[int, ...]:
-        """The token ids of the checkpoint's chat template over `messages`."""
-        return self.codec.encode_chat(
-            messages, tools, enable_thinking=enable_thinking, most=self.max_seq_len
-        )
 
     def submit(self, request: Request, on_chunk: Callable[[Chunk], None]) -> Sequence:
         """Queue `request`; `on_chunk` is called from the engine's thread, in order."""

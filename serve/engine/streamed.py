@@ -25,7 +25,7 @@ from trt_mtp.serve.engine.base import (
     cut_after,
 )
 from trt_mtp.serve.engine.checks import check_request
-from trt_mtp.serve.engine.text import AnswerText, TextCodec, begin_answer
+from trt_mtp.serve.engine.text import AnswerText, TextCodec, TextEngine, begin_answer
 
 log = logging.getLogger(__name__)
 
@@ -111,7 +111,7 @@ class StreamedGeneration:
             self.abort(True)
 
 
-class StreamedEngine(ABC):
+class StreamedEngine(TextEngine, ABC):
     """One variant behind such a library. See trt_mtp.serve.engine.base.Engine."""
 
     library: str  # its name in sentences
@@ -159,21 +159,6 @@ class StreamedEngine(ABC):
     @abstractmethod
     def _shut_down(self) -> None:
         """Free what the library holds."""
-
-    def encode(self, text: str) -> tuple[int, ...]:
-        """`text` as token ids, without special tokens added."""
-        return self.codec.encode(text, self.max_seq_len)
-
-    def encode_chat(
-        self,
-        messages: list[dict[str, object]],
-        tools: list[dict[str, object]] | None = None,
-        enable_thinking: bool | None = None,
-    ) -> tuple[int, ...]:
-        """The token ids of the checkpoint's chat template over `messages`."""
-        return self.codec.encode_chat(
-            messages, tools, enable_thinking=enable_thinking, most=self.max_seq_len
-        )
 
     def submit(self, request: Request, on_chunk: Callable[[Chunk], None]) -> StreamedGeneration:
         """Hand `request` over; `on_chunk` is called from the loop's thread, in order."""

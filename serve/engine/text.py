@@ -144,6 +144,28 @@ class TextCodec:
             return False
 
 
+class TextEngine:
+    """The part of an engine that makes token ids of texts and chats; see Engine in base.py."""
+
+    codec: TextCodec
+    max_seq_len: int
+
+    def encode(self, text: str) -> tuple[int, ...]:
+        """`text` as token ids, without special tokens added."""
+        return self.codec.encode(text, self.max_seq_len)
+
+    def encode_chat(
+        self,
+        messages: list[dict[str, object]],
+        tools: list[dict[str, object]] | None = None,
+        enable_thinking: bool | None = None,
+    ) -> tuple[int, ...]:
+        """The token ids of the checkpoint's chat template over `messages`."""
+        return self.codec.encode_chat(
+            messages, tools, enable_thinking=enable_thinking, most=self.max_seq_len
+        )
+
+
 class AnswerText:
     """The text of an answer as its tokens arrive; holds back what may still change or be cut."""
 
