@@ -23,9 +23,10 @@ from tritonclient.grpc import service_pb2 as pb
 from benchmarks._report import arguments, print_report
 from benchmarks.decision import prompts
 from trt_mtp.controller.gateway.draws import DRAWS
-from trt_mtp.controller.gateway.servers.backend import Backend, Replica
+from trt_mtp.controller.gateway.servers.backend import Backend
 from trt_mtp.controller.gateway.servers.candidates import Index, Preference
 from trt_mtp.controller.gateway.servers.pool import Pool
+from trt_mtp.controller.gateway.servers.replica import Replica
 from trt_mtp.controller.policy import Policy
 from trt_mtp.serve.kserve import SERVICE
 from trt_mtp.serve.processes import free_ports

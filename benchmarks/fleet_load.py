@@ -18,8 +18,9 @@ from typing import NamedTuple
 from benchmarks._report import arguments, print_report
 from trt_mtp.controller.filters import NoVariantError
 from trt_mtp.controller.gateway.draws import DRAWS
-from trt_mtp.controller.gateway.servers.backend import Backend, Replica
+from trt_mtp.controller.gateway.servers.backend import Backend
 from trt_mtp.controller.gateway.servers.candidates import Index, Preference
+from trt_mtp.controller.gateway.servers.replica import Replica
 from trt_mtp.controller.policy import Policy
 from trt_mtp.controller.simulate import fleet as simulated
 from trt_mtp.controller.simulate.arrivals import poisson

@@ -1,7 +1,7 @@
 """Which variants may have a request at all.
 
-A new rule goes into `_obstacle`, with what it looks at in VariantState; a rule by which requests
-differ in what they wait for also goes into `Router.kind`.
+A new rule goes into `_limit`, or into `_obstacle` if time may change it, with what it looks at in
+VariantState; a rule by which requests differ in what they wait for also goes into `Router.kind`.
 """
 
 from collections.abc import Sequence

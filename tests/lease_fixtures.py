@@ -15,8 +15,8 @@ from trt_mtp.controller.gateway.access.authenticator import Caller
 from trt_mtp.controller.gateway.call import InferenceCall
 from trt_mtp.controller.gateway.hang_detector import HangDetector, StallLimits
 from trt_mtp.controller.gateway.lease import Lease
-from trt_mtp.controller.gateway.servers.backend import Replica
 from trt_mtp.controller.gateway.servers.load import LoadMeter
+from trt_mtp.controller.gateway.servers.replica import Replica
 from trt_mtp.controller.gateway.servers.upstream import UpstreamLost
 from trt_mtp.controller.gateway.servers.winding_down import Rest
 from trt_mtp.controller.json_request import features_from_json

@@ -6,8 +6,8 @@ from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass
 
 from trt_mtp.controller.calibrate.load_client import Batch, LoadClient
-from trt_mtp.controller.gateway.servers.backend import Replica
 from trt_mtp.controller.gateway.servers.pool import Pool
+from trt_mtp.controller.gateway.servers.replica import Replica
 from trt_mtp.errors import TrtMtpError
 
 MAX_LOST = 3  # times that the server may be lost in one batch; then it is the batch

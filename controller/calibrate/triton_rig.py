@@ -8,8 +8,9 @@ from trt_mtp.controller.calibrate.load_client import Batch, LoadClient, request_
 from trt_mtp.controller.calibrate.lost_server import Deployment
 from trt_mtp.controller.calibrate.rig import RigFacts
 from trt_mtp.controller.client import Prompt
-from trt_mtp.controller.gateway.servers.backend import CALL_TIMEOUT_S, Replica
+from trt_mtp.controller.gateway.servers.backend import CALL_TIMEOUT_S
 from trt_mtp.controller.gateway.servers.pool import Pool
+from trt_mtp.controller.gateway.servers.replica import Replica
 from trt_mtp.controller.profile import differing_parts
 from trt_mtp.errors import InputError
 from trt_mtp.files import nearest

@@ -10,9 +10,9 @@ from trt_mtp.controller.decision import Decision
 from trt_mtp.controller.gateway.access.authenticator import Caller
 from trt_mtp.controller.gateway.failure import ForbiddenError, VariantFailedError
 from trt_mtp.controller.gateway.response_rewriter import IDS
-from trt_mtp.controller.gateway.servers.backend import Replica
 from trt_mtp.controller.gateway.servers.health import CallEnd
 from trt_mtp.controller.gateway.servers.pool import Pool
+from trt_mtp.controller.gateway.servers.replica import Replica
 from trt_mtp.controller.gateway.servers.upstream import Metadata
 from trt_mtp.controller.gateway.trace_context import trace_context
 from trt_mtp.controller.outcome import Outcome

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import grpc
 
-from trt_mtp.controller.gateway.servers.backend import Replica
+from trt_mtp.controller.gateway.servers.replica import Replica
 from trt_mtp.controller.gateway.servers.upstream import UpstreamLost
 from trt_mtp.serve.contract import MAX_HOLD_S
 

@@ -18,8 +18,8 @@ from trt_mtp.controller.gateway.call import BROKEN, INT_OUTPUTS, MAX_ID_CHARS, I
 from trt_mtp.controller.gateway.failure import VariantFailedError, WrongRequestError
 from trt_mtp.controller.gateway.hang_detector import HangDetector
 from trt_mtp.controller.gateway.response_rewriter import ResponseRewriter
-from trt_mtp.controller.gateway.servers.backend import LoadReading, Replica
 from trt_mtp.controller.gateway.servers.health import CallEnd
+from trt_mtp.controller.gateway.servers.replica import LoadReading, Replica
 from trt_mtp.controller.gateway.servers.upstream import Upstream, UpstreamLost
 from trt_mtp.controller.gateway.servers.winding_down import Rest
 from trt_mtp.controller.outcome import REFUSED, Outcome

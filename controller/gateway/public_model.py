@@ -8,8 +8,9 @@ import grpc
 from tritonclient.grpc import service_pb2 as pb
 
 from trt_mtp.controller.gateway.failure import RpcError
-from trt_mtp.controller.gateway.servers.backend import CALL_TIMEOUT_S, Replica
+from trt_mtp.controller.gateway.servers.backend import CALL_TIMEOUT_S
 from trt_mtp.controller.gateway.servers.pool import Pool
+from trt_mtp.controller.gateway.servers.replica import Replica
 from trt_mtp.controller.request import MAX_NAME_CHARS, PUBLIC_VERSION
 from trt_mtp.serve.contract import VARIANT_ONLY
 

@@ -16,9 +16,9 @@ from trt_mtp.controller.gateway.hang_detector import HangDetector
 from trt_mtp.controller.gateway.lease import Lease, WindingDown
 from trt_mtp.controller.gateway.metrics import GatewayMetrics
 from trt_mtp.controller.gateway.scoreboard import Scoreboard, SharedCounter
-from trt_mtp.controller.gateway.servers.backend import Replica
 from trt_mtp.controller.gateway.servers.candidates import MAX_ON_TRIAL
 from trt_mtp.controller.gateway.servers.pool import Pool
+from trt_mtp.controller.gateway.servers.replica import Replica
 from trt_mtp.controller.policy import RoutingPolicy
 from trt_mtp.controller.request import RequestFeatures
 

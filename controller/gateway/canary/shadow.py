@@ -21,7 +21,7 @@ from trt_mtp.controller.gateway.draws import DRAWS
 from trt_mtp.controller.gateway.failure import VariantFailedError
 from trt_mtp.controller.gateway.lease import Lease
 from trt_mtp.controller.gateway.router import Router
-from trt_mtp.controller.gateway.servers.backend import Replica
+from trt_mtp.controller.gateway.servers.replica import Replica
 from trt_mtp.errors import TrtMtpError
 from trt_mtp.files import open_private
 from trt_mtp.serve.divergence import first_difference

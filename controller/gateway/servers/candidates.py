@@ -13,7 +13,8 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from dataclasses import dataclass, field
 
 from trt_mtp.controller.gateway.draws import DRAWS
-from trt_mtp.controller.gateway.servers.backend import Backend, Replica
+from trt_mtp.controller.gateway.servers.backend import Backend
+from trt_mtp.controller.gateway.servers.replica import Replica
 
 NUM_TRIED = 3  # servers looked at for each variant
 MAX_TRIED = 16  # of many servers, where those have no room

@@ -10,8 +10,9 @@ from collections.abc import Mapping, Sequence
 import grpc
 
 from trt_mtp.controller.decision import VariantState
-from trt_mtp.controller.gateway.servers.backend import CALL_TIMEOUT_S, Backend, Replica
+from trt_mtp.controller.gateway.servers.backend import CALL_TIMEOUT_S, Backend
 from trt_mtp.controller.gateway.servers.candidates import Index, Preference
+from trt_mtp.controller.gateway.servers.replica import Replica
 from trt_mtp.controller.gateway.servers.sources import Server, source_of
 from trt_mtp.controller.gateway.servers.upstream import Metadata
 from trt_mtp.errors import TrtMtpError

@@ -26,7 +26,8 @@ from trt_mtp.controller.calibrate.calibrate import Options, calibrate
 from trt_mtp.controller.calibrate.calibrate_cli import numbers, seconds, words
 from trt_mtp.controller.calibrate.embedded import run_embedded
 from trt_mtp.controller.calibrate.triton_rig import chosen_variants
-from trt_mtp.controller.gateway.servers.backend import Backend, Replica
+from trt_mtp.controller.gateway.servers.backend import Backend
+from trt_mtp.controller.gateway.servers.replica import Replica
 from trt_mtp.controller.policy import Policy
 from trt_mtp.controller.profile import read_profile
 from trt_mtp.controller.profile_text import is_decided

@@ -10,8 +10,8 @@ from trt_mtp.controller.gateway.call import SAME_AGAIN_S, InferenceCall
 from trt_mtp.controller.gateway.failure import VariantFailedError
 from trt_mtp.controller.gateway.lease import Lease
 from trt_mtp.controller.gateway.router import left_out
-from trt_mtp.controller.gateway.servers.backend import Replica
 from trt_mtp.controller.gateway.servers.health import CallEnd
+from trt_mtp.controller.gateway.servers.replica import Replica
 
 
 class FailedLease(Lease):

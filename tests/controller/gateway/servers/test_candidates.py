@@ -8,7 +8,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.lease_fixtures import BackendDouble, replica_of
-from trt_mtp.controller.gateway.servers.backend import Replica
 from trt_mtp.controller.gateway.servers.candidates import (
     NUM_TRIED,
     SCAN_S,
@@ -17,6 +16,7 @@ from trt_mtp.controller.gateway.servers.candidates import (
     tiers,
 )
 from trt_mtp.controller.gateway.servers.load import DECAY_S, OtherLoad
+from trt_mtp.controller.gateway.servers.replica import Replica
 
 NOWHERE = Preference()
 
