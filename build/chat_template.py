@@ -6,16 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from trt_mtp.build.template_process import RENDERERS, RefusalError, TemplateError
-from trt_mtp.build.text_files import NAMED_TEMPLATES, read_settings
-from trt_mtp.errors import InputError
+from trt_mtp.build.text_files import NAMED_TEMPLATES, SPECIAL_TOKENS, read_settings
+from trt_mtp.errors import InputError, TrtMtpError
 from trt_mtp.files import SMALL, read_text
 
 Message = Mapping[str, object]
 
 DEFAULT, TOOL_USE = "default", "tool_use"
-SPECIAL_TOKENS = (
-    "bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token",
-)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +72,8 @@ def check_compiles(file: Path, source: str) -> None:
     """Raise InputError with line and reason for a template that has an error."""
     try:
         RENDERERS.render(source, None)
+    except TrtMtpError:  # no process for it
+        raise
     except Exception as error:  # a recursion without end, say
         raise InputError(
             f"{file}: its chat template can't be compiled ({one_line(str(error))})"
@@ -194,6 +193,8 @@ def try_template(chat: ChatTemplate) -> None:
                 reason = str(error)
             except TemplateError as error:
                 reason = f"{error.kind}: {error}"
+            except TrtMtpError:
+                raise
             except Exception as error:
                 reason = f"{type(error).__name__}: {error}"
             file = chat.files[chat.chosen(with_tools=tools is not None)]

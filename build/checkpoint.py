@@ -4,6 +4,7 @@ Only config files and safetensors headers are read, never tensor data, so a chec
 terabytes is inspected in a second.
 """
 
+import os
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,7 +13,12 @@ from typing import Any
 
 from trt_mtp.build.model_config import check_config, is_tied, layer_types_of, text_config_of
 from trt_mtp.build.mtp_head import MtpHead, find_mtp_head
-from trt_mtp.build.quantization import Quantization, find_quantization, weights_in
+from trt_mtp.build.quantization import (
+    Quantization,
+    check_agreement,
+    find_quantization,
+    weights_in,
+)
 from trt_mtp.build.rope import Rope, rope_of
 from trt_mtp.build.tensor_names import (
     MTP,
@@ -21,13 +27,14 @@ from trt_mtp.build.tensor_names import (
     with_released_names,
 )
 from trt_mtp.build.tensors import (
+    INDEX,
     TensorInfo,
     read_tensors,
     read_unlisted,
     safetensors_files,
     written_by_mlx,
 )
-from trt_mtp.build.text_files import check_marks
+from trt_mtp.build.text_files import NAMED_TEMPLATES, TEXT_FILES, check_marks
 from trt_mtp.build.weights_check import check_tensors
 from trt_mtp.errors import InputError
 from trt_mtp.files import read_json
@@ -149,6 +156,7 @@ def read_checkpoint(folder: Path) -> Checkpoint:
     check_whole(tensors)
     if not any(name.startswith(MTP) for name in tensors):
         raise lost_head(folder, tensors)
+    check_agreement(folder, tensors, quantization)
     check_tensors(file, config, tensors, is_quantized=quantization is not None)
     return Checkpoint(
         path=folder,
@@ -231,6 +239,7 @@ def check_folder(folder: Path) -> None:
         raise InputError(f"{folder} does not exist; give a checkpoint's folder or a model id")
     if not folder.is_dir():
         raise InputError(f"{folder} is a file; give the folder that has config.json")
+    check_links(folder)
     if (folder / "config.json").is_file():
         return
     names = {file.name for file in folder.iterdir()}
@@ -240,6 +249,21 @@ def check_folder(folder: Path) -> None:
         raise gguf_error(folder)
     check_adapter(folder)
     raise InputError(f"{folder} has no config.json, so it is not a Hugging Face checkpoint")
+
+
+def check_links(folder: Path) -> None:
+    """Raise InputError for a link to nowhere in place of a file that is read.
+
+    `cp -a` of a snapshot in the Hugging Face cache makes such links; a file that can do without
+    would go unnoticed.
+    """
+    found = (*folder.glob("*.safetensors"), *(folder / NAMED_TEMPLATES).glob("*.jinja"))
+    for file in (*(folder / name for name in (*TEXT_FILES, INDEX)), *sorted(found)):
+        if file.is_symlink() and not file.exists():
+            raise InputError(
+                f"{file} is a link to {os.readlink(file)}, which is not there; copy the files "
+                f"themselves, as `cp -L` does"
+            )
 
 
 def check_adapter(folder: Path) -> None:

@@ -17,6 +17,8 @@ NO_WEIGHTS = (
     "_scale", "_scale_2", "_scale_inv", "_global_scale", "_zero_point", "_shape",
     ".qzeros", ".scales", ".g_idx",
 )  # fmt: skip
+PACKED = (".qweight", ".weight_packed")  # names of quantised weights
+SMALL_TYPES = ("F8_", "F6_", "F4", "U8", "I8")  # what their types begin with
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +57,34 @@ def find_quantization(folder: Path, config: Mapping[str, Any]) -> Quantization |
         inner = stated.get("quantization")
         return from_modelopt(inner if isinstance(inner, dict) else stated, "config.json")
     return from_transformers(stated)
+
+
+def check_agreement(
+    folder: Path, tensors: Mapping[str, TensorInfo], quantization: Quantization | None
+) -> None:
+    """Raise InputError where a file says otherwise than the tensors whether they are quantised."""
+    packed = next((name for name, info in tensors.items() if is_packed(name, info)), None)
+    # a checkpoint whose KV cache alone is quantised has scales
+    is_plain = packed is None and not any(name.endswith(NO_WEIGHTS) for name in tensors)
+    if quantization is not None and is_plain:
+        which = "the file" if quantization.source == HF_QUANT_CONFIG else "quantization_config"
+        raise InputError(
+            f"{folder / quantization.source} says that the weights are quantised "
+            f"({quantization.method}), but all of them are plain, as after merging or "
+            f"dequantising; remove {which}"
+        )
+    if quantization is None and packed is not None:
+        info = tensors[packed]
+        raise InputError(
+            f"{info.file}: {packed} is {info.dtype}, a quantised weight, but config.json has no "
+            f"quantization_config and there is no {HF_QUANT_CONFIG}; copy it from the checkpoint "
+            f"that was quantised"
+        )
+
+
+def is_packed(name: str, info: TensorInfo) -> bool:
+    """Whether the tensor holds quantised weights."""
+    return info.dtype.startswith(SMALL_TYPES) or name.endswith(PACKED)
 
 
 def from_modelopt(stated: Mapping[str, Any], source: str) -> Quantization | None:

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from trt_mtp.build.chat_template import read_chat_template, try_template
-from trt_mtp.build.text_files import read_end_ids, read_settings
+from trt_mtp.build.text_files import read_end_ids, read_settings, special_tokens
 from trt_mtp.errors import InputError
 from trt_mtp.files import read_bounded
 
@@ -30,6 +30,7 @@ def load_tokenizer(folder: Path) -> Any:
     tokenizer.no_truncation()
     tokenizer.no_padding()
     add_tokens(tokenizer, folder)
+    add_special_tokens(tokenizer, folder)
     return tokenizer
 
 
@@ -50,6 +51,26 @@ def add_tokens(tokenizer: Any, folder: Path) -> None:
                 f"{file} has the token {text!r:.60} with the id {token_id}, but by "
                 f"{folder / 'tokenizer.json'} it would have {found}; save the tokenizer again"
             )
+
+
+def add_special_tokens(tokenizer: Any, folder: Path) -> None:
+    """Have special tokens that the files beside tokenizer.json name taken whole in texts.
+
+    Raises InputError for one that tokenizer.json lacks: which id transformers would give it depends
+    on its version and the order of all of them.
+    """
+    from tokenizers import AddedToken
+
+    known = {token.content for token in tokenizer.get_added_tokens_decoder().values()}
+    for file, key, text in special_tokens(folder):
+        if text in known:
+            continue
+        if tokenizer.token_to_id(text) is None:
+            raise InputError(
+                f"{file}: {key} names the token {text!r:.60}, which {folder / 'tokenizer.json'} "
+                f"lacks; remove it, or save the tokenizer again with transformers, which adds it"
+            )
+        tokenizer.add_special_tokens([AddedToken(text, special=True, normalized=False)])
 
 
 def stated_tokens(folder: Path) -> tuple[Path, dict[int, dict[str, Any]]]:

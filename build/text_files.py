@@ -1,7 +1,7 @@
 """The files of a checkpoint beside its tensors, and which of their tokens end an answer."""
 
 from codecs import BOM_UTF8
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +9,10 @@ from trt_mtp.errors import InputError
 from trt_mtp.files import open_regular, read_json
 
 NAMED_TEMPLATES = "additional_chat_templates"
+SPECIAL_TOKENS = (
+    "bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token",
+)  # fmt: skip
+MORE_TOKENS = ("extra_special_tokens", "additional_special_tokens")
 # each counts only where it is there
 TEXT_FILES = (
     "config.json",
@@ -88,6 +92,21 @@ def checked_ids(file: Path, value: Any, vocab_size: int) -> list[int]:
                 f"{file}: eos_token_id has {token!r:.60}, expected ids from 0 to {vocab_size - 1}"
             )
     return ids
+
+
+def special_tokens(folder: Path) -> Iterator[tuple[Path, str, str]]:
+    """File, key and text of each special token that the files beside tokenizer.json name."""
+    for name in ("tokenizer_config.json", "special_tokens_map.json"):
+        file = folder / name
+        stated = read_settings(file) if file.is_file() else {}
+        for key in (*SPECIAL_TOKENS, *MORE_TOKENS):
+            value = stated.get(key)
+            if key in SPECIAL_TOKENS:
+                value = [value]
+            for each in value.values() if isinstance(value, dict) else value or ():
+                text = each.get("content") if isinstance(each, dict) else each
+                if isinstance(text, str) and text:
+                    yield file, key, text
 
 
 def end_token(folder: Path) -> str | None:

@@ -1,18 +1,24 @@
 """Does config.json describe the tensors: layers, kinds of layers, sizes, the output head."""
 
 import re
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from trt_mtp.build.model_config import is_tied, layer_types_of, raise_problems, text_config_of
 from trt_mtp.build.tensors import TensorInfo
+from trt_mtp.errors import InputError
 
 Config = Mapping[str, Any]
 Tensors = Mapping[str, TensorInfo]
 
 HEAD = "lm_head.weight"
+NESTED = "language_model."
 LAYER = re.compile(r"model\.(?:language_model\.)?layers\.(\d+)\.(\w+)\.")
+EXPERTS, STACKED = "mlp.experts.", "mlp.experts.gate_up_proj"
+WEIGHTS = ("weight", "qweight", "weight_packed")  # GPTQ's and AWQ's, compressed-tensors'
+PARAMETERS = ("A_log", "dt_bias", "experts.gate_up_proj", "experts.down_proj")
 MIXERS = {"self_attn": "full_attention", "linear_attn": "linear_attention"}
 
 
@@ -30,6 +36,13 @@ def check_tensors(file: Path, config: Config, tensors: Tensors, *, is_quantized:
     if not is_quantized:
         problems += embedding_problems(text, tensors)
     raise_problems(file, problems)
+    missing = missing_modules(text, tensors)
+    if missing:
+        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        raise InputError(
+            f"{file.parent} lacks {missing[0]}{more}, as when an exporter leaves out whole shards; "
+            f"export it again, or copy the tensors from the model that it was made from"
+        )
 
 
 def layer_problems(text: Config, tensors: Tensors) -> Iterator[str]:
@@ -48,6 +61,46 @@ def layer_problems(text: Config, tensors: Tensors) -> Iterator[str]:
             source = "layer_types" if text.get("layer_types") else "full_attention_interval"
             yield f"{source} makes layer {layer} {kind}, but its tensors are of {min(there)}"
             return
+
+
+def missing_modules(text: Config, tensors: Tensors) -> list[str]:
+    """What a model of these layers has to have, and `tensors` don't.
+
+    A layer is held against the others of its kind: what half of them have, all have.
+    """
+    prefix = "model." + NESTED * any(name.startswith(f"model.{NESTED}") for name in tensors)
+    layers: dict[int, set[str | None]] = defaultdict(set)
+    found = set()
+    for name in tensors:
+        if match := LAYER.match(name):
+            layers[int(match[1])].add(module_of(name[match.start(2) :]))
+        elif name.startswith(prefix):
+            found.add(module_of(name.removeprefix(prefix)))
+    missing = [prefix + part for part in ("embed_tokens", "norm") if part not in found]
+    kinds = layer_types_of(text)
+    counts: dict[str, Counter[str]] = defaultdict(Counter)
+    for layer, kind in enumerate(kinds):
+        counts[kind].update(module for module in layers[layer] if module)
+    number = Counter(kinds)
+    for layer, kind in enumerate(kinds):
+        usual = {module for module, count in counts[kind].items() if 2 * count >= number[kind]}
+        lacking = usual - layers[layer]
+        if STACKED in layers[layer]:  # for all experts, which others have one by one
+            lacking = {module for module in lacking if not module.startswith(EXPERTS)}
+        missing += [f"{prefix}layers.{layer}.{module}" for module in sorted(lacking)]
+    return missing
+
+
+def module_of(name: str) -> str | None:
+    """`mlp.up_proj.weight`, or what stands for it in a quantised checkpoint -> `mlp.up_proj`.
+
+    A parameter without a module keeps its name; None for scales and the like, which a layer that
+    was left as it is has none of.
+    """
+    if name.endswith(PARAMETERS):
+        return name
+    module, _, last = name.rpartition(".")
+    return module if last in WEIGHTS else None
 
 
 def head_problems(config: Config, tensors: Tensors) -> Iterator[str]:

@@ -249,6 +249,12 @@ def write_safetensors(path: Path, tensors: Tensors, dtype: str = "float32") -> N
     path.write_bytes(struct.pack("<Q", len(text)) + text + b"".join(chunks))
 
 
+def put_scales(folder: Path) -> None:
+    """Give an unsharded checkpoint the scale of a weight, as quantised ones have them."""
+    name = "model.layers.0.mlp.up_proj.weight_scale"
+    write_safetensors(folder / "scales.safetensors", {name: np.ones(1, np.float32)})
+
+
 def encode(value: NDArray[np.float32], dtype: str) -> bytes:
     """The little-endian bytes of `value` in `dtype`; bfloat16 rounds to nearest even."""
     if dtype == "float32":

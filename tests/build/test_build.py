@@ -20,6 +20,7 @@ from tests.programs import TIMEOUT_S, within
 from tests.tiny_model import (
     change_config,
     make_checkpoint,
+    put_scales,
     random_tensors,
     text_config_of,
     write_json,
@@ -207,6 +208,7 @@ def refuse_moe(folder: Path) -> None:
 
 def refuse_fp8(folder: Path) -> None:
     change_config(folder, quantization_config={"quant_method": "fp8"})
+    put_scales(folder)
 
 
 def refuse_bias(folder: Path) -> None:
@@ -252,7 +254,7 @@ REFUSED: dict[Callable[[Path], None], str] = {
     refuse_no_size: "linear_num_key_heads is None, expected a positive integer",
     refuse_no_context: "max_position_embeddings is 8; the cpu engine needs 16",
     refuse_no_tokenizer: "has no tokenizer.json",
-    refuse_missing_tensor: "has no tensor model.layers.2.mlp.up_proj.weight",
+    refuse_missing_tensor: "lacks model.layers.2.mlp.up_proj, as when an exporter",
     refuse_half_a_head: "lacks 1 tensors of its MTP head, the first is mtp.norm",
 }
 

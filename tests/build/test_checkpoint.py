@@ -7,12 +7,22 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from tests.conftest import CliResult
 from tests.programs import TIMEOUT_S
 from tests.real_checkpoints import NAMES, write_real
-from tests.tiny_model import make_checkpoint, rename_tensor, write_json
+from tests.tiny_model import (
+    change_config,
+    make_checkpoint,
+    put_scales,
+    random_tensors,
+    rename_tensor,
+    text_config_of,
+    write_json,
+    write_weights,
+)
 from trt_mtp.build.checkpoint import read_checkpoint
 from trt_mtp.build.hub import resolve_checkpoint
 
@@ -98,6 +108,7 @@ def test_quantised_checkpoints_have_the_same_parameters(tmp_path: Path, precisio
 def test_modelopts_own_file_counts(tmp_path: Path) -> None:
     """hf_quant_config.json states the quantisation, with its KV cache and what it leaves out."""
     folder = make_checkpoint(tmp_path / "c")
+    put_scales(folder)
     stated = {"quant_algo": "NVFP4", "kv_cache_quant_algo": "FP8", "exclude_modules": ["mtp*"]}
     write_json(folder / "hf_quant_config.json", {"quantization": stated})
     quantization = read_checkpoint(folder).quantization
@@ -186,3 +197,32 @@ def test_an_id_that_is_not_in_the_cache(
     assert result.code == 2
     assert "run `hf download Qwen/Qwen3.5-0.8B`" in result.err
     assert str(tmp_path) in result.err
+
+
+def test_layers_left_out_in_the_middle_are_named(cli: Cli, tmp_path: Path) -> None:
+    """As an exporter leaves them that skips shards and writes an index of the others."""
+    folder = make_checkpoint(tmp_path / "c", num_hidden_layers=8, multimodal=True)
+    tensors = json.loads(cli("inspect", folder, "--json").out)["num_tensors"]
+    rename_tensor(folder, b"language_model.layers.3.", b"language_module.layer_3.")
+    result = cli("build", folder, "--gpu", "h100-80gb", "--dry-run")
+    assert tensors > 100
+    assert (result.code, result.out) == (2, "")
+    assert "lacks model.language_model.layers.3.input_layernorm and 10 more" in result.err
+
+
+def test_a_layer_that_was_left_as_it_was_lacks_nothing(tmp_path: Path) -> None:
+    """It has no scales, and its weights have another name than those that were quantised."""
+    folder = make_checkpoint(tmp_path / "c", num_hidden_layers=8)
+    tensors = random_tensors(
+        text_config_of("float32", num_hidden_layers=8), np.random.default_rng()
+    )
+    quantised = [
+        name for name in tensors if "layers.5" not in name and name.endswith("up_proj.weight")
+    ]
+    for name in quantised:
+        packed = name.removesuffix("weight")
+        tensors[f"{packed}qweight"] = tensors.pop(name)
+        tensors[f"{packed}scales"] = np.ones(4, np.float32)
+    write_weights(folder, tensors, "float32", num_shards=1)
+    change_config(folder, quantization_config={"quant_method": "gptq", "bits": 4})
+    assert read_checkpoint(folder).mtp.missing == ()

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import CliResult
-from tests.tiny_model import make_checkpoint, write_json
+from tests.tiny_model import make_checkpoint, put_scales, write_json
 
 Cli = Callable[..., CliResult]
 
@@ -46,6 +46,7 @@ LOADED: list[dict[str, Any]] = [
 def quantized(folder: Path, stated: dict[str, Any], *, nested: bool = False) -> Path:
     """A checkpoint that says it is quantised."""
     make_checkpoint(folder, multimodal=nested)
+    put_scales(folder)
     config = json.loads((folder / "config.json").read_text())
     part = config["text_config"] if nested else config
     part["quantization_config"] = stated

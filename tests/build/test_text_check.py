@@ -248,3 +248,35 @@ def test_an_added_token_without_id_or_text_is_refused(folder: Path, stated: Any)
     write_json(folder / "tokenizer_config.json", {"added_tokens_decoder": stated})
     with pytest.raises(InputError, match=r"tokenizer_config\.json: the added token"):
         check_text(folder, 320)
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "value"),
+    [
+        ("tokenizer_config.json", "eos_token", "<|done|>"),
+        ("tokenizer_config.json", "extra_special_tokens", ["<|im_end|>", "<|done|>"]),
+        ("tokenizer_config.json", "extra_special_tokens", {"end": "<|done|>"}),
+        ("tokenizer_config.json", "additional_special_tokens", [{"content": "<|done|>"}]),
+        ("special_tokens_map.json", "pad_token", {"content": "<|done|>"}),
+    ],
+)
+def test_a_special_token_that_the_tokenizer_lacks_is_refused(
+    folder: Path, name: str, key: str, value: Any
+) -> None:
+    """Its text would come in pieces, and an answer would not end at it."""
+    file = folder / name
+    stated = json.loads(file.read_text()) if file.is_file() else {}
+    write_json(file, stated | {key: value})
+    with pytest.raises(InputError, match=rf"{name}: {key} names the token '<\|done\|>', which"):
+        check_text(folder, 340)
+
+
+def test_a_special_token_of_the_vocabulary_is_one_token(folder: Path) -> None:
+    """Also where tokenizer.json doesn't list it among its added tokens, as for transformers."""
+    file = folder / "tokenizer.json"
+    saved = json.loads(file.read_text())
+    saved["added_tokens"] = [one for one in saved["added_tokens"] if one["content"] != "<|im_end|>"]
+    write_json(file, saved)
+    expected = AutoTokenizer.from_pretrained(folder)("a<|im_end|>b")["input_ids"]
+    assert len(expected) == 3
+    assert TextCodec(folder).encode("a<|im_end|>b") == tuple(expected)

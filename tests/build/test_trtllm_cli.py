@@ -141,6 +141,8 @@ shutil.copytree(source, export)
 config = json.loads((export / 'config.json').read_text())
 config['quantization_config'] = {'quant_method': 'modelopt', 'quant_algo': 'FP8'}
 (export / 'config.json').write_text(json.dumps(config))
+from tests.tiny_model import put_scales
+put_scales(export)
 """
 LOST = """
 from tests.tiny_model import make_checkpoint

@@ -19,7 +19,9 @@ from tests.tiny_model import (
     change_config,
     make_checkpoint,
     random_tensors,
+    rename_tensor,
     text_config_of,
+    write_json,
     write_safetensors,
 )
 from trt_mtp.build.tensors import INDEX, read_header
@@ -207,6 +209,39 @@ def adapter_beside_its_base(folder: Path) -> None:
     changed(folder, add)
 
 
+def tensor_of_a_layer_missing(folder: Path) -> None:
+    rename_tensor(folder, b"layers.1.mlp.up_proj", b"layers.1.mlp.up_xxxx")
+
+
+def norm_missing(folder: Path) -> None:
+    rename_tensor(folder, b"model.norm.weight", b"model.xxxx.weight")
+
+
+def merged_but_called_quantised(folder: Path) -> None:
+    change_config(folder, quantization_config={"quant_method": "bitsandbytes"})
+
+
+def plain_beside_modelopts_file(folder: Path) -> None:
+    write_json(folder / "hf_quant_config.json", {"quantization": {"quant_algo": "FP8"}})
+
+
+def quantised_without_a_word(folder: Path) -> None:
+    for file in folder.glob("*.safetensors"):
+        file.write_bytes(file.read_bytes().replace(b'"F32"', b'"I32"'))
+    rename_tensor(folder, b"layers.1.mlp.up_proj.weight", b"layers.1.mlp.upproj.qweight")
+
+
+def linked_to_nowhere(name: str) -> Callable[[Path], None]:
+    """Put a link for a file, as `cp -a` leaves of a snapshot in the cache."""
+
+    def link(folder: Path) -> None:
+        (folder / name).unlink(missing_ok=True)
+        (folder / name).symlink_to("../../blobs/0123abcd")
+
+    link.__name__ = f"linked_{name}"
+    return link
+
+
 def marked(name: str) -> Callable[[Path], None]:
     """Put a byte order mark before a file, as Windows' editors do."""
 
@@ -228,6 +263,15 @@ BAD: dict[Callable[[Path], None], str] = {
     two_models_without_index: "remove one of them",
     marked("config.json"): "config.json begins with a byte order mark",
     marked("tokenizer.json"): "tokenizer.json begins with a byte order mark",
+    tensor_of_a_layer_missing: "lacks model.layers.1.mlp.up_proj, as when an exporter",
+    norm_missing: "lacks model.norm, as when",
+    merged_but_called_quantised: "quantised (bitsandbytes), but all of them are plain",
+    plain_beside_modelopts_file: "hf_quant_config.json says that the weights are quantised (fp8)",
+    quantised_without_a_word: "upproj.qweight is I32, a quantised weight, but config.json has no",
+    linked_to_nowhere("config.json"): "config.json is a link to ../../blobs/0123abcd",
+    linked_to_nowhere("model-00001-of-00002.safetensors"): "is a link to ../../blobs/0123abcd",
+    linked_to_nowhere("chat_template.jinja"): "chat_template.jinja is a link to ",
+    linked_to_nowhere("generation_config.json"): "generation_config.json is a link to ",
     missing_folder: "does not exist",
     a_file: "is a file; give the folder",
     empty: "is empty",
