@@ -56,11 +56,17 @@ def locked(engines: Path, on_wait: Callable[[], None]) -> Iterator[None]:
         raise TrtMtpError(f"can't write to {engines}: {error.strerror or error}") from error
     with stream:
         try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            on_wait()
-            # no limit: the other build may take hours, and its lock goes with its process
-            fcntl.flock(stream, fcntl.LOCK_EX)
+            try:
+                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                on_wait()
+                # no limit: the other build may take hours, and its lock goes with its process
+                fcntl.flock(stream, fcntl.LOCK_EX)
+        except OSError as error:
+            raise TrtMtpError(
+                f"can't lock {engines / '.lock'}: {error.strerror or error}, as on a network file "
+                f"system without locks; choose a folder elsewhere with -o"
+            ) from None
         for left in (engines / SHARED).glob(f"{TEMPORARY}*"):  # by a build that was killed
             shutil.rmtree(left, ignore_errors=True)
         yield

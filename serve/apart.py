@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
-from trt_mtp.errors import InputError, TrtMtpError
+from trt_mtp.errors import OUT_OF_PROCESSES, InputError, TrtMtpError, is_out_of_processes
 from trt_mtp.parent import die_with_parent
 from trt_mtp.serve.processes import descendants, kill_group, without_ctrl_c
 
@@ -72,6 +72,10 @@ def main(job: str) -> None:
         answer = (function(*arguments), "", False)
     except TrtMtpError as error:
         answer = (None, str(error), isinstance(error, InputError))
+    except BaseException as error:  # what Rust raises is no Exception
+        if not is_out_of_processes(error):
+            raise
+        answer = (None, OUT_OF_PROCESSES, False)
     temporary = Path(job).with_name("unfinished")
     temporary.write_bytes(pickle.dumps(answer))
     temporary.rename(Path(job).with_name("answer"))

@@ -20,7 +20,8 @@ WARM_UP_S = 600.0  # for a first answer, with compiling; `serve` may kill this p
 def one_at_a_time(folder: Path) -> Iterator[None]:
     """Hold a lock on `folder`, so that one variant compiles and the others load the result.
 
-    Go on without it after COMPILE_S: any user who may read the folder can hold it.
+    Go on without it after COMPILE_S, as any user who may read the folder can hold it, and where
+    the file system has no locks.
     """
     descriptor = os.open(folder, os.O_RDONLY)
     until = time.monotonic() + COMPILE_S
@@ -35,8 +36,8 @@ def one_at_a_time(folder: Path) -> Iterator[None]:
 def _is_taken(descriptor: int) -> bool:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
+    except OSError as error:
+        return not isinstance(error, BlockingIOError)
     return True
 
 

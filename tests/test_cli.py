@@ -1,5 +1,6 @@
 """The command line as a whole: help, exit codes, and how failures are shown."""
 
+import errno
 import os
 import re
 import signal
@@ -205,3 +206,42 @@ def test_letters_that_stdout_has_not_are_escaped(tmp_path: Path) -> None:
     )
     assert run.returncode == 0, run.stderr
     assert f"{tmp_path}/\\u6a21\\u578b" in run.stdout
+
+
+@pytest.mark.parametrize("value", ["cpp", "nonsense"])
+def test_a_variable_for_old_versions_of_protobuf_changes_nothing(value: str) -> None:
+    """Shells export it; every import of protobuf would fail."""
+    run = subprocess.run(
+        [sys.executable, "-m", "trt_mtp", "ask", "--url", "127.0.0.1:9", "hello"],
+        env={**os.environ, "PROTOCOL_BUFFERS_PYTHON_IMPLEMENTATION": value},
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT_S,
+        check=False,
+    )
+    assert run.returncode == 1
+    assert run.stderr.startswith("trt-mtp: no gateway answers at 127.0.0.1:9")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("can't start new thread"),
+        BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable"),
+        BaseException('Os { code: 11, message: "Resource temporarily unavailable" }'),
+    ],
+    ids=["Python", "fork", "Rust"],
+)
+def test_a_limit_of_processes_is_named(
+    cli: Cli, checkpoint: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
+) -> None:
+    """Containers allow few: one sentence says which limit to raise."""
+
+    def read(folder: Path) -> None:
+        raise error
+
+    monkeypatch.setattr("trt_mtp.build.cli.read_checkpoint", read)
+    result = cli("inspect", checkpoint)
+    assert (result.code, result.out) == (1, "")
+    assert "raise the limit (`ulimit -u`" in result.err
+    assert result.err.count("\n") == 1

@@ -13,7 +13,7 @@ from typing import Any
 import click
 
 from trt_mtp import __version__
-from trt_mtp.errors import TrtMtpError
+from trt_mtp.errors import OUT_OF_PROCESSES, TrtMtpError, is_out_of_processes
 from trt_mtp.files import nearest
 from trt_mtp.interrupts import EXIT_CODE, ending_in_time, is_interrupted
 from trt_mtp.terminal import say
@@ -244,14 +244,16 @@ def main() -> None:
     except TrtMtpError as error:
         say(f"trt-mtp: {error}", err=True)
         code = error.exit_code
-    except OSError as error:
-        if error.errno not in DISK_FULL:
+    except BaseException as error:  # what Rust raises is no Exception
+        if is_out_of_processes(error):
+            say(f"trt-mtp: {OUT_OF_PROCESSES}", err=True)
+            code = 1
+        elif isinstance(error, OSError) and error.errno in DISK_FULL:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            click.echo(f"trt-mtp: the output can't be written: {error.strerror}", err=True)
+            code = 1
+        elif isinstance(error, Exception) and not isinstance(error, OSError) and is_interrupted():
+            code = EXIT_CODE
+        else:
             raise
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        click.echo(f"trt-mtp: the output can't be written: {error.strerror}", err=True)
-        code = 1
-    except Exception:
-        if not is_interrupted():
-            raise
-        code = EXIT_CODE
     sys.exit(code if isinstance(code, int) else 0)

@@ -18,6 +18,11 @@ TrtMtpError                       1
 └── RequestError                  controller/gateway/failure.py, which draws what is below it
 """
 
+OUT_OF_PROCESSES = (
+    "this machine lets it start no more threads or processes; raise the limit (`ulimit -u`, "
+    "a container's --pids-limit, systemd's TasksMax)"
+)
+
 
 class TrtMtpError(Exception):
     """A failure to report in one sentence, without a traceback."""
@@ -29,3 +34,9 @@ class InputError(TrtMtpError):
     """Wrong usage or bad input; the message names the file, key or value and what was expected."""
 
     exit_code = 2
+
+
+def is_out_of_processes(error: BaseException) -> bool:
+    """Whether it is what Python, the kernel or a library in Rust says where no thread starts."""
+    text = str(error)
+    return "can't start new thread" in text or "Resource temporarily unavailable" in text

@@ -15,6 +15,8 @@ from typing import Any
 from trt_mtp.errors import InputError, TrtMtpError
 
 MAX_NAME_CHARS = 100  # of what is looked up among known names
+# what a file system says that syncs no folders, as some on a network or in user space
+NO_FSYNC = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EBADF)
 PRIVATE = 0o600  # the mode of a file for its user alone
 
 
@@ -84,10 +86,16 @@ def folder_for(path: Path) -> Iterator[None]:
 
 
 def sync_folder(folder: Path) -> None:
-    """Make the last rename in `folder` survive a power cut."""
+    """Make the last rename in `folder` survive a power cut, where the file system can do that.
+
+    Raises TrtMtpError if the disk fails.
+    """
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in NO_FSYNC:
+            raise TrtMtpError(f"can't write {folder}: {error.strerror or error}") from None
     finally:
         os.close(descriptor)
 

@@ -196,7 +196,8 @@ def _shared_folder() -> Iterator[Path]:
         descriptor = os.open(name, os.O_RDONLY | os.O_DIRECTORY)
         try:
             # systemd-tmpfiles leaves folders alone that are locked (tmpfiles.d(5), "Age")
-            fcntl.flock(descriptor, fcntl.LOCK_SH)
+            with suppress(OSError):  # a file system without locks
+                fcntl.flock(descriptor, fcntl.LOCK_SH)
             yield Path(name)
         finally:
             os.close(descriptor)

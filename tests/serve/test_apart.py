@@ -58,3 +58,14 @@ def read(file: Path) -> bytes:
         return file.read_bytes()
     except OSError:
         return b""
+
+
+def no_thread() -> None:
+    """What Python says where no thread can be started."""
+    raise RuntimeError("can't start new thread")
+
+
+def test_a_limit_of_processes_comes_back_as_a_sentence() -> None:
+    """It is no fault of what ran."""
+    with pytest.raises(TrtMtpError, match="raise the limit"):
+        call(no_thread)

@@ -1,5 +1,6 @@
 """One variant compiles, the others wait for it: as long as it is worth waiting."""
 
+import errno
 import fcntl
 import os
 from pathlib import Path
@@ -41,3 +42,16 @@ def test_who_holds_the_lock_keeps_nothing_from_loading(
             assert not is_free(tmp_path)
     finally:
         os.close(descriptor)
+
+
+def test_a_file_system_without_locks_is_no_obstacle(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Then every variant compiles for itself."""
+
+    def flock(file: object, operation: int) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with one_at_a_time(tmp_path):
+        pass
