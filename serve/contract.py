@@ -191,3 +191,7 @@ MAX_EMITTED_IDS = 262_144
 MAX_LOGPROBS = 20  # tokens at each place, as OpenAI has it
 MAX_GUIDED_BYTES = 65_536  # of guided_decoding; with tool_choice, of tools as well
 MAX_CHOICES = 1_024  # texts of which guided_decoding lets the answer be one
+
+# of all inputs, from which on a variant reads a request after others of its kind: a tokenizer reads
+# some megabytes per second
+LONG_BYTES = 16_384

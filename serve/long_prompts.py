@@ -12,9 +12,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from trt_mtp.serve.contract import GUIDED
-
-LONG_BYTES = 16_384  # of all inputs; a tokenizer reads some megabytes per second
+from trt_mtp.serve.contract import GUIDED, LONG_BYTES
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -8,7 +8,7 @@ import grpc
 
 from trt_mtp.controller.gateway.servers.replica import Replica
 from trt_mtp.controller.gateway.servers.upstream import UpstreamLost
-from trt_mtp.serve.contract import MAX_HOLD_S
+from trt_mtp.serve.contract import LONG_BYTES, MAX_HOLD_S
 
 if TYPE_CHECKING:
     from trt_mtp.controller.gateway.lease import Lease
@@ -17,10 +17,10 @@ WATCH_S = 0.1
 PREFILL_S_PER_TOKEN = 0.002  # until a variant's own is known; rather slow
 MIN_PROMPT_TOKENS = 64.0
 NEW_SHARE = 0.2  # of the latest prefill time in what is remembered
-# for the grammars before one's own, each of which is tried for a second or two: anybody may send
-# dozens that are refused, and the variant answers all other requests meanwhile
-GRAMMARS_S = 120.0
-GRAMMAR_S = 10.0  # for one of them, with the start of another process to try the next
+# for what a variant reads before a grammar or a long prompt, one after the other and seconds each:
+# anybody may send dozens that are refused, and the variant answers all other requests meanwhile
+READING_S = 120.0
+READ_S = 10.0  # for one of them, with the start of another process for the next
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,8 +67,8 @@ class HangDetector:
         for lease in list(self._watched):
             since = lease.upstream.waiting_since
             limit_s = max(self._limits.min_s, MAX_HOLD_S + expected_s(lease) * self._limits.factor)
-            if _waits_for_grammars(lease, now - limit_s - GRAMMAR_S):
-                limit_s = max(limit_s, GRAMMARS_S)
+            if _waits_to_be_read(lease, now - limit_s - READ_S):
+                limit_s = max(limit_s, READING_S)
             if not since or now - since <= limit_s / 2:
                 continue
             backend = lease.replica.backend
@@ -81,9 +81,9 @@ class HangDetector:
     def note_first(self, lease: "Lease", waited_s: float) -> None:
         """Learn how long a variant takes for the first message, queueing included.
 
-        Nothing of a request with a grammar, which may have waited for those of others.
+        Nothing of a request that may have waited until those of others were read.
         """
-        if not lease.call.is_streaming or lease.call.features.is_guided:
+        if not lease.call.is_streaming or _is_read_apart(lease):
             return
         replica, seen = lease.replica, waited_s / _context_tokens(lease)
         known = replica.prefill_s_per_token
@@ -98,9 +98,16 @@ def expected_s(lease: "Lease") -> float:
     return step_s if lease.has_begun else step_s + _prefill_s(lease)
 
 
-def _waits_for_grammars(lease: "Lease", since: float) -> bool:
+def _is_read_apart(lease: "Lease") -> bool:
+    """Whether a variant reads it after others of its kind: see serve/long_prompts.py."""
+    call = lease.call
+    num_bytes = len(call.request.raw) + len(call.emitted)
+    return call.features.is_guided or num_bytes > LONG_BYTES
+
+
+def _waits_to_be_read(lease: "Lease", since: float) -> bool:
     """Whether a variant that has sent somebody a message `since` may not have read the request."""
-    is_unread = lease.call.features.is_guided and not lease.has_begun
+    is_unread = _is_read_apart(lease) and not lease.has_begun
     return is_unread and lease.replica.health.heard_at > since
 
 

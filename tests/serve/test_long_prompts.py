@@ -6,8 +6,8 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from trt_mtp.serve.contract import GUIDED
-from trt_mtp.serve.long_prompts import LONG_BYTES, LongPrompts, ReceivedRequest
+from trt_mtp.serve.contract import GUIDED, LONG_BYTES
+from trt_mtp.serve.long_prompts import LongPrompts, ReceivedRequest
 
 TIMEOUT_S = 60.0
 

@@ -1,4 +1,4 @@
-"""Who is taken to hang: not a variant that has others' grammars to read first."""
+"""Who is taken to hang: not a variant that has others' grammars or long prompts to read first."""
 
 import time
 from dataclasses import replace
@@ -6,9 +6,10 @@ from dataclasses import replace
 import pytest
 
 from tests.lease_fixtures import BackendDouble, StreamDouble, call_of, lease_of
-from trt_mtp.controller.gateway.hang_detector import GRAMMARS_S, HangDetector, StallLimits
+from trt_mtp.controller.gateway.hang_detector import READING_S, HangDetector, StallLimits
 from trt_mtp.controller.gateway.lease import Lease
 from trt_mtp.controller.gateway.servers.upstream import UpstreamLost
+from trt_mtp.serve.contract import LONG_BYTES
 
 
 class WaitingStream(StreamDouble):
@@ -36,35 +37,39 @@ def overdue(lease: Lease, *, waited_s: float, heard_s: float) -> bool:
     return stream.given_up is not None
 
 
-def lease(*, is_guided: bool) -> Lease:
-    """A lease of a request, which has a grammar or none."""
+def lease(kind: str) -> Lease:
+    """A lease of a request that is plain, has a grammar ("guided"), or is long."""
     call = call_of("mine")
-    call.features = replace(call.features, is_guided=is_guided)
+    call.features = replace(call.features, is_guided=kind == "guided")
+    if kind == "long":
+        call.request = call.request._replace(raw=bytes(LONG_BYTES + 1))
     return lease_of(call)
 
 
 @pytest.mark.parametrize(
-    ("is_guided", "waited_s", "heard_s", "is_overdue"),
+    ("kind", "waited_s", "heard_s", "is_overdue"),
     [
-        (False, 30.0, 0.1, True),
-        (True, 30.0, 0.1, False),  # it answers others: the grammars before this one are read
-        (True, 30.0, 29.0, True),  # it answers nobody
-        (True, GRAMMARS_S + 1, 0.1, True),
-        (True, 1.0, 0.1, False),
+        ("plain", 30.0, 0.1, True),
+        ("guided", 30.0, 0.1, False),  # it answers others: the grammars before this one are read
+        ("guided", 30.0, 29.0, True),  # it answers nobody
+        ("guided", READING_S + 1, 0.1, True),
+        ("guided", 1.0, 0.1, False),
+        ("long", 30.0, 0.1, False),
+        ("long", 30.0, 29.0, True),
+        ("long", READING_S + 1, 0.1, True),
     ],
 )
-def test_others_grammars_are_waited_for(
-    is_guided: bool, waited_s: float, heard_s: float, is_overdue: bool
+def test_what_is_read_before_is_waited_for(
+    kind: str, waited_s: float, heard_s: float, is_overdue: bool
 ) -> None:
     """Or a few bad ones would take variants away, and fail who sends a good one."""
-    waiting = lease(is_guided=is_guided)
-    assert overdue(waiting, waited_s=waited_s, heard_s=heard_s) is is_overdue
+    assert overdue(lease(kind), waited_s=waited_s, heard_s=heard_s) is is_overdue
 
 
-def test_a_wait_for_grammars_is_no_measure_of_prompts() -> None:
+def test_a_wait_for_others_to_be_read_is_no_measure_of_prompts() -> None:
     """Or a hang would be seen minutes later than it can be."""
-    guided, plain = lease(is_guided=True), lease(is_guided=False)
     detector = HangDetector(StallLimits())
-    for each, known in ((guided, None), (plain, 18.0 / 64)):
+    for kind, known in (("guided", None), ("long", None), ("plain", 18.0 / 64)):
+        each = lease(kind)
         detector.note_first(each, 18.0)
         assert each.replica.prefill_s_per_token == known
