@@ -1,19 +1,46 @@
 """What is no HTTP request that can be read, refused in the form of everything else."""
 
 from http import HTTPStatus
+from typing import Any
 
 from aiohttp import web
 from aiohttp.http_exceptions import BadHttpMethod, HttpProcessingError, LineTooLong
 
-from trt_mtp.controller.gateway.http.errors import refused
+from trt_mtp.controller.gateway.http.errors import error_body, refused
 
 MAX_HEADER_BYTES = 16 * 1024  # of each, and of the address; a token behind a proxy may have 9 KB
+MAX_HEAD_BYTES = 64 * 1024  # of all together; what is parsed of them takes several times as much
+
+_SENTENCE = error_body(
+    f"the request's headers are too long: at most {MAX_HEAD_BYTES} bytes are taken together"
+).encode()
+_TOO_LONG_HEAD = (
+    b"HTTP/1.1 431 Request Header Fields Too Large\r\nConnection: close\r\n"
+    b"Content-Type: application/json; charset=utf-8\r\nContent-Length: %d\r\n\r\n%b"
+) % (len(_SENTENCE), _SENTENCE)
 
 
 class Connection(web.RequestHandler):
     """A connection whose refusals of malformed requests are ours."""
 
-    __slots__ = ()
+    __slots__ = ("_body", "_num_head_bytes")
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._body: Any = None  # of the request that came last
+        self._num_head_bytes = 0  # since then
+
+    def data_received(self, data: bytes) -> None:
+        """Parse what came; headers that don't end are given up: nobody knows yet whose they are."""
+        num_before, is_body = self._request_count, self._body and not self._body.is_eof()
+        super().data_received(data)
+        if self._request_count != num_before and self._messages:
+            self._body, self._num_head_bytes = self._messages[-1][1], 0
+        elif not is_body:
+            self._num_head_bytes += len(data)
+            if self._num_head_bytes > MAX_HEAD_BYTES and self.transport is not None:
+                self.transport.write(_TOO_LONG_HEAD)
+                self.force_close()
 
     def handle_error(
         self,

@@ -1,5 +1,6 @@
 """What somebody may cost who isn't known, and a token that is taken back."""
 
+import contextlib
 import hashlib
 import http.client
 import json
@@ -190,6 +191,22 @@ def test_silent_connections_are_few_and_end(
             return False
 
     wait_until(is_served)
+
+
+def test_headers_that_never_end_take_no_memory(gateway: GatewayThread) -> None:
+    """Nobody has said by then who sends them; each of 128 may be 16 KiB."""
+    assert gateway.gateway.http_address is not None
+    host, _, port = gateway.gateway.http_address.rpartition(":")
+    with socket.create_connection((host, int(port)), timeout=60) as connection:
+        connection.sendall(b"GET /health HTTP/1.1\r\nHost: a\r\n")
+        with contextlib.suppress(OSError):  # it is closed before all is sent
+            for number in range(100):
+                connection.sendall(b"X-%d: %b\r\n" % (number, b"x" * 16_000))
+                time.sleep(0.001)
+        with contextlib.suppress(ConnectionResetError):
+            assert connection.recv(100).startswith(b"HTTP/1.1 431 ")
+            return
+    pytest.fail("they were taken")
 
 
 def test_two_authorizations_are_none(gateway: GatewayThread) -> None:
