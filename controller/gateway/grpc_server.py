@@ -15,7 +15,7 @@ from trt_mtp.controller.gateway.access.authenticator import (
 )
 from trt_mtp.controller.gateway.access.client_address import grpc_host
 from trt_mtp.controller.gateway.access.config import AccessConfig
-from trt_mtp.controller.gateway.access.stream_counts import StreamCounts
+from trt_mtp.controller.gateway.access.stream_counts import CALLS, StreamCounts
 from trt_mtp.controller.gateway.access.tls import server_credentials
 from trt_mtp.controller.gateway.call import check_may_pass, deadline_at, forwarded_metadata
 from trt_mtp.controller.gateway.failure import LimitError, RpcError, end_call, status_of
@@ -68,6 +68,7 @@ class GrpcServer:
         self._is_draining = False
         self._limits = limits = access.connections
         self._counts = StreamCounts(limits.max_caller_streams)
+        self._calls = StreamCounts(limits.max_streams, "calls", CALLS)  # all others
         logging.getLogger("grpc._cython.cygrpc").addFilter(_is_own)
         self._server = grpc.aio.server(
             interceptors=(Gatekeeper(authenticator, HEALTH),) if access.tokens else (),
@@ -91,7 +92,7 @@ class GrpcServer:
             ],
         )
         handler = grpc.method_handlers_generic_handler(SERVICE.full_name, self._handlers())
-        self._health = HealthService(proxy.pool, self._known, self._counts)
+        self._health = HealthService(proxy.pool, self._known, self._counts, self._calls)
         self._server.add_generic_rpc_handlers((handler, self._health.handler()))
 
     def bind(self, host: str, port: int) -> int:
@@ -150,8 +151,10 @@ class GrpcServer:
                 unary = functools.partial(self._about_model, method.name, answers[method.name])
             else:
                 unary = functools.partial(self._pass, method.name)
-            is_open = method.name in HEALTH
-            answering = for_everybody(unary) if is_open else for_callers(unary, self._caller)
+            if method.name in HEALTH:
+                answering = for_everybody(unary, self._calls)
+            else:
+                answering = for_callers(unary, self._caller, self._calls)
             handlers[method.name] = grpc.stream_stream_rpc_method_handler(answering)
         return handlers
 

@@ -12,7 +12,9 @@ from typing import Any
 
 import grpc
 
-from trt_mtp.controller.gateway.access.authenticator import Caller
+from trt_mtp.controller.gateway.access.authenticator import Caller, Owner
+from trt_mtp.controller.gateway.access.client_address import client_network, grpc_host
+from trt_mtp.controller.gateway.access.stream_counts import StreamCounts
 from trt_mtp.controller.gateway.byte_room import ByteRoom
 from trt_mtp.controller.gateway.failure import ClientStalledError, RpcError, end_call, status_of
 from trt_mtp.controller.gateway.grpc_stream import CLIENT_STALL_S
@@ -25,26 +27,36 @@ Unary = Callable[[bytes, Any], Awaitable[bytes]]
 Stream = Callable[[object, Any], Awaitable[None]]
 
 
-def for_callers(unary: Unary, caller_of: Callable[[Any], Caller]) -> Stream:
-    """A stream's handler that answers its one message, for callers that are known."""
+def for_callers(unary: Unary, caller_of: Callable[[Any], Caller], counts: StreamCounts) -> Stream:
+    """A stream's handler that answers its one message, for callers that are known.
+
+    `counts` is how many such calls each has.
+    """
 
     async def handle(_: object, context: Any) -> None:
-        room = caller_of(context).room
-        async with only_message(context, room) as raw:
-            answer = await unary(raw, context)
-        with room.hold_now(len(answer)):
-            await write(context, answer)
+        caller = caller_of(context)
+        with counts.one(caller.owner):
+            async with only_message(context, caller.room) as raw:
+                answer = await unary(raw, context)
+            with caller.room.hold_now(len(answer)):
+                await write(context, answer)
 
     return with_status(handle)
 
 
-def for_everybody(unary: Unary) -> Stream:
+def for_everybody(unary: Unary, counts: StreamCounts) -> Stream:
     """The same for a request without contents; whatever was sent is not read."""
 
     async def handle(_: object, context: Any) -> None:
-        await write(context, await unary(b"", context))
+        with counts.one(stranger(context)):
+            await write(context, await unary(b"", context))
 
     return with_status(handle)
+
+
+def stranger(context: Any) -> Owner:
+    """Whose call it is of somebody who isn't known: whoever is at that address."""
+    return False, client_network(grpc_host(context.peer()))
 
 
 @asynccontextmanager

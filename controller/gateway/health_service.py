@@ -10,11 +10,10 @@ from typing import Any
 
 import grpc
 
-from trt_mtp.controller.gateway.access.authenticator import Caller
-from trt_mtp.controller.gateway.access.client_address import client_network, grpc_host
+from trt_mtp.controller.gateway.access.authenticator import Caller, Owner
 from trt_mtp.controller.gateway.access.stream_counts import StreamCounts
 from trt_mtp.controller.gateway.failure import RpcError
-from trt_mtp.controller.gateway.grpc_unary import only_message, with_status, write
+from trt_mtp.controller.gateway.grpc_unary import only_message, stranger, with_status, write
 from trt_mtp.controller.gateway.servers.pool import Pool
 from trt_mtp.controller.request import MAX_NAME_CHARS
 from trt_mtp.errors import InputError
@@ -30,10 +29,18 @@ class HealthService:
     """Says whether the gateway, the public model or one of its variants can take requests."""
 
     def __init__(
-        self, pool: Pool, known: Callable[[Any], Caller | None], counts: StreamCounts
+        self,
+        pool: Pool,
+        known: Callable[[Any], Caller | None],
+        watches: StreamCounts,
+        calls: StreamCounts,
     ) -> None:
-        """`known` is who makes a call; the messages of others are not read."""
-        self._pool, self._known, self._counts = pool, known, counts
+        """`known` is who makes a call; the messages of others are not read.
+
+        `watches` and `calls` are how many each has.
+        """
+        self._pool, self._known = pool, known
+        self._watches, self._calls = watches, calls
         self._is_draining = False
         self._seen: object = None  # at the last look
         self._changed = asyncio.Event()  # one for each change
@@ -84,14 +91,17 @@ class HealthService:
         yield NOT_SERVING
 
     async def _answer(self, _: object, context: Any) -> None:
-        await write(context, self.check(await self._name(context)))
+        with self._calls.one(self._owner(context)):
+            await write(context, self.check(await self._name(context)))
 
     async def _tell(self, _: object, context: Any) -> None:
-        caller = self._known(context)
-        stranger = (False, client_network(grpc_host(context.peer())))
-        with self._counts.one(caller.owner if caller else stranger):
+        with self._watches.one(self._owner(context)):
             async for status in self.watch(await self._name(context)):
                 await write(context, status)
+
+    def _owner(self, context: Any) -> Owner:
+        caller = self._known(context)
+        return caller.owner if caller else stranger(context)
 
     async def _name(self, context: Any) -> str:
         """Whose status is asked for; who isn't known asks for the gateway's."""

@@ -39,7 +39,8 @@ access_options = together(
         type=click.IntRange(1),
         default=4096,
         show_default=True,
-        help="Maximum concurrent calls per gRPC connection; further ones wait.",
+        help="Maximum concurrent calls per gRPC connection, where further ones wait; and, streams "
+        "aside, per tenant or client address.",
     ),
     click.option(
         "--max-caller-streams",

@@ -1,4 +1,4 @@
-"""How many streams each caller has open: gRPC keeps of each what was sent of a message so far."""
+"""How many streams, or calls, each caller has open: gRPC keeps what was sent of each so far."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -8,6 +8,7 @@ from trt_mtp.controller.gateway.access.authenticator import Owner
 from trt_mtp.controller.gateway.failure import LimitError
 
 RETRY_S = 1.0
+STREAMS, CALLS = "--max-caller-streams", "--max-streams"
 
 
 class StreamCounts:
@@ -17,8 +18,9 @@ class StreamCounts:
     have half sent is bounded by this number and the longest message alone.
     """
 
-    def __init__(self, limit: int) -> None:
-        self._limit = limit
+    def __init__(self, limit: int, what: str = "streams", option: str = STREAMS) -> None:
+        """`what` is counted, and `option` is that of its limit."""
+        self._limit, self._what, self._option = limit, what, option
         self._counts = Counter[Owner]()
 
     @contextmanager
@@ -26,8 +28,8 @@ class StreamCounts:
         """One stream; raises LimitError when the owner has as many as it may."""
         if self._counts[owner] >= self._limit:
             raise LimitError(
-                f"you have {self._limit} streams open here, and no more are taken: end some, or "
-                f"send several requests on one (--max-caller-streams)",
+                f"you have {self._limit} {self._what} open here, and no more are taken: end some, "
+                f"or send several requests on one stream ({self._option})",
                 RETRY_S,
             )
         self._counts[owner] += 1

@@ -34,7 +34,8 @@ class PickerServer:
                 ("grpc.keepalive_permit_without_calls", 1),
             ]
         )
-        self._health = HealthService(proxy.pool, _unknown, StreamCounts(MAX_WATCHES))
+        counts = StreamCounts(MAX_WATCHES), StreamCounts(MAX_WATCHES, "calls")
+        self._health = HealthService(proxy.pool, _unknown, *counts)
         picker = Picker(proxy, router, authenticator, max_message_bytes)
         self._server.add_generic_rpc_handlers((picker.handler(), self._health.handler()))
 

@@ -90,7 +90,7 @@ def test_who_watches_is_told_of_changes() -> None:
     async def scenario() -> None:
         variant = SimpleNamespace(model_name="m_k3", is_ready=False)
         pool: Any = SimpleNamespace(public_name="m", is_ready=True, variants={"k3": variant})
-        service = HealthService(pool, lambda _: None, StreamCounts(1))
+        service = HealthService(pool, lambda _: None, StreamCounts(1), StreamCounts(1))
         service.look()
         unknown = service.watch("m_k5")
         assert await anext(unknown) == SERVICE_UNKNOWN  # and it may come

@@ -15,6 +15,7 @@ from tests.gateway_fixtures import (
     text_of,
     wait_until,
 )
+from tests.http2_client import SERVICE_PATH, stream_without_window
 from tests.http2_flow import half_sent
 from trt_mtp.controller.gateway.access.config import AccessConfig, ConnectionLimits
 from trt_mtp.controller.gateway.cli import gateway
@@ -89,3 +90,31 @@ def test_who_watches_the_health_is_counted(doubles: TritonServer, tmp_path: Path
             with pytest.raises(grpc.RpcError) as refused:
                 next(watch(b"", metadata=metadata, timeout=60))
             assert refused.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
+@pytest.mark.parametrize("metadata", [BEARER, ()])
+def test_single_calls_are_counted_as_well(
+    doubles: TritonServer, tmp_path: Path, metadata: tuple[tuple[str, str], ...]
+) -> None:
+    """One that isn't answered, or whose answer isn't taken, has a place, on whatever connection."""
+    access = AccessConfig(
+        tokens=write_tokens(tmp_path / "tokens.json"),
+        connections=ConnectionLimits(max_streams=1),
+    )
+    method = "ModelReady" if metadata else "ServerLive"  # which strangers may ask for
+    question = b"\n\bqwen_mtp" if metadata else b""
+    with (
+        running_gateway(doubles.grpc_url, access=access) as thread,
+        grpc.insecure_channel(thread.gateway.address) as channel,
+    ):
+        ask = channel.unary_unary(f"{SERVICE_PATH}{method}")
+
+        def status() -> grpc.StatusCode:
+            return ask.future(question, metadata=metadata, timeout=60).code()
+
+        assert status() is grpc.StatusCode.OK
+        with stream_without_window(thread.gateway.address, [question], method, metadata) as held:
+            while b"application/grpc" not in held.recv(1 << 16):  # the answer has begun
+                pass
+            assert status() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        wait_until(lambda: status() is grpc.StatusCode.OK)
