@@ -26,6 +26,7 @@ from trt_mtp.serve.contract import (
 )
 from trt_mtp.serve.engine.base import Engine, Guided, Request, SamplingParams
 from trt_mtp.serve.guided_decoding import read_guided
+from trt_mtp.serve.json_weight import is_heavy
 from trt_mtp.serve.parameter_names import PREFIX, unknown_parameter
 from trt_mtp.serve.reasoning import Reasoning
 from trt_mtp.serve.streaming_interval import (
@@ -232,8 +233,11 @@ def _decode(name: str, value: bytes) -> str:
 
 def _objects(inputs: Inputs, name: str) -> list[dict[str, object]]:
     """The JSON list of objects in input `name`, which may not be empty."""
+    text = _text(inputs, name)
+    if is_heavy(text.encode()):
+        raise InputError(f"{name} has too many values, where a list of messages may have thousands")
     try:
-        value = json.loads(_text(inputs, name))
+        value = json.loads(text)
     except json.JSONDecodeError as error:
         raise InputError(f"{name} is not JSON (column {error.pos + 1}: {error.msg})") from None
     except ValueError:

@@ -14,6 +14,7 @@ class ByteRoom:
         self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
         self.num_bytes = 0  # that are held
         self.num_waiting_bytes = 0  # that room is waited for
+        self.turn = asyncio.Lock()  # of one of its messages, where these are read by turns
 
     def take_now(self, size: int) -> bool:
         """Hold room for `size` bytes if there is some and nobody waits; `give_back` follows."""

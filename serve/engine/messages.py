@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from trt_mtp.errors import InputError
+from trt_mtp.serve.json_weight import is_heavy
 
 Message = dict[str, object]
 
@@ -53,6 +54,8 @@ def template_call(call: Any, place: str) -> Any:
     if not isinstance(function, Mapping) or not isinstance(function.get("arguments"), str):
         return call
     text = function["arguments"]
+    if is_heavy(text.encode(errors="replace")):
+        raise InputError(f"{place}.function.arguments has too many values")
     try:
         arguments = json.loads(text) if text.strip() else {}
     except (ValueError, RecursionError):

@@ -264,6 +264,7 @@ def test_the_gateways_parameters_pass() -> None:
         ({"text_input": "a", "tools": "[{}]"}, "tools goes with messages"),
         ({"messages": "[{"}, r"messages is not JSON \(column 3: "),
         ({"messages": "[" * 100_000}, "messages is nested too deeply"),
+        ({"messages": "[" + "{}," * 100_000 + "{}]"}, "messages has too many values"),
         (
             {"messages": '[{"a": ' + "9" * 5000 + "}]"},
             "messages has a number of thousands of digits",

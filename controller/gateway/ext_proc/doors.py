@@ -4,14 +4,13 @@ The variants are decoupled models, which Triton asks for by ModelStreamInfer alo
 every picked request becomes on its way, and its answer is turned back here.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from typing import Any, Protocol
 
 import grpc
 
 from trt_mtp.controller.gateway.ext_proc.messages import set_headers
 from trt_mtp.controller.gateway.failure import RpcError
-from trt_mtp.controller.gateway.http.answering import read_apart
 from trt_mtp.controller.gateway.http.errors import error_body, http_status
 from trt_mtp.controller.gateway.http.generate_json import generate_answer, read_generate
 from trt_mtp.controller.gateway.http.kserve_json import (
@@ -31,10 +30,14 @@ _FRAME_HEAD = 5  # bytes before a gRPC message: whether it is compressed, and it
 _JSON = ("content-type", "application/json")
 
 
+# reads a body by a function that may take a while
+Apart = Callable[[bytes, Callable[[bytes], Any]], Awaitable[Any]]
+
+
 class Door(Protocol):
     """One form of requests."""
 
-    async def read(self, body: bytes) -> InferRequest | None:
+    async def read(self, body: bytes, apart: Apart) -> InferRequest | None:
         """The request; None for one that the gateways are to read. Raises InputError."""
 
     def answer(self, response: Any, mutation: Any) -> bytes:
@@ -64,7 +67,7 @@ def door_of(headers: Mapping[str, str], model: str) -> Door | None:
 class UnaryDoor:
     """ModelInfer of KServe's gRPC service."""
 
-    async def read(self, body: bytes) -> InferRequest | None:
+    async def read(self, body: bytes, apart: Apart) -> InferRequest | None:
         """See Door."""
         messages = list(messages_in(body)) if body[:1] == b"\0" else []  # else it is compressed
         return read_request(messages[0]) if len(messages) == 1 else None
@@ -96,9 +99,9 @@ class GenerateDoor(_HttpDoor):
     def __init__(self, model: str) -> None:
         self._model = model
 
-    async def read(self, body: bytes) -> InferRequest | None:
+    async def read(self, body: bytes, apart: Apart) -> InferRequest | None:
         """See Door."""
-        return made_request(await read_apart(body, lambda raw: read_generate(raw, self._model)))
+        return made_request(await apart(body, lambda raw: read_generate(raw, self._model)))
 
     def answer(self, response: Any, mutation: Any) -> bytes:
         """See Door."""
@@ -113,9 +116,9 @@ class InferDoor(_HttpDoor):
         self._model, self._json_size = model, json_size
         self._wanted = BinaryOutputs({}, others=False)
 
-    async def read(self, body: bytes) -> InferRequest | None:
+    async def read(self, body: bytes, apart: Apart) -> InferRequest | None:
         """See Door."""
-        message, self._wanted = await read_apart(
+        message, self._wanted = await apart(
             body, lambda raw: read_infer(raw, self._json_size, self._model)
         )
         return made_request(message)

@@ -37,6 +37,7 @@ from trt_mtp.controller.gateway.failure import (
     VariantFailedError,
     status_of,
 )
+from trt_mtp.controller.gateway.http.long_bodies import LongBodies
 from trt_mtp.controller.gateway.lease import Lease
 from trt_mtp.controller.gateway.proxy import Proxy, only_answer
 from trt_mtp.controller.gateway.router import Router
@@ -91,6 +92,7 @@ class Picker:
     ) -> None:
         self._proxy, self._router, self._authenticator = proxy, router, authenticator
         self._max_bytes = max_message_bytes
+        self._bodies = LongBodies()
 
     def handler(self) -> Any:
         """The service, for a gRPC server."""
@@ -130,12 +132,15 @@ class Picker:
         """The call that a body means; None for one that is for a gateway. Raises InputError."""
         if not body.end_of_stream or len(body.body) > self._max_bytes:
             return None
-        request = await door.read(body.body)
+        caller = self._authenticator.caller((), host)
+        request = await door.read(
+            body.body, lambda raw, read: self._bodies.read(raw, caller.room, read)
+        )
         if request is None or request.message.model_name != self._proxy.pool.public_name:
             return None
         if is_streaming(request):
             return None
-        return self._proxy.open(request, self._authenticator.caller((), host))
+        return self._proxy.open(request, caller)
 
     def _placed(self, call: InferenceCall) -> Lease | None:
         """A place that is free now; None while there is none. Raises TrtMtpError if none can be."""

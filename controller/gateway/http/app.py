@@ -11,6 +11,7 @@ from trt_mtp.controller.gateway.http.answering import Answering, caller_of
 from trt_mtp.controller.gateway.http.errors import errors_as_json
 from trt_mtp.controller.gateway.http.handlers import GenerateHandlers
 from trt_mtp.controller.gateway.http.model_handlers import ModelHandlers
+from trt_mtp.controller.gateway.http.rendering import SharedRendering
 from trt_mtp.controller.gateway.metrics import CONTENT_TYPE
 from trt_mtp.controller.gateway.openai.door import OpenAiDoor
 from trt_mtp.controller.gateway.openai.options import OpenAiOptions
@@ -54,7 +55,7 @@ class PublicHttp:
     ) -> None:
         self._pool = proxy.pool
         self._authenticator = authenticator
-        self._render_metrics = render_metrics
+        self._rendering = SharedRendering(render_metrics)
         self._origins = openai.origins
         self._answering = Answering()
         self._generate = GenerateHandlers(proxy, authenticator, self._answering)
@@ -114,4 +115,5 @@ class PublicHttp:
         return web.Response(status=200 if self._pool.is_ready else 503)
 
     async def _metrics(self, _: web.Request) -> web.Response:
-        return web.Response(body=self._render_metrics(), headers={"Content-Type": CONTENT_TYPE})
+        body = await self._rendering.get()
+        return web.Response(body=body, headers={"Content-Type": CONTENT_TYPE})

@@ -18,6 +18,7 @@ from tritonclient.utils import triton_to_np_dtype
 from trt_mtp.controller.request import MAX_NAME_CHARS, TRITON_PARAMETERS
 from trt_mtp.errors import InputError
 from trt_mtp.serve.contract import INPUTS, PARAMETERS, TensorSpec
+from trt_mtp.serve.json_weight import MAX_WEIGHT, is_heavy
 from trt_mtp.serve.kserve import FINAL, parameter_value
 from trt_mtp.serve.parameter_names import unknown_parameter
 
@@ -39,11 +40,7 @@ _VALUES = {
 }
 _SPECS = {spec.name: spec for spec in INPUTS}
 MAX_EXACT = 2.0**53  # up to which a float is the number that was written
-MAX_SHORT_BODY = 64 * 1024  # bytes of JSON that are read at once, whatever is in them
 MAX_JSON_BYTES = 4 * 1024 * 1024
-MAX_WEIGHT = 2**18  # of longer JSON, by its marks
-MAX_TEXTS = 2**16  # of JSON that is long, if marks inside them are not to count
-_MARKS = ((b",", 1), (b"[", 1), (b"{", 3), (b":", 12))
 
 
 def read_generate(body: bytes, model_name: str) -> Any:
@@ -88,8 +85,7 @@ def generate_answer(infer_response: Any) -> str:
 
 def json_object(body: bytes) -> dict[str, Any]:
     """The JSON object in a request's body; raises InputError."""
-    if len(body) > MAX_SHORT_BODY:
-        _check_weight(body)
+    _check_weight(body)
     try:
         value = json.loads(body, object_pairs_hook=_without_repeats)
     except json.JSONDecodeError as error:
@@ -105,32 +101,17 @@ def json_object(body: bytes) -> dict[str, Any]:
 
 
 def _check_weight(body: bytes) -> None:
-    """Raise InputError for JSON whose reading would hold up everybody else.
-
-    It can't be interrupted, and takes as long as there are values, objects and above all keys.
-    """
+    """Raise InputError for JSON whose reading would hold up everybody else."""
     if len(body) > MAX_JSON_BYTES:
         raise InputError(
             f"the request's JSON has {len(body)} bytes: at most {MAX_JSON_BYTES} are taken; send "
             f"long tensors in binary (infer), or over gRPC"
         )
-    if _weight(body) > MAX_WEIGHT and _weight(_without_texts(body)) > MAX_WEIGHT:
+    if is_heavy(body):
         raise InputError(
             f"the request's body has too many values for JSON, where a list may have about "
             f"{MAX_WEIGHT}: send tensors in binary (infer), or over gRPC"
         )
-
-
-def _weight(body: bytes) -> int:
-    return sum(body.count(mark) * cost for mark, cost in _MARKS) + body.count(b"\\") // 6
-
-
-def _without_texts(body: bytes) -> bytes:
-    """`body` without what is in its texts but the escapes, if these are few enough to part it."""
-    if body.count(b'"') > MAX_TEXTS * 2:
-        return body
-    outside = b"".join(body.replace(b"\\\\", b"").replace(b'\\"', b"").split(b'"')[::2])
-    return outside + b"\\" * body.count(b"\\")
 
 
 def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -1,7 +1,8 @@
 """Triton's generate, generate_stream and infer over HTTP, answered as gRPC's calls are."""
 
+from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 from aiohttp import web
 
@@ -11,7 +12,6 @@ from trt_mtp.controller.gateway.http.answering import (
     Answering,
     caller_of,
     forwarded_headers,
-    read_apart,
 )
 from trt_mtp.controller.gateway.http.body import received
 from trt_mtp.controller.gateway.http.errors import error_body
@@ -28,6 +28,8 @@ from trt_mtp.controller.gateway.proxy import Proxy
 from trt_mtp.errors import TrtMtpError
 from trt_mtp.serve.kserve import InferRequest, parse_stream_response, read_request
 
+T = TypeVar("T")
+
 
 class GenerateHandlers:
     """Handlers for the public model; what they raise is for `errors_as_json`."""
@@ -42,7 +44,7 @@ class GenerateHandlers:
         """An answer in one piece."""
         caller = self._caller(request)
         async with received(request, caller.room) as body:
-            infer_request = await read_apart(body, self._read_generate)
+            infer_request = await self._read(caller, body, self._read_generate)
             infer_response = await self._answer(request, caller, infer_request)
         text = generate_answer(infer_response)
         response = web.Response(text=text, content_type="application/json")
@@ -52,7 +54,8 @@ class GenerateHandlers:
         """An answer in one piece, in the form of tritonclient.http."""
         caller, json_size = self._caller(request), request.headers.get(JSON_SIZE)
         async with received(request, caller.room) as body:
-            infer_request, wanted = await read_apart(body, partial(self._read_infer, json_size))
+            read = partial(self._read_infer, json_size)
+            infer_request, wanted = await self._read(caller, body, read)
             infer_response = await self._answer(request, caller, infer_request)
         answer = infer_answer(infer_response, wanted)
         if answer.json_size is None:
@@ -72,7 +75,7 @@ class GenerateHandlers:
                 await events.write(_event(generate_answer(infer_response)))
 
         async with received(request, caller.room) as body:
-            infer_request = await read_apart(body, self._read_generate)
+            infer_request = await self._read(caller, body, self._read_generate)
             try:
                 until = deadline_at(infer_request, None)
                 call = self._proxy.open(infer_request, caller, forwarded_headers(request), until)
@@ -83,6 +86,9 @@ class GenerateHandlers:
                     raise
                 await events.write(_event(error_body(str(error))))
         return await events.end()
+
+    async def _read(self, caller: Caller, body: bytes, read: Callable[[bytes], T]) -> T:
+        return await self._answering.bodies.read(body, caller.room, read)
 
     def _read_generate(self, body: bytes) -> InferRequest:
         return read_request(read_generate(body, self._model).SerializeToString())

@@ -15,14 +15,11 @@ from trt_mtp.controller.gateway.access.authenticator import Authenticator, Calle
 from trt_mtp.controller.gateway.call import InferenceCall, deadline_at
 from trt_mtp.controller.gateway.http.answering import (
     Answering,
-    apart,
     caller_of,
     forwarded_headers,
-    read_apart,
 )
 from trt_mtp.controller.gateway.http.body import received
 from trt_mtp.controller.gateway.http.events import EventStream
-from trt_mtp.controller.gateway.http.generate_json import MAX_SHORT_BODY
 from trt_mtp.controller.gateway.http.json_pieces import dumped
 from trt_mtp.controller.gateway.http.sending import send_whole
 from trt_mtp.controller.gateway.openai.answer_reader import (
@@ -55,6 +52,7 @@ from trt_mtp.controller.gateway.openai.vendor import timeout_of
 from trt_mtp.controller.gateway.proxy import Proxy
 from trt_mtp.errors import TrtMtpError
 from trt_mtp.serve.contract import LOGPROBS
+from trt_mtp.serve.json_weight import MAX_SHORT
 from trt_mtp.serve.kserve import text_output
 
 T = TypeVar("T")
@@ -110,7 +108,8 @@ class OpenAiDoor:
             message = f"the body is {request.content_type[:80]}: send Content-Type {JSON_TYPE}"
             raise ParameterError(message, None, "unsupported_media_type", 415)
         async with received(request, caller.room) as body:
-            asked = await read_apart(body, partial(read, request.headers))
+            read_body = partial(read, request.headers)
+            asked = await self._answering.bodies.read(body, caller.room, read_body)
             calls = [
                 self._open(request, caller, choice) async for choice in one_by_one(asked.choices)
             ]
@@ -136,8 +135,8 @@ class OpenAiDoor:
         """All choices in one object."""
         responses = await together([self._proxy.single_answer(call) for call in calls])
         size = sum(response.ByteSize() for response in responses)
-        work = partial(_answer_body, asked, responses, calls, in_pieces=size > MAX_SHORT_BODY)
-        body = await apart(size, work)
+        work = partial(_answer_body, asked, responses, calls, in_pieces=size > MAX_SHORT)
+        body = await self._answering.answers.do(size, calls[0].caller.room, work)
         headers = decision_headers(asked, calls[0])
         return web.Response(body=body, content_type=JSON_TYPE, charset="utf-8", headers=headers)
 
@@ -180,11 +179,11 @@ class StreamedChoice:
 
     async def send(self, raw: bytes) -> None:
         """Send what a message of the answer brings."""
-        if len(raw) <= MAX_SHORT_BODY:
+        if len(raw) <= MAX_SHORT:
             chunk, is_last = self._chunks_of(raw)
         else:
             chunk, is_last = await asyncio.to_thread(self._chunks_of, raw)
-        if is_last and len(chunk) <= MAX_SHORT_BODY:  # soon followed by what ends the stream
+        if is_last and len(chunk) <= MAX_SHORT:  # soon followed by what ends the stream
             self._events.hold(chunk)
         elif chunk:
             if not self._events.has_begun:

@@ -71,12 +71,16 @@ def _parallel(request: ChatRequest) -> dict[str, Any]:
 def guided_text(guided: Mapping[str, Any], name: str) -> str:
     """The input's JSON; raises ParameterError for one that is too long for any variant."""
     text = json_text(guided, name)
-    num_bytes = len(text.encode())
+    _check_size(text, name, name)
+    return text
+
+
+def _check_size(text: str, place: str, param: str) -> None:
+    num_bytes = len(text.encode(errors="replace"))
     if num_bytes > MAX_GUIDED_BYTES:
         raise ParameterError(
-            f"{name} has {num_bytes} bytes: at most {MAX_GUIDED_BYTES} are taken", name
+            f"{place} has {num_bytes} bytes: at most {MAX_GUIDED_BYTES} are taken", param
         )
-    return text
 
 
 def _function_name(choice: str | dict[str, Any]) -> str:
@@ -138,6 +142,7 @@ def _vllm_form(place: str, name: str, value: Any) -> dict[str, Any]:
             "unsupported_parameter",
         )
     if name == "json" and isinstance(value, str):
+        _check_size(value, place, param)  # before it is read, which holds up everybody else
         try:
             value = json.loads(value)
         except (ValueError, RecursionError):

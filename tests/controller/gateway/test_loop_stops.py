@@ -17,7 +17,7 @@ from tritonclient.grpc import service_pb2 as pb
 
 from tests.gateway_fixtures import GatewayThread, raw_stream, running_gateway, script_request
 from tests.http_client import ask
-from trt_mtp.controller.gateway.http.generate_json import MAX_JSON_BYTES, MAX_WEIGHT, json_object
+from trt_mtp.controller.gateway.http.generate_json import MAX_JSON_BYTES, json_object
 from trt_mtp.controller.gateway.openai.errors import ParameterError
 from trt_mtp.controller.gateway.openai.schema import (
     MAX_CHOICES,
@@ -28,6 +28,7 @@ from trt_mtp.controller.gateway.openai.schema import (
 from trt_mtp.controller.request_limits import MAX_PARTS, MAX_REQUEST_ID_CHARS
 from trt_mtp.errors import InputError
 from trt_mtp.serve.contract import MAX_EMITTED_IDS, MAX_STOP_BYTES, MAX_STOP_TEXTS
+from trt_mtp.serve.json_weight import MAX_WEIGHT
 from trt_mtp.serve.kserve import MAX_PARSED_BYTES
 from trt_mtp.serve.triton import TritonServer
 

@@ -57,6 +57,12 @@ def test_what_a_variant_is_asked_for(
     assert (seen.has_response_format, seen.is_guided) == (expected is not None,) * 2
 
 
+def test_a_schema_in_a_text_is_not_read_where_it_is_too_long(client: OpenAI, script: Any) -> None:
+    """Reading it can't be interrupted, and its marks are not among those of the body."""
+    with pytest.raises(openai.BadRequestError, match="guided_json has 100001 bytes: at most 65536"):
+        guided(client, script, extra_body={"guided_json": "[" * 100_001})
+
+
 def test_forced_calls(client: OpenAI, gateway: GatewayThread, script: Any) -> None:
     """Of any tool, or of one; a call at a time where no more are wanted."""
     for choice, wanted in (("required", "required"), (FUNCTION, {"name": "f"})):
