@@ -1,9 +1,9 @@
 """What of a streamed answer waits for its next message, and whether it is to be sent now."""
 
+import json
 import time
 
 from trt_mtp.serve.engine.base import Chunk
-from trt_mtp.serve.engine.logprobs import PlaceLogprobs
 from trt_mtp.serve.streaming_interval import Interval
 
 
@@ -14,7 +14,7 @@ class PendingMessage:
         """`echo` comes before the answer's own text; `outputs` are those that are asked for."""
         self.text = echo
         self.token_ids: list[int] = []
-        self.logprobs: list[PlaceLogprobs] = []
+        self.logprobs: list[str] = []  # JSON of each token
         self._outputs = outputs
         self._interval = interval
         self._has_begun = False  # an echo alone is no answer
@@ -24,7 +24,8 @@ class PendingMessage:
         """Add a chunk."""
         self.text += chunk.text
         self.token_ids += chunk.token_ids
-        self.logprobs += chunk.logprobs
+        # as they come: those of a long answer together would hold up all others
+        self.logprobs += [json.dumps(e.to_json(), ensure_ascii=False) for e in chunk.logprobs]
         self._has_begun = True
 
     def is_due(self) -> bool:

@@ -3,7 +3,6 @@
 Runs inside Triton's python-backend process; only there `triton_python_backend_utils` exists.
 """
 
-import json
 from typing import Any
 
 import numpy as np
@@ -87,8 +86,7 @@ class RequestState:
         values: dict[str, Any] = {"text_output": [self._pending.text.encode()]}
         values["output_ids"] = self._pending.token_ids
         if self._wants_logprobs:
-            places = [each.to_json() for each in self._pending.logprobs]
-            values[LOGPROBS] = [json.dumps(places, ensure_ascii=False).encode()]
+            values[LOGPROBS] = [f"[{', '.join(self._pending.logprobs)}]".encode()]
         values[IN_FLIGHT] = [num_in_flight]
         if self._pending.text and not self._has_told_input:
             self._has_told_input = True

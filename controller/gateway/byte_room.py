@@ -5,6 +5,8 @@ from collections import deque
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 
+OVERFULL = 4
+
 
 class ByteRoom:
     """Room for `limit` bytes; one message alone may be longer. First come, first served."""
@@ -15,6 +17,11 @@ class ByteRoom:
         self.num_bytes = 0  # that are held
         self.num_waiting_bytes = 0  # that room is waited for
         self.turn = asyncio.Lock()  # of one of its messages, where these are read by turns
+
+    @property
+    def is_overfull(self) -> bool:
+        """Whether what came without asking for room is far more than there is."""
+        return self.num_bytes > OVERFULL * self.limit
 
     def take_now(self, size: int) -> bool:
         """Hold room for `size` bytes if there is some and nobody waits; `give_back` follows."""

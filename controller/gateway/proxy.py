@@ -20,7 +20,12 @@ import grpc
 from trt_mtp.controller.gateway.access.authenticator import Caller
 from trt_mtp.controller.gateway.admission_queue import AdmissionQueue
 from trt_mtp.controller.gateway.call import MAX_HUNG, InferenceCall
-from trt_mtp.controller.gateway.failure import AnswerError, VariantFailedError, WaitedTooLongError
+from trt_mtp.controller.gateway.failure import (
+    AnswerError,
+    LimitError,
+    VariantFailedError,
+    WaitedTooLongError,
+)
 from trt_mtp.controller.gateway.lease import Lease
 from trt_mtp.controller.gateway.metrics import GatewayMetrics
 from trt_mtp.controller.gateway.retry_budget import RetryBudget
@@ -39,6 +44,9 @@ from trt_mtp.errors import InputError, TrtMtpError
 from trt_mtp.serve.kserve import InferRequest, parse_stream_response
 
 log = logging.getLogger(__name__)
+
+TOO_MUCH = "your requests and single answers hold too many bytes here: ask for fewer at once"
+RETRY_S = 1.0
 
 Send = Callable[[bytes], Awaitable[None]]
 ReadFeatures = Callable[[InferRequest, Hints], RequestFeatures]
@@ -124,6 +132,8 @@ class Proxy:
 
             async def keep(raw: bytes) -> None:
                 hold.grow(len(raw))
+                if call.caller.room.is_overfull:
+                    raise LimitError(TOO_MUCH, RETRY_S)
                 answers.append(raw)
 
             await self.handle(call, keep)

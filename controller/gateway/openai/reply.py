@@ -1,12 +1,15 @@
 """One answer's text, read as the client wants it: as it is, or for reasoning and tool calls."""
 
 import secrets
+from collections.abc import Iterator
 from typing import Any
 
 from trt_mtp.controller.gateway.openai.answer_parser import AnswerParser
 from trt_mtp.controller.gateway.openai.asked import Asked
 from trt_mtp.controller.gateway.openai.deltas import Delta
 from trt_mtp.serve.chat_format import ChatFormat
+
+PIECE_CHARS = 4_096
 
 
 class Reply:
@@ -59,21 +62,30 @@ class Reply:
         return "tool_calls" if self.num_calls and reason == "stop" else reason
 
 
+def _deltas(reply: Reply, text: str) -> Iterator[Delta]:
+    """All that a text is, read in pieces: what is left of a piece is copied at each mark in it."""
+    for at in range(0, len(text), PIECE_CHARS):
+        yield from reply.push(text[at : at + PIECE_CHARS])
+    yield from reply.end()
+
+
 def whole_message(reply: Reply, text: str) -> dict[str, Any]:
     """The message that has all of a text."""
-    content = reasoning = ""
+    texts: dict[str, list[str]] = {"content": [], "reasoning": []}
     calls: list[dict[str, Any]] = []
-    for delta in (*reply.push(text), *reply.end()):
-        if delta.kind == "content":
-            content += delta.text
-        elif delta.kind == "reasoning":
-            reasoning += delta.text
-        else:
+    arguments: list[list[str]] = []  # of each call
+    for delta in _deltas(reply, text):
+        if delta.kind in texts:
+            texts[delta.kind].append(delta.text)
+        elif delta.kind == "call":
             [call] = reply.delta(delta)["tool_calls"]
-            if delta.kind == "call":
-                calls.append({key: call[key] for key in ("id", "type", "function")})
-            else:
-                calls[-1]["function"]["arguments"] += delta.text
+            calls.append({key: call[key] for key in ("id", "type", "function")})
+            arguments.append([])
+        else:
+            arguments[-1].append(delta.text)
+    content, reasoning = "".join(texts["content"]), "".join(texts["reasoning"])
+    for call, pieces in zip(calls, arguments, strict=True):
+        call["function"]["arguments"] = "".join(pieces)
     message: dict[str, Any] = {"role": "assistant", "content": content or None, "refusal": None}
     if not (calls or reasoning):
         message["content"] = content

@@ -199,6 +199,21 @@ def test_the_largest_bodies_stop_nobody(gateway: GatewayThread, limit_s: float, 
     assert min(parsing) < limit_s, parsing
 
 
+def test_answers_full_of_calls_stop_nobody(gateway: GatewayThread, limit_s: float) -> None:
+    """A model can be asked for any text, and each mark in it is work."""
+    script = {"texts": ["<tool_call></tool_call>" * 20_000]}
+    tool = {"type": "function", "function": {"name": "f"}}
+    messages = [{"role": "user", "content": json.dumps(script)}]
+    body = json.dumps({"model": "qwen_mtp", "messages": messages, "tools": [tool]}).encode()
+
+    def ask_once() -> None:
+        url = "/v1/chat/completions"
+        assert ask(gateway.gateway.http_address, "POST", url, body).status == 200
+
+    stops = [longest_stop(gateway, ask_once) for _ in range(NUM_TRIES)]
+    assert min(stops) < limit_s, stops
+
+
 MANY: list[Any] = [-1] * MAX_WEIGHT  # none is what OpenAI's API takes
 CHAT: dict[str, Any] = {
     "model": "qwen_mtp",

@@ -26,7 +26,9 @@ from tests.http2_client import (
     opening,
     stream_without_window,
 )
+from tests.http_client import ask
 from trt_mtp.controller.gateway import grpc_stream, grpc_unary
+from trt_mtp.controller.gateway.access import authenticator
 from trt_mtp.controller.gateway.access.tenants import MAX_WAITING_BYTES
 from trt_mtp.controller.gateway.byte_room import ByteRoom
 from trt_mtp.controller.gateway.grpc_stream import MAX_BYTES
@@ -171,3 +173,17 @@ def test_a_stream_that_takes_not_even_its_first_message_ends(
     ):
         assert next(ended_streams(client)) == 1
     assert "Traceback" not in caplog.text
+
+
+def test_single_answers_of_a_caller_are_not_kept_without_bound(
+    doubles: TritonServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are read whole here, and a request can ask for many of them."""
+    monkeypatch.setattr(authenticator, "MAX_WAITING_BYTES", 1_000)
+    with running_gateway(doubles.grpc_url, http_port=0) as gateway:
+        for size, status in ((100, 200), (5_000, 429)):
+            script = {"tokens": 1, "word": "x" * size}
+            body = {"model": "qwen_mtp", "prompt": json.dumps(script)}
+            reply = ask(gateway.gateway.http_address, "POST", "/v1/completions", body)
+            assert reply.status == status
+        assert "hold too many bytes here" in reply.error
