@@ -333,8 +333,8 @@ def _chat_prompt(data: bytes) -> _Prompt:
     """Chat messages as a JSON list, or in an object with `tools` and more beside them."""
     try:
         value = json.loads(data)
-    except (ValueError, RecursionError):
-        return _Prompt()
+    except (ValueError, RecursionError):  # which a variant may read after all: it counts
+        return _Prompt(num_chars=len(data))
     options: Mapping[str, object] = value if isinstance(value, dict) else {}
     listed = options.get("messages") if isinstance(value, dict) else value
     messages = [m for m in listed if isinstance(m, dict)] if isinstance(listed, list) else []

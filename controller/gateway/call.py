@@ -19,7 +19,7 @@ from trt_mtp.controller.outcome import Outcome
 from trt_mtp.controller.request import RequestFeatures, is_streaming
 from trt_mtp.controller.request_limits import check_for_triton
 from trt_mtp.serve.chat_format import ChatFormat
-from trt_mtp.serve.contract import COUNTERS, EMITTED, IN_FLIGHT, RETURN_READ, SEED
+from trt_mtp.serve.contract import COUNTERS, EMITTED, IN_FLIGHT, NUM_INPUT, RETURN_READ, SEED
 from trt_mtp.serve.kserve import (
     EMPTY_FINAL,
     InferRequest,
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from trt_mtp.controller.gateway.lease import Lease
 
 INT_OUTPUTS = COUNTERS | {"num_output_tokens"}
-LEARNED_OUTPUTS = INT_OUTPUTS | {"finish_reason", "seed", IN_FLIGHT}
+LEARNED_OUTPUTS = INT_OUTPUTS | {"finish_reason", "seed", IN_FLIGHT, NUM_INPUT}
 MAX_ID_CHARS = 128  # of a client's request id that goes on to Triton
 BYTES_PER_TOKEN = 4  # INT32
 SEED_BYTES = 8  # UINT64
@@ -69,6 +69,7 @@ class InferenceCall:
     decision: Decision | None = None  # that it went there
     parameters: dict[str, str] = field(default_factory=dict)  # of every response: how it came
     outcome: Outcome | None = None  # of the latest lease, once that is closed
+    num_input_tokens: int = 0  # of its prompt, as a variant told; 0 where none did
     failed_variants: list[Replica] = field(default_factory=list)
     last_failure: VariantFailedError | None = None
     last_failure_at: float = 0.0  # monotonic
@@ -176,7 +177,12 @@ class InferenceCall:
 
     def quota(self) -> AbstractContextManager[None]:
         """Held while the request is answered; raises LimitError where its caller has none left."""
-        return self.caller.quota(self.features, self.num_output_tokens)
+        return self.caller.quota(self.features, self._num_late_tokens)
+
+    def _num_late_tokens(self) -> int:
+        """What is charged in the end: the answer, and what its prompt had beyond the estimate."""
+        beyond = max(self.num_input_tokens - self.features.prompt_tokens, 0)
+        return self.num_output_tokens() + beyond
 
     def note_failure(self, lease: "Lease", failure: VariantFailedError) -> None:
         """A variant failed the request; what follows is another one's."""

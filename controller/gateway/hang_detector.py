@@ -81,11 +81,13 @@ class HangDetector:
     def note_first(self, lease: "Lease", waited_s: float) -> None:
         """Learn how long a variant takes for the first message, queueing included.
 
-        Nothing of a request that may have waited until those of others were read.
+        Nothing of a request that may have waited until those of others were read, nor of one whose
+        tokens aren't told: an estimate is what its sender makes it, and hangs are told by this.
         """
-        if not lease.call.is_streaming or _is_read_apart(lease):
+        num_input = lease.num_input_tokens
+        if not lease.call.is_streaming or _is_read_apart(lease) or num_input is None:
             return
-        replica, seen = lease.replica, waited_s / _context_tokens(lease)
+        replica, seen = lease.replica, waited_s / _context_tokens(lease, num_input)
         known = replica.prefill_s_per_token
         replica.prefill_s_per_token = seen if known is None else known + NEW_SHARE * (seen - known)
 
@@ -124,6 +126,7 @@ def _prefill_s(lease: "Lease") -> float:
     return _context_tokens(lease) * (PREFILL_S_PER_TOKEN if known is None else known)
 
 
-def _context_tokens(lease: "Lease") -> float:
+def _context_tokens(lease: "Lease", num_input: int = 0) -> float:
     call = lease.call
-    return max(call.features.prompt_tokens + len(call.emitted) / 4, MIN_PROMPT_TOKENS)
+    num_prompt = num_input or call.features.prompt_tokens
+    return max(num_prompt + len(call.emitted) / 4, MIN_PROMPT_TOKENS)

@@ -24,7 +24,7 @@ from trt_mtp.controller.gateway.servers.upstream import Upstream, UpstreamLost
 from trt_mtp.controller.gateway.servers.winding_down import Rest
 from trt_mtp.controller.outcome import REFUSED, Outcome
 from trt_mtp.errors import InputError
-from trt_mtp.serve.contract import CANCELLED, INTERNAL_ERROR, REASONS
+from trt_mtp.serve.contract import CANCELLED, INTERNAL_ERROR, NUM_INPUT, REASONS
 from trt_mtp.serve.kserve import (
     final_response,
     int_outputs,
@@ -130,6 +130,12 @@ class Lease:
         return self._rewriter.is_on_trial
 
     @property
+    def num_input_tokens(self) -> int | None:
+        """The prompt's tokens as the variant told them; None for one that could and has not."""
+        told = self._rewriter.num_input_tokens
+        return told or (None if NUM_INPUT in self.replica.outputs else 0)
+
+    @property
     def is_answered(self) -> bool:
         """True once it was closed with the whole answer."""
         return self.outcome is not None and self.outcome.finish_reason not in (*BROKEN, REFUSED)
@@ -167,6 +173,7 @@ class Lease:
         winding_down = self._return_stream()
         end, now_s = self._end(error), time.monotonic()
         self.replica.health.end(self._begun, end, now_s, self.call.owner)
+        self.call.num_input_tokens = self._rewriter.num_input_tokens or self.call.num_input_tokens
         outcome = _outcome(self, self._rewriter.last, _broken(error))
         if self._begun_load is not None:
             on_variant, on_device = self.replica.load_since(self._begun_load, now_s)

@@ -6,7 +6,7 @@ contents is therefore parsed once and looked up from then on, which takes micros
 
 from typing import Any, NamedTuple
 
-from trt_mtp.serve.contract import IN_FLIGHT
+from trt_mtp.serve.contract import IN_FLIGHT, NUM_INPUT
 from trt_mtp.serve.kserve import (
     changed,
     fields,
@@ -60,6 +60,7 @@ class ResponseRewriter:
         self.is_complete = False  # all tokens were read, perhaps not the last message
         self.error = ""  # what a message said in place of outputs
         self.num_in_flight: int | None = None  # on the variant, as the latest message says
+        self.num_input_tokens = 0  # of the prompt, from when the variant has told
         self.last = b""  # the latest message with outputs: the counters come with the last one
         self._upstream_id = upstream_id.decode()
         self._change = change
@@ -117,6 +118,8 @@ class ResponseRewriter:
                 return None
             self.last = raw
             self._emitted += _contents(infer, IDS)
+            if told := _contents(infer, NUM_INPUT):
+                self.num_input_tokens = int.from_bytes(told, "little")
             load = _contents(infer, IN_FLIGHT)
             self.num_in_flight = int.from_bytes(load, "little") if load else None
         elif not is_empty_final_wanted:

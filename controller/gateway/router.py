@@ -181,7 +181,8 @@ class Router:
                 log.exception("of decision %s something is lost", lease.decision.decision_id)
 
     def _count_running(self, replica: Replica, call: InferenceCall, change: int) -> None:
-        tokens = mean_context_tokens(call.features)
+        # by its sender's word: no more than it can have, or others' decisions would be wrong
+        tokens = min(mean_context_tokens(call.features), replica.max_seq_len)
         replica.count_running(change, tokens, time.monotonic())
         self._running(replica.key).add(change)
 

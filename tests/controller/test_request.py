@@ -171,6 +171,13 @@ def test_json_that_is_no_chat_has_no_features(messages: str) -> None:
     assert not features.has_tools
 
 
+def test_messages_that_are_not_read_here_count_all_the_same() -> None:
+    """A variant may read deeper ones than a gateway, whose stack is another."""
+    deep = 5_000 * "["
+    text = f'[{{"role": "user", "content": "x", "x": {deep}}}]'
+    assert features_of(messages=text).prompt_tokens == len(text) // 4
+
+
 def test_hints() -> None:
     """The gateway's parameters arrive as they were sent; auto is the same as none."""
     hints = {

@@ -4,6 +4,7 @@ import time
 from dataclasses import replace
 
 import pytest
+from tritonclient.grpc import service_pb2 as pb
 
 from tests.lease_fixtures import BackendDouble, StreamDouble, call_of, lease_of
 from trt_mtp.controller.gateway.hang_detector import READING_S, HangDetector, StallLimits
@@ -68,8 +69,25 @@ def test_what_is_read_before_is_waited_for(
 
 def test_a_wait_for_others_to_be_read_is_no_measure_of_prompts() -> None:
     """Or a hang would be seen minutes later than it can be."""
-    detector = HangDetector(StallLimits())
-    for kind, known in (("guided", None), ("long", None), ("plain", 18.0 / 64)):
-        each = lease(kind)
-        detector.note_first(each, 18.0)
-        assert each.replica.prefill_s_per_token == known
+    for kind, known in (("guided", None), ("long", None), ("plain", 18.0 / 100)):
+        assert learned(lease(kind), num_told=100) == known
+
+
+def test_a_sender_s_word_is_no_measure_of_prompts() -> None:
+    """A short prompt that looks long would have others' long ones taken for hangs."""
+    for num_told, known in ((100, 18.0 / 100), (None, None)):
+        each = lease("plain")
+        each.call.features = replace(each.call.features, num_chars=4_000_000)
+        assert learned(each, num_told) == known
+
+
+def learned(lease: Lease, num_told: int | None) -> float | None:
+    """Seconds of a token, after a first message that tells the prompt's tokens and took 18 s."""
+    response = pb.ModelStreamInferResponse()
+    response.infer_response.id = lease._upstream_id
+    if num_told is not None:
+        response.infer_response.outputs.add(name="num_input_tokens", datatype="INT32", shape=[1])
+        response.infer_response.raw_output_contents.append(num_told.to_bytes(4, "little"))
+    lease._rewriter.read(response.SerializeToString(), False)
+    HangDetector(StallLimits()).note_first(lease, 18.0)
+    return lease.replica.prefill_s_per_token

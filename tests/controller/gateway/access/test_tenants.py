@@ -4,6 +4,7 @@ import hashlib
 import json
 import logging
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.lease_fixtures import call_of
 from trt_mtp.controller.gateway.access import tenants as tenants_module
+from trt_mtp.controller.gateway.access.authenticator import Caller
 from trt_mtp.controller.gateway.access.tenants import Tenant, TenantRecord, Tenants
 from trt_mtp.controller.gateway.access.token_bucket import TokenBucket
 from trt_mtp.controller.gateway.failure import LimitError, UnauthenticatedError
@@ -215,3 +218,16 @@ def test_files_that_are_no_tenants(tmp_path: Path) -> None:
     same = {"name": "search", "token_sha256": [sha256("t")]}
     with pytest.raises(InputError, match="two tenants have the same name"):
         Tenants(write(path, same, same | {"token_sha256": [sha256("u")]}), Scoreboard())
+
+
+def test_a_prompt_is_charged_as_its_variant_told() -> None:
+    """Four characters to a token is an estimate, and a tenant can choose what it asks."""
+    tenant = Tenant(record(tokens_per_min=600), Scoreboard())
+    call = call_of(prompt="x" * 400, caller=Caller(tenant, None, sha256("t")))
+    with call.quota():
+        call.num_input_tokens = 400
+    tenant.begin(0, time.monotonic())
+    with call.quota():
+        call.num_input_tokens = 400
+    with pytest.raises(LimitError, match="600 tokens a minute"):
+        tenant.begin(0, time.monotonic())
