@@ -1,7 +1,7 @@
 """Who gets the next free slot: requests that no variant can take now wait here, not there.
 
-One bounded queue, by Triton's `priority` and then by arrival; those with grammars, which variants
-may have to try one after the other, by turns of who sent them. Requests that the same variants
+One bounded queue, by Triton's `priority` and then by turns of who sent them: whoever sends many
+waits for itself, and there is room for others' requests. Requests that the same variants
 could take have the same key, so that nobody waits behind a request that waits for something else.
 Busy variants are waited for as long as the client does; variants that aren't ready, for a limited
 time.
@@ -14,6 +14,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from operator import itemgetter
 
 from trt_mtp.controller.gateway.call import InferenceCall
 from trt_mtp.controller.gateway.failure import NotReadyError, QueueFullError, WaitedTooLongError
@@ -23,8 +24,9 @@ from trt_mtp.controller.gateway.scoreboard import SharedCounter
 # github.com/triton-inference-server/common, protobuf/model_config.proto, ModelDynamicBatching:
 # 1 is the highest priority; 0 and none are the default level, which is the server's to choose
 DEFAULT_PRIORITY = 100
-# of the queue that requests with grammars may have; and of what they leave of that, times how much
-# one owner may have, so that there is always room for another's (Choudhury and Hahne, "Dynamic
+# of the queue that requests with grammars may have, which variants may have to try one by one; and
+# of what they leave of that, times how much one owner may have, so that there is always room for
+# another's (Choudhury and Hahne, "Dynamic
 # queue length thresholds for shared-memory packet switches", IEEE/ACM Trans. Netw. 6(2), 1998)
 GUIDED_SHARE = 0.75
 OWNER_FACTOR = 4
@@ -38,7 +40,7 @@ class Waiter:
     """A call in its place in the queue."""
 
     priority: int
-    turn: int  # of its owner, where it has a grammar
+    turn: int  # of its owner
     number: int  # by arrival
     call: InferenceCall = field(compare=False)
     placed: "asyncio.Future[Lease]" = field(compare=False)
@@ -74,7 +76,8 @@ class AdmissionQueue:
         self._on_waiting = on_waiting
         self._waiters: dict[QueueKey, list[Waiter]] = {}  # each a heap
         self._numbers = itertools.count()
-        self._guided = Counter[object]()  # who waits here with a grammar, and with how many
+        self._owners = Counter[object]()  # who waits here, and with how many
+        self._guided = Counter[object]()  # the same, of those with grammars
         self._turns: dict[object, int] = {}  # of their last ones
         self._turn = 0  # of the last one that was served
 
@@ -158,7 +161,7 @@ class AdmissionQueue:
 
     def _check_room(self, call: InferenceCall) -> None:
         """Raise QueueFullError for a call that may not wait."""
-        if self._waiting.total >= self._max_waiting:
+        if self._waiting.total >= self._max_waiting and not self._has_made_room(call.owner):
             raise QueueFullError(
                 f"all variants are busy and {self._max_waiting} requests wait, which is the "
                 f"limit (--max-waiting): send the request again later"
@@ -172,23 +175,45 @@ class AdmissionQueue:
                 f"grammars to be tried, or for a variant: send the request again later"
             )
 
+    def _has_made_room(self, owner: object) -> bool:
+        """Whether the last request of whoever has the most was refused for one of `owner`.
+
+        As FairTable does it, so that nobody can keep the others out.
+        """
+        most = max(self._owners, key=self._owners.__getitem__, default=owner)
+        if self._owners[most] <= self._owners[owner] + 1:
+            return False
+        pairs = [(w, key) for key, each in self._waiters.items() for w in each if _may_go(w, most)]
+        if not pairs:
+            return False
+        waiter, key = max(pairs, key=itemgetter(0))
+        waiter.placed.set_exception(
+            QueueFullError(
+                f"{self._max_waiting} requests wait, which is the limit (--max-waiting), and most "
+                f"are yours: send the request again later"
+            )
+        )
+        self._forget(key, waiter)
+        return True
+
     def _turn_of(self, call: InferenceCall) -> int:
         """When it is its turn: after its owner's others, or next.
 
         As in start-time fair queuing (Goyal, Vin and Cheng, IEEE/ACM Trans. Netw. 5(5), 1997), all
         requests being of one size.
         """
-        if not call.features.is_guided:
-            return 0
         turn = max(self._turns.get(call.owner, -1) + 1, self._turn)
         self._turns[call.owner] = turn
         return turn
 
     def _count_waiting(self, call: InferenceCall, change: int) -> None:
+        self._owners[call.owner] += change
+        if not self._owners[call.owner]:
+            del self._owners[call.owner], self._turns[call.owner]
         if call.features.is_guided:
             self._guided[call.owner] += change
             if not self._guided[call.owner]:
-                del self._guided[call.owner], self._turns[call.owner]
+                del self._guided[call.owner]
         self._waiting.add(change)
         self._on_waiting(change)
 
@@ -200,6 +225,12 @@ class AdmissionQueue:
             self._count_waiting(waiter.call, -1)
         if not waiters:
             self._waiters.pop(key, None)
+
+
+def _may_go(waiter: Waiter, owner: object) -> bool:
+    """Whether a request of `owner` may be refused after all: nothing of its answer was sent."""
+    call = waiter.call
+    return call.owner == owner and not call.failed_variants and not waiter.placed.done()
 
 
 async def _taken(placed: "asyncio.Future[Lease]") -> Lease:

@@ -7,9 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.lease_fixtures import call_of, lease_of
+from trt_mtp.controller.gateway.access.authenticator import Caller
 from trt_mtp.controller.gateway.admission_queue import AdmissionQueue
 from trt_mtp.controller.gateway.call import InferenceCall
-from trt_mtp.controller.gateway.failure import NotReadyError
+from trt_mtp.controller.gateway.failure import NotReadyError, QueueFullError
 from trt_mtp.controller.gateway.lease import Lease
 from trt_mtp.controller.gateway.scoreboard import Scoreboard
 from trt_mtp.errors import TrtMtpError
@@ -34,11 +35,11 @@ class Slots:
         return lease_of(call)
 
 
-def queue_of(slots: Slots, failover_wait_s: float = 60.0) -> AdmissionQueue:
+def queue_of(slots: Slots, failover_wait_s: float = 60.0, max_waiting: int = 100) -> AdmissionQueue:
     """A queue in front of `slots`."""
     counter = Scoreboard(None).counter("waiting")
     return AdmissionQueue(
-        slots.place, lambda call: (), 100, failover_wait_s, counter, lambda change: None
+        slots.place, lambda call: (), max_waiting, failover_wait_s, counter, lambda change: None
     )
 
 
@@ -48,6 +49,35 @@ async def waiting(admission: AdmissionQueue, *names: str) -> dict[str, "asyncio.
     await asyncio.sleep(0)
     assert admission.num_waiting == len(names)
     return tasks
+
+
+def test_one_caller_keeps_no_other_out() -> None:
+    """A full queue gives up the last request of whoever has the most; places go by turns."""
+
+    async def scenario() -> None:
+        slots, one, other = (
+            Slots(),
+            Caller(None, None, network="a"),
+            Caller(None, None, network="b"),
+        )
+        admission = queue_of(slots, max_waiting=4)
+
+        def place(name: str, caller: Caller) -> "asyncio.Task[Lease]":
+            return asyncio.create_task(admission.place(call_of(name, caller=caller)))
+
+        tasks = {name: place(name, one) for name in ("a1", "a2", "a3", "a4")}
+        tasks |= {"b1": place("b1", other), "b2": place("b2", other), "b3": place("b3", other)}
+        await asyncio.sleep(0)
+        for refused in ("a4", "a3", "b3"):
+            with pytest.raises(QueueFullError):
+                await tasks[refused]
+        assert admission.num_waiting == 4
+        slots.num_free = 4
+        admission.serve_waiting()
+        await asyncio.gather(*[tasks[name] for name in ("a1", "a2", "b1", "b2")])
+        assert slots.placed == ["a1", "b1", "a2", "b2"]
+
+    asyncio.run(asyncio.wait_for(scenario(), 60))
 
 
 @pytest.mark.parametrize("error", [TrtMtpError("no"), ValueError("a defect"), KeyError("x")])
