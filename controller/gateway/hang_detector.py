@@ -96,7 +96,8 @@ def expected_s(lease: "Lease") -> float:
     """How long the next message of a lease takes, by what is known of its variant."""
     step_s = lease.decision.chosen.step_s  # that the decision counted with
     if not lease.call.is_streaming:
-        return _prefill_s(lease) + step_s * lease.call.features.max_tokens
+        most = min(lease.call.features.max_tokens, lease.replica.max_seq_len)
+        return _prefill_s(lease) + step_s * most
     return step_s if lease.has_begun else step_s + _prefill_s(lease)
 
 

@@ -7,9 +7,11 @@ import pytest
 from tritonclient.grpc import service_pb2 as pb
 
 from tests.lease_fixtures import BackendDouble, StreamDouble, call_of, lease_of
+from trt_mtp.controller.decision import CandidateScore
 from trt_mtp.controller.gateway.hang_detector import READING_S, HangDetector, StallLimits
 from trt_mtp.controller.gateway.lease import Lease
 from trt_mtp.controller.gateway.servers.upstream import UpstreamLost
+from trt_mtp.controller.request import UNBOUNDED_TOKENS
 from trt_mtp.serve.contract import LONG_BYTES
 
 
@@ -71,6 +73,15 @@ def test_a_wait_for_others_to_be_read_is_no_measure_of_prompts() -> None:
     """Or a hang would be seen minutes later than it can be."""
     for kind, known in (("guided", None), ("long", None), ("plain", 18.0 / 100)):
         assert learned(lease(kind), num_told=100) == known
+
+
+def test_an_answer_without_a_limit_ends_with_the_context() -> None:
+    """Or a single answer of a variant that hangs would be waited for for ever."""
+    each = lease("plain")
+    each.call.is_streaming = False
+    each.call.features = replace(each.call.features, max_tokens=UNBOUNDED_TOKENS)
+    each.decision = each.decision._replace(candidates=(CandidateScore("k3", 3, step_s=0.001),))
+    assert overdue(each, waited_s=60.0, heard_s=0.1)
 
 
 def test_a_sender_s_word_is_no_measure_of_prompts() -> None:
