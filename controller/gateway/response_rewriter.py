@@ -23,6 +23,7 @@ FAILED_OVER = "failed_over"  # parameter of a final response: the variants that 
 
 _STREAM_RESPONSE = 0x12  # tag of ModelStreamInferResponse.infer_response
 _OUTPUTS, _CONTENTS = 0x2A, 0x32  # tags of ModelInferResponse.outputs and .raw_output_contents
+INT32_BYTES = 4
 _MAX_HEADS = 64  # that are remembered; they differ by the number of tokens in a message
 _NOTHING = (b"", b"\x32\x04\0\0\0\0")  # contents: none, or those of an empty text_output
 
@@ -91,7 +92,7 @@ class ResponseRewriter:
             self._emitted += raw[value_at:end]
         if head.in_flight >= 0:
             _, value_at, end = spans[head.in_flight]
-            self.num_in_flight = int.from_bytes(raw[value_at:end], "little")
+            self.num_in_flight = _load(raw[value_at:end])
         contents = b"".join([raw[spans[i][0] : spans[i][2]] for i in head.kept])
         if contents in _NOTHING and len(head.kept) < head.num_contents:
             return None
@@ -117,8 +118,7 @@ class ResponseRewriter:
                 return None
             self.last = raw
             self._emitted += _contents(infer, IDS)
-            load = _contents(infer, IN_FLIGHT)
-            self.num_in_flight = int.from_bytes(load, "little") if load else None
+            self.num_in_flight = _load(_contents(infer, IN_FLIGHT))
         elif not is_empty_final_wanted:
             return None
         if not is_last:
@@ -163,6 +163,17 @@ class ResponseRewriter:
             names.index(IDS) if IDS in names else -1,
             names.index(IN_FLIGHT) if IN_FLIGHT in names else -1,
         )
+
+
+def _load(content: bytes) -> int | None:
+    """The load in an output's contents; None where it is absent, or no INT32 of 0 or more.
+
+    It is compared with others' for every request: what can't be would cost all of them.
+    """
+    if len(content) != INT32_BYTES:
+        return None
+    number = int.from_bytes(content, "little", signed=True)
+    return number if number >= 0 else None
 
 
 def _contents(infer: Any, name: str) -> bytes:

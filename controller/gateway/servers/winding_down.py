@@ -13,6 +13,7 @@ from enum import Enum
 from typing import Protocol
 
 from trt_mtp.controller.gateway.servers.upstream import Metadata, Upstream, UpstreamLost
+from trt_mtp.errors import InputError
 from trt_mtp.serve.contract import CANCELLED_FLAG
 from trt_mtp.serve.kserve import (
     bool_output,
@@ -68,7 +69,7 @@ async def wind_down(streams: Streams, upstream: Upstream, variant: Asked, reques
         await _read_to_end(upstream, request_id, SILENT_S if variant.can_cancel else FINISH_S)
         streams.give_back(upstream)
         rest = Rest.ENDED
-    except UpstreamLost:
+    except (UpstreamLost, InputError):  # or what comes is no message
         upstream.close()
         rest = Rest.LOST
     except TimeoutError:
@@ -131,7 +132,7 @@ async def _is_told(streams: Streams, model_name: str, request_id: str) -> bool:
                 raw = await control.read()
             if ends_answer(raw, own_id):
                 break
-    except UpstreamLost:
+    except (UpstreamLost, InputError):
         control.close()
         return False
     except TimeoutError:

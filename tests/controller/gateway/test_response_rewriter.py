@@ -118,3 +118,23 @@ def test_damaged_messages_end_in_an_error_or_a_message(
             read.read(damaged, False)
         except InputError:
             continue
+
+
+@given(st.binary(max_size=9).filter(lambda content: len(content) != 4), st.booleans())
+def test_a_load_that_is_none_is_not_told(content: bytes, is_known: bool) -> None:
+    """A number of any length would be compared, and fail, for every request of everybody."""
+    read = reader(frozenset(), bytearray())
+    for number in (3, 5) if is_known else ():
+        read.read(message(text_output="a", requests_in_flight=[number]).SerializeToString(), False)
+        assert read.num_in_flight == number
+    lie = message(text_output="a", requests_in_flight=[1])
+    lie.infer_response.raw_output_contents[1] = content
+    read.read(lie.SerializeToString(), False)
+    assert read.num_in_flight is None
+
+
+def test_a_negative_load_is_not_told() -> None:
+    """It would count as billions."""
+    read = reader(frozenset(), bytearray())
+    read.read(message(text_output="a", requests_in_flight=[-1]).SerializeToString(), False)
+    assert read.num_in_flight is None
