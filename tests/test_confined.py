@@ -78,3 +78,15 @@ def test_long_messages_and_answers_are_whole(process: ConfinedProcess) -> None:
     """Whatever pieces they come in."""
     message = os.urandom(1 << 22)
     assert process.ask(message, LONG_S) == message[::-1]
+
+
+def test_the_working_folder_has_no_modules_of_its(
+    process: ConfinedProcess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where nobody set PYTHONSAFEPATH: it may be a stranger's checkpoint."""
+    folder = tmp_path / "checkpoint"
+    folder.mkdir()
+    (folder / "json.py").write_text("raise SystemExit")
+    monkeypatch.chdir(folder)
+    monkeypatch.delenv("PYTHONSAFEPATH", raising=False)
+    assert process.ask(b"abc", LONG_S) == b"cba"
