@@ -147,6 +147,9 @@ def test_what_is_undecided_is_no_order() -> None:
     assert not re.search(r"\b[Uu]se\b", said)
     assert "The best variant to host alone is, so far," in hosting(summary)
     assert next_step(summary, "p.json")[1].startswith("rm p.json.journal && ")
+    # somebody else's file, and a command to copy
+    assert "rm 'a;id.json.journal' && " in next_step(summary, "a;id.json")[1]
+    assert next_step(summary, "a;id.json")[1].endswith("-o 'a;id.json'")
 
 
 def test_estimated_and_measured_speedups_stand_side_by_side() -> None:
