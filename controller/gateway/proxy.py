@@ -40,6 +40,8 @@ from trt_mtp.serve.kserve import InferRequest, parse_stream_response
 
 log = logging.getLogger(__name__)
 
+MAX_SINGLE_BYTES = 1 << 28  # of one caller's single answers while they grow
+
 Send = Callable[[bytes], Awaitable[None]]
 ReadFeatures = Callable[[InferRequest, Hints], RequestFeatures]
 
@@ -117,13 +119,20 @@ class Proxy:
     async def single_answer(self, call: InferenceCall) -> Any:
         """The pb.ModelInferResponse to a call that is not streamed; raises as `handle`.
 
-        While it grows here, it counts in its caller's room.
+        While it grows here, it counts in its caller's room, and ends where all that the caller has
+        there is too much: a variant may send without end.
         """
         answers: list[bytes] = []
         with call.caller.room.hold_now(0) as hold:
 
             async def keep(raw: bytes) -> None:
                 hold.grow(len(raw))
+                if call.caller.room.num_bytes > MAX_SINGLE_BYTES:
+                    raise AnswerError(
+                        grpc.StatusCode.RESOURCE_EXHAUSTED,
+                        f"your answers that are not streamed have more than {MAX_SINGLE_BYTES:,} "
+                        f"bytes together: ask for fewer at once, or for streams",
+                    )
                 answers.append(raw)
 
             await self.handle(call, keep)
