@@ -43,6 +43,17 @@ def _opened(path: str, flags: int, mode: int) -> int:
     return descriptor
 
 
+def allowed(mode: int) -> int:
+    """`mode` without what this process's umask keeps from others.
+
+    The call that tells the umask changes it, for all threads.
+    """
+    with suppress(OSError, ValueError, IndexError):
+        status = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
+        return mode & ~int(status.partition("\nUmask:")[2].split()[0], 8)
+    return mode
+
+
 def write_atomic(path: Path, data: bytes | str, mode: int = 0o644) -> None:
     """Write `data` to `path` so that a reader, or a crash, sees the old file or the new one.
 
@@ -64,7 +75,7 @@ def _write_beside(path: Path, content: bytes, mode: int) -> None:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, mode)
+        os.chmod(temporary, allowed(mode))
         os.replace(temporary, path)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)

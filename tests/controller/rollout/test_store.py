@@ -34,6 +34,36 @@ def test_a_record_comes_back(tmp_path: Path) -> None:
         assert store.latest("k6") is None
 
 
+@pytest.mark.parametrize(
+    ("change", "error"),
+    [
+        ("UPDATE rollouts SET phase = 'Odd'", InputError),
+        ("UPDATE rollouts SET facts = '{'", InputError),
+        ("UPDATE rollouts SET facts = '[1]'", InputError),
+        ("UPDATE events SET what = '{'", InputError),
+        ("UPDATE rollouts SET facts = x'ff'", InputError),
+        ("DROP TABLE events", TrtMtpError),
+    ],
+)
+def test_a_record_that_was_edited_is_said_to_be_so(
+    tmp_path: Path, change: str, error: type[Exception]
+) -> None:
+    """Nothing is done by it."""
+    with Store(tmp_path / "r.db") as store, store.locked():
+        store.begin("k5", "d1", {"old": "k3"})
+    with contextlib.closing(sqlite3.connect(tmp_path / "r.db", isolation_level=None)) as edited:
+        edited.execute(change)
+
+    def read() -> None:
+        with Store(tmp_path / "r.db") as store:
+            found = store.latest("k5")
+            assert found is not None
+            store.history(found)
+
+    with pytest.raises(error, match=r"r\.db"):
+        read()
+
+
 def test_only_one_acts(tmp_path: Path) -> None:
     """A second process is told who is at work, and can't write."""
     with Store(tmp_path / "r.db") as one, Store(tmp_path / "r.db") as two:
