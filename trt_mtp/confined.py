@@ -6,6 +6,7 @@ it says so or ends; who waits for an answer ends it after a time.
 
 import contextlib
 import os
+import re
 import resource
 import select
 import shutil
@@ -27,6 +28,8 @@ MAX_ANSWER_BYTES = 1 << 27
 KILL_S = 10.0
 SIZE_BYTES = 4  # before each message
 PIECE_BYTES = 1 << 20
+# of the environment, which may hold keys and tokens: for Python, for the day and for its words
+_NEEDED = re.compile(r"(?:PATH|LD_LIBRARY_PATH|PYTHON\w*|COVERAGE\w*|TZ|LANG|LANGUAGE|LC_\w+)$")
 BOOT = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from {module} import main; main()"
 
 
@@ -79,7 +82,11 @@ class ConfinedProcess:
         pipes: Mapping[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
         try:
             self._process = subprocess.Popen(
-                command, **pipes, stderr=subprocess.DEVNULL, start_new_session=True
+                command,
+                **pipes,
+                env={name: value for name, value in os.environ.items() if _NEEDED.match(name)},
+                stderr=subprocess.DEVNULL,
+                start_new_session=True,
             )
         except OSError as error:
             raise TrtMtpError(f"a process for {self._module} can't be started: {error}") from None

@@ -134,6 +134,14 @@ def test_without_a_plain_variant_there_is_no_advice() -> None:
         assert "No advice" in render(one(profile), form).decode()
 
 
+def test_a_spreadsheet_runs_nothing() -> None:
+    """A name that would be a formula is text."""
+    profile = simulated_profile(["qa"]).model_copy(update={"fingerprint": "=cmd|' /C calc'!A0"})
+    rows = list(csv.reader(render(one(profile), "csv").decode().splitlines()))
+    assert {row[1] for row in rows[1:]} == {"'=cmd|' /C calc'!A0"}
+    assert {row[2] for row in rows[1:]} == {"qa"}
+
+
 def test_what_is_undecided_is_no_order() -> None:
     """Beside an undecided verdict nothing says "use": what is likeliest so far is named as that."""
     profile = simulated_profile(["qa", "math"])
