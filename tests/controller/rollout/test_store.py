@@ -13,6 +13,8 @@ import pytest
 from tests.programs import TIMEOUT_S
 from trt_mtp.controller.rollout import lock
 from trt_mtp.controller.rollout import store as store_module
+from trt_mtp.controller.rollout.control import alone_with_traffic
+from trt_mtp.controller.rollout.spec import GatewayFiles, How, RolloutSpec, Step, What, Where
 from trt_mtp.controller.rollout.store import LockLostError, Phase, Store
 from trt_mtp.errors import InputError, TrtMtpError
 
@@ -225,3 +227,27 @@ def test_a_full_disk_is_one_sentence(tmp_path: Path) -> None:
             store.record(begun, "load 0", "do", what={"text": "x" * 10**6})
         found = store.latest("k5")
         assert found == begun
+
+
+def test_two_states_of_the_same_traffic_take_turns(tmp_path: Path) -> None:
+    """Each rollout would write over what the other believes of the traffic."""
+
+    def of(state: str, traffic: str) -> RolloutSpec:
+        gateway = GatewayFiles(traffic=tmp_path / traffic, decision_log=tmp_path / "log")
+        where = Where(state=tmp_path / state, gateways=(gateway,))
+        what = What(profile=tmp_path / "p.json")
+        steps = (Step(set_weight=100),)
+        return RolloutSpec(
+            schema_version=1, name="k5", what=what, where=where, how=How(steps=steps)
+        )
+
+    with alone_with_traffic(of("a.db", "traffic.json")):
+        with alone_with_traffic(of("b.db", "other.json")):
+            pass
+        with (
+            pytest.raises(InputError, match=r"another rollout is at work on .*traffic\.json"),
+            alone_with_traffic(of("b.db", "traffic.json")),
+        ):
+            pass
+    with alone_with_traffic(of("b.db", "traffic.json")):
+        pass
