@@ -20,7 +20,10 @@ from typing import Any
 from benchmarks.gateway import MODELS, gateway_process
 from tests.gateway_fixtures import triton_of_doubles
 
-WHEEL = "tritonclient==2.50.0"
+WHEEL = (
+    "tritonclient==2.50.0 "
+    "--hash=sha256:421fbb69ae6ab8cdb2c35b82134fcef2fe11e7af7718b1fcbc53335ab9bfe889\n"
+)
 PROGRAM = "tritonclient-2.50.0.data/data/bin/perf_analyzer"
 FOLDER = Path(sys.prefix) / "perf_analyzer"
 LIBRARIES = ("libb64", "libcudart")  # it is linked with them; nvidia-pytriton brings both
@@ -45,7 +48,11 @@ def fetch() -> Path:
     if not program.exists():
         FOLDER.mkdir(exist_ok=True)
         pip = [sys.executable, "-m", "pip", "download", "--disable-pip-version-check", "--quiet"]
-        subprocess.run([*pip, "--no-deps", "--dest", str(FOLDER), WHEEL], check=True)
+        pip += ["--no-deps", "--require-hashes", "--only-binary", ":all:", "--dest", str(FOLDER)]
+        with tempfile.NamedTemporaryFile("w", suffix=".txt") as file:
+            file.write(WHEEL)
+            file.flush()
+            subprocess.run([*pip, "-r", file.name], check=True)
         (wheel,) = FOLDER.glob("*.whl")
         with zipfile.ZipFile(wheel) as archive:
             archive.extract(PROGRAM, FOLDER)

@@ -25,7 +25,7 @@ from trt_mtp.build.variant import (
     write_variant,
 )
 from trt_mtp.errors import InputError, TrtMtpError
-from trt_mtp.files import SMALL, open_in_group, read_json, sync_folder
+from trt_mtp.files import SMALL, allowed, open_in_group, read_json, sync_folder
 
 SHARED = ".shared"
 DIGESTS = ".digests.json"
@@ -104,7 +104,7 @@ def install_shared(engines: Path, key: str, num_bytes: int, write: Callable[[Pat
 
 
 def sync_files(folder: Path) -> None:
-    """Bring the files of `folder`, and the folder, to the disk; readable for others too.
+    """Bring the files of `folder`, and the folder, to the disk; readable for whom the umask lets.
 
     What a link leads to is left as it is.
     """
@@ -113,8 +113,8 @@ def sync_files(folder: Path) -> None:
             continue
         with file.open("rb") as stream:
             os.fsync(stream.fileno())
-        file.chmod(0o644)
-    folder.chmod(0o755)
+        file.chmod(allowed(0o644))
+    folder.chmod(allowed(0o755))
     sync_folder(folder)
 
 

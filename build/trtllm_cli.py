@@ -1,5 +1,6 @@
 """The part of `trt-mtp build` that is for NVIDIA servers: its options, and what it prints."""
 
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -161,7 +162,8 @@ def run_trtllm(
         result = write_variants(variants, checkpoint, options, output)
     click.echo(variants_json(variants) if as_json else variants_text(variants), nl=not as_json)
     built = ", ".join(result.built) or "nothing new"
-    click.echo(f"written to {output}: {built}; on the server, trt-mtp verify {output}", err=True)
+    verify = f"trt-mtp verify {shlex.quote(str(output))}"
+    click.echo(f"written to {output}: {built}; on the server, {verify}", err=True)
 
 
 def options_of(

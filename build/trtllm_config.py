@@ -131,8 +131,6 @@ def llm_args(options: TrtllmOptions, draft_length: int) -> dict[str, Any]:
     backend = expert_backend(options)
     if backend:
         args["moe_config"] = {"backend": backend}
-    if options.shape.family == FLASH_NEXT:
-        args["trust_remote_code"] = True  # its curated YAML
     if options.shape.has_vision and options.version >= VISION_SWITCH_SINCE:
         args["disable_mm_encoder"] = True  # the same file; only text is served
     if options.share_weights == "gms":

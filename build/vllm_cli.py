@@ -1,5 +1,6 @@
 """The part of `trt-mtp build` that is for vLLM."""
 
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -60,4 +61,4 @@ def run_vllm(
             schedule=parse_schedule(schedule) if schedule else None,
         )
     click.echo(to_json(result_json(result)) if as_json else result_text(result), nl=not as_json)
-    click.echo(f"compare the variants with trt-mtp verify {output}", err=True)
+    click.echo(f"compare the variants with trt-mtp verify {shlex.quote(str(output))}", err=True)

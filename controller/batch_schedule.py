@@ -31,7 +31,7 @@ class BatchSchedule:
         """The schedule in a Triton model's parameter; None if it holds none."""
         try:
             schedule = {int(bound): int(length) for bound, length in json.loads(text).items()}
-        except (ValueError, TypeError, AttributeError, RecursionError):
+        except (ValueError, TypeError, AttributeError, OverflowError, RecursionError):
             return None
         is_one = schedule and min(schedule) >= 1 and min(schedule.values()) >= 0
         return cls.of(schedule) if is_one else None

@@ -3,6 +3,7 @@
 import itertools
 import json
 import queue
+import struct
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,6 +22,9 @@ REPLY_TIMEOUT_S = 120.0
 QUIET_S = 3.0  # without a message; then the server is asked whether it lives
 LIVE_S = 4.0  # for it to answer that, twice: a busy one does in milliseconds
 CLOSE_S = 3.0  # for a server to end the stream after us
+MAX_ANSWER_BYTES = 1 << 26
+# what reading a message raises that has not the tensors of a variant's
+NO_ANSWER = (AttributeError, LookupError, TypeError, ValueError, struct.error)
 UNREACHABLE = ("StatusCode.UNAVAILABLE", "StatusCode.DEADLINE_EXCEEDED")
 
 
@@ -154,17 +158,27 @@ class StreamClient:
         except InferenceServerException:  # tritonclient says no more than that
             raise TrtMtpError(f"{model}: the stream has ended, the server may be gone") from None
         messages: list[tuple[float, Any]] = []
-        for came_at, result in self._messages(model):
-            messages.append((came_at, result))
-            if on_text is not None:
-                on_text(_text(result))
-        return _timed_answer(sent_at, messages)
+        try:
+            for came_at, result in self._messages(model):
+                messages.append((came_at, result))
+                if on_text is not None:
+                    on_text(_text(result))
+            return _timed_answer(sent_at, messages)
+        except NO_ANSWER:  # of tritonclient, numpy and ours
+            raise TrtMtpError(
+                f"{model}: what the server at {self._url} sends is not the answer of a variant"
+            ) from None
 
     def _messages(self, model: str) -> Iterator[tuple[float, Any]]:
         """The messages of one answer, each with the time when it came."""
-        is_over = False
+        is_over, num_bytes = False, 0
         while not is_over:
             came_at, result = self._next(model)
+            num_bytes += result.get_response().ByteSize()
+            if num_bytes > MAX_ANSWER_BYTES:
+                raise TrtMtpError(
+                    f"{model}: its answer has more than {MAX_ANSWER_BYTES:,} bytes and no end"
+                )
             yield came_at, result
             is_over = result.as_numpy("finish_reason") is not None
 

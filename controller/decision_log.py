@@ -132,8 +132,10 @@ def read_log(path: Path) -> Iterator[LogRecord]:
     """
     try:
         with TextIOWrapper(open_regular(path), encoding="utf-8") as file:
-            for number, line in enumerate(file, 1):
+            for number, line in enumerate(iter(lambda: file.readline(MAX_LINE_BYTES), ""), 1):
                 if not line.endswith("\n"):
+                    if len(line) == MAX_LINE_BYTES:
+                        raise InputError(f"{path}, line {number} is too long for a decision record")
                     return
                 yield parse_record(line, f"{path}, line {number}")
     except OSError as error:

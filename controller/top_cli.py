@@ -2,6 +2,7 @@
 
 import click
 
+from trt_mtp.errors import InputError
 from trt_mtp.live_screen import draw
 from trt_mtp.options import json_option
 from trt_mtp.printable import printable
@@ -52,7 +53,13 @@ def top(admin: str, every_s: float, once: bool, as_json: bool) -> None:
         else:
             height = shutil.get_terminal_size((WIDTH, 24)).lines
             show = draw if sys.stdout.isatty() and not once else click.echo
-            show(printable(screen(before, now, height)))
+            try:
+                shown = screen(before, now, height)
+            except (LookupError, TypeError, ValueError, AttributeError):  # somebody else's port
+                raise InputError(
+                    f"--admin {admin} is not a gateway's admin port (see --admin-port)"
+                ) from None
+            show(printable(shown))
         if once:
             return
         before = now

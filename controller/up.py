@@ -152,7 +152,7 @@ def child(*arguments: str, log: Path | None = None) -> Iterator["subprocess.Pope
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, [here, environment.get("PYTHONPATH")]))
     with open(log, "ab", opener=open_private) if log else nullcontext() as stderr:
         process = subprocess.Popen(
-            [sys.executable, "-m", "trt_mtp", *arguments],
+            [sys.executable, "-P", "-m", "trt_mtp", *arguments],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=stderr,

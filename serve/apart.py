@@ -41,7 +41,7 @@ def call_apart(
         }
         with without_ctrl_c():
             process = subprocess.Popen(
-                [python or sys.executable, "-c", BOOT, paths, str(job)],
+                [python or sys.executable, "-P", "-c", BOOT, paths, str(job)],
                 stdin=subprocess.DEVNULL,
                 stdout=2,  # the result has another way
                 env=environment,

@@ -44,7 +44,7 @@ class ChatFormat:
             opens = tuple(value["opens"])
             is_xml = value["tool_calls"] == "xml"
             can_think = value["can_think"] is True
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             return cls()
         if len(opens) != 3:
             return cls()

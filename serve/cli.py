@@ -1,6 +1,7 @@
 """The commands that put variants behind Triton."""
 
 import json
+import shlex
 import time
 from pathlib import Path
 
@@ -231,8 +232,9 @@ def render(
 
     interval = given_interval(streaming_interval, streaming_interval_ms)
     models = render_repository(resolve_variants(engines), output, interval=interval)
-    start = f"tritonserver --model-repository={output.resolve()} --model-control-mode=explicit"
-    start += "".join(f" --load-model={name}" for name in models)
+    command = ["tritonserver", f"--model-repository={output.resolve()}"]
+    command += ["--model-control-mode=explicit", *(f"--load-model={name}" for name in models)]
+    start = shlex.join(command)
     result = {
         "schema_version": 1,
         "repository": str(output.resolve()),

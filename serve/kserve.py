@@ -96,7 +96,7 @@ def read_request(raw: bytes) -> InferRequest:
                     f"raw_input_contents; send long tensors there"
                 )
             light.append(raw[field_at:end])
-    message = _parse(pb.ModelInferRequest, b"".join(light))
+    message = parse_message(pb.ModelInferRequest, b"".join(light))
     return InferRequest(raw, message, contents, _names(message))
 
 
@@ -144,7 +144,8 @@ def _field_span(raw: bytes, wire_type: int, at: int) -> tuple[int, int]:
     return at, end
 
 
-def _parse(kind: Any, raw: bytes) -> Any:
+def parse_message(kind: Any, raw: bytes) -> Any:
+    """The message of `kind` in `raw`; raises InputError if it is none."""
     try:
         return kind.FromString(raw)
     except Exception:  # protobuf's DecodeError; its module differs between implementations
@@ -234,7 +235,7 @@ def changed(response: Any, change: bytes) -> bytes:
 
 def parse_stream_response(raw: bytes) -> Any:
     """The pb.ModelStreamInferResponse in `raw`; raises InputError if it is none."""
-    return _parse(pb.ModelStreamInferResponse, raw)
+    return parse_message(pb.ModelStreamInferResponse, raw)
 
 
 def is_final(response: Any) -> bool:

@@ -24,6 +24,8 @@ def answer(message):
             open("/etc/passwd")
         except OSError as error:
             return error.strerror.encode()
+    if message == b"environment":
+        return " ".join(sorted(os.environ)).encode()
     if message == b"stop":
         os.kill(os.getpid(), signal.SIGSTOP)
     print("this is no answer")
@@ -78,3 +80,24 @@ def test_long_messages_and_answers_are_whole(process: ConfinedProcess) -> None:
     """Whatever pieces they come in."""
     message = os.urandom(1 << 22)
     assert process.ask(message, LONG_S) == message[::-1]
+
+
+def test_it_has_no_secrets(process: ConfinedProcess, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What gets out of a sandbox finds no keys in its environment either."""
+    for name in ("OPENAI_API_KEY", "TRT_MTP_OPTION_0", "AWS_SECRET_ACCESS_KEY", "TZ"):
+        monkeypatch.setenv(name, "UTC")
+    names = process.ask(b"environment", LONG_S).decode().split()
+    assert "TZ" in names
+    assert not {"OPENAI_API_KEY", "TRT_MTP_OPTION_0", "AWS_SECRET_ACCESS_KEY"} & set(names)
+
+
+def test_the_working_folder_has_no_modules_of_its(
+    process: ConfinedProcess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where nobody set PYTHONSAFEPATH: it may be a stranger's checkpoint."""
+    folder = tmp_path / "checkpoint"
+    folder.mkdir()
+    (folder / "json.py").write_text("raise SystemExit")
+    monkeypatch.chdir(folder)
+    monkeypatch.delenv("PYTHONSAFEPATH", raising=False)
+    assert process.ask(b"abc", LONG_S) == b"cba"

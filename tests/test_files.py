@@ -49,6 +49,30 @@ def test_a_change_is_told_once(tmp_path: Path) -> None:
     assert told == [True, False] * 5
 
 
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o077, 0o600), (0o027, 0o640)])
+def test_the_umask_holds_for_what_is_written(tmp_path: Path, umask: int, mode: int) -> None:
+    """Who keeps files from others does so here, too."""
+    before = os.umask(umask)
+    try:
+        write_atomic(tmp_path / "file", "text")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "file").stat().st_mode & 0o777 == mode
+
+
+def test_a_copy_with_the_old_time_is_a_change(tmp_path: Path) -> None:
+    """As `rsync --inplace --times` leaves one of the same length."""
+    file = tmp_path / "file"
+    file.write_text("one")
+    watch, status = FileWatch(file), file.stat()
+    assert watch.has_changed()
+    with file.open("r+") as opened:
+        opened.write("two")
+    os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert watch.has_changed()
+    assert not watch.has_changed()
+
+
 def test_what_was_of_no_use_is_looked_at_again(tmp_path: Path) -> None:
     """A reader that could not use a file is told of it until it can."""
     watch = FileWatch(tmp_path)

@@ -6,6 +6,7 @@ it says so or ends; who waits for an answer ends it after a time.
 
 import contextlib
 import os
+import re
 import resource
 import select
 import shutil
@@ -27,6 +28,8 @@ MAX_ANSWER_BYTES = 1 << 27
 KILL_S = 10.0
 SIZE_BYTES = 4  # before each message
 PIECE_BYTES = 1 << 20
+# of the environment, which may hold keys and tokens: for Python, for the day and for its words
+_NEEDED = re.compile(r"(?:PATH|LD_LIBRARY_PATH|PYTHON\w*|COVERAGE\w*|TZ|LANG|LANGUAGE|LC_\w+)$")
 BOOT = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from {module} import main; main()"
 
 
@@ -74,11 +77,16 @@ class ConfinedProcess:
 
     def _start(self) -> None:
         boot = BOOT.format(module=self._module)
-        command = [_python(), "-c", boot, dumps(sys.path), *self._limits]
+        # -P: a json.py in the working folder, a stranger's checkpoint say, is no module of ours
+        command = [_python(), "-P", "-c", boot, dumps(sys.path), *self._limits]
         pipes: Mapping[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
         try:
             self._process = subprocess.Popen(
-                command, **pipes, stderr=subprocess.DEVNULL, start_new_session=True
+                command,
+                **pipes,
+                env={name: value for name, value in os.environ.items() if _NEEDED.match(name)},
+                stderr=subprocess.DEVNULL,
+                start_new_session=True,
             )
         except OSError as error:
             raise TrtMtpError(f"a process for {self._module} can't be started: {error}") from None

@@ -4,6 +4,7 @@ Exit code 1: the input was understood and the work failed. 2: a file, key, value
 
 TrtMtpError                       1
 ├── InputError                    2
+│   ├── UnreadableError
 │   └── ParameterError            controller/gateway/openai/errors.py
 ├── DoesNotFitError               build/memory.py
 ├── CrashError, LoadTimeoutError  serve/triton.py
@@ -34,6 +35,10 @@ class InputError(TrtMtpError):
     """Wrong usage or bad input; the message names the file, key or value and what was expected."""
 
     exit_code = 2
+
+
+class UnreadableError(InputError):
+    """A file that the system doesn't give: the next try may be luckier."""
 
 
 def is_out_of_processes(error: BaseException) -> bool:

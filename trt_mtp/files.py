@@ -12,7 +12,7 @@ from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
-from trt_mtp.errors import InputError, TrtMtpError
+from trt_mtp.errors import InputError, TrtMtpError, UnreadableError
 
 MAX_NAME_CHARS = 100  # of what is looked up among known names
 # what a file system says that syncs no folders, as some on a network or in user space
@@ -43,6 +43,17 @@ def _opened(path: str, flags: int, mode: int) -> int:
     return descriptor
 
 
+def allowed(mode: int) -> int:
+    """`mode` without what this process's umask keeps from others.
+
+    The call that tells the umask changes it, for all threads.
+    """
+    with suppress(OSError, ValueError, IndexError):
+        status = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
+        return mode & ~int(status.partition("\nUmask:")[2].split()[0], 8)
+    return mode
+
+
 def write_atomic(path: Path, data: bytes | str, mode: int = 0o644) -> None:
     """Write `data` to `path` so that a reader, or a crash, sees the old file or the new one.
 
@@ -64,7 +75,7 @@ def _write_beside(path: Path, content: bytes, mode: int) -> None:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, mode)
+        os.chmod(temporary, allowed(mode))
         os.replace(temporary, path)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
@@ -105,7 +116,7 @@ class FileWatch:
 
     def __init__(self, *paths: Path) -> None:
         self._paths = paths
-        self._stamps: list[tuple[int, int, int] | None] = []
+        self._stamps: list[tuple[int, ...] | None] = []
 
     def has_changed(self) -> bool:
         """True at the first look and once after each change; a file that is removed changes too."""
@@ -117,13 +128,16 @@ class FileWatch:
         self._stamps = []
 
 
-def _stamp(path: Path) -> tuple[int, int, int] | None:
-    """What changes whenever the file does; None if it does not exist."""
+def _stamp(path: Path) -> tuple[int, ...] | None:
+    """What changes whenever the file, or who may read it, does; None if it does not exist.
+
+    Programs that copy set the time of the change of what is in it back, but not that of its status.
+    """
     try:
         status = path.stat()
     except OSError:
         return None
-    return status.st_mtime_ns, status.st_ino, status.st_size
+    return status.st_mtime_ns, status.st_ctime_ns, status.st_ino, status.st_size
 
 
 SMALL = 1 << 20  # bytes: what a person or a rollout writes
@@ -144,7 +158,7 @@ def open_regular(path: Path) -> BufferedReader:
         raise InputError(f"{path} is a directory, expected a file") from None
     except (OSError, ValueError) as error:  # ValueError: a null character in the name
         reason = getattr(error, "strerror", None) or error
-        raise InputError(f"{path} can't be read: {reason}") from None
+        raise UnreadableError(f"{path} can't be read: {reason}") from None
     if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
         file.close()
         raise InputError(f"{path} is a pipe, a socket or a device, expected a file")
@@ -157,7 +171,7 @@ def read_bounded(path: Path, limit: int = LARGE) -> bytes:
         try:
             content = file.read(limit + 1)
         except OSError as error:
-            raise InputError(f"{path} can't be read: {error.strerror or error}") from None
+            raise UnreadableError(f"{path} can't be read: {error.strerror or error}") from None
     if len(content) > limit:
         raise InputError(f"{path} has more than {limit:,} bytes, which is too much for its kind")
     return content

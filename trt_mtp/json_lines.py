@@ -52,7 +52,7 @@ class JsonLines:
             ) from None
         except OSError as error:
             raise TrtMtpError(f"can't lock {self.path}: {error.strerror or error}") from None
-        whole = self._read(check, take)
+        whole = self._read(check, take, _line(head))
         self._file.truncate(len(whole))
         if not whole:
             self.append(head)
@@ -73,7 +73,7 @@ class JsonLines:
         """Add a line, whole or not at all; raises TrtMtpError, which ends with `hint`."""
         start = os.fstat(self._file.fileno()).st_size
         try:
-            rest = memoryview(json.dumps(value, separators=(",", ":")).encode() + b"\n")
+            rest = memoryview(_line(value))
             while rest:
                 rest = rest[self._file.write(rest) :]
             os.fsync(self._file.fileno())
@@ -82,9 +82,11 @@ class JsonLines:
                 self._file.truncate(start)
             raise TrtMtpError(f"can't write {self.path}: {error.strerror or error}{hint}") from None
 
-    def _read(self, check: Take, take: Take) -> bytes:
+    def _read(self, check: Take, take: Take, head: bytes) -> bytes:
         content = read_bounded(self.path)
         lines = content[: content.rfind(b"\n") + 1].splitlines(keepends=True)
+        if not lines and not head.startswith(content):  # it may be anything
+            raise InputError(f"{self.path} is not {self._name}; remove the file to begin again")
         for number, line in enumerate(lines, 1):
             try:
                 (check if number == 1 else take)(json.loads(line))
@@ -94,3 +96,7 @@ class JsonLines:
                     f"the file to begin again"
                 ) from None
         return b"".join(lines)
+
+
+def _line(value: Any) -> bytes:
+    return json.dumps(value, separators=(",", ":")).encode() + b"\n"

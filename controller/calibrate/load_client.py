@@ -27,6 +27,7 @@ from trt_mtp.serve.kserve import (
     EMPTY_FINAL,
     ends_answer,
     int_outputs,
+    parse_message,
     parse_stream_response,
     read_request,
 )
@@ -173,7 +174,7 @@ class LoadClient:
                 raw = await self._streams.call("ModelConfig", request, CALL_TIMEOUT_S)
             except grpc.aio.AioRpcError:
                 return Target(name, can_cancel=False)
-            config = pb.ModelConfigResponse.FromString(raw).config
+            config = parse_message(pb.ModelConfigResponse, raw).config
             can_cancel = any(tensor.name == CANCEL for tensor in config.input)
             self._targets[name] = Target(name, can_cancel)
         return self._targets[name]

@@ -13,6 +13,7 @@ from trt_mtp.controller.gateway.servers.upstream import Metadata, Upstream
 from trt_mtp.serve.kserve import may_end_answer
 
 LOOK_S = 1.0
+MAX_ANSWER_BYTES = 1 << 26  # of one answer's messages
 QUIET_S = 3.0  # without a message on any stream; then the server is asked whether it lives
 LIVE_S = 4.0  # for it to answer that, twice: a busy one does in milliseconds
 MODEL_SILENT_S = 300.0  # without a message though it lives: the longest prompt is read by then
@@ -56,7 +57,7 @@ class RecordedCall:
 
     async def read(self) -> Any:
         """The next message that may be the last one of its answer, or grpc.aio.EOF."""
-        clock, read = time.perf_counter, self.call.read
+        clock, read, num_bytes = time.perf_counter, self.call.read, 0
         # an idle stream waits here; the call's end is the end of it
         while (raw := await read()) is not grpc.aio.EOF:
             into = self.into
@@ -64,6 +65,10 @@ class RecordedCall:
             into.messages.append(raw)
             if may_end_answer(raw):
                 break
+            num_bytes += len(raw)
+            if num_bytes > MAX_ANSWER_BYTES:  # it sends without end
+                self.call.cancel()
+                return grpc.aio.EOF
         return raw
 
     async def write(self, raw: bytes) -> None:

@@ -14,6 +14,7 @@ from trt_mtp.controller.gateway.servers.replica import Replica
 from trt_mtp.controller.profile import differing_parts
 from trt_mtp.errors import InputError
 from trt_mtp.files import nearest
+from trt_mtp.serve.kserve import parse_message
 
 READY_TIMEOUT_S = 60.0
 
@@ -112,4 +113,4 @@ def chosen_variants(hosted: Sequence[Replica], names: Sequence[str]) -> dict[int
 
 async def _triton_version(pool: Pool) -> str:
     raw = await pool.call("ServerMetadata", b"", CALL_TIMEOUT_S)
-    return str(pb.ServerMetadataResponse.FromString(raw).version)
+    return str(parse_message(pb.ServerMetadataResponse, raw).version)

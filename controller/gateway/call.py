@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from trt_mtp.controller.decision import Decision
 from trt_mtp.controller.gateway.access.authenticator import Caller
 from trt_mtp.controller.gateway.failure import ForbiddenError, VariantFailedError
-from trt_mtp.controller.gateway.response_rewriter import IDS
+from trt_mtp.controller.gateway.response_rewriter import IDS, MAX_IDS_BYTES
 from trt_mtp.controller.gateway.servers.health import CallEnd
 from trt_mtp.controller.gateway.servers.pool import Pool
 from trt_mtp.controller.gateway.servers.replica import Replica
@@ -132,12 +132,13 @@ class InferenceCall:
 
         Not where its tokens aren't known, nor after several attempts that gave nothing, the less
         if they left variants silent: one that hung alone may have failed the request, a second one
-        says that the request hangs variants.
+        says that the request hangs variants. Nor where there are more tokens than any could take.
         """
         is_hopeless = (
             self._num_fruitless >= MAX_FRUITLESS or self._num_unreachable >= MAX_UNREACHABLE
         )
         is_possible = self.has_tokens or self.first_at is None
+        is_hopeless |= len(self.emitted) > MAX_IDS_BYTES
         return is_possible and not (is_hopeless or self.hangs_variants)
 
     @property

@@ -177,10 +177,11 @@ class GatewayMetrics:
             return
         series = self._of(call.decision.task, call.replica.name)
         getattr(series, how).inc()
-        series.output_tokens.inc(outcome.num_output_tokens)
-        series.steps.inc(outcome.num_steps)
-        series.draft_tokens.inc(outcome.num_draft_tokens)
-        series.accepted_draft_tokens.inc(outcome.num_accepted_draft_tokens)
+        # a variant's word, and a counter takes nothing below 0
+        series.output_tokens.inc(max(outcome.num_output_tokens, 0))
+        series.steps.inc(max(outcome.num_steps, 0))
+        series.draft_tokens.inc(max(outcome.num_draft_tokens, 0))
+        series.accepted_draft_tokens.inc(max(outcome.num_accepted_draft_tokens, 0))
         if outcome.num_draft_tokens and outcome.num_steps:
             length = 1 + outcome.num_accepted_draft_tokens / outcome.num_steps
             series.acceptance_length.observe(length)

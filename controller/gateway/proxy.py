@@ -125,7 +125,8 @@ class Proxy:
     async def single_answer(self, call: InferenceCall) -> Any:
         """The pb.ModelInferResponse to a call that is not streamed; raises as `handle`.
 
-        While it grows here, it counts in its caller's room.
+        While it grows here, it counts in its caller's room, and ends where all that the caller has
+        there is too much: a variant may send without end.
         """
         answers: list[bytes] = []
         with call.caller.room.hold_now(0) as hold:

@@ -12,9 +12,12 @@ from trt_mtp.controller.gateway.servers.backend import CALL_TIMEOUT_S
 from trt_mtp.controller.gateway.servers.pool import Pool
 from trt_mtp.controller.gateway.servers.replica import Replica
 from trt_mtp.controller.request import MAX_NAME_CHARS, PUBLIC_VERSION
+from trt_mtp.errors import InputError
 from trt_mtp.serve.contract import VARIANT_ONLY
+from trt_mtp.serve.kserve import parse_message
 
 READY = "READY"
+MAX_COUNT = 2**64 - 1  # of Triton's counters and times
 # github.com/triton-inference-server/server, docs/protocol; `model_repository` stays for its index
 REFUSED_EXTENSIONS = frozenset(
     {
@@ -50,48 +53,48 @@ class PublicModel:
         }
 
     async def _server_live(self, raw: bytes, timeout_s: float | None) -> bytes:
-        _parsed(pb.ServerLiveRequest, raw)
+        parse_message(pb.ServerLiveRequest, raw)
         return _bytes(pb.ServerLiveResponse(live=True))
 
     async def _server_ready(self, raw: bytes, timeout_s: float | None) -> bytes:
-        _parsed(pb.ServerReadyRequest, raw)
+        parse_message(pb.ServerReadyRequest, raw)
         return _bytes(pb.ServerReadyResponse(ready=self._pool.is_ready))
 
     async def _server_metadata(self, raw: bytes, timeout_s: float | None) -> bytes:
         """Triton's own, less the extensions whose calls the gateway refuses."""
-        _parsed(pb.ServerMetadataRequest, raw)
+        parse_message(pb.ServerMetadataRequest, raw)
         answer = await self._pool.call("ServerMetadata", b"", _bounded(timeout_s))
-        response = pb.ServerMetadataResponse.FromString(answer)
+        response = _told(pb.ServerMetadataResponse, answer)
         kept = [name for name in response.extensions if name not in REFUSED_EXTENSIONS]
         response.extensions[:] = kept
         return _bytes(response)
 
     async def _ready(self, raw: bytes, timeout_s: float | None) -> bytes | None:
-        request = _parsed(pb.ModelReadyRequest, raw)
+        request = parse_message(pb.ModelReadyRequest, raw)
         if request.name != self._name:
             return None
         is_ready = self._pool.is_ready and _is_public(request.version)
         return _bytes(pb.ModelReadyResponse(ready=is_ready))
 
     async def _metadata(self, raw: bytes, timeout_s: float | None) -> bytes | None:
-        if not self._is_about_it(_parsed(pb.ModelMetadataRequest, raw)):
+        if not self._is_about_it(parse_message(pb.ModelMetadataRequest, raw)):
             return None
         variant = self._first_ready()
         request = _bytes(pb.ModelMetadataRequest(name=variant.model_name))
         answer = await variant.backend.call("ModelMetadata", request, _bounded(timeout_s))
-        response = pb.ModelMetadataResponse.FromString(answer)
+        response = _told(pb.ModelMetadataResponse, answer)
         response.name = self._name
         response.versions[:] = [PUBLIC_VERSION]
         _remove_variant_only(response.inputs, response.outputs)
         return _bytes(response)
 
     async def _config(self, raw: bytes, timeout_s: float | None) -> bytes | None:
-        if not self._is_about_it(_parsed(pb.ModelConfigRequest, raw)):
+        if not self._is_about_it(parse_message(pb.ModelConfigRequest, raw)):
             return None
         variant = self._first_ready()
         request = _bytes(pb.ModelConfigRequest(name=variant.model_name))
         answer = await variant.backend.call("ModelConfig", request, _bounded(timeout_s))
-        response = pb.ModelConfigResponse.FromString(answer)
+        response = _told(pb.ModelConfigResponse, answer)
         response.config.name = self._name
         for group in response.config.instance_group:
             group.name = group.name.replace(variant.model_name, self._name, 1)
@@ -103,13 +106,13 @@ class PublicModel:
 
     async def _statistics(self, raw: bytes, timeout_s: float | None) -> bytes | None:
         """The public model's, and with no model named all others' after it, servers together."""
-        request = _parsed(pb.ModelStatisticsRequest, raw)
+        request = parse_message(pb.ModelStatisticsRequest, raw)
         if request.name and not self._is_about_it(request):
             return None
         variants = {variant.model_name for variant in self._pool.variants.values()}
         total, others = pb.ModelStatistics(), dict[tuple[str, str], Any]()
         for answer in await self._ask_all("ModelStatistics", b"", timeout_s):
-            for statistics in pb.ModelStatisticsResponse.FromString(answer).model_stats:
+            for statistics in _told(pb.ModelStatisticsResponse, answer).model_stats:
                 if statistics.name in variants:
                     add_statistics(total, statistics)
                 known = others.setdefault(
@@ -125,12 +128,12 @@ class PublicModel:
         """The public model, then what Triton lists, or the variants where it keeps that from us."""
         models = dict[tuple[str, str], Any]()
         for answer in await self._ask_all("RepositoryIndex", raw, timeout_s):
-            for entry in pb.RepositoryIndexResponse.FromString(answer).models:
+            for entry in _told(pb.RepositoryIndexResponse, answer).models:
                 _add_entry(models, entry)
         for variant in () if models else self._pool.variants.values():
             _add_entry(models, _index_entry(variant.model_name, variant.is_ready))
         listed = [_index_entry(self._name, self._pool.is_ready), *models.values()]
-        if _parsed(pb.RepositoryIndexRequest, raw).ready:
+        if parse_message(pb.RepositoryIndexRequest, raw).ready:
             listed = [entry for entry in listed if entry.state == READY]
         return _bytes(pb.RepositoryIndexResponse(models=listed))
 
@@ -188,13 +191,12 @@ def _index_entry(name: str, is_ready: bool) -> Any:
     )
 
 
-def _parsed(kind: Any, raw: bytes) -> Any:
+def _told(kind: Any, raw: bytes) -> Any:
+    """A server's answer; raises RpcError for another one."""
     try:
-        return kind.FromString(raw)
-    except Exception:  # protobuf's DecodeError; its module differs between implementations
-        raise RpcError(
-            grpc.StatusCode.INVALID_ARGUMENT, f"the message is not a {kind.DESCRIPTOR.name}"
-        ) from None
+        return parse_message(kind, raw)
+    except InputError as error:
+        raise RpcError(grpc.StatusCode.INTERNAL, f"of what Triton answers, {error}") from None
 
 
 def _is_public(version: str) -> bool:
@@ -218,18 +220,14 @@ def add_statistics(total: Any, part: Any) -> None:
             for key, entry in value.items():
                 add_statistics(total.response_stats[key], entry)
         elif field.name == "batch_stats":
+            known = {entry.batch_size: entry for entry in total.batch_stats}
             for entry in value:
-                add_statistics(_same_batch(total.batch_stats, entry.batch_size), entry)
+                if entry.batch_size not in known:
+                    known[entry.batch_size] = total.batch_stats.add(batch_size=entry.batch_size)
+                add_statistics(known[entry.batch_size], entry)
         elif field.message_type is not None and field.name != "memory_usage":
             part_of_total = getattr(total, field.name)
             part_of_total.SetInParent()  # also if all of it is zero
             add_statistics(part_of_total, value)
         elif isinstance(value, int) and field.name != "batch_size":
-            setattr(total, field.name, getattr(total, field.name) + value)
-
-
-def _same_batch(entries: Any, batch_size: int) -> Any:
-    for entry in entries:
-        if entry.batch_size == batch_size:
-            return entry
-    return entries.add(batch_size=batch_size)
+            setattr(total, field.name, min(getattr(total, field.name) + value, MAX_COUNT))

@@ -6,6 +6,7 @@ contents is therefore parsed once and looked up from then on, which takes micros
 
 from typing import Any, NamedTuple
 
+from trt_mtp.errors import InputError
 from trt_mtp.serve.contract import IN_FLIGHT, NUM_INPUT
 from trt_mtp.serve.kserve import (
     changed,
@@ -23,6 +24,8 @@ FAILED_OVER = "failed_over"  # parameter of a final response: the variants that 
 
 _STREAM_RESPONSE = 0x12  # tag of ModelStreamInferResponse.infer_response
 _OUTPUTS, _CONTENTS = 0x2A, 0x32  # tags of ModelInferResponse.outputs and .raw_output_contents
+INT32_BYTES = 4
+MAX_IDS_BYTES = 1 << 24  # of an answer's tokens
 _MAX_HEADS = 64  # that are remembered; they differ by the number of tokens in a message
 _NOTHING = (b"", b"\x32\x04\0\0\0\0")  # contents: none, or those of an empty text_output
 
@@ -89,10 +92,10 @@ class ResponseRewriter:
         self.last = raw
         if head.ids >= 0:
             _, value_at, end = spans[head.ids]
-            self._emitted += raw[value_at:end]
+            self._note_ids(raw[value_at:end])
         if head.in_flight >= 0:
             _, value_at, end = spans[head.in_flight]
-            self.num_in_flight = int.from_bytes(raw[value_at:end], "little")
+            self.num_in_flight = _number(raw[value_at:end])
         contents = b"".join([raw[spans[i][0] : spans[i][2]] for i in head.kept])
         if contents in _NOTHING and len(head.kept) < head.num_contents:
             return None
@@ -117,11 +120,9 @@ class ResponseRewriter:
             if self._is_acceptance(infer):
                 return None
             self.last = raw
-            self._emitted += _contents(infer, IDS)
-            if told := _contents(infer, NUM_INPUT):
-                self.num_input_tokens = int.from_bytes(told, "little")
-            load = _contents(infer, IN_FLIGHT)
-            self.num_in_flight = int.from_bytes(load, "little") if load else None
+            self._note_ids(_contents(infer, IDS))
+            self.num_input_tokens = _number(_contents(infer, NUM_INPUT)) or self.num_input_tokens
+            self.num_in_flight = _number(_contents(infer, IN_FLIGHT))
         elif not is_empty_final_wanted:
             return None
         if not is_last:
@@ -132,6 +133,12 @@ class ResponseRewriter:
         if is_last and self._left:
             infer.parameters[FAILED_OVER].string_param = self._left
         return changed(response, self._change)
+
+    def _note_ids(self, content: bytes) -> None:
+        """Remember token ids; raises InputError for more than any context holds."""
+        self._emitted += content
+        if len(self._emitted) > MAX_IDS_BYTES:
+            raise InputError(f"it sends more than {MAX_IDS_BYTES // INT32_BYTES:,} tokens")
 
     def _is_acceptance(self, infer: Any) -> bool:
         """Whether a message says that the grammar was accepted, and nothing else."""
@@ -166,6 +173,17 @@ class ResponseRewriter:
             names.index(IDS) if IDS in names else -1,
             names.index(IN_FLIGHT) if IN_FLIGHT in names else -1,
         )
+
+
+def _number(content: bytes) -> int | None:
+    """The count in an output's contents; None where it is absent, or no INT32 of 0 or more.
+
+    Others' requests are decided by it: what can't be would cost all of them.
+    """
+    if len(content) != INT32_BYTES:
+        return None
+    number = int.from_bytes(content, "little", signed=True)
+    return number if number >= 0 else None
 
 
 def _contents(infer: Any, name: str) -> bytes:

@@ -100,9 +100,15 @@ def to_csv(report: Report) -> str:
     return text.getvalue()
 
 
+def _text_cell(text: str) -> str:
+    """Text that spreadsheets take for no formula: it is anybody's."""
+    return f"'{text}" if text[:1] in ("=", "+", "-", "@", "\t", "\r") else text
+
+
 def _csv_line(one: Calibrated, row: CellRow) -> list[Any]:
     cell = row.cell
-    head = [one.name, one.profile.fingerprint, *row.key, _source(row)]
+    named = [_text_cell(one.name), _text_cell(one.profile.fingerprint), _text_cell(row.key.task)]
+    head = [*named, *row.key[1:], _source(row)]
     if cell is None:
         return [*head, *[""] * 18, "" if row.predicted is None else row.predicted, "", "", ""]
     return [
@@ -126,8 +132,8 @@ def _replay_lines(one: Replay) -> Iterator[list[Any]]:
     for name, row in [("all", one.replay), *((row.task, row) for row in one.replay.tasks)]:
         none = row.over_none.ratio if row.over_none else ""
         yield [
-            one.name, name, row.requests, row.regret, row.tokens_per_s, row.over_oracle.ratio,
-            row.over_best_static.ratio, none,
+            _text_cell(one.name), _text_cell(name), row.requests, row.regret, row.tokens_per_s,
+            row.over_oracle.ratio, row.over_best_static.ratio, none,
         ]  # fmt: skip
 
 

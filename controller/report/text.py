@@ -1,6 +1,7 @@
 """The report's sentences: what to do, in words that need no knowledge of speculation."""
 
 import math
+import shlex
 from collections.abc import Iterable, Mapping, Sequence
 
 from trt_mtp.controller.calibration import ALLOWED_LOSS, Interval
@@ -55,19 +56,20 @@ BASIS = (
 
 
 def next_step(summary: Summary, file: str) -> tuple[str, str]:
-    """What to do with a profile: a sentence and a command."""
+    """What to do with a profile: a sentence and a command, which a shell takes as it is."""
     advice = summary.calibration.recommendation
+    named, journal = shlex.quote(file), shlex.quote(f"{file}.journal")
     if advice is None:
         return "Measure a variant at draft length 0 as well", "trt-mtp calibrate"
     if disturbance(summary.calibration):
-        again = f"rm {file}.journal && trt-mtp calibrate … -o {file}"
+        again = f"rm {journal} && trt-mtp calibrate … -o {named}"
         return "Measure again while the machine does nothing else", again
     if not is_decided(summary.calibration):
-        more = f"trt-mtp calibrate … --budget 30m -o {file}"
+        more = f"trt-mtp calibrate … --budget 30m -o {named}"
         return "Measure on, with the same command and more time", more
     if advice.hold_one or not any(best.draft_length for best in advice.best):
         return "Host that variant alone", f"trt-mtp serve engines/k{advice.draft_length}"
-    return "Route with it", f"trt-mtp gateway --triton HOST:PORT --profile {file}"
+    return "Route with it", f"trt-mtp gateway --triton HOST:PORT --profile {named}"
 
 
 def facts(profile: Profile, summary: Summary) -> str:

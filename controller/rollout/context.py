@@ -1,5 +1,6 @@
 """The context of a rollout's actions: its facts, the servers, the gateways' traffic files."""
 
+import shlex
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -107,7 +108,7 @@ class RolloutContext:
                 if time.monotonic() > deadline:
                     raise TrtMtpError(
                         f"no gateway follows {gateway.traffic} within {CONFIRM_S:.0f} s: start it "
-                        f"with `trt-mtp gateway --traffic {gateway.traffic}`"
+                        f"with `trt-mtp gateway --traffic {shlex.quote(str(gateway.traffic))}`"
                     )
                 time.sleep(POLL_S)
 

@@ -1,9 +1,11 @@
 """Start, resume and steer rollouts; a running process gets orders through the store."""
 
 import contextlib
+import fcntl
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from io import FileIO
 from typing import Any
 
 from trt_mtp.controller.gateway.canary.traffic import read_traffic, write_traffic
@@ -12,7 +14,8 @@ from trt_mtp.controller.rollout.runner import AT_PAUSE, WAITING, Runner, Say, be
 from trt_mtp.controller.rollout.spec import RolloutSpec
 from trt_mtp.controller.rollout.store import Event, LockLostError, Phase, Rollout, Store
 from trt_mtp.controller.rollout.triton import sites
-from trt_mtp.errors import InputError
+from trt_mtp.errors import InputError, TrtMtpError
+from trt_mtp.files import open_in_group
 
 ABORT_S = 120.0  # most time for the running process to restore the old state
 EXIT_CODES = {
@@ -166,12 +169,35 @@ def _reading(spec: RolloutSpec) -> Iterator[Store]:
 def _run(spec: RolloutSpec, store: Store, say: Say, is_new: bool = False) -> Status:
     """Run the rollout, unless another process does."""
     try:
-        with store.locked(say), sites(spec.where.servers, spec.where.model) as connected:
+        connecting = sites(spec.where.servers, spec.where.model)
+        with store.locked(say), alone_with_traffic(spec), connecting as connected:
             rollout = begin(spec, store, connected) if is_new else _latest(store, spec)
             Runner(spec, store, connected, rollout, say).run()
     except LockLostError as error:
         say(str(error))
     return _status(store, _latest(store, spec))
+
+
+@contextlib.contextmanager
+def alone_with_traffic(spec: RolloutSpec) -> Iterator[None]:
+    """Keep rollouts with other state files from writing the same traffic files.
+
+    Raises InputError while one is at work on them.
+    """
+    with contextlib.ExitStack() as stack:
+        for path in sorted({gateway.traffic for gateway in spec.where.gateways}):
+            lock = path.with_name(f"{path.name}.lock")
+            try:
+                lock.parent.mkdir(parents=True, exist_ok=True)
+                file = stack.enter_context(FileIO(lock, "a", opener=open_in_group))
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise InputError(
+                    f"another rollout is at work on {path}: wait for its end, or abort it"
+                ) from None
+            except OSError as error:
+                raise TrtMtpError(f"can't lock {lock}: {error.strerror or error}") from None
+        yield
 
 
 def _wait_for_abort(store: Store, spec: RolloutSpec) -> Status:

@@ -4,6 +4,7 @@ Memory in use is that of all processes of the machine, because a longer prompt o
 model can only get what all of them leave.
 """
 
+import contextlib
 import http.client
 import re
 import time
@@ -13,16 +14,18 @@ from typing import Any, NamedTuple
 from trt_mtp.controller.rollout.gates import GateFailedError
 from trt_mtp.controller.rollout.spec import Server
 from trt_mtp.controller.rollout.triton import UnreachableError
+from trt_mtp.serve.ports import body_of
 
 READ_S = 5.0
 FRESH_S = 2.5  # Triton measures every 2 s, unless its --metrics-interval-ms says otherwise
 POLL_S = 0.2
 HOST = "host"
+MAX_LINE_CHARS = 1_000  # of a sample; reading one takes its length squared
 
 # docs/user_guide/metrics.md of triton-inference-server/server: one for each GPU that the server
 # may use, by its uuid, and one for the machine
 _GAUGE = re.compile(
-    r"^nv_(cpu|gpu)_memory_(used|total)_bytes(?:{[^}]*gpu_uuid=\"([^\"]*)\"[^}]*})? (\S+)$",
+    r"^nv_(cpu|gpu)_memory_(used|total)_bytes(?:{[^}\n]*gpu_uuid=\"([^\"\n]*)\"[^}\n]*})? (\S+)$",
     re.MULTILINE,
 )
 
@@ -124,8 +127,10 @@ def read_memory(address: str) -> list[Memory]:
 
 def _parse(text: str) -> list[Memory]:
     gauges: dict[str, dict[str, int]] = {}  # by device: used, total
-    for kind, which, uuid, value in _GAUGE.findall(text):
-        gauges.setdefault(uuid if kind == "gpu" else HOST, {})[which] = int(float(value))
+    short = "\n".join(line for line in text.split("\n") if len(line) <= MAX_LINE_CHARS)
+    for kind, which, uuid, value in _GAUGE.findall(short):
+        with contextlib.suppress(ValueError, OverflowError):  # NaN, an infinity, a word
+            gauges.setdefault(uuid if kind == "gpu" else HOST, {})[which] = int(float(value))
     return [
         Memory(device, values["used"], values["total"])
         for device, values in gauges.items()
@@ -141,7 +146,7 @@ def _get(address: str) -> str:
         response = connection.getresponse()
         if response.status != http.client.OK:
             raise http.client.HTTPException(f"status {response.status}")
-        return response.read().decode(errors="replace")
+        return body_of(response, READ_S).decode(errors="replace")
     except (OSError, http.client.HTTPException) as error:
         raise UnreachableError(
             f"the metrics at {address} can't be read: {error or type(error).__name__}; expected "

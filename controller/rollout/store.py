@@ -155,14 +155,15 @@ class Store:
 
     def latest(self, name: str) -> Rollout | None:
         """The last rollout of that name; None if there was none."""
-        row = self._db.execute(
-            "SELECT * FROM rollouts WHERE name = ? ORDER BY id DESC LIMIT 1", (name,)
-        ).fetchone()
-        if row is None:
-            return None
-        values = dict(zip(Rollout._fields, row, strict=True))
-        values |= {"phase": Phase(values["phase"]), "facts": json.loads(values["facts"])}
-        return Rollout(**values)
+        with self._reading():
+            row = self._db.execute(
+                "SELECT * FROM rollouts WHERE name = ? ORDER BY id DESC LIMIT 1", (name,)
+            ).fetchone()
+            if row is None:
+                return None
+            values = dict(zip(Rollout._fields, row, strict=True))
+            values |= {"phase": Phase(values["phase"]), "facts": dict(json.loads(values["facts"]))}
+            return Rollout(**values)
 
     def begin(self, name: str, digest: str, facts: dict[str, Any]) -> Rollout:
         """Record a new rollout."""
@@ -204,10 +205,11 @@ class Store:
 
     def progress(self, rollout: Rollout) -> dict[str, Any]:
         """The last progress that was saved."""
-        row = self._db.execute(
-            "SELECT what FROM progress WHERE rollout = ?", (rollout.id,)
-        ).fetchone()
-        return dict(json.loads(row[0])) if row else {}
+        with self._reading():
+            row = self._db.execute(
+                "SELECT what FROM progress WHERE rollout = ?", (rollout.id,)
+            ).fetchone()
+            return dict(json.loads(row[0])) if row else {}
 
     def check_lock(self) -> None:
         """Raise LockLostError if another process took over."""
@@ -216,11 +218,13 @@ class Store:
 
     def history(self, rollout: Rollout) -> list[Event]:
         """The rollout's events, oldest first."""
-        rows = self._db.execute(
-            "SELECT at, who, action, stage, why, what FROM events WHERE rollout = ? ORDER BY id",
-            (rollout.id,),
-        )
-        return [Event(*row)._replace(what=json.loads(row[-1])) for row in rows]
+        with self._reading():
+            rows = self._db.execute(
+                "SELECT at, who, action, stage, why, what FROM events WHERE rollout = ? "
+                "ORDER BY id",
+                (rollout.id,),
+            )
+            return [Event(*row)._replace(what=json.loads(row[-1])) for row in rows]
 
     def order(self, rollout: Rollout, verb: str, why: str) -> None:
         """Leave an order ("pause", "abort", …) for the process that holds the lock."""
@@ -247,8 +251,9 @@ class Store:
         return str(holder) if holder and _may_live(holder) else ""
 
     def _holder(self) -> Holder | None:
-        row = self._db.execute(f"SELECT {', '.join(Holder._fields)} FROM lock").fetchone()
-        return Holder(*row) if row else None
+        with self._reading():
+            row = self._db.execute(f"SELECT {', '.join(Holder._fields)} FROM lock").fetchone()
+            return Holder(*row) if row else None
 
     @contextlib.contextmanager
     def locked(self, say: Callable[[str], None] = lambda text: None) -> Iterator[None]:
@@ -311,6 +316,22 @@ class Store:
             # full disk or busy: the next try may be in time, else a change raises LockLostError
             with contextlib.suppress(sqlite3.Error, TrtMtpError), self._transaction():
                 self._db.execute("UPDATE lock SET beat = beat + 1 WHERE owner = ?", (self._owner,))
+
+    @contextlib.contextmanager
+    def _reading(self) -> Iterator[None]:
+        """Raise InputError for a record that no rollout writes, TrtMtpError where it can't be read.
+
+        The file may have been edited, or be damaged.
+        """
+        try:
+            yield
+        except sqlite3.Error as error:
+            raise TrtMtpError(f"can't read {self.path}: {error}") from None
+        except (ValueError, TypeError, RecursionError):
+            raise InputError(
+                f"{self.path} has a record that no rollout writes: put back a copy, or remove it "
+                f"and see to the servers and the traffic files yourself"
+            ) from None
 
     @contextlib.contextmanager
     def _change(self) -> Iterator[None]:

@@ -107,9 +107,9 @@ def test_agrees_with_the_curated_file() -> None:
             assert args[key] == value, key
 
 
-# examples/configs/curated/qwen3.8-flash-next.yaml @b744e0a5 in NVIDIA/TensorRT-LLM
+# examples/configs/curated/qwen3.8-flash-next.yaml @b744e0a5 in NVIDIA/TensorRT-LLM, without its
+# trust_remote_code: who made a checkpoint runs no code here
 CURATED_FLASH_NEXT = {
-    "trust_remote_code": True,
     "max_batch_size": 16,
     "enable_chunked_prefill": True,
     "cuda_graph_config": {"enable_padding": True, "max_batch_size": 16},
@@ -128,6 +128,7 @@ def test_agrees_with_the_curated_file_of_flash_next() -> None:
     args = llm_args(chosen, 3)
     assert {key: args[key] for key in CURATED_FLASH_NEXT} == CURATED_FLASH_NEXT
     assert args["kv_cache_config"]["free_gpu_memory_fraction"] == 0.5
+    assert "trust_remote_code" not in args
     assert args["kv_cache_config"]["mamba_ssm_cache_dtype"] == "bfloat16"
 
 

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from tests.lease_fixtures import call_of, lease_of
 from tests.policy_fixtures import outcome, request, variants
+from trt_mtp.controller import decision_log
 from trt_mtp.controller.decision_log import (
     DecisionLog,
     LogRecord,
@@ -61,6 +62,16 @@ def test_a_line_cut_by_a_kill_is_left_out(tmp_path: Path) -> None:
     assert len(list(read_log(tmp_path / "log"))) == 1
     (tmp_path / "log").write_bytes(b"{}\n" + whole)
     with pytest.raises(InputError, match="line 1 is not a decision record"):
+        list(read_log(tmp_path / "log"))
+
+
+def test_a_line_without_end_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would be read into memory whole."""
+    write(tmp_path / "log", records([0, 3]))
+    whole = (tmp_path / "log").read_bytes()
+    monkeypatch.setattr(decision_log, "MAX_LINE_BYTES", len(whole))
+    (tmp_path / "log").write_bytes(whole + b"x" * 2 * len(whole))
+    with pytest.raises(InputError, match="line 3 is too long for a decision record"):
         list(read_log(tmp_path / "log"))
 
 

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from tests.conftest import CliResult
 from tests.gateway_fixtures import GatewayThread, raw_stream, running_gateway, script_request
+from trt_mtp.controller import admin_client
 from trt_mtp.controller.policy import Policy
 from trt_mtp.controller.top import WIDTH, Look, screen
 from trt_mtp.serve.triton import TritonServer
@@ -59,6 +60,18 @@ def test_a_wrong_address_is_named(cli: Cli, doubles: TritonServer) -> None:
     grpc = cli("top", "--admin", doubles.grpc_url)
     assert (grpc.code, "is not a gateway's admin port" in grpc.err) == (2, True)
     assert grpc.err.strip().isprintable()
+
+
+@pytest.mark.parametrize(
+    "statistics", [{"tasks": 3}, {"tasks": {}}, {"tasks": {"a": {}}, "variants": {"k3": []}}]
+)
+def test_another_program_at_the_port_is_told_from_a_gateway(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch, statistics: dict[str, Any]
+) -> None:
+    """Any user of the machine may have taken it."""
+    monkeypatch.setattr(admin_client, "read_statistics", lambda address: statistics)
+    result = cli("top", "--admin", "127.0.0.1:9001", "--once")
+    assert (result.code, "is not a gateway's admin port" in result.err) == (2, True)
 
 
 def task(**counters: int) -> dict[str, Any]:

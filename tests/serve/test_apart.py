@@ -27,6 +27,16 @@ def test_a_result_comes_back() -> None:
     assert named == 0
 
 
+def test_the_working_folder_has_no_modules_of_its(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where nobody set PYTHONSAFEPATH: it may be a stranger's checkpoint."""
+    (tmp_path / "json.py").write_text("raise SystemExit")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("PYTHONSAFEPATH", raising=False)
+    assert call(first_difference, b"abc", b"abd") == 2
+
+
 def test_a_sentence_comes_back(tmp_path: Path) -> None:
     """What a user can cause is raised here as it was there."""
     with pytest.raises(InputError, match=r"variant\.json"):

@@ -47,7 +47,7 @@ def parse_counters(text: str) -> dict[str, float]:
             value = float(match[3])
         except ValueError:
             continue
-        if value < MAX_COUNT:
+        if abs(value) < MAX_COUNT:
             sums[name] = sums.get(name, 0.0) + value
     return sums
 

@@ -16,7 +16,7 @@ from trt_mtp.controller.gateway.byte_room import ByteRoom
 from trt_mtp.controller.gateway.failure import LimitError, UnauthenticatedError
 from trt_mtp.controller.request import MAX_NAME_CHARS
 from trt_mtp.controller.validation import first_problem
-from trt_mtp.errors import InputError
+from trt_mtp.errors import InputError, UnreadableError
 from trt_mtp.files import FileWatch, read_yaml
 
 log = logging.getLogger(__name__)
@@ -149,6 +149,7 @@ class Tenants:
         self._tenants: dict[str, Tenant] = {}
         self._hashes: dict[str, Tenant] = {}
         self._looked_s = time.monotonic()
+        self._problem = ""  # with the file, that was logged last
         self._watch = FileWatch(path)
         self._watch.has_changed()  # what comes after this is a change
         self._take_over(read_tenants(path))
@@ -177,8 +178,13 @@ class Tenants:
         try:
             self._take_over(read_tenants(self._path))
         except InputError as error:
-            log.error("the tenants read before stay: %s", error)
+            if isinstance(error, UnreadableError):  # who was removed may not stay for that
+                self._watch.look_again()
+            if str(error) != self._problem:
+                log.error("the tenants read before stay: %s", error)
+            self._problem = str(error)
         else:
+            self._problem = ""
             log.info("%s changed: %d tenants", self._path, len(self._tenants))
 
     def _take_over(self, file: TenantsFile) -> None:

@@ -31,6 +31,7 @@ log = logging.getLogger(__name__)
 MAX_AT_ONCE = 4
 MAX_LOG_BYTES = 64 * 1024 * 1024  # then copies are no longer written down
 COPY_S = 300.0  # a copy that takes longer has failed
+LONGEST_S = COPY_S / 3  # of an answer that is copied: a canary may be slower, which others judge
 
 
 class Shadow:
@@ -48,7 +49,7 @@ class Shadow:
             return
         if DRAWS.random() * 100 >= traffic.shadow_percent or len(self._tasks) >= MAX_AT_ONCE:
             return
-        if not live.is_answered:
+        if not live.is_answered or live.outcome is None or live.outcome.duration_s > LONGEST_S:
             return
         new = set(traffic.canary.variants) - set(traffic.stable.variants)
         replicas = self._router.pool.variants.values()

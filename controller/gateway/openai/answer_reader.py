@@ -90,7 +90,8 @@ class AnswerReader:
         names = [output.name for output in infer.outputs]
         self.places += places_of(text_output(infer, LOGPROBS))
         if NUM_INPUT in names:
-            self.num_input_tokens = int_outputs(infer, (NUM_INPUT,))[NUM_INPUT][0]
+            told = int_outputs(infer, (NUM_INPUT,)).get(NUM_INPUT, ())
+            self.num_input_tokens = next(iter(told), 0)
         if CLOSING in names:
             self.closing = read_closing(infer)
         elif names == [TEXT]:

@@ -3,6 +3,9 @@
 from collections.abc import Sequence
 from typing import Any
 
+import grpc
+
+from trt_mtp.controller.gateway.failure import AnswerError
 from trt_mtp.controller.gateway.http.json_pieces import loaded_list
 from trt_mtp.controller.gateway.openai.errors import ParameterError
 from trt_mtp.controller.gateway.openai.schema import ChatRequest, CommonRequest, CompletionRequest
@@ -31,8 +34,22 @@ def num_logprobs(request: CommonRequest) -> int | None:
 
 
 def places_of(text: str) -> list[Place]:
-    """What the output `logprobs` of one message says; nothing where there is no such output."""
-    return loaded_list(text) if text else []
+    """What the output `logprobs` of one message says; nothing where there is no such output.
+
+    Raises AnswerError for what no variant of ours says.
+    """
+    if not text:
+        return []
+    try:
+        places: list[Place] = loaded_list(text)
+        for place in places:
+            for each in (place, *place["top_logprobs"]):
+                _ = len(each["token"]), float(each["logprob"])
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        raise AnswerError(
+            grpc.StatusCode.INTERNAL, "the variant's log probabilities can't be read"
+        ) from None
+    return places
 
 
 def chat_logprobs(places: Sequence[Place]) -> dict[str, Any]:

@@ -10,8 +10,8 @@ import grpc
 from tritonclient.grpc import service_pb2 as pb
 
 from trt_mtp.controller.gateway.draws import DRAWS
+from trt_mtp.controller.gateway.servers.answers import Answers
 from trt_mtp.controller.gateway.servers.load import LoadMeter
-from trt_mtp.controller.gateway.servers.model_config import described
 from trt_mtp.controller.gateway.servers.replica import Replica
 from trt_mtp.controller.gateway.servers.triton_channel import TritonChannel
 from trt_mtp.controller.gateway.servers.upstream import Metadata, Upstream
@@ -53,6 +53,7 @@ class Backend:
         self.meter = LoadMeter()  # of all its variants
         self._key_suffix = key_suffix
         self._channel = TritonChannel(target, tls)
+        self._answers = Answers(target)
         self._idle: list[Upstream] = []
         self._background: set[asyncio.Task[Any]] = set()  # each ends by itself
         self._generation = 0  # of the streams that are kept
@@ -249,7 +250,7 @@ class Backend:
         except grpc.aio.AioRpcError:
             return False
         self.heard_at = time.monotonic()
-        return bool(pb.ServerLiveResponse.FromString(raw).live)
+        return self._answers.is_live(raw)
 
     async def _is_ready(self, variant: Replica) -> bool | None:
         """What the server says; None if it says nothing."""
@@ -259,7 +260,7 @@ class Backend:
         except grpc.aio.AioRpcError as error:
             return None if error.code() in SILENT else False
         self.heard_at = time.monotonic()
-        return bool(pb.ModelReadyResponse.FromString(raw).ready)
+        return self._answers.is_ready(raw)
 
     async def _read_variant(self, model_name: str) -> Replica | None:
         request = pb.ModelConfigRequest(name=model_name).SerializeToString()
@@ -267,8 +268,9 @@ class Backend:
             raw = await self.call("ModelConfig", request, CALL_TIMEOUT_S)
         except grpc.aio.AioRpcError:
             return None  # not there, or not yet
-        config = pb.ModelConfigResponse.FromString(raw).config
-        known = described(config, self.public_name)
+        known = self._answers.described(raw, model_name, self.public_name)
+        if known is None:
+            return None
         return Replica(backend=self, key=known["name"] + self._key_suffix, **known)
 
 

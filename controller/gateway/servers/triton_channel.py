@@ -14,8 +14,9 @@ from trt_mtp.serve.tls_files import TlsContents, TlsFiles
 
 RETIRED_S = 600.0  # for what is in flight on a connection that takes nothing new
 RETIRED_POLL_S = 0.2
+MAX_ANSWER_BYTES = 1 << 28  # of one message; more than this would be a server that lies
 OPTIONS = (
-    ("grpc.max_receive_message_length", -1),  # what a variant answers is not ours to limit
+    ("grpc.max_receive_message_length", MAX_ANSWER_BYTES),
     ("grpc.max_send_message_length", -1),
     ("grpc.use_local_subchannel_pool", 1),
     # else gRPC guesses how much is on its way, and lets tens of MB come that nobody reads

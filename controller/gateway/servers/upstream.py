@@ -18,7 +18,8 @@ import grpc
 Metadata = tuple[tuple[str, str], ...]
 
 END_S = 3.0  # for Triton to end a stream after us
-MAX_AHEAD = 4  # messages that are read before somebody wants them; then flow control holds Triton
+# of messages that are read before somebody wants them; then flow control holds Triton
+MAX_AHEAD, MAX_AHEAD_BYTES = 4, 1 << 20
 
 
 class UpstreamLost(Exception):
@@ -145,7 +146,7 @@ class Upstream:
             while (raw := await self.call.read()) is not grpc.aio.EOF:
                 self._ahead.append(bytes(raw))
                 self._wake()
-                if len(self._ahead) >= MAX_AHEAD:
+                while len(self._ahead) >= MAX_AHEAD or sum(map(len, self._ahead)) > MAX_AHEAD_BYTES:
                     await self._wait_for_room()
             self._lost = self._lost or UpstreamLost("Triton ended the stream", grpc.StatusCode.OK)
         except grpc.aio.AioRpcError as error:

@@ -13,6 +13,7 @@ from enum import Enum
 from typing import Protocol
 
 from trt_mtp.controller.gateway.servers.upstream import Metadata, Upstream, UpstreamLost
+from trt_mtp.errors import InputError
 from trt_mtp.serve.contract import CANCELLED_FLAG
 from trt_mtp.serve.kserve import (
     bool_output,
@@ -23,6 +24,7 @@ from trt_mtp.serve.kserve import (
 
 SILENT_S = 10.0  # without a message after a variant was told to stop; then none comes
 FINISH_S = 300.0  # for the rest of an answer; and without a message where a variant can't be told
+MAX_REST_BYTES = 1 << 26  # of an answer that nobody wants
 ASK_AGAIN_S = (0.0, 0.01, 0.05, 0.2, 1.0, 3.0)  # a variant that doesn't know the request yet
 
 
@@ -68,7 +70,7 @@ async def wind_down(streams: Streams, upstream: Upstream, variant: Asked, reques
         await _read_to_end(upstream, request_id, SILENT_S if variant.can_cancel else FINISH_S)
         streams.give_back(upstream)
         rest = Rest.ENDED
-    except UpstreamLost:
+    except (UpstreamLost, InputError):  # or what comes is no message
         upstream.close()
         rest = Rest.LOST
     except TimeoutError:
@@ -98,12 +100,16 @@ async def _read_to_end(upstream: Upstream, request_id: str, silent_s: float) -> 
     Raises TimeoutError when no message comes for `silent_s` or it doesn't end, UpstreamLost when
     the stream ends before.
     """
+    num_bytes = 0
     async with asyncio.timeout(FINISH_S):
         while True:
             async with asyncio.timeout(silent_s):
                 raw = await upstream.read()
             if ends_answer(raw, request_id):
                 return
+            num_bytes += len(raw)
+            if num_bytes > MAX_REST_BYTES:  # it floods us
+                raise TimeoutError
 
 
 async def _ask_to_cancel(
@@ -131,7 +137,7 @@ async def _is_told(streams: Streams, model_name: str, request_id: str) -> bool:
                 raw = await control.read()
             if ends_answer(raw, own_id):
                 break
-    except UpstreamLost:
+    except (UpstreamLost, InputError):
         control.close()
         return False
     except TimeoutError:

@@ -85,6 +85,17 @@ def test_a_file_that_is_no_journal_is_refused(tmp_path: Path, line: str) -> None
         Journal(tmp_path / "j", SETTINGS)
 
 
+@pytest.mark.parametrize("content", ["nonsense", '{"schema_version":7', "\0"])
+def test_a_file_without_a_line_that_is_no_journal_is_left_alone(
+    tmp_path: Path, content: str
+) -> None:
+    """What a crash leaves of a journal's first line is its beginning, and nothing else."""
+    (tmp_path / "j").write_text(content)
+    with pytest.raises(InputError, match="is not a calibration's journal; remove the file"):
+        Journal(tmp_path / "j", SETTINGS)
+    assert (tmp_path / "j").read_text() == content
+
+
 def test_a_full_disk_keeps_what_was_measured(tmp_path: Path) -> None:
     """A batch that can't be written is an error that says so; those before it stay readable."""
     measure(tmp_path / "j", 3)

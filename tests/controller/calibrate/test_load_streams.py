@@ -191,3 +191,22 @@ def test_a_client_that_leaves_reads_its_answer_to_the_end(
         asking.ask(VARIANT, script)
     assert time.monotonic() - start > 4 * 0.4  # it can't have been read in less
     assert notes(folder, "left") == {"begun"}
+
+
+def test_an_answer_without_end_is_given_up(
+    triton: TritonServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many messages come."""
+    monkeypatch.setattr(load_streams, "MAX_ANSWER_BYTES", 10_000)
+
+    async def scenario() -> Batch:
+        load_client = LoadClient(triton.grpc_url)
+        try:
+            return await load_client.answers(
+                [request_bytes(VARIANT, scripted(tokens=10**6, word="x" * 1_000))], 1
+            )
+        finally:
+            await load_client.close()
+
+    batch = asyncio.run(asyncio.wait_for(scenario(), 120))
+    assert batch.lost

@@ -3,6 +3,7 @@
 import http.client
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -192,3 +193,20 @@ def test_health_and_paths_that_do_not_exist(gateway: GatewayThread) -> None:
     status, content_type, body = get(address, "/v2/models/other/generate/deep")
     assert (status, content_type) == (404, "application/json; charset=utf-8")
     assert b"is served at" in body
+
+
+def test_what_a_variant_counts_below_nothing_costs_no_answer() -> None:
+    """Its counters are its word; ours only grow."""
+    metrics, call = GatewayMetrics(), call_of()
+    with metrics.counted(call):
+        metrics.placed(lease_of(call), 0.0001)
+        call.outcome = replace(
+            OUTCOME,
+            num_steps=-1,
+            num_draft_tokens=-2,
+            num_accepted_draft_tokens=-3,
+            num_output_tokens=-4,
+        )
+    found = samples(metrics.render({"k3": True}))
+    assert found["requests_finished_total", "math", "k3"] == 1
+    assert found["output_tokens_total", "math", "k3"] == 0

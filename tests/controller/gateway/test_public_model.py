@@ -121,6 +121,18 @@ def test_statistics_add_up_by_batch_size_and_response() -> None:
     assert total.response_stats["0"].success.ns == 10
 
 
+@pytest.mark.timeout(60)
+def test_statistics_of_a_server_that_lies_add_up_in_time() -> None:
+    """Numbers beyond Triton's and thousands of batch sizes stop nobody."""
+    total, part = pb.ModelStatistics(), pb.ModelStatistics(inference_count=2**64 - 1)
+    for size in range(50_000):
+        part.batch_stats.add(batch_size=size)
+    for _ in range(2):
+        add_statistics(total, part)
+    assert total.inference_count == 2**64 - 1
+    assert len(total.batch_stats) == 50_000
+
+
 @pytest.mark.parametrize("method", sorted(MANAGEMENT))
 def test_management_is_refused(client: Any, url: str, method: str) -> None:
     """What changes or reveals the server is not for the public port, whatever it says."""

@@ -3,10 +3,12 @@
 import struct
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tritonclient.grpc import service_pb2 as pb
 
+from trt_mtp.controller.gateway import response_rewriter
 from trt_mtp.controller.gateway.response_rewriter import ResponseRewriter
 from trt_mtp.errors import InputError
 from trt_mtp.serve.kserve import changed, response_change
@@ -118,3 +120,35 @@ def test_damaged_messages_end_in_an_error_or_a_message(
             read.read(damaged, False)
         except InputError:
             continue
+
+
+@given(st.binary(max_size=9).filter(lambda content: len(content) != 4), st.booleans())
+def test_a_load_that_is_none_is_not_told(content: bytes, is_known: bool) -> None:
+    """A number of any length would be compared, and fail, for every request of everybody."""
+    read = reader(frozenset(), bytearray())
+    for number in (3, 5) if is_known else ():
+        read.read(message(text_output="a", requests_in_flight=[number]).SerializeToString(), False)
+        assert read.num_in_flight == number
+    lie = message(text_output="a", requests_in_flight=[1])
+    lie.infer_response.raw_output_contents[1] = content
+    read.read(lie.SerializeToString(), False)
+    assert read.num_in_flight is None
+
+
+def test_a_negative_load_is_not_told() -> None:
+    """It would count as billions."""
+    read = reader(frozenset(), bytearray())
+    read.read(message(text_output="a", requests_in_flight=[-1]).SerializeToString(), False)
+    assert read.num_in_flight is None
+
+
+def test_no_more_tokens_are_remembered_than_a_context_holds(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A variant may send without end."""
+    monkeypatch.setattr(response_rewriter, "MAX_IDS_BYTES", 16)
+    read, raw = reader(frozenset(), bytearray()), message(text_output="a", output_ids=[1])
+    for _ in range(4):
+        read.read(raw.SerializeToString(), False)
+    with pytest.raises(InputError, match="it sends more than 4 tokens"):
+        read.read(raw.SerializeToString(), False)

@@ -9,6 +9,7 @@ from trt_mtp.controller.decision import VariantState
 from trt_mtp.controller.gateway.call import SAME_AGAIN_S, InferenceCall
 from trt_mtp.controller.gateway.failure import VariantFailedError
 from trt_mtp.controller.gateway.lease import Lease
+from trt_mtp.controller.gateway.response_rewriter import MAX_IDS_BYTES
 from trt_mtp.controller.gateway.router import left_out
 from trt_mtp.controller.gateway.servers.health import CallEnd
 from trt_mtp.controller.gateway.servers.replica import Replica
@@ -53,6 +54,15 @@ def test_one_that_answers_with_errors_gets_time(monkeypatch: pytest.MonkeyPatch)
         clock[0] += 2 * pause_s
     fail(call, one)
     assert not call.can_continue  # the request may be the cause
+
+
+def test_an_answer_without_end_is_nobody_elses() -> None:
+    """More tokens than any context holds would be another variant's failure as well."""
+    call = call_of()
+    call.emitted += bytes(MAX_IDS_BYTES)
+    assert call.can_continue
+    call.emitted += bytes(4)
+    assert not call.can_continue
 
 
 def test_one_that_could_not_be_reached_is_back_when_it_says_so() -> None:

@@ -134,6 +134,14 @@ def test_without_a_plain_variant_there_is_no_advice() -> None:
         assert "No advice" in render(one(profile), form).decode()
 
 
+def test_a_spreadsheet_runs_nothing() -> None:
+    """A name that would be a formula is text."""
+    profile = simulated_profile(["qa"]).model_copy(update={"fingerprint": "=cmd|' /C calc'!A0"})
+    rows = list(csv.reader(render(one(profile), "csv").decode().splitlines()))
+    assert {row[1] for row in rows[1:]} == {"'=cmd|' /C calc'!A0"}
+    assert {row[2] for row in rows[1:]} == {"qa"}
+
+
 def test_what_is_undecided_is_no_order() -> None:
     """Beside an undecided verdict nothing says "use": what is likeliest so far is named as that."""
     profile = simulated_profile(["qa", "math"])
@@ -147,6 +155,9 @@ def test_what_is_undecided_is_no_order() -> None:
     assert not re.search(r"\b[Uu]se\b", said)
     assert "The best variant to host alone is, so far," in hosting(summary)
     assert next_step(summary, "p.json")[1].startswith("rm p.json.journal && ")
+    # somebody else's file, and a command to copy
+    assert "rm 'a;id.json.journal' && " in next_step(summary, "a;id.json")[1]
+    assert next_step(summary, "a;id.json")[1].endswith("-o 'a;id.json'")
 
 
 def test_estimated_and_measured_speedups_stand_side_by_side() -> None:

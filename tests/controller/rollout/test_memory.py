@@ -91,6 +91,19 @@ def is_restored(here: Place) -> bool:
     return traffic["stable"]["variants"] == ["k0", "k3"] and traffic["canary"] is None
 
 
+@pytest.mark.parametrize("value", ["NaN", "+Inf", "much"])
+def test_a_number_that_is_none_is_not_read(value: str) -> None:
+    """What else is told counts."""
+
+    class Odd(Gpus):
+        def text(self) -> str:
+            odd = f'nv_gpu_memory_total_bytes{{gpu_uuid="x"}} {value}'
+            return f"{odd}\n{super().text()}"
+
+    with metrics_of(Odd()) as address:
+        assert {memory.device for memory in read_memory(address)} == {*GPUS, "host"}
+
+
 def test_a_full_server_gets_no_requests(here: Place, cli: Cli) -> None:
     """Triton's own numbers: more than the share in use after loading ends the rollout."""
     variant = make_double(here.folder / "full", 3)

@@ -13,6 +13,8 @@ import pytest
 from tests.programs import TIMEOUT_S
 from trt_mtp.controller.rollout import lock
 from trt_mtp.controller.rollout import store as store_module
+from trt_mtp.controller.rollout.control import alone_with_traffic
+from trt_mtp.controller.rollout.spec import GatewayFiles, How, RolloutSpec, Step, What, Where
 from trt_mtp.controller.rollout.store import LockLostError, Phase, Store
 from trt_mtp.errors import InputError, TrtMtpError
 
@@ -32,6 +34,36 @@ def test_a_record_comes_back(tmp_path: Path) -> None:
         ]
         assert store.history(found)[1].what == {"server": "s"}
         assert store.latest("k6") is None
+
+
+@pytest.mark.parametrize(
+    ("change", "error"),
+    [
+        ("UPDATE rollouts SET phase = 'Odd'", InputError),
+        ("UPDATE rollouts SET facts = '{'", InputError),
+        ("UPDATE rollouts SET facts = '[1]'", InputError),
+        ("UPDATE events SET what = '{'", InputError),
+        ("UPDATE rollouts SET facts = x'ff'", InputError),
+        ("DROP TABLE events", TrtMtpError),
+    ],
+)
+def test_a_record_that_was_edited_is_said_to_be_so(
+    tmp_path: Path, change: str, error: type[Exception]
+) -> None:
+    """Nothing is done by it."""
+    with Store(tmp_path / "r.db") as store, store.locked():
+        store.begin("k5", "d1", {"old": "k3"})
+    with contextlib.closing(sqlite3.connect(tmp_path / "r.db", isolation_level=None)) as edited:
+        edited.execute(change)
+
+    def read() -> None:
+        with Store(tmp_path / "r.db") as store:
+            found = store.latest("k5")
+            assert found is not None
+            store.history(found)
+
+    with pytest.raises(error, match=r"r\.db"):
+        read()
 
 
 def test_only_one_acts(tmp_path: Path) -> None:
@@ -195,3 +227,27 @@ def test_a_full_disk_is_one_sentence(tmp_path: Path) -> None:
             store.record(begun, "load 0", "do", what={"text": "x" * 10**6})
         found = store.latest("k5")
         assert found == begun
+
+
+def test_two_states_of_the_same_traffic_take_turns(tmp_path: Path) -> None:
+    """Each rollout would write over what the other believes of the traffic."""
+
+    def of(state: str, traffic: str) -> RolloutSpec:
+        gateway = GatewayFiles(traffic=tmp_path / traffic, decision_log=tmp_path / "log")
+        where = Where(state=tmp_path / state, gateways=(gateway,))
+        what = What(profile=tmp_path / "p.json")
+        steps = (Step(set_weight=100),)
+        return RolloutSpec(
+            schema_version=1, name="k5", what=what, where=where, how=How(steps=steps)
+        )
+
+    with alone_with_traffic(of("a.db", "traffic.json")):
+        with alone_with_traffic(of("b.db", "other.json")):
+            pass
+        with (
+            pytest.raises(InputError, match=r"another rollout is at work on .*traffic\.json"),
+            alone_with_traffic(of("b.db", "traffic.json")),
+        ):
+            pass
+    with alone_with_traffic(of("b.db", "traffic.json")):
+        pass

@@ -4,6 +4,7 @@ import hashlib
 import json
 import logging
 import os
+import resource
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -164,6 +165,27 @@ def test_the_file_is_read_again_when_it_changes(
         tenant.begin(1, 0.0)
     with pytest.raises(UnauthenticatedError, match="two has been removed"):
         other.begin(1, 0.0)
+
+
+def test_a_file_that_could_not_be_opened_is_read_when_it_can(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A token that was taken out while the process had no file left to open is known no longer."""
+    monkeypatch.setattr(tenants_module, "LOOK_S", 0.0)
+    path = write(tmp_path / "t.json", {"name": "one", "token_sha256": [sha256("1")]})
+    found = Tenants(path, Scoreboard())
+    write(path, {"name": "one", "token_sha256": [sha256("new")]})
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, limits[1]))
+    try:
+        found.look()
+        found.look()
+        assert found.authenticate("Bearer 1")
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    with pytest.raises(UnauthenticatedError):
+        found.authenticate("Bearer 1")
+    assert caplog.text.count("Too many open files") == 1
 
 
 def test_yaml_is_read_as_well(tmp_path: Path) -> None:

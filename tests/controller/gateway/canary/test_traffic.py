@@ -3,6 +3,7 @@
 import json
 import os
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.policy_fixtures import outcome, request, variants
+from trt_mtp.controller.gateway.canary.shadow import LONGEST_S, Shadow
 from trt_mtp.controller.gateway.canary.traffic import (
     Side,
     Traffic,
@@ -179,3 +181,25 @@ def test_a_profile_is_the_canarys_alone(tmp_path: Path) -> None:
         lengths[decision.side].add(decision.draft_length)
     assert lengths["canary"] == {0}
     assert 3 in lengths["stable"]
+
+
+@pytest.mark.parametrize(("seconds", "is_copied"), [(LONGEST_S - 1, True), (LONGEST_S + 1, False)])
+def test_answers_that_take_too_long_are_not_copied(
+    tmp_path: Path, seconds: float, is_copied: bool
+) -> None:
+    """Their copies would be cut, and so the canary's errors, whoever sends many of them."""
+    looked: list[bool] = []
+
+    class Pool:
+        @property
+        def variants(self) -> dict[str, Any]:
+            looked.append(True)
+            return {}
+
+    write_traffic(tmp_path / "t.json", traffic(0, shadow_percent=100))
+    file = TrafficFile(tmp_path / "t.json")
+    assert file.poll()
+    router: Any = SimpleNamespace(pool=Pool())
+    live: Any = SimpleNamespace(is_answered=True, outcome=SimpleNamespace(duration_s=seconds))
+    Shadow(file, router).offer(live)
+    assert bool(looked) is is_copied

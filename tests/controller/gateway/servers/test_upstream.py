@@ -8,8 +8,14 @@ import pytest
 from grpc.aio import Metadata
 
 from tests.gateway_fixtures import script_request
+from trt_mtp.controller.gateway.servers import winding_down
 from trt_mtp.controller.gateway.servers.triton_channel import TritonChannel
-from trt_mtp.controller.gateway.servers.upstream import MAX_AHEAD, Upstream, UpstreamLost
+from trt_mtp.controller.gateway.servers.upstream import (
+    MAX_AHEAD,
+    MAX_AHEAD_BYTES,
+    Upstream,
+    UpstreamLost,
+)
 from trt_mtp.serve.kserve import ends_answer
 from trt_mtp.serve.triton import TritonServer
 
@@ -100,6 +106,56 @@ def test_no_more_is_read_ahead_than_a_few_messages() -> None:
             await asyncio.sleep(0)
         assert call.num_read == MAX_AHEAD
         assert [await upstream.read() for _ in range(20)] == [b"%d" % n for n in range(20)]
+        upstream.close()
+
+    asyncio.run(scenario())
+
+
+def test_nor_than_a_few_bytes() -> None:
+    """A server that lies may send messages of any size."""
+
+    async def scenario() -> None:
+        call = Call()
+        upstream = Upstream(call, is_shared=True)
+        large = bytes(MAX_AHEAD_BYTES + 1)
+        for _ in range(3):
+            call.arriving.put_nowait(large)
+        for _ in range(100):
+            await asyncio.sleep(0)
+        assert call.num_read == 1
+        assert [await upstream.read() for _ in range(3)] == [large] * 3
+        upstream.close()
+
+    asyncio.run(scenario())
+
+
+def test_the_rest_of_an_answer_may_not_flood_us(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server that sends on, whatever it is told, is given up."""
+    monkeypatch.setattr(winding_down, "MAX_REST_BYTES", 1_000)
+    given_up: list[Upstream] = []
+
+    class Streams:
+        def take_stream(self, metadata: Any = ()) -> Upstream:
+            raise AssertionError
+
+        def give_back(self, upstream: Upstream) -> None:
+            raise AssertionError
+
+        def drop(self, upstream: Upstream) -> None:
+            given_up.append(upstream)
+
+    class Variant:
+        model_name, can_cancel = "qwen_mtp_k3", False
+
+    async def scenario() -> None:
+        call = Call()
+        upstream = Upstream(call, is_shared=True)
+        for _ in range(20):
+            call.arriving.put_nowait(bytes(100))
+        async with asyncio.timeout(60):
+            rest = await winding_down.wind_down(Streams(), upstream, Variant(), "a")
+        assert rest is winding_down.Rest.DROPPED
+        assert given_up == [upstream]
         upstream.close()
 
     asyncio.run(scenario())
