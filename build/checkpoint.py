@@ -52,6 +52,7 @@ FAMILIES = {
     "qwen4_exp_text": "qwen3.8-flash-next",
 }
 EXPERTS = frozenset(FAMILIES.values()) - {"qwen3.5"}  # families with mixtures of experts
+FOR_IMAGES = "ForConditionalGeneration"  # how the classes for images and texts are named
 ADAPTER = "adapter_model.safetensors"
 SUPPORTED = "Qwen3-Next, Qwen3.5, Qwen3.6 and Qwen3.8"
 ORIGINAL = "use the original safetensors checkpoint (`hf download ORG/NAME`)"
@@ -129,6 +130,17 @@ class Checkpoint:
     def is_moe(self) -> bool:
         """Whether the feed-forward parts are mixtures of experts."""
         return self.family in EXPERTS
+
+    @property
+    def text_class(self) -> str:
+        """What `architectures` should name, where it names a class that needs a text_config.
+
+        Empty where it doesn't, or there is one. A text model that was cut out of one for images
+        and texts may still have the name; TensorRT-LLM and vLLM choose their class by it.
+        """
+        if not self.architecture.endswith(FOR_IMAGES) or "text_config" in self.config:
+            return ""
+        return self.architecture.removesuffix(FOR_IMAGES) + "ForCausalLM"
 
     @property
     def prefix(self) -> str:

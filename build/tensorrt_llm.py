@@ -173,6 +173,8 @@ def hazard_facts(checkpoint: Checkpoint) -> dict[str, Any]:
         facts["unloadable"] = quantization.unloadable
     if checkpoint.foreign_prefixes:
         facts["foreign_prefixes"] = described(checkpoint.foreign_prefixes)
+    if checkpoint.text_class:
+        facts |= {"architecture": checkpoint.architecture, "text_class": checkpoint.text_class}
     if checkpoint.unlisted:
         facts["unlisted"] = ", ".join(checkpoint.unlisted)
     if rope.kind != "default":

@@ -93,6 +93,12 @@ def check_checkpoint(checkpoint: Checkpoint) -> None:
             f"{checkpoint.path}: the tensors are named {described(wrapped)}, which vLLM doesn't "
             f"load; save the model that is inside, or rename them as in the released checkpoints"
         )
+    if checkpoint.text_class:
+        raise InputError(
+            f"{checkpoint.path}/config.json: architectures names {checkpoint.architecture}, which "
+            f"needs a text_config, and there is none; for a text model write "
+            f"{checkpoint.text_class} there"
+        )
     check_text(checkpoint.path, checkpoint.vocab_size)
 
 

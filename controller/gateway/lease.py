@@ -33,6 +33,7 @@ from trt_mtp.serve.kserve import (
     text_output,
     uint64_output,
 )
+from trt_mtp.serve.parameter_names import explained
 
 # What Triton says in a variant's place if it has none to hand the request to: its core, and its
 # python backend when the process of a model died, which is all that ever tells of that; and what an
@@ -302,7 +303,8 @@ class Lease:
         if not (is_lost or is_begun or error.startswith(INTERNAL_ERROR)):
             # who asked for the public model may not know that there are others
             variant = rf"(?<!\w){re.escape(self.replica.model_name)}(?!\w)"
-            return WrongRequestError(re.sub(variant, lambda _: self._public_name, error))
+            told = re.sub(variant, lambda _: self._public_name, error)
+            return WrongRequestError(explained(told))
         end = CallEnd.FAILED if is_dead else CallEnd.BLAMED
         return self._failure(error, end, is_lost=is_lost)
 

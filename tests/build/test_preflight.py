@@ -125,6 +125,10 @@ TRIGGERS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "nvfp4-hardware": (arguments(), {"checkpoint_dtype": "nvfp4"}),
     "quantization-unknown": (arguments(), {"unloadable": "quant_method gptq"}),
     "tensor-names": (arguments(), {"foreign_prefixes": "language_model.model.*"}),
+    "trust-remote-code": (arguments(trust_remote_code=True), {}),
+    "model-class": (
+        arguments(),
+        {"architecture": "Qwen3_5ForConditionalGeneration", "text_class": "Qwen3_5ForCausalLM"}),
     "head-not-in-index": (arguments(), {"unlisted": "mtp.safetensors"}),
     "rope-scaled": (arguments(), {"rope_type": "yarn"}),
     "head-quantized": (arguments(), {"mtp_head_quantized": True}),
@@ -167,8 +171,9 @@ def test_without_drafts_most_are_silent(name: str) -> None:
         "autotuner-crash", "jit-race", "fp8-blackwell-start", "fp8-hardware", "nvfp4-hardware",
         "kv-fp8-hardware", "kv-nvfp4-hardware", "flash-next-hardware",
         "flash-next-old-hardware", "flash-next-experts", "flash-next-block-reuse",
-        "gms", "gms-load-balancer", "quantization-unknown", "tensor-names", "rope-scaled",
-        "pool-ratio", "snapshots-need-v2", "kv-dtype-mla",
+        "gms", "gms-load-balancer", "quantization-unknown", "tensor-names", "model-class",
+        "trust-remote-code",
+        "rope-scaled", "pool-ratio", "snapshots-need-v2", "kv-dtype-mla",
     }  # fmt: skip
     assert set(found(plain, **where)) <= general
 

@@ -42,6 +42,19 @@ def test_dry_run_prints_and_writes_nothing(checkpoint_27b: Path, tmp_path: Path)
     assert not engines.exists()
 
 
+def test_a_text_model_that_names_the_class_for_images(tmp_path: Path) -> None:
+    """The server would choose that class, and end on its text_config; the one to write is named."""
+    folder = make_checkpoint(tmp_path / "cut-out")
+    config = json.loads((folder / "config.json").read_text())
+    text = config.get("text_config", config) | {"model_type": "qwen3_5_text"}
+    names = {"architectures": ["Qwen3_5ForConditionalGeneration"]}
+    (folder / "config.json").write_text(json.dumps(text | names))
+    engines = tmp_path / "engines"
+    with pytest.raises(TrtMtpError, match="for a text model write Qwen3_5ForCausalLM there"):
+        run(folder, "--trtllm-version", "1.3.0rc27", "-o", engines)
+    assert not list(engines.glob("k*"))
+
+
 def test_json(checkpoint_27b: Path, tmp_path: Path) -> None:
     """The JSON has the promised shape and keys."""
     result = run(

@@ -90,6 +90,20 @@ def test_a_wrappers_names_are_refused(tmp_path: Path) -> None:
         )  # fmt: skip
 
 
+def test_a_class_for_images_is_refused_for_a_text_model(tmp_path: Path) -> None:
+    """vLLM chooses the class by its name, and that one reads a text_config."""
+    folder = shutil.copytree(ASSET, tmp_path / "cut-out")
+    config = json.loads((folder / "config.json").read_text())
+    config["architectures"] = ["Qwen3_5ForConditionalGeneration"]
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(InputError, match="for a text model write Qwen3_5ForCausalLM there"):
+        build_vllm(
+            read_checkpoint(folder), [1], tmp_path / "engines", CPU,
+            max_batch_size=8, max_seq_len=1024, schedule=None,
+        )  # fmt: skip
+    assert not (tmp_path / "engines").exists()
+
+
 def test_a_schedule_is_one_of_ranges() -> None:
     """vLLM's ranges begin at 1, leave no gap and reach the largest batch."""
     assert ranges({2: 3, 8: 1}, 3, 32) == [[1, 2, 3], [3, 32, 1]]

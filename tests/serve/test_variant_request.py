@@ -290,6 +290,8 @@ def test_what_cannot_be_read_is_one_sentence(inputs: dict[str, Any], sentence: s
         ("stop_words", "sampling_param_stop"),  # of NVIDIA's ensemble, as is stream
         ("stream", "streaming"),
         ("request_output_len", "sampling_param_max_tokens"),  # of NVIDIA's tensorrt_llm model
+        ("random_seed", "sampling_param_seed"),
+        ("runtime_top_k", "sampling_param_top_k"),
     ],
 )
 def test_an_unknown_parameter_names_the_nearest(name: str, meant: str) -> None:
@@ -299,10 +301,11 @@ def test_an_unknown_parameter_names_the_nearest(name: str, meant: str) -> None:
         read(json.dumps({name: 1}), text_input="a")
 
 
-@pytest.mark.parametrize("name", ["end_id", "input_lengths"])
+@pytest.mark.parametrize("name", ["end_id", "input_lengths", "length_penalty", "bad_words"])
 def test_what_has_no_like_is_not_guessed_at(name: str) -> None:
     """end_id looks like session_id, and input_lengths like draft_length: they aren't."""
-    with pytest.raises(InputError, match=f"^unknown request parameter '{name}'$"):
+    sentence = f"^unknown request parameter '{name}'; nothing here is like it, leave it out$"
+    with pytest.raises(InputError, match=sentence):
         read(json.dumps({name: 1}), text_input="a")
 
 

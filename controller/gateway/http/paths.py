@@ -3,6 +3,7 @@
 from aiohttp import web
 
 OPENAI = "/v1"
+MODELS = "/v2/models/"
 CHAT = f"{OPENAI}/chat/completions"
 # what clients ask for by default, and can be told not to: OpenAI's newer API, and Anthropic's
 OTHERS = {f"{OPENAI}/responses": CHAT, f"{OPENAI}/messages": CHAT}
@@ -23,10 +24,22 @@ def meant_path(path: str, known: set[str]) -> str:
 
     >>> meant_path("//v1//chat/completions/", {"/v1/chat/completions", "/v1/completions"})
     '/v1/chat/completions'
+    >>> meant_path("/v2/models/ensemble/generate", {"/v2/models/qwen_mtp/generate"})
+    '/v2/models/qwen_mtp/generate'
     >>> meant_path("/health", {"/v1/models"})
     ''
     """
     tidy = "/" + "/".join(part for part in path.split("/") if part)
     tidy = OTHERS.get(tidy, tidy)
     fits = [each for each in known if tidy.endswith(each.removeprefix(OPENAI) or each)]
-    return max(fits, key=len, default="")
+    return max(fits, key=len, default="") or _of_the_model_here(tidy, known)
+
+
+def _of_the_model_here(path: str, known: set[str]) -> str:
+    """The path of a model that is served, for one of a model that isn't; empty for none."""
+    if not path.startswith(MODELS):
+        return ""
+    _, slash, rest = path.removeprefix(MODELS).partition("/")
+    generate = (each for each in known if each.startswith(MODELS) and each.endswith("/generate"))
+    models = sorted(each.removesuffix("/generate") for each in generate)
+    return next((model + slash + rest for model in models if model + slash + rest in known), "")

@@ -188,7 +188,9 @@ def test_tritons_own_refusal_of_wrong_tensors_comes_through(url: str) -> None:
         assert refused.error_message.startswith("unexpected shape for input 'text_input'")
         assert refused.infer_response.id == "bad"
         stream.send(strange)
-        assert "txt_input" in stream.receive().error_message
+        sentence = stream.receive().error_message
+        assert sentence.startswith("unexpected inference input 'txt_input' for model 'qwen_mtp'; ")
+        assert sentence.endswith("; did you mean text_input?")
         stream.send(script_request(tokens=1))
         assert text_of(stream.receive()) == "w0"
 

@@ -283,6 +283,8 @@ def test_other_paths_and_methods(url: str) -> None:
         reply = ask(url, "POST", path, {})
         assert reply.status == 404
         assert f"nothing is served at {path}" in reply.error
+        if path.endswith("/generate"):  # the name is wrong, and the right one is told
+            assert f"did you mean {MODEL}/generate?" in reply.error
     reply = ask(url, "GET", f"{MODEL}/generate")
     assert (reply.status, reply.error) == (405, f"{MODEL}/generate takes POST, not GET")
 
