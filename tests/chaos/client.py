@@ -30,6 +30,7 @@ REFUSALS = (
     "no variant",
     "the gateway is shutting down",
     "CANCELLED",
+    "GOAWAY received",
 )
 WRITE_FAILED = "Internal error from Core"  # how grpc.aio says that the connection broke
 
