@@ -141,7 +141,8 @@ def test_an_environment_without_anything(
     (tmp_path / f"trt-mtp-{os.getuid()}").chmod(0o700)
     path = os.pathsep.join(part for part in sys.path if part)
     env = {"PYTHONPATH": path, "TMPDIR": str(tmp_path), "NUMBA_DISABLE_JIT": "1", "HOME": "/proc"}
-    with started("serve", small_engines / "k1", "--json", env=env) as (process, ready):
+    ports = ("--grpc-port", "0", "--metrics-port", "0")
+    with started("serve", small_engines / "k1", *ports, "--json", env=env) as (process, ready):
         require_answer(ready)
     assert process.returncode == 0
 
