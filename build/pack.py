@@ -144,7 +144,10 @@ class Planner:
         """Raise InputError unless the checkpoint has `source` in this shape."""
         info = self.checkpoint.tensors.get(source)
         if info is None:
-            raise InputError(f"{self.checkpoint.path} has no tensor {source}")
+            raise InputError(
+                f"{self.checkpoint.path} has no tensor {source}, which the cpu engine needs; "
+                f"export it under that name, or copy it from the model that it was made from"
+            )
         if info.shape != shape:
             raise InputError(
                 f"{info.file}: {source} has the shape {list(info.shape)}, "

@@ -25,6 +25,7 @@ INNER = {
     "_orig_mod.": "torch.compile",
     "_fsdp_wrapped_module.": "FSDP",
     "_checkpoint_wrapped_module.": "activation checkpoints",
+    "_fp32_params.": "NeMo AutoModel",  # around what stays in fp32 under FSDP, such as A_log
 }
 
 

@@ -19,7 +19,7 @@ from trt_mtp.files import open_regular, read_json
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 MAX_HEADER = 100_000_000  # bytes, as the safetensors library has it
-AGAIN = "download the checkpoint again"
+AGAIN = "download or export the checkpoint again"
 
 BITS = {
     "BOOL": 8, "U8": 8, "I8": 8, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8,

@@ -20,6 +20,11 @@ EXPERTS, STACKED = "mlp.experts.", "mlp.experts.gate_up_proj"
 WEIGHTS = ("weight", "qweight", "weight_packed")  # GPTQ's and AWQ's, compressed-tensors'
 PARAMETERS = ("A_log", "dt_bias", "experts.gate_up_proj", "experts.down_proj")
 MIXERS = {"self_attn": "full_attention", "linear_attn": "linear_attention"}
+# what every released model has in all layers of a kind, quantised or not
+REQUIRED = {
+    "linear_attention": {"input_layernorm", "linear_attn.A_log", "linear_attn.dt_bias"},
+    "full_attention": {"input_layernorm"},
+}
 
 
 def embedding_of(tensors: Tensors) -> str:
@@ -40,8 +45,9 @@ def check_tensors(file: Path, config: Config, tensors: Tensors, *, is_quantized:
     if missing:
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
         raise InputError(
-            f"{file.parent} lacks {missing[0]}{more}, as when an exporter leaves out whole shards; "
-            f"export it again, or copy the tensors from the model that it was made from"
+            f"{file.parent} lacks {missing[0]}{more}, as when an exporter leaves out whole shards "
+            f"or renames tensors; export it again, or copy the tensors from the model that it was "
+            f"made from"
         )
 
 
@@ -66,7 +72,8 @@ def layer_problems(text: Config, tensors: Tensors) -> Iterator[str]:
 def missing_modules(text: Config, tensors: Tensors) -> list[str]:
     """What a model of these layers has to have, and `tensors` don't.
 
-    A layer is held against the others of its kind: what half of them have, all have.
+    A layer is held against the others of its kind: what half of them have, all have. What none
+    of them has under its name is only noticed where it is REQUIRED.
     """
     prefix = "model." + NESTED * any(name.startswith(f"model.{NESTED}") for name in tensors)
     layers: dict[int, set[str | None]] = defaultdict(set)
@@ -84,7 +91,7 @@ def missing_modules(text: Config, tensors: Tensors) -> list[str]:
     number = Counter(kinds)
     for layer, kind in enumerate(kinds):
         usual = {module for module, count in counts[kind].items() if 2 * count >= number[kind]}
-        lacking = usual - layers[layer]
+        lacking = (usual | REQUIRED.get(kind, set())) - layers[layer]
         if STACKED in layers[layer]:  # for all experts, which others have one by one
             lacking = {module for module in lacking if not module.startswith(EXPERTS)}
         missing += [f"{prefix}layers.{layer}.{module}" for module in sorted(lacking)]

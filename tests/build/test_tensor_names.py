@@ -83,6 +83,11 @@ def test_tensorrt_llm_is_not_sent_an_exporters_prefix(cli: Cli, folder: Path) ->
         ("", "module._orig_mod.", ("module.", "_orig_mod.")),
         ("", "base_model.model.", ("base_model.model.",)),
         ("model.layers.0.", "model.layers.0._orig_mod.", ("_orig_mod.",)),
+        (
+            "model.layers.0.linear_attn.A_log",
+            "model.layers.0.linear_attn._fp32_params.A_log",
+            ("_fp32_params.",),
+        ),
         ("model.", "_fsdp_wrapped_module.language_model.model.", None),
     ],
 )

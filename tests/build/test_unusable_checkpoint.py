@@ -213,6 +213,14 @@ def tensor_of_a_layer_missing(folder: Path) -> None:
     rename_tensor(folder, b"layers.1.mlp.up_proj", b"layers.1.mlp.up_xxxx")
 
 
+def parameter_of_all_layers_renamed(folder: Path) -> None:
+    """As by a wrapper that nobody knows."""
+    for number in range(4):
+        rename_tensor(
+            folder, b"layers.%d.linear_attn.A_log" % number, b"layers.%d.linear_attn.B_log" % number
+        )
+
+
 def norm_missing(folder: Path) -> None:
     rename_tensor(folder, b"model.norm.weight", b"model.xxxx.weight")
 
@@ -265,6 +273,7 @@ BAD: dict[Callable[[Path], None], str] = {
     marked("tokenizer.json"): "tokenizer.json begins with a byte order mark",
     tensor_of_a_layer_missing: "lacks model.layers.1.mlp.up_proj, as when an exporter",
     norm_missing: "lacks model.norm, as when",
+    parameter_of_all_layers_renamed: "lacks model.layers.0.linear_attn.A_log",
     merged_but_called_quantised: "quantised (bitsandbytes), but all of them are plain",
     plain_beside_modelopts_file: "hf_quant_config.json says that the weights are quantised (fp8)",
     quantised_without_a_word: "upproj.qweight is I32, a quantised weight, but config.json has no",
