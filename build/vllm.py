@@ -13,6 +13,7 @@ from typing import Any
 from trt_mtp import __version__
 from trt_mtp.build.chat_format import read_chat_format
 from trt_mtp.build.checkpoint import Checkpoint
+from trt_mtp.build.cores import usable_cores
 from trt_mtp.build.cpu import check_length, cpu_name
 from trt_mtp.build.store import (
     SHARED,
@@ -178,7 +179,7 @@ def variables(environment: VllmEnvironment) -> dict[str, str]:
         return common
     return common | {
         CACHE_GB: os.environ.get(CACHE_GB, "1"),
-        THREADS: os.environ.get(THREADS, str(os.cpu_count() or 1)),
+        THREADS: os.environ.get(THREADS) or str(usable_cores()),
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # variants share the cores
     }
 

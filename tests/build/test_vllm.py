@@ -53,6 +53,33 @@ def test_records(tmp_path: Path) -> None:
     assert none.record.fingerprint == three.record.fingerprint
 
 
+@pytest.mark.parametrize(
+    ("files", "cores"),
+    [
+        ({}, 4),
+        ({"cpu.max": "max 100000\n"}, 4),
+        ({"cpu.max": "250000 100000\n"}, 2),
+        ({"cpu.max": "50000 100000\n"}, 1),
+        ({"cpu.max": "800000 100000\n"}, 4),
+        ({"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, 4),
+        ({"cpu/cpu.cfs_quota_us": "300000\n", "cpu/cpu.cfs_period_us": "100000\n"}, 3),
+    ],
+)
+def test_threads_are_those_that_the_container_gives(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, files: dict[str, str], cores: int
+) -> None:
+    """Of 64 cores the process may run on four, within the quota of either version of cgroups."""
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr("os.cpu_count", lambda: 64)
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1, 2, 3})
+    monkeypatch.setattr("trt_mtp.build.cores.CGROUPS", tmp_path / "cgroup")
+    for name, text in files.items():
+        (tmp_path / "cgroup" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "cgroup" / name).write_text(text)
+    (variant,) = built(tmp_path, 0).variants
+    assert variant.record.details["environment"]["OMP_NUM_THREADS"] == str(cores)
+
+
 def test_building_again_changes_nothing(tmp_path: Path) -> None:
     """The same variants of another version are built anew, those of the same are left."""
     built(tmp_path, 0, 1)
