@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from trt_mtp.build.chat_template import find_templates
 from trt_mtp.build.checkpoint import Checkpoint, read_checkpoint
 from trt_mtp.build.cpu import LARGEST_DRAFT_LENGTH, build_cpu
 from trt_mtp.build.draft_lengths import DEFAULT, parse_draft_lengths
@@ -146,24 +147,36 @@ def build(
     """
     if engine == "vllm":
         lengths = parse_draft_lengths(draft_lengths, LARGEST_VLLM)
-        found = read_checkpoint(resolve_checkpoint(checkpoint))
+        found = read_to_build(checkpoint)
         run_vllm(found, lengths, output, vllm_python, max_batch_size, max_seq_len, as_json, trtllm)
         return
     if choose_engine(engine, bool(given_options(trtllm))) == "tensorrt-llm":
         lengths = parse_draft_lengths(draft_lengths, LARGEST_TRTLLM)
-        found = read_checkpoint(resolve_checkpoint(checkpoint))
+        found = read_to_build(checkpoint)
         run_trtllm(found, lengths, output, max_batch_size, max_seq_len, as_json, trtllm, hooks)
         return
     refuse_trtllm_options(trtllm)
     require_engine("cpu")
     lengths = parse_draft_lengths(draft_lengths, LARGEST_DRAFT_LENGTH)
-    found = read_checkpoint(resolve_checkpoint(checkpoint))
+    found = read_to_build(checkpoint)
     with locked(output, lambda: click.echo("waiting for another build", err=True)):
         result = run_cpu(found, lengths, output, max_batch_size or CPU_BATCH_SIZE, max_seq_len)
         if verify:
             result = run_verify(result, output, hooks.verify)
     click.echo(to_json(result_json(result)) if as_json else result_text(result), nl=not as_json)
     require_identical(result.variants)
+
+
+def read_to_build(name: str) -> Checkpoint:
+    """The checkpoint, with a line on stderr where its variants will take no messages."""
+    found = read_checkpoint(resolve_checkpoint(name))
+    if next(find_templates(found.path), None) is None:
+        click.echo(
+            f"{found.path} has no chat template: its variants will take texts and token ids, but "
+            f"no messages; for chats, add chat_template.jinja of the model that it was made from",
+            err=True,
+        )
+    return found
 
 
 def choose_engine(engine: str, for_trtllm: bool = False) -> str:

@@ -42,7 +42,6 @@ class TextCodec:
         """
         self.tokenizer = load_tokenizer(folder)
         self.eos_ids = read_end_ids(folder, self.tokenizer.token_to_id, vocab_size)
-        self._folder = folder
         self._chat = read_chat_template(folder)
 
     def encode(self, text: str, most: int | None = None) -> tuple[int, ...]:
@@ -116,7 +115,9 @@ class TextCodec:
         """What encode_chat encodes."""
         if self._chat is None:
             raise InputError(
-                f"{self._folder} has no chat template; send text_input or input_ids instead"
+                "the model has no chat template for messages; send a text or token ids instead "
+                "(text_input or input_ids, with OpenAI's API a prompt to /v1/completions), or add "
+                "chat_template.jinja to the checkpoint and build again"
             )
         taken = template_messages(messages, takes_parts=self._takes_parts)
         options = {} if enable_thinking is None else {"enable_thinking": enable_thinking}

@@ -280,3 +280,16 @@ def test_a_special_token_of_the_vocabulary_is_one_token(folder: Path) -> None:
     expected = AutoTokenizer.from_pretrained(folder)("a<|im_end|>b")["input_ids"]
     assert len(expected) == 3
     assert TextCodec(folder).encode("a<|im_end|>b") == tuple(expected)
+
+
+@pytest.mark.parametrize("has_template", [True, False])
+def test_a_build_says_that_there_is_no_chat_template(
+    cli: Cli, folder: Path, tmp_path: Path, has_template: bool
+) -> None:
+    """It goes on: a base model answers texts."""
+    if not has_template:
+        (folder / "chat_template.jinja").unlink()
+    where = ("-o", tmp_path / "engines", "--draft-lengths", "0")
+    result = cli("build", folder, "--engine", "cpu", "--no-verify", *where)
+    assert result.code == 0, result.err
+    assert ("has no chat template: its variants will take texts" in result.err) != has_template

@@ -324,7 +324,7 @@ def test_emitted_tokens_that_break_the_grammar_are_refused(
 def test_tokens_that_were_tried_leave_nothing(engines: Engines, data: Any, guided: Guided) -> None:
     """A guide's masks depend on the tokens that were kept, not on those that were taken back."""
     engine = engines[0]
-    grammars = Grammars(engine.codec._folder, engine.codec, 2048)
+    grammars = Grammars(ASSET, engine.codec, 2048)
     plain, tried = (grammars.begin(Request((5,), guided=guided)) for _ in range(2))
     assert plain is not None
     assert tried is not None
