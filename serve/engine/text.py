@@ -15,6 +15,7 @@ from trt_mtp.serve.reasoning import ReasoningCounter
 NFC_SHRINKS = 4  # characters that Unicode composes into one, at most
 REPLACEMENT = "\ufffd"  # what an incomplete UTF-8 sequence decodes to
 MAX_OPEN_TOKENS = 8  # since the last whole character; more can't be one character's
+MAX_CHARACTER_BYTES = 4  # in UTF-8; a token has one or more
 
 
 def _byte_of() -> dict[str, int]:
@@ -216,18 +217,22 @@ class AnswerText:
     def _shorten(self, text: str) -> None:
         """Forget tokens of `text` before its last characters, which are no text and stay none.
 
-        Tokens are parted where that changes no character; those without text are left out.
+        Tokens are parted where that changes no character; those without text are left out. There is
+        no such place where each token ends one character and begins another: then the last ones
+        are kept, whose bytes say how the text goes on, whatever comes before.
         """
         ids = [token for token in self._ids if self._decode([token])]
-        if self._decode(ids) != text:
-            return
-        self._ids, self._context = ids, 0
-        for at in range(len(ids) - 1, 0, -1):
-            before = self._decode(ids[:at])
-            if before + self._decode(ids[at:]) == text:
-                self._ids = ids[at:]
-                self._num_sent -= len(before)
-                return
+        if self._decode(ids) == text:
+            self._ids, self._context = ids, 0
+            for at in range(len(ids) - 1, 0, -1):
+                before = self._decode(ids[:at])
+                if before + self._decode(ids[at:]) == text:
+                    self._ids = ids[at:]
+                    self._num_sent -= len(before)
+                    return
+        last, unsent = self._ids[-MAX_CHARACTER_BYTES:], text[self._num_sent :]
+        if (end := self._decode(last)).endswith(unsent):
+            self._ids, self._context, self._num_sent = last, 0, len(end) - len(unsent)
 
     def flush(self) -> str:
         """What was held back, when the answer ends without a stop text."""
