@@ -8,9 +8,9 @@ time.
 """
 
 import asyncio
-import heapq
 import itertools
 import time
+from bisect import bisect_left, insort
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -74,7 +74,7 @@ class AdmissionQueue:
         self._failover_wait_s = failover_wait_s
         self._waiting = waiting
         self._on_waiting = on_waiting
-        self._waiters: dict[QueueKey, list[Waiter]] = {}  # each a heap
+        self._waiters: dict[QueueKey, list[Waiter]] = {}  # each in order
         self._numbers = itertools.count()
         self._owners = Counter[object]()  # who waits here, and with how many
         self._guided = Counter[object]()  # the same, of those with grammars
@@ -140,7 +140,7 @@ class AdmissionQueue:
             self._check_room(call)
         placed = asyncio.get_running_loop().create_future()
         waiter = Waiter(_priority(call), self._turn_of(call), next(self._numbers), call, placed)
-        heapq.heappush(self._waiters.setdefault(key, []), waiter)
+        insort(self._waiters.setdefault(key, []), waiter)
         self._count_waiting(call, +1)
         try:
             async with asyncio.timeout_at(_loop_time(call.deadline_at)):
@@ -219,9 +219,9 @@ class AdmissionQueue:
 
     def _forget(self, key: QueueKey, waiter: Waiter) -> None:
         waiters = self._waiters.get(key, [])
-        if waiter in waiters:
-            waiters.remove(waiter)
-            heapq.heapify(waiters)
+        at = bisect_left(waiters, waiter)  # all may leave at once, when their connection ends
+        if waiters[at : at + 1] == [waiter]:
+            del waiters[at]
             self._count_waiting(waiter.call, -1)
         if not waiters:
             self._waiters.pop(key, None)

@@ -1,6 +1,7 @@
 """The queue alone: whose trouble is whose, and that nobody waits without an end."""
 
 import asyncio
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -8,7 +9,7 @@ from hypothesis import strategies as st
 
 from tests.lease_fixtures import call_of, lease_of
 from trt_mtp.controller.gateway.access.authenticator import Caller
-from trt_mtp.controller.gateway.admission_queue import AdmissionQueue
+from trt_mtp.controller.gateway.admission_queue import AdmissionQueue, Waiter
 from trt_mtp.controller.gateway.call import InferenceCall
 from trt_mtp.controller.gateway.failure import NotReadyError, QueueFullError
 from trt_mtp.controller.gateway.lease import Lease
@@ -200,3 +201,31 @@ def test_every_request_ends_once(steps: list[tuple[str, int]]) -> None:
             assert is_known or (isinstance(result, Lease) and name in slots.placed)
 
     asyncio.run(scenario())
+
+
+def test_all_who_wait_may_leave_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As when their connection ends: the loop does nothing else until each is out of the queue."""
+    compared: list[str] = []
+    num = 256
+
+    def counted(name: str) -> Any:
+        compare = getattr(Waiter, name)
+
+        def count(one: Waiter, other: Waiter) -> Any:
+            compared.append(name)
+            return compare(one, other)
+
+        return count
+
+    async def scenario() -> None:
+        admission = queue_of(Slots(), max_waiting=num)
+        tasks = await waiting(admission, *map(str, range(num)))
+        for name in ("__lt__", "__eq__"):
+            monkeypatch.setattr(Waiter, name, counted(name))
+        for task in reversed(tasks.values()):
+            task.cancel()
+        await asyncio.gather(*tasks.values(), return_exceptions=True)
+        assert admission.num_waiting == 0
+
+    asyncio.run(asyncio.wait_for(scenario(), 60))
+    assert len(compared) < 20 * num  # some log2(num) each
