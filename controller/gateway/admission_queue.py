@@ -183,10 +183,14 @@ class AdmissionQueue:
         most = max(self._owners, key=self._owners.__getitem__, default=owner)
         if self._owners[most] <= self._owners[owner] + 1:
             return False
-        pairs = [(w, key) for key, each in self._waiters.items() for w in each if _may_go(w, most)]
-        if not pairs:
+        lasts = [
+            (waiter, key)
+            for key, waiters in self._waiters.items()
+            if (waiter := next((w for w in reversed(waiters) if _may_go(w, most)), None))
+        ]
+        if not lasts:
             return False
-        waiter, key = max(pairs, key=itemgetter(0))
+        waiter, key = max(lasts, key=itemgetter(0))
         waiter.placed.set_exception(
             QueueFullError(
                 f"{self._max_waiting} requests wait, which is the limit (--max-waiting), and most "
