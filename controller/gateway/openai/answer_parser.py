@@ -12,6 +12,7 @@ from trt_mtp.controller.gateway.openai.call_xml import XmlCall
 from trt_mtp.controller.gateway.openai.deltas import CallReader, Delta, Kind, ToolSchemas, open_end
 
 THINK, THINK_END, CALL, BARE_CALL = "<think>", "</think>", "<tool_call>", "<function="
+MAX_BLANKS = 1_024  # before <think>; an answer may be blanks without end
 
 
 class AnswerParser:
@@ -32,7 +33,7 @@ class AnswerParser:
         self._form = form
         self._schemas = schemas or {}
         self._held = ""
-        self._breaks = ""  # line breaks that may belong to the form
+        self._num_breaks = 0  # line breaks at the end that may belong to the form
         self._call: CallReader | None = None
         self._region: Kind = "reasoning" if is_thinking else "content"
         self._is_after_mark = is_thinking
@@ -54,8 +55,8 @@ class AnswerParser:
             return deltas + self._call.end()
         self._emit(deltas, self._held)
         self._held = ""
-        if self._breaks:
-            deltas.append(Delta(self._region, self._breaks))
+        if self._num_breaks:
+            deltas.append(Delta(self._region, "\n" * self._num_breaks))
         return deltas
 
     def _step(self, deltas: list[Delta]) -> bool:
@@ -77,7 +78,7 @@ class AnswerParser:
         mark = places[at]
         self._emit(deltas, self._held[:at])
         self._held = self._held[at + (0 if mark == BARE_CALL else len(mark)) :]
-        self._region, self._breaks, self._is_after_mark = "content", "", True
+        self._region, self._num_breaks, self._is_after_mark = "content", 0, True
         if mark != THINK_END:
             is_bare = mark == BARE_CALL
             is_xml = self._form == "xml"
@@ -87,7 +88,9 @@ class AnswerParser:
     def _has_opened(self) -> bool:
         """Whether it is settled if the answer begins with reasoning."""
         text = self._held.lstrip()
-        if text.startswith(THINK):
+        if len(self._held) - len(text) > MAX_BLANKS:
+            pass
+        elif text.startswith(THINK):
             self._region, self._is_after_mark = "reasoning", True
             self._held = text.removeprefix(THINK)
         elif THINK.startswith(text):
@@ -111,8 +114,8 @@ class AnswerParser:
         if not text:
             return
         self._is_after_mark = False
-        text = self._breaks + text
         shown = text.rstrip("\n")
-        self._breaks = text[len(shown) :]
         if shown:
-            deltas.append(Delta(self._region, shown))
+            deltas.append(Delta(self._region, "\n" * self._num_breaks + shown))
+            self._num_breaks = 0
+        self._num_breaks += len(text) - len(shown)

@@ -1,6 +1,7 @@
 """Reasoning and tool calls in an answer's text: the same however it is cut into pieces."""
 
 import json
+import tracemalloc
 from collections.abc import Sequence
 from itertools import groupby
 from typing import Any
@@ -9,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trt_mtp.controller.gateway.openai.answer_parser import AnswerParser
+from trt_mtp.controller.gateway.openai.answer_parser import MAX_BLANKS, AnswerParser
 from trt_mtp.controller.gateway.openai.deltas import Delta, ToolSchemas
 
 SCHEMAS: ToolSchemas = {
@@ -269,3 +270,30 @@ def test_calls_that_never_come_take_no_time(form: str, begin: str, token: str) -
     for _ in range(20_000):
         parser.push(token)
     parser.end()
+
+
+@pytest.mark.parametrize("begin", ["", "a", "<think>a"])
+def test_blanks_without_end_are_not_read_again(begin: str) -> None:
+    """A token's work doesn't grow with the line breaks before it: nothing of them is copied."""
+    parser = AnswerParser("json", SCHEMAS, can_think=True, is_thinking=False)
+    parser.push(begin)
+    parser.push("\n" * 10**6)
+    tracemalloc.start()
+    try:
+        for _ in range(10):
+            parser.push("\n")
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 10**5
+    told = "".join(delta.text for delta in parser.push("b"))
+    assert told == "\n" * (10**6 + 10) + "b"
+
+
+@pytest.mark.parametrize("step", [1, 7, 5_000])
+def test_few_blanks_may_precede_the_reasoning(step: int) -> None:
+    """More than MAX_BLANKS are an answer's own."""
+    for blanks, first in ((MAX_BLANKS, "reasoning"), (MAX_BLANKS + 1, "content")):
+        text = " " * blanks + "<think>a</think>b"
+        pieces = [text[at : at + step] for at in range(0, len(text), step)]
+        assert parsed(pieces)[0][0] == first
