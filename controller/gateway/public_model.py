@@ -1,7 +1,7 @@
 """What the gateway says of the public model: one model made of all its variants."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import grpc
@@ -38,6 +38,7 @@ class PublicModel:
     def __init__(self, pool: Pool) -> None:
         self._pool = pool
         self._name = pool.public_name
+        self._one_by_one = asyncio.Lock()  # anybody may ask, and there may be a thousand servers
 
     def answers(self) -> dict[str, Answer]:
         """The RPCs that may be about the public model."""
@@ -111,15 +112,16 @@ class PublicModel:
             return None
         variants = {variant.model_name for variant in self._pool.variants.values()}
         total, others = pb.ModelStatistics(), dict[tuple[str, str], Any]()
-        for answer in await self._ask_all("ModelStatistics", b"", timeout_s):
-            for statistics in _told(pb.ModelStatisticsResponse, answer).model_stats:
-                if statistics.name in variants:
-                    add_statistics(total, statistics)
-                known = others.setdefault(
-                    (statistics.name, statistics.version),
-                    pb.ModelStatistics(name=statistics.name, version=statistics.version),
-                )
-                add_statistics(known, statistics)
+        async with self._one_by_one:
+            async for answer in self._ask_all("ModelStatistics", b"", timeout_s):
+                for statistics in _told(pb.ModelStatisticsResponse, answer).model_stats:
+                    if statistics.name in variants:
+                        add_statistics(total, statistics)
+                    known = others.setdefault(
+                        (statistics.name, statistics.version),
+                        pb.ModelStatistics(name=statistics.name, version=statistics.version),
+                    )
+                    add_statistics(known, statistics)
         total.name, total.version = self._name, PUBLIC_VERSION
         listed = [total, *(() if request.name else others.values())]
         return _bytes(pb.ModelStatisticsResponse(model_stats=listed))
@@ -127,9 +129,10 @@ class PublicModel:
     async def _index(self, raw: bytes, timeout_s: float | None) -> bytes | None:
         """The public model, then what Triton lists, or the variants where it keeps that from us."""
         models = dict[tuple[str, str], Any]()
-        for answer in await self._ask_all("RepositoryIndex", raw, timeout_s):
-            for entry in _told(pb.RepositoryIndexResponse, answer).models:
-                _add_entry(models, entry)
+        async with self._one_by_one:
+            async for answer in self._ask_all("RepositoryIndex", raw, timeout_s):
+                for entry in _told(pb.RepositoryIndexResponse, answer).models:
+                    _add_entry(models, entry)
         for variant in () if models else self._pool.variants.values():
             _add_entry(models, _index_entry(variant.model_name, variant.is_ready))
         listed = [_index_entry(self._name, self._pool.is_ready), *models.values()]
@@ -137,16 +140,22 @@ class PublicModel:
             listed = [entry for entry in listed if entry.state == READY]
         return _bytes(pb.RepositoryIndexResponse(models=listed))
 
-    async def _ask_all(self, method: str, raw: bytes, timeout_s: float | None) -> list[bytes]:
-        """The answers of all servers that give one."""
-        answers = await asyncio.gather(
-            *(
-                backend.call(method, raw, _bounded(timeout_s))
-                for backend in self._pool.backends.values()
-            ),
-            return_exceptions=True,
-        )
-        return [answer for answer in answers if isinstance(answer, bytes)]
+    async def _ask_all(
+        self, method: str, raw: bytes, timeout_s: float | None
+    ) -> AsyncIterator[bytes]:
+        """The answers of all servers that give one, with turns for everybody else in between."""
+        asked: list[asyncio.Task[bytes]] = []
+        try:
+            for backend in list(self._pool.backends.values()):
+                asked.append(asyncio.create_task(backend.call(method, raw, _bounded(timeout_s))))
+                await asyncio.sleep(0)
+            for answer in await asyncio.gather(*asked, return_exceptions=True):
+                if isinstance(answer, bytes):
+                    yield answer
+                    await asyncio.sleep(0)
+        finally:
+            for task in asked:
+                task.cancel()
 
     def _is_about_it(self, request: Any) -> bool:
         """True for a question about the public model; raises RpcError for another version."""

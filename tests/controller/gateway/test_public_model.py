@@ -1,9 +1,11 @@
 """What the gateway says of models, what it refuses, and how its process behaves."""
 
+import asyncio
 import json
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import grpc
@@ -22,7 +24,7 @@ from tests.gateway_fixtures import (
 )
 from trt_mtp.controller.decision_log import read_log
 from trt_mtp.controller.gateway.grpc_server import HEALTH, MANAGEMENT
-from trt_mtp.controller.gateway.public_model import add_statistics
+from trt_mtp.controller.gateway.public_model import PublicModel, add_statistics
 from trt_mtp.serve.kserve import SERVICE
 from trt_mtp.serve.triton import TritonServer
 
@@ -119,6 +121,32 @@ def test_statistics_add_up_by_batch_size_and_response() -> None:
     assert (total.inference_stats.success.count, total.inference_stats.success.ns) == (6, 20)
     assert [(b.batch_size, b.compute_infer.count) for b in total.batch_stats] == [(4, 2)]
     assert total.response_stats["0"].success.ns == 10
+
+
+def test_statistics_of_many_servers_hold_up_nobody() -> None:
+    """The event loop has a turn for others after each call and answer, however many ask."""
+    told = pb.ModelStatisticsResponse(model_stats=[pb.ModelStatistics(name="m", inference_count=1)])
+
+    class Server:
+        async def call(self, *_: object) -> bytes:
+            return bytes(told.SerializeToString())
+
+    async def scenario() -> None:
+        servers = {str(number): Server() for number in range(50)}
+        pool: Any = SimpleNamespace(public_name="public", variants={}, backends=servers)
+        answer = PublicModel(pool).answers()["ModelStatistics"]
+        asking = asyncio.gather(answer(b"", None), answer(b"", None))
+        num_turns = 0
+        while not asking.done():
+            await asyncio.sleep(0)
+            num_turns += 1
+        for raw in await asking:
+            assert raw is not None
+            [_, found] = pb.ModelStatisticsResponse.FromString(raw).model_stats
+            assert (found.name, found.inference_count) == ("m", 50)
+        assert num_turns >= 2 * 2 * 50
+
+    asyncio.run(asyncio.wait_for(scenario(), 60))
 
 
 @pytest.mark.timeout(60)
