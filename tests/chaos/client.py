@@ -23,6 +23,7 @@ NUM_PAUSES = 20
 NUM_SHOWN = 20  # tokens, and characters of text, of an answer that is not the expected one
 MAX_SHOWN = 200  # characters of its request
 FAILED_OVER = "failed_over"  # parameter of a last response
+WRITE_FAILED = "Internal error from Core"  # how grpc.aio says that the connection broke
 # what refuses a request before its first token: sentences of the gateway, and what gRPC says when a
 # request comes to a gateway that ends
 REFUSALS = (
@@ -31,8 +32,8 @@ REFUSALS = (
     "the gateway is shutting down",
     "CANCELLED",
     "GOAWAY received",
+    WRITE_FAILED,
 )
-WRITE_FAILED = "Internal error from Core"  # how grpc.aio says that the connection broke
 
 
 class End(Enum):
