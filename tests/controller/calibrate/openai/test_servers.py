@@ -116,11 +116,12 @@ def test_our_own_gateway_is_calibrated(
     result = cli("calibrate", *servers, "--prompts", prompts, "--concurrency", "2", "-o", out)
     assert result.code in (0, 3) or "nothing was measured" in result.err, result.err
     rows = map(json.loads, out.with_name("profile.json.journal").read_text().splitlines())
-    batches = {row["draft_length"]: row["answers"] for row in rows if "answers" in row}
-    answers = {length: [Answer(*one) for one in part] for length, part in batches.items()}
-    assert sorted(answers) == [0, 3]
+    answers: dict[int, list[Answer]] = {0: [], 3: []}
+    for row in rows:
+        if "answers" in row:  # of a batch; a cell may have several
+            answers[row["draft_length"]] += [Answer(*one) for one in row["answers"]]
     for length, part in answers.items():
-        assert [answer.num_output_tokens for answer in part] == [TOKENS] * 8
+        assert {answer.num_output_tokens for answer in part} == {TOKENS}
         assert all(len(answer.accepted_per_position) == length for answer in part)
         assert all(
             TOKENS - 1 <= answer.num_steps + sum(answer.accepted_per_position) <= TOKENS + 2
