@@ -26,8 +26,8 @@ from trt_mtp.controller.gateway.scoreboard import SharedCounter
 DEFAULT_PRIORITY = 100
 # of the queue that requests with grammars may have, which variants may have to try one by one; and
 # of what they leave of that, times how much one owner may have, so that there is always room for
-# another's (Choudhury and Hahne, "Dynamic
-# queue length thresholds for shared-memory packet switches", IEEE/ACM Trans. Netw. 6(2), 1998)
+# another's (Choudhury and Hahne, "Dynamic queue length thresholds for shared-memory packet
+# switches", IEEE/ACM Trans. Netw. 6(2), 1998)
 GUIDED_SHARE = 0.75
 OWNER_FACTOR = 4
 FAILED_OVER_PRIORITY = 0  # before all others: its client has begun to read

@@ -5,7 +5,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 
-OVERFULL = 4
+OVERFULL = 4  # times the limit, of what came without asking for room
 
 
 class ByteRoom:

@@ -29,7 +29,7 @@ def _byte_of() -> dict[str, int]:
     return {chr(byte): byte for byte in visible} | {chr(256 + i): b for i, b in enumerate(others)}
 
 
-_BYTE_OF = _byte_of()
+BYTE_OF = _byte_of()
 
 
 class TextCodec:
@@ -99,7 +99,7 @@ class TextCodec:
         if type(self.tokenizer.decoder).__name__ != "ByteLevel":
             return str(self.tokenizer.decode([token], skip_special_tokens=False)).encode()
         name = self.tokenizer.id_to_token(token) or ""  # an id past the vocabulary is nothing
-        return bytes(_BYTE_OF[char] for char in name)
+        return bytes(BYTE_OF[char] for char in name)
 
     @cached_property
     def _added(self) -> dict[int, str]:

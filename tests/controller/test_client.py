@@ -10,6 +10,7 @@ import grpc
 import pytest
 from tritonclient.grpc import service_pb2 as pb
 
+from tests.programs import TIMEOUT_S
 from trt_mtp.controller import client as client_module
 from trt_mtp.controller.client import Prompt, StreamClient
 from trt_mtp.errors import TrtMtpError
@@ -41,7 +42,7 @@ def server_of(messages: Iterable[bytes]) -> Iterator[str]:
     try:
         yield f"127.0.0.1:{port}"
     finally:
-        server.stop(None).wait()
+        assert server.stop(None).wait(TIMEOUT_S)
 
 
 TEXT = ("BYTES", b"\1\0\0\0a")

@@ -1,7 +1,6 @@
 """serve/engine/text.py: chat templates, and answers that grow token by token."""
 
 import json
-from copy import copy
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +12,8 @@ from transformers import AutoTokenizer
 from tests.engine_fixtures import ASSET
 from tests.tiny_model import make_checkpoint
 from trt_mtp.errors import InputError
-from trt_mtp.serve.engine.text import _BYTE_OF, AnswerText, TextCodec
+from trt_mtp.serve.engine.text import AnswerText, TextCodec
 
-BYTE_NAMES = {byte: char for char, byte in _BYTE_OF.items()}
 TOOLS = [
     {
         "type": "function",
@@ -350,74 +348,3 @@ def test_a_huge_text_is_refused_without_being_tokenised(
         codec.encode(text, 4096)
     with pytest.raises(InputError, match="tokens or more"):
         codec.encode_chat([{"role": "user", "content": text}], most=4096)
-
-
-class _CountingTokenizer:
-    """The tokenizer, and how many tokens it was given to decode."""
-
-    def __init__(self, tokenizer: Any) -> None:
-        self._tokenizer = tokenizer
-        self.num_tokens = 0
-
-    def decode(self, ids: list[int], **options: Any) -> str:
-        """As the tokenizer's."""
-        self.num_tokens += len(ids)
-        return str(self._tokenizer.decode(ids, **options))
-
-
-@pytest.mark.parametrize("kind", ["bytes that are no character", "special tokens"])
-def test_answers_without_a_whole_character_cost_no_more(codec: TextCodec, kind: str) -> None:
-    """The work for a token doesn't grow with those before it."""
-    first, second, *_ = codec.encode("é")
-    special = min(codec.eos_ids)
-    tokens = [first, *[special if kind == "special tokens" else second] * 2_000]
-    counted = copy(codec)
-    counted.tokenizer = _CountingTokenizer(codec.tokenizer)
-    text = AnswerText(counted, ())
-    pieces = [text.push(token)[0] for token in tokens]
-    whole = codec.tokenizer.decode(tokens, skip_special_tokens=True)
-    assert "".join(pieces) + text.flush() == whole
-    assert counted.tokenizer.num_tokens < 100 * len(tokens)
-
-
-CROSSING = b"\x92\xe1\x9e"  # ends one character and begins another: Qwen's token 72496
-
-
-@pytest.fixture(scope="module")
-def crossing(tmp_path_factory: pytest.TempPathFactory) -> tuple[TextCodec, int]:
-    """A codec with the token CROSSING in place of its last one, and that token."""
-    folder = make_checkpoint(tmp_path_factory.mktemp("crossing") / "c")
-    stated = json.loads((folder / "tokenizer.json").read_text())
-    model = stated["model"]
-    last = max(model["vocab"], key=model["vocab"].__getitem__)
-    token = model["vocab"].pop(last)
-    model["vocab"]["".join(BYTE_NAMES[byte] for byte in CROSSING)] = token
-    model["merges"] = [merge for merge in model["merges"] if "".join(merge) != last]
-    (folder / "tokenizer.json").write_text(json.dumps(stated))
-    codec = TextCodec(folder)
-    assert codec.token_bytes(token) == CROSSING
-    return codec, token
-
-
-def test_tokens_across_characters_cost_no_more(crossing: tuple[TextCodec, int]) -> None:
-    """The same where no token ends with a character."""
-    codec, token = crossing
-    counted = copy(codec)
-    counted.tokenizer = _CountingTokenizer(codec.tokenizer)
-    text = AnswerText(counted, ())
-    pieces = [text.push(token)[0] for _ in range(500)]
-    whole = codec.tokenizer.decode([token] * 500)
-    assert "".join(pieces) + text.flush() == whole
-    assert counted.tokenizer.num_tokens < 100 * 500
-
-
-@given(st.data())
-def test_tokens_across_characters_give_the_text_of_the_whole(
-    crossing: tuple[TextCodec, int], data: st.DataObject
-) -> None:
-    """Among any others, such as parts of characters of four bytes."""
-    codec, token = crossing
-    others = sorted({token, *codec.encode("a🙂é"), *codec.eos_ids})
-    tokens = data.draw(st.lists(st.sampled_from([token, token, *others]), max_size=60))
-    pieces, _ = stream(codec, tokens)
-    assert "".join(pieces) == codec.tokenizer.decode(tokens, skip_special_tokens=True)

@@ -10,6 +10,7 @@ import grpc
 import pytest
 from tritonclient.grpc import service_pb2 as pb
 
+from tests.programs import TIMEOUT_S
 from trt_mtp.controller.gateway.servers.backend import Backend
 from trt_mtp.controller.gateway.servers.model_config import described
 from trt_mtp.errors import InputError
@@ -60,7 +61,7 @@ def serve() -> Iterator[Callable[..., tuple[Liar, str]]]:
         return liar, f"127.0.0.1:{port}"
 
     yield start
-    server.stop(None).wait()
+    assert server.stop(None).wait(TIMEOUT_S)
 
 
 async def looked(backend: Backend) -> None:
