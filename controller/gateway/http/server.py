@@ -95,7 +95,7 @@ class HttpServer:
         if self._socket is not None:
             self._socket.close()
         if self._listening is not None:
-            self._listening.close()
+            await stop_listening(self._listening)
         await self._runner.shutdown()
         await self._runner.cleanup()
 
@@ -120,7 +120,7 @@ class HttpServer:
             backlog=BACKLOG,
         )
         if before is not None:
-            before.close()
+            await stop_listening(before)
 
     async def _reload(self, tls: WatchedTls, listener: socket.socket) -> None:
         while True:
@@ -130,6 +130,19 @@ class HttpServer:
                     await self._serve(listener)
                 except InputError as error:  # changed again in between
                     log.error("%s", error)
+
+
+async def stop_listening(server: asyncio.Server) -> None:
+    """Accept no more connections; those that wait are left to who has the same socket.
+
+    asyncio gives a connection its transport one turn of the loop after it was accepted, and drops it
+    if the server was closed in between.
+    """
+    loop = asyncio.get_running_loop()
+    for listener in server.sockets:
+        loop.remove_reader(listener.fileno())
+    await asyncio.sleep(0)
+    server.close()
 
 
 def _refusing(handler: Handler) -> Handler:
