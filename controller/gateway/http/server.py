@@ -135,8 +135,8 @@ class HttpServer:
 async def stop_listening(server: asyncio.Server) -> None:
     """Accept no more connections; those that wait are left to who has the same socket.
 
-    asyncio gives a connection its transport one turn of the loop after it was accepted, and drops it
-    if the server was closed in between.
+    asyncio gives a connection its transport one turn of the loop after it was accepted, and drops
+    it if the server was closed in between.
     """
     loop = asyncio.get_running_loop()
     for listener in server.sockets:

@@ -44,7 +44,8 @@ def adapted(command: str, ports: dict[str, int]) -> str:
         command = re.sub(rf"\b{number}\b", str(port), command)
     command = re.sub(r"at_least_s: \d+", "at_least_s: 0", command)
     command = command.replace("--concurrency 2", "--concurrency 1")
-    command = command.replace("--max-tokens 32", "--max-tokens 4")
+    command = command.replace("--max-tokens 32", "--max-tokens 4 --tasks rag")
+    command = command.replace("; done", "; sleep 1; done")  # the page's commands need the cores
     gates = "min_requests: 10, window_s: 5, tolerance: 0.1"
     return command.replace(gates, "min_requests: 2, window_s: 0.5, tolerance: 0.9")
 

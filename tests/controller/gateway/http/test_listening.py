@@ -12,7 +12,7 @@ from trt_mtp.controller.gateway.http.server import stop_listening
 def test_a_connection_that_was_accepted_is_not_dropped(turns: int) -> None:
     """However many turns of the loop ago it came, this server or the one after it has it."""
 
-    async def run() -> list[bytes]:
+    async def run() -> bytes:
         loop = asyncio.get_running_loop()
         with socket.create_server(("127.0.0.1", 0)) as listener:
             servers = [await loop.create_server(Greeting, sock=listener.dup())]
