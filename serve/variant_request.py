@@ -79,7 +79,8 @@ def read_request(
     is_streaming = "streaming" in inputs and bool(inputs["streaming"].item())
     flags = {name: bool(inputs[name].item()) for name in OUTPUT_FLAGS if name in inputs}
     prompt_ids = _prompt_ids(inputs, engine)
-    sampling = _sampling(inputs, max(engine.max_seq_len - len(prompt_ids), 1))
+    sampling = _sampling(inputs, engine.max_seq_len - len(prompt_ids))
+    longest = max(sampling.max_tokens, _max_tokens(inputs))
     chat = ChatOptions(_thinking(inputs), "tools" in inputs) if "messages" in inputs else None
     return VariantRequest(
         request=Request(
@@ -92,7 +93,7 @@ def read_request(
             None if reasoning is None else reasoning.start(chat),
         ),
         is_streaming=is_streaming,
-        interval=_interval(inputs, sampling.max_tokens, is_streaming, interval),
+        interval=_interval(inputs, longest, is_streaming, interval),
         echo=_echo(inputs),
         omitted=frozenset[str]().union(
             *(OUTPUT_FLAGS[name] for name, is_wanted in flags.items() if not is_wanted)
@@ -177,14 +178,17 @@ def _emitted_ids(inputs: Inputs) -> tuple[int, ...]:
 
 
 def _sampling(inputs: Inputs, room: int) -> SamplingParams:
-    """`room` is how many tokens the context has for the answer."""
+    """`room` is how many tokens the context has for the answer, which may be none."""
     values = {
         field: inputs[PREFIX + field].item()
         for field in SAMPLING_FIELDS
         if PREFIX + field in inputs
     }
-    if values.get("max_tokens") == REST_OF_CONTEXT:
-        values["max_tokens"] = room
+    values["max_tokens"] = _max_tokens(inputs)
+    if values["max_tokens"] == REST_OF_CONTEXT:
+        values["max_tokens"] = max(room, 1)
+    elif max(values.get("min_tokens", 0), 1) <= room:
+        values["max_tokens"] = min(values["max_tokens"], room)  # clients have one for all prompts
     if values.get("top_p") == 0:  # as OpenAI's API has it: of all tokens only the likeliest
         values |= {"top_p": 1.0, "top_k": 1}
     if "sampling_param_stop" in inputs:
@@ -197,6 +201,12 @@ def _sampling(inputs: Inputs, room: int) -> SamplingParams:
         values["stop"] = tuple(_decode("sampling_param_stop", text) for text in stop)
     # without this, equal prompts would have equal samples
     return SamplingParams(**{"seed": secrets.randbits(SEED_BITS), **values})
+
+
+def _max_tokens(inputs: Inputs) -> int:
+    """As the request has it, which may be REST_OF_CONTEXT, or more than that."""
+    name = f"{PREFIX}max_tokens"
+    return int(inputs[name].item()) if name in inputs else SamplingParams().max_tokens
 
 
 def _interval(

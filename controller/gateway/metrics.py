@@ -148,6 +148,15 @@ class GatewayMetrics:
             self._regret.labels(_known(decision.task)).observe(regret)
 
     @contextmanager
+    def refusing(self) -> Iterator[None]:
+        """Around the reading of a request, which is refused where that raises TrtMtpError."""
+        try:
+            yield
+        except TrtMtpError:
+            self.refused()
+            raise
+
+    @contextmanager
     def counted(self, call: "InferenceCall") -> Iterator[None]:
         """Around the whole answer to a call: its end is counted, whichever it is."""
         try:

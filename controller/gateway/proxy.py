@@ -77,16 +77,13 @@ class Proxy:
         `read` is for a door that knows more of the request than its tensors say, and
         `optional_outputs` are to be in the answers of variants that have them.
         """
-        try:
+        with self.metrics.refusing():
             lengths = self.pool.index.draft_lengths
             hints = read_hints(request, TASKS, lengths)
             check_request(request)
             features = caller.own(read(request, hints))
             if features.thinking is None:
                 features = replace(features, thinking=self.pool.index.thinks_by_default)
-        except TrtMtpError:
-            self.metrics.refused()
-            raise
         reasons = hints.wants_reasons
         return InferenceCall(
             request, features, caller, metadata, deadline_at, reasons, optional_outputs

@@ -1,8 +1,9 @@
 """Chat messages as OpenAI's clients send them, in the form that chat templates take."""
 
+import contextlib
 import json
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from trt_mtp.errors import InputError
 from trt_mtp.serve.json_weight import is_heavy
@@ -13,21 +14,27 @@ NO_PARAMETERS = {"type": "object", "properties": {}}
 REASONING = ("reasoning_content", "reasoning", "thinking")
 
 
-def template_messages(messages: list[Message], *, takes_parts: bool) -> list[Message]:
-    """`messages` with null values left out, tool arguments as objects, and content as the
-    template takes it: a text, or (`takes_parts`) also a list of parts. That of an assistant who
-    said nothing is empty.
+class Takes(NamedTuple):
+    """What a template renders beside texts as content, and objects as a call's arguments."""
 
-    Raises InputError, which names the place, for arguments that are not a JSON object and for
-    content that is not text.
+    parts: bool = False  # a list of parts as content
+    text_arguments: bool = False
+
+
+def template_messages(messages: list[Message], takes: Takes) -> list[Message]:
+    """`messages` with null values left out, tool arguments as objects, and content as the
+    template takes it. That of an assistant who said nothing is empty.
+
+    Raises InputError, which names the place, for arguments that are too much JSON and for content
+    that is not text.
     """
     return [
-        template_message(message, f"messages[{number}]", takes_parts=takes_parts)
+        template_message(message, f"messages[{number}]", takes)
         for number, message in enumerate(messages)
     ]
 
 
-def template_message(message: Message, place: str, *, takes_parts: bool) -> Message:
+def template_message(message: Message, place: str, takes: Takes) -> Message:
     """One message; `place` is its name in errors."""
     taken = {key: value for key, value in message.items() if value is not None}
     if taken.get("role") == "developer":  # OpenAI's newer name, which no Qwen template knows
@@ -38,30 +45,33 @@ def template_message(message: Message, place: str, *, takes_parts: bool) -> Mess
     calls = taken.get("tool_calls")
     if isinstance(calls, list):
         taken["tool_calls"] = [
-            template_call(call, f"{place}.tool_calls[{number}]")
+            template_call(call, f"{place}.tool_calls[{number}]", takes)
             for number, call in enumerate(calls)
         ]
     if taken.get("role") == "assistant":  # who may say nothing, by OpenAI's API
         taken.setdefault("content", "")
     if isinstance(taken.get("content"), list):
-        taken["content"] = template_content(taken["content"], place, takes_parts=takes_parts)
+        taken["content"] = template_content(taken["content"], place, takes)
     return taken
 
 
-def template_call(call: Any, place: str) -> Any:
-    """A tool call whose arguments are an object, where OpenAI's API has them as JSON text."""
+def template_call(call: Any, place: str, takes: Takes) -> Any:
+    """A tool call whose arguments are an object, where OpenAI's API has them as JSON text.
+
+    A model's own call may have none, where its answer was cut, say; clients send it back with all
+    that follows. The template then gets the text, by itself or as the one argument.
+    """
     function = call.get("function") if isinstance(call, Mapping) else None
     if not isinstance(function, Mapping) or not isinstance(function.get("arguments"), str):
         return call
     text = function["arguments"]
     if is_heavy(text.encode(errors="replace")):
         raise InputError(f"{place}.function.arguments has too many values")
-    try:
-        arguments = json.loads(text) if text.strip() else {}
-    except (ValueError, RecursionError):
-        arguments = None
+    arguments: object = text
+    with contextlib.suppress(ValueError, RecursionError):
+        arguments = (json.loads(text) if text.strip() else None) or {}
     if not isinstance(arguments, dict):
-        raise InputError(f"{place}.function.arguments is {text!r:.60}, expected a JSON object")
+        arguments = text if takes.text_arguments else {"arguments": text}
     return {**call, "function": {**function, "arguments": arguments}}
 
 
@@ -83,7 +93,7 @@ def template_tool(tool: Message) -> Message:
     return {**tool, "function": {**function, "parameters": {**NO_PARAMETERS, **(stated or {})}}}
 
 
-def template_content(parts: Any, place: str, *, takes_parts: bool) -> Any:
+def template_content(parts: Any, place: str, takes: Takes) -> Any:
     """Parts of type text as they are, or joined by line breaks for a template that takes a text."""
     texts = []
     for number, part in enumerate(parts):
@@ -95,4 +105,4 @@ def template_content(parts: Any, place: str, *, takes_parts: bool) -> Any:
                 "this model takes parts of type text only"
             )
         texts.append(part["text"])
-    return parts if takes_parts else "\n".join(texts)
+    return parts if takes.parts else "\n".join(texts)

@@ -8,12 +8,13 @@ from trt_mtp.build.text_check import load_tokenizer
 from trt_mtp.build.text_files import read_end_ids
 from trt_mtp.errors import InputError
 from trt_mtp.serve.engine.base import Request
-from trt_mtp.serve.engine.messages import template_messages, template_tools
+from trt_mtp.serve.engine.messages import Takes, template_messages, template_tools
 from trt_mtp.serve.engine.stop_search import StopSearch
 from trt_mtp.serve.reasoning import ReasoningCounter
 
 NFC_SHRINKS = 4  # characters that Unicode composes into one, at most
 REPLACEMENT = "\ufffd"  # what an incomplete UTF-8 sequence decodes to
+ARGUMENTS = "cut off: {"  # no JSON
 MAX_OPEN_TOKENS = 8  # since the last whole character; more can't be one character's
 MAX_CHARACTER_BYTES = 4  # in UTF-8; a token has one or more
 
@@ -120,7 +121,7 @@ class TextCodec:
                 "(text_input or input_ids, with OpenAI's API a prompt to /v1/completions), or add "
                 "chat_template.jinja to the checkpoint and build again"
             )
-        taken = template_messages(messages, takes_parts=self._takes_parts)
+        taken = template_messages(messages, self._takes)
         options = {} if enable_thinking is None else {"enable_thinking": enable_thinking}
         offered = None if tools is None else template_tools(tools)
         try:
@@ -133,17 +134,21 @@ class TextCodec:
         return text
 
     @cached_property
-    def _takes_parts(self) -> bool:
-        """Whether the template renders a list of text parts as it does the text itself."""
+    def _takes(self) -> Takes:
+        """What the template renders, tried with messages that have it."""
+        asked: dict[str, object] = {"role": "user", "content": "text"}
+        parts = self._rendered({**asked, "content": [{"type": "text", "text": "text"}]})
+        call = {"type": "function", "function": {"name": "name", "arguments": ARGUMENTS}}
+        called = self._rendered(asked, {"role": "assistant", "content": "", "tool_calls": [call]})
+        return Takes(parts == self._rendered(asked) != "", ARGUMENTS in called)
+
+    def _rendered(self, *messages: dict[str, object]) -> str:
+        """What the template makes of them; nothing where it doesn't take them."""
         assert self._chat is not None
-        probe: list[dict[str, object]] = [{"role": "user", "content": "text"}]
-        parts: list[dict[str, object]] = [
-            {"role": "user", "content": [{"type": "text", "text": "text"}]}
-        ]
         try:
-            return self._chat.render(parts) == self._chat.render(probe)
+            return self._chat.render(messages)
         except Exception:  # of whatever kind
-            return False
+            return ""
 
 
 class TextEngine:

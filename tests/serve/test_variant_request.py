@@ -156,6 +156,38 @@ def test_every_sampling_input_arrives() -> None:
     assert found.is_streaming
 
 
+@pytest.mark.parametrize(
+    ("num_prompt", "asked", "taken"),
+    [
+        (990, {}, 10),  # of the default, 128
+        (990, {"max_tokens": 65_535}, 10),
+        (990, {"max_tokens": 10}, 10),
+        (990, {"max_tokens": 9}, 9),
+        (990, {"max_tokens": -1}, 10),
+        (990, {"max_tokens": 65_535, "min_tokens": 10}, 10),
+        (990, {"max_tokens": 65_535, "min_tokens": 11}, 65_535),
+        (1_000, {"max_tokens": 65_535}, 65_535),
+        (990, {"max_tokens": 0}, 0),
+    ],
+)
+def test_a_bound_beyond_the_context(num_prompt: int, asked: dict[str, int], taken: int) -> None:
+    """The context's end bounds the answer as well; what can't be done is left to be refused."""
+    inputs: dict[str, Any] = {f"sampling_param_{name}": value for name, value in asked.items()}
+    found = read(input_ids=[5] * num_prompt, **inputs)
+    assert found.request.sampling.max_tokens == taken
+
+
+def test_an_interval_goes_by_the_bound_asked_for() -> None:
+    """Not by what the context leaves of it, which clients don't know."""
+    found = read(
+        input_ids=[5] * 990,
+        streaming=True,
+        streaming_interval=50,
+        sampling_param_max_tokens=65_535,
+    )
+    assert found.interval == Interval(50, 1.0)
+
+
 def test_a_nucleus_of_nothing_is_the_likeliest_token() -> None:
     """top_p 0 is valid in OpenAI's API, and engines differ in what they make of it."""
     sampling = read(text_input="ab", sampling_param_top_p=0.0, sampling_param_top_k=9)

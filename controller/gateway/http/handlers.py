@@ -88,7 +88,8 @@ class GenerateHandlers:
         return await events.end()
 
     async def _read(self, caller: Caller, body: bytes, read: Callable[[bytes], T]) -> T:
-        return await self._answering.bodies.read(body, caller.room, read)
+        with self._proxy.metrics.refusing():
+            return await self._answering.bodies.read(body, caller.room, read)
 
     def _read_generate(self, body: bytes) -> InferRequest:
         return read_request(read_generate(body, self._model).SerializeToString())

@@ -27,6 +27,8 @@ Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 
 RELOAD_S = 1.0  # between looks at the TLS files
 BACKLOG = 1_024  # connections that wait to be accepted
+# asyncio accepts so many before it looks at the first: each has a file open, even one too many
+ACCEPTED_AT_ONCE = 16
 SEND_BYTES = 256 * 1024  # that the kernel keeps for a client; by itself it takes megabytes for each
 
 
@@ -117,8 +119,9 @@ class HttpServer:
             self._connections.accept(server, partial(self._connect, server, loop=loop)),
             sock=listener.dup(),
             ssl=context,
-            backlog=BACKLOG,
+            backlog=ACCEPTED_AT_ONCE,
         )
+        listener.listen(BACKLOG)
         if before is not None:
             await stop_listening(before)
 

@@ -50,6 +50,7 @@ from trt_mtp.serve.kserve import InferRequest, made_request
 
 PREFIX = "sampling_param_"
 DEFAULT_TEMPERATURE = 1.0  # OpenAI's
+RANDOM_SEED = -1  # as vLLM, llama.cpp and their front ends have it
 DEFAULT_COMPLETION_TOKENS = 16  # OpenAI's max_tokens of a completion
 MAX_BYTES = 64 * 1024 * 1024  # of all choices of a request
 
@@ -235,7 +236,7 @@ class BodyReader:
         for inputs, features in prompts:
             choice = self._choice(common | inputs, features)
             for number in range(request.n or 1):
-                if request.seed is None:
+                if request.seed is None or request.seed == RANDOM_SEED:
                     yield choice
                 else:
                     seed = (request.seed + number) % 2 ** (8 * SEED_BYTES)

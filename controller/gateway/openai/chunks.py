@@ -11,7 +11,7 @@ from typing import Any
 
 from trt_mtp.controller.gateway.http.json_pieces import dumped
 from trt_mtp.controller.gateway.openai.asked import Asked
-from trt_mtp.controller.gateway.openai.logprobs import Place
+from trt_mtp.controller.gateway.openai.logprobs import Place, TextOffsets
 from trt_mtp.controller.gateway.openai.objects import Answered, head, logprobs_of, totals
 
 DONE = b"data: [DONE]\n\n"
@@ -26,7 +26,7 @@ class Chunks:
         self._asked = asked
         self._index = index
         self._has_begun = False
-        self._num_chars = 0  # of tokens whose logprobs were told
+        self._offsets = TextOffsets()
         self._places: Sequence[Place] = ()  # for the next chunk
         self.usage: dict[str, int] | None = None  # so far, for each chunk from now on
         delta: Any = {"content": _GAP} if asked.is_chat else _GAP
@@ -78,9 +78,7 @@ class Chunks:
         places, self._places = self._places, ()
         if not places:
             return None
-        told = logprobs_of(self._asked, places, self._num_chars)
-        self._num_chars += sum(len(place["token"]) for place in places)
-        return told
+        return logprobs_of(self._asked, places, self._offsets)
 
 
 def last_chunk(asked: Asked, answered: Sequence[Answered]) -> bytes:

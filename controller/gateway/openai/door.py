@@ -104,12 +104,12 @@ class OpenAiDoor:
 
     async def _answer(self, read: ReadBody, request: web.Request) -> web.StreamResponse:
         caller = self._caller(request)
-        if "Content-Type" in request.headers and request.content_type != JSON_TYPE:
-            message = f"the body is {request.content_type[:80]}: send Content-Type {JSON_TYPE}"
-            raise ParameterError(message, None, "unsupported_media_type", 415)
+        with self._proxy.metrics.refusing():
+            _check_type(request)
         async with received(request, caller.room) as body:
-            read_body = partial(read, request.headers)
-            asked = await self._answering.bodies.read(body, caller.room, read_body)
+            with self._proxy.metrics.refusing():
+                read_body = partial(read, request.headers)
+                asked = await self._answering.bodies.read(body, caller.room, read_body)
             calls = [
                 self._open(request, caller, choice) async for choice in one_by_one(asked.choices)
             ]
@@ -231,6 +231,12 @@ class StreamedChoice:
     def answered(self) -> Answered:
         """How it ended; raises AnswerError for an answer that has no end."""
         return Answered("", self._reader.end(), self.call)
+
+
+def _check_type(request: web.Request) -> None:
+    if "Content-Type" in request.headers and request.content_type != JSON_TYPE:
+        message = f"the body is {request.content_type[:80]}: send Content-Type {JSON_TYPE}"
+        raise ParameterError(message, None, "unsupported_media_type", 415)
 
 
 def _answer_body(

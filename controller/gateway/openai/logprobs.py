@@ -1,5 +1,6 @@
 """Log probabilities in OpenAI's two forms, from those that a variant tells with its tokens."""
 
+import codecs
 from collections.abc import Sequence
 from typing import Any
 
@@ -44,7 +45,7 @@ def places_of(text: str) -> list[Place]:
         places: list[Place] = loaded_list(text)
         for place in places:
             for each in (place, *place["top_logprobs"]):
-                _ = len(each["token"]), float(each["logprob"])
+                _ = len(_bytes(each)), float(each["logprob"])
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
         raise AnswerError(
             grpc.StatusCode.INTERNAL, "the variant's log probabilities can't be read"
@@ -57,21 +58,48 @@ def chat_logprobs(places: Sequence[Place]) -> dict[str, Any]:
     return {"content": list(places), "refusal": None}
 
 
-def completion_logprobs(places: Sequence[Place], offset: int) -> dict[str, Any]:
-    """A completion choice's `logprobs`; its first token begins after `offset` characters.
+class TextOffsets:
+    """Where an answer's tokens begin in its text, in characters, of which they may be parts."""
+
+    def __init__(self) -> None:
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._num_chars = 0
+
+    def after(self, place: Place) -> int:
+        """That of the next token."""
+        offset = self._num_chars
+        self._num_chars += len(self._decoder.decode(_bytes(place)))
+        return offset
+
+
+def completion_logprobs(places: Sequence[Place], offsets: TextOffsets) -> dict[str, Any]:
+    """A completion choice's `logprobs`.
 
     The token that was sampled is always among the likely ones, as OpenAI says.
     """
-    offsets = []
-    for place in places:
-        offsets.append(offset)
-        offset += len(place["token"])
     return {
-        "tokens": [place["token"] for place in places],
+        "tokens": [_name(place) for place in places],
         "token_logprobs": [place["logprob"] for place in places],
         "top_logprobs": [
-            {top["token"]: top["logprob"] for top in (*place["top_logprobs"], place)}
+            {_name(top): top["logprob"] for top in (*place["top_logprobs"], place)}
             for place in places
         ],
-        "text_offset": offsets,
+        "text_offset": [offsets.after(place) for place in places],
     }
+
+
+def _bytes(place: Place) -> bytes:
+    """A token's own; those of its text where a variant tells none."""
+    given = place.get("bytes")
+    return place["token"].encode() if given is None else bytes(given)
+
+
+def _name(place: Place) -> str:
+    """A token as a completion has it, which has no bytes beside it: OpenAI's name for a part of a
+    character, or all would be the same one.
+    """
+    text = _bytes(place)
+    try:
+        return text.decode()
+    except UnicodeDecodeError:
+        return "bytes:" + "".join(f"\\x{byte:02x}" for byte in text)

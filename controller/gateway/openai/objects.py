@@ -9,6 +9,7 @@ from trt_mtp.controller.gateway.openai.answer_reader import Closing
 from trt_mtp.controller.gateway.openai.asked import Asked
 from trt_mtp.controller.gateway.openai.logprobs import (
     Place,
+    TextOffsets,
     chat_logprobs,
     completion_logprobs,
 )
@@ -56,15 +57,17 @@ def _choice(asked: Asked, number: int, answered: Answered) -> dict[str, Any]:
         reason = reply.finish_reason(reason)
     else:
         choice["text"] = answered.text
-    logprobs = logprobs_of(asked, answered.places, 0)
+    logprobs = logprobs_of(asked, answered.places, TextOffsets())
     return {**choice, "logprobs": logprobs, "finish_reason": reason}
 
 
-def logprobs_of(asked: Asked, places: Sequence[Place], offset: int) -> dict[str, Any] | None:
-    """A choice's `logprobs`; `offset` characters of its text came before."""
+def logprobs_of(
+    asked: Asked, places: Sequence[Place], offsets: TextOffsets
+) -> dict[str, Any] | None:
+    """A choice's `logprobs`; `offsets` know the tokens that came before."""
     if not asked.wants_logprobs:
         return None
-    return chat_logprobs(places) if asked.is_chat else completion_logprobs(places, offset)
+    return chat_logprobs(places) if asked.is_chat else completion_logprobs(places, offsets)
 
 
 def totals(asked: Asked, answered: Sequence[Answered]) -> dict[str, Any]:

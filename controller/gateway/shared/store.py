@@ -5,6 +5,7 @@ the profile's fingerprint in their keys, too, because they mean nothing beside a
 """
 
 import asyncio
+import contextlib
 import hashlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -70,7 +71,7 @@ class RedisStore:
         """Keep `value` as this gateway's counts; the names of all gateways of the model."""
         keys = (self._key("gateways"), self._key(self._counts + self.name))
         script = self._redis.eval(PUBLISH, 2, *keys, self.name, value, f"{ttl_s * 1000:.0f}")
-        return [name.decode(errors="replace") for name in await _within(script)]
+        return [name.decode(errors="replace") for name in await self._within(script)]
 
     async def read(self, names: Sequence[str]) -> dict[str, bytes]:
         """The counts of these gateways; left out are those of another profile."""
@@ -82,7 +83,7 @@ class RedisStore:
             pipe = self._redis.pipeline(transaction=False)
             for name in some:
                 pipe.getrange(self._key(self._counts + name), 0, MAX_VALUE_BYTES)
-            values = await _within(pipe.execute(raise_on_error=False))
+            values = await self._within(pipe.execute(raise_on_error=False))
             # nothing comes of a key that is gone, and an error of one of another type
             pairs = zip(some, values, strict=False)
             found |= {name: value for name, value in pairs if isinstance(value, bytes) and value}
@@ -93,7 +94,7 @@ class RedisStore:
     async def lease(self, asks: Sequence[LeaseAsk]) -> list[Lease]:
         """Of each bucket what there is, in whole units."""
         calls = [(f"bucket:{ask.bucket}", *ask[1:]) for ask in asks]
-        answers = await _within(self._run(LEASE, calls))
+        answers = await self._within(self._run(LEASE, calls))
         return [
             Lease(_between(float(granted), ask.wanted), _between(float(wait_s), MAX_WAIT_S))
             for ask, (granted, wait_s) in zip(asks, answers, strict=True)
@@ -103,7 +104,7 @@ class RedisStore:
         """Of each tenant's places those that this gateway has for `ttl_s`."""
         ttl_ms = f"{ttl_s * 1000:.0f}"
         calls = [(f"places:{ask.tenant}", self.name, *ask[1:], ttl_ms) for ask in asks]
-        held = await _within(self._run(HOLD, calls))
+        held = await self._within(self._run(HOLD, calls))
         return [
             int(_between(float(number), max(ask.running, ask.limit)))
             for ask, number in zip(asks, held, strict=True)
@@ -129,18 +130,37 @@ class RedisStore:
 
     async def ping(self) -> None:
         """See whether the store answers."""
-        await _within(self._redis.ping())
+        await self._within(self._redis.ping())
 
     async def leave(self) -> None:
         """Take this gateway out; nothing of it stays."""
         pipe = self._redis.pipeline(transaction=False)
         pipe.zrem(self._key("gateways"), self.name)
         pipe.delete(self._key(self._counts + self.name))
-        await _within(pipe.execute())
+        await self._within(pipe.execute())
 
     async def close(self) -> None:
         """Close the connections."""
-        await _within(self._redis.aclose())
+        await self._within(self._redis.aclose())
+
+    async def _within(self, exchange: Any) -> Any:
+        """The exchange's result; raises TrtMtpError in its place, whatever went wrong.
+
+        The next one then connects anew: after a failover, another server may have the address, and
+        the one before only says that it is a replica.
+        """
+        from redis.exceptions import RedisError
+
+        try:
+            async with asyncio.timeout(EXCHANGE_S):
+                return await exchange
+        except TimeoutError:
+            error = "it takes too long to answer"
+        except (RedisError, OSError, ValueError, TypeError, AttributeError, RecursionError) as why:
+            error = str(why) or type(why).__name__
+        with contextlib.suppress(RedisError, OSError):
+            await self._redis.connection_pool.disconnect(inuse_connections=False)
+        raise TrtMtpError(error)
 
     def _key(self, rest: str) -> str:
         return self._prefix + rest
@@ -149,19 +169,6 @@ class RedisStore:
 def _between(number: float, most: float) -> float:
     """`number`, but from 0 to `most`; 0 for what is none."""
     return min(number, most) if number > 0 else 0.0
-
-
-async def _within(exchange: Any) -> Any:
-    """The exchange's result; raises TrtMtpError in its place, whatever went wrong."""
-    from redis.exceptions import RedisError
-
-    try:
-        async with asyncio.timeout(EXCHANGE_S):
-            return await exchange
-    except TimeoutError:
-        raise TrtMtpError("it takes too long to answer") from None
-    except (RedisError, OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
-        raise TrtMtpError(str(error) or type(error).__name__) from None
 
 
 def _connection(config: SharedConfig) -> "Redis":

@@ -5,6 +5,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,6 +18,7 @@ from tests.gateway_fixtures import (
     script_request,
     wait_until,
 )
+from tests.http_client import ask
 from tests.lease_fixtures import DECISION, call_of, lease_of, replica_of
 from trt_mtp.controller.acceptance import AcceptanceKey
 from trt_mtp.controller.decision import CandidateScore, Decision
@@ -99,6 +101,32 @@ def test_what_is_refused_cancelled_or_failed_is_counted(gateway: GatewayThread) 
     assert found["requests_refused_total", "", ""] == before + 1
     assert sum(found.get(("requests_failed_total", "rag", k), 0) for k in ("k0", "k1", "k3")) == 1
     assert found["requests_cancelled_total", "stem", "k3"] == 1
+
+
+CHAT = {"model": "qwen_mtp", "messages": [{"role": "user", "content": "a"}]}
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status"),
+    [
+        ("/v1/chat/completions", {**CHAT, "model": "another"}, 404),
+        ("/v1/chat/completions", {**CHAT, "max_tokens": 0}, 400),
+        ("/v1/chat/completions", {**CHAT, "logit_bias": {"1": 1}}, 400),
+        ("/v1/chat/completions", {**CHAT, "trt_mtp": {"task": "nonsense"}}, 400),
+        ("/v1/completions", b"{", 400),
+        ("/v2/models/qwen_mtp/generate", b"{", 400),
+        ("/v2/models/qwen_mtp/generate", {"text_input": "a", "streaming": "x"}, 400),
+        ("/v2/models/qwen_mtp/generate_stream", {"text_input": [1]}, 400),
+        ("/v2/models/qwen_mtp/infer", b"{", 400),
+    ],
+)
+def test_what_a_door_refuses_is_counted(
+    gateway: GatewayThread, path: str, body: Any, status: int
+) -> None:
+    """Once, wherever it is found: an operator sees that a client sends what is wrong."""
+    before = gateway.gateway.metrics.num_refused()
+    assert ask(gateway.gateway.http_address, "POST", path, body).status == status
+    assert gateway.gateway.metrics.num_refused() == before + 1
 
 
 def test_an_answer_in_one_piece_has_no_time_to_first_token(gateway: GatewayThread) -> None:

@@ -236,6 +236,7 @@ def calling(arguments: object) -> dict[str, object]:
         ([calling('{"city": "Paris", "days": 2}')], "[assistant]<city=Paris><days=2>"),
         ([calling({"city": "Paris"})], "[assistant]<city=Paris>"),
         ([calling("")], "[assistant]"),
+        ([calling("null")], "[assistant]"),
         ([{"role": "developer", "content": "Be brief."}], "[system]Be brief."),
         ([{"role": "user", "content": "a", "tool_calls": None, "name": None}], "[user]a"),
         (
@@ -250,6 +251,7 @@ def calling(arguments: object) -> dict[str, object]:
         "arguments as text",
         "as an object",
         "empty",
+        "null",
         "developer",
         "nulls",
         "parts",
@@ -281,11 +283,29 @@ def test_a_function_that_takes_nothing_has_an_empty_schema(
     assert TextCodec(folder).chat_text([{"role": "user", "content": "a"}], tools) == "{}"
 
 
-@pytest.mark.parametrize("arguments", ["{", "[1]", '"x"', "[" * 100_000])
-def test_arguments_that_are_no_object_are_named(tool_codec: TextCodec, arguments: str) -> None:
+@pytest.mark.parametrize("arguments", ["{", '{"city": "Par', "[1]", '"x"', "[" * 9_000])
+def test_arguments_that_are_no_object_are_kept(
+    tool_codec: TextCodec, tmp_path: Path, arguments: str
+) -> None:
+    """A model's call that was cut, or is wrong, comes back with each later turn of its chat."""
+    answer: dict[str, object] = {"role": "tool", "content": "no JSON"}
+    asked = [calling(arguments), answer]
+    assert tool_codec.chat_text(asked) == f"[assistant]<arguments={arguments}>[tool]no JSON"
+    folder = make_checkpoint(tmp_path / "as text")
+    (folder / "chat_template.jinja").write_text(
+        "{% for m in messages %}{% for call in m.tool_calls or [] %}"
+        "{% set given = call.function.arguments %}"
+        "{{ given if given is string else given | tojson }}{% endfor %}{% endfor %}"
+    )
+    assert TextCodec(folder).chat_text(asked) == arguments
+
+
+def test_too_much_json_as_arguments_is_named(tool_codec: TextCodec) -> None:
     """The place in the messages is in the sentence."""
-    with pytest.raises(InputError, match=r"messages\[0\]\.tool_calls\[0\]\.function\.arguments is"):
-        tool_codec.chat_text([calling(arguments)])
+    with pytest.raises(
+        InputError, match=r"messages\[0\]\.tool_calls\[0\]\.function\.arguments has too many"
+    ):
+        tool_codec.chat_text([calling("[" + "1," * 300_000 + "1]")])
 
 
 def test_content_that_is_not_text_is_refused(tool_codec: TextCodec) -> None:

@@ -119,7 +119,7 @@ def test_what_a_variant_is_asked_for(client: OpenAI, script: Any) -> None:
         max_completion_tokens=9,
         temperature=0.5,
         top_p=0.25,
-        seed=-1,
+        seed=-2,
         stop=["x", "y"],
         extra_body={"top_k": 4, "min_tokens": 3, "ignore_eos": True},
     )
@@ -129,7 +129,7 @@ def test_what_a_variant_is_asked_for(client: OpenAI, script: Any) -> None:
     assert request["sampling_param_top_k"] == [4]
     assert request["sampling_param_min_tokens"] == [3]
     assert request["sampling_param_ignore_eos"] == [True]
-    assert request["sampling_param_seed"] == [2**64 - 1]
+    assert request["sampling_param_seed"] == [2**64 - 2]
     assert request["sampling_param_stop"] == ["x", "y"]
     assert request["streaming"] == [False]
 
@@ -141,6 +141,18 @@ def test_thinking(client: OpenAI, gateway: GatewayThread, script: Any, body: Any
     """Where Qwen's and vLLM's clients say it, the template gets it and the policy sees it."""
     assert echoed(client, script, extra_body=body)["enable_thinking"] == [True]
     assert gateway.policy.seen[-1].thinking
+
+
+def test_a_seed_of_minus_one_is_none(client: OpenAI, script: Any) -> None:
+    """Front ends of vLLM and llama.cpp send it for a random one, with each choice too."""
+    messages = script(tokens=1, echo=True)
+    answers = [
+        client.chat.completions.create(model="qwen_mtp", messages=messages, n=2, seed=-1)
+        for _ in range(2)
+    ]
+    texts = [str(choice.message.content) for answer in answers for choice in answer.choices]
+    seeds = {json.loads(text[:-1])["inputs"]["sampling_param_seed"][2][0] for text in texts}
+    assert len(seeds) == 4
 
 
 def test_defaults_are_openais(client: OpenAI, script: Any) -> None:

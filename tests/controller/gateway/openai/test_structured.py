@@ -215,3 +215,27 @@ def test_logprobs_of_a_completion(client: OpenAI) -> None:
     for name in ("tokens", "token_logprobs", "top_logprobs", "text_offset"):
         joined = [value for piece in told for value in getattr(piece, name)]
         assert joined == getattr(logprobs, name)
+
+
+def test_logprobs_of_a_completion_with_parts_of_characters(client: OpenAI) -> None:
+    """They are told apart, begin where their character does, and are the text together."""
+    asked: Any = {"prompt": "1", "logprobs": 2, "extra_body": {"guided_regex": "é😊é"}}
+    whole = client.completions.create(model="qwen_mtp", **asked).choices[0]
+    logprobs = whole.logprobs
+    assert logprobs is not None
+    assert logprobs.tokens is not None
+    assert logprobs.text_offset is not None
+    text, begins = b"", []
+    for token in logprobs.tokens:
+        begins.append(len(text.decode(errors="ignore")))
+        _, is_part, digits = token.partition("bytes:")
+        text += bytes.fromhex(digits.replace(r"\x", "")) if is_part else token.encode()
+    assert text.decode().removesuffix("<|im_end|>") == whole.text == "é😊é"
+    assert len(logprobs.tokens) > 3
+    assert logprobs.text_offset == begins
+    pieces = [
+        chunk.choices[0].logprobs
+        for chunk in client.completions.create(model="qwen_mtp", stream=True, **asked)
+    ]
+    streamed = [at for piece in pieces if piece is not None for at in piece.text_offset or ()]
+    assert streamed == begins
