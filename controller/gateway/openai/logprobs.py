@@ -91,7 +91,7 @@ def completion_logprobs(places: Sequence[Place], offsets: TextOffsets) -> dict[s
 def _bytes(place: Place) -> bytes:
     """A token's own; those of its text where a variant tells none."""
     given = place.get("bytes")
-    return place["token"].encode() if given is None else bytes(given)
+    return place["token"].encode() if given is None else bytes([*given])  # a number is a length
 
 
 def _name(place: Place) -> str:

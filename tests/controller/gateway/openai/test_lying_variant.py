@@ -30,6 +30,8 @@ def test_what_is_said_is_read() -> None:
         '[{"token": 3}]',
         json.dumps([{**PLACE, "top_logprobs": [{}]}]),
         json.dumps([{**PLACE, "logprob": "much"}]),
+        json.dumps([{**PLACE, "bytes": 1_000_000}]),
+        json.dumps([{**PLACE, "bytes": [256]}]),
     ],
 )
 def test_log_probabilities_that_are_none(text: str) -> None:
