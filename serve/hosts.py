@@ -3,6 +3,8 @@
 import ipaddress
 import re
 
+from trt_mtp.errors import InputError
+
 TARGET = re.compile(r"[^:/\s][^/\s]*:\d{1,5}")
 
 
@@ -53,6 +55,12 @@ def is_target(text: str) -> bool:
     """
     text = normal_target(text)
     return bool(TARGET.fullmatch(text)) and 0 < int(text.rpartition(":")[2]) < 1 << 16
+
+
+def require_target(url: str, example: str) -> None:
+    """Raise InputError for a --url that is not HOST:PORT."""
+    if not is_target(url):
+        raise InputError(f"--url is {url[:80]!r}: expected HOST:PORT of gRPC, such as {example}")
 
 
 def is_loopback(target: str) -> bool:

@@ -65,10 +65,9 @@ def test_no_gateway_is_one_sentence(cli: Cli) -> None:
 @pytest.mark.parametrize("url", ["127.0.0.1", "[::1]", "::1", "localhost:x", "localhost:99999"])
 def test_an_address_without_a_port_is_none(cli: Cli, url: str) -> None:
     """It is refused for what it is, not for who doesn't answer there."""
-    refused = cli("ask", "Hi", "--url", url)
-    assert (refused.code, "expected HOST:PORT of gRPC" in refused.err) == (2, True)
-    refused = cli("bench", "--model", "qwen_mtp", "--url", url)
-    assert (refused.code, "expected HOST:PORT of gRPC" in refused.err) == (2, True)
+    for command in (["ask", "Hi"], ["bench", "--model", "qwen_mtp"], ["calibrate"]):
+        refused = cli(*command, "--url", url)
+        assert (refused.code, f"--url is {url!r}: expected HOST:PORT" in refused.err) == (2, True)
 
 
 def test_an_empty_question_is_not_asked(cli: Cli) -> None:
