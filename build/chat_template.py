@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from trt_mtp.build.template_process import RENDERERS, RefusalError, TemplateError
-from trt_mtp.build.text_files import NAMED_TEMPLATES, SPECIAL_TOKENS, read_settings
+from trt_mtp.build.text_files import SPECIAL_TOKENS, named_templates, read_settings
 from trt_mtp.errors import InputError, TrtMtpError
 from trt_mtp.files import SMALL, read_text
 
@@ -87,7 +87,7 @@ def find_templates(folder: Path) -> Iterator[tuple[str, Path, str]]:
     chat_template.json, which transformers reads for models that take images.
     """
     own = folder / "chat_template.jinja"
-    named = sorted((folder / NAMED_TEMPLATES).glob("*.jinja"))
+    named = named_templates(folder)
     if own.is_file() or named:
         for file in ([own] if own.is_file() else []) + named:
             yield DEFAULT if file == own else file.stem, file, read_text(file, SMALL)
@@ -185,8 +185,11 @@ def try_template(chat: ChatTemplate) -> None:
     for thinking in ({}, {"enable_thinking": True}, {"enable_thinking": False}):
         for number, (what, messages, tools) in enumerate(TRIALS):
             try:
-                chat.render(messages, tools, **thinking).encode()
-                continue
+                text = chat.render(messages, tools, **thinking)
+                text.encode()
+                if number or USER["content"] in text:
+                    continue
+                reason = "it leaves out what the user says"
             except RefusalError as error:
                 if number >= PLAIN:
                     continue

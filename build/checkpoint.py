@@ -19,7 +19,7 @@ from trt_mtp.build.quantization import (
     find_quantization,
     weights_in,
 )
-from trt_mtp.build.rope import Rope, rope_of
+from trt_mtp.build.rope import Rope, rope_of, stretched_length
 from trt_mtp.build.tensor_names import (
     MTP,
     foreign_prefixes,
@@ -34,7 +34,7 @@ from trt_mtp.build.tensors import (
     safetensors_files,
     written_by_mlx,
 )
-from trt_mtp.build.text_files import NAMED_TEMPLATES, TEXT_FILES, check_marks
+from trt_mtp.build.text_files import TEXT_FILES, check_marks, named_templates
 from trt_mtp.build.weights_check import check_tensors
 from trt_mtp.errors import InputError
 from trt_mtp.files import read_json
@@ -125,6 +125,14 @@ class Checkpoint:
     def context_length(self) -> int:
         """The longest sequence the checkpoint was made for, in tokens."""
         return int(self.text_config["max_position_embeddings"])
+
+    @property
+    def unused_context(self) -> str:
+        """What to do where YaRN stretches beyond `context_length`, as a clause; else empty."""
+        reach = stretched_length(self.rope)
+        if reach <= self.context_length:
+            return ""
+        return f"YaRN makes it {reach}: write that as max_position_embeddings into config.json"
 
     @property
     def is_moe(self) -> bool:
@@ -269,7 +277,7 @@ def check_links(folder: Path) -> None:
     `cp -a` of a snapshot in the Hugging Face cache makes such links; a file that can do without
     would go unnoticed.
     """
-    found = (*folder.glob("*.safetensors"), *(folder / NAMED_TEMPLATES).glob("*.jinja"))
+    found = (*folder.glob("*.safetensors"), *named_templates(folder))
     for file in (*(folder / name for name in (*TEXT_FILES, INDEX)), *sorted(found)):
         if file.is_symlink() and not file.exists():
             raise InputError(

@@ -137,10 +137,11 @@ def check_length(checkpoint: Checkpoint, max_seq_len: int | None) -> int:
         )
     if max_seq_len is None:
         return min(checkpoint.context_length, DEFAULT_MAX_SEQ_LEN)
+    unused = checkpoint.unused_context
     if max_seq_len > checkpoint.context_length:
         raise InputError(
             f"--max-seq-len is {max_seq_len}, but the checkpoint was made for "
-            f"{checkpoint.context_length} tokens"
+            f"{checkpoint.context_length} tokens{unused and f'; {unused}'}"
         )
     return max_seq_len
 

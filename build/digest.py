@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from trt_mtp.build.checkpoint import Checkpoint
@@ -39,7 +40,8 @@ def hash_checkpoint(checkpoint: Checkpoint, cache: Path, progress: Progress) -> 
         digest.update(f"{file.name}:{seen[key]}\n".encode())
     if seen.keys() - known.keys():
         progress("hashing the checkpoint", total, total)
-        write_atomic(cache, to_json(seen))
+        with suppress(TrtMtpError):  # a read-only folder: nothing to build may be left there
+            write_atomic(cache, to_json(seen))
     return digest.hexdigest()
 
 

@@ -61,6 +61,7 @@ def render(checkpoint: Checkpoint) -> str:
     layers = [f"{n} {kind.replace('_', ' ')}" for kind, n in checkpoint.num_layers.items()]
     dtypes = [f"{dtype} {size(n)}" for dtype, n in checkpoint.bytes_by_dtype.items()]
     num_files = len({info.file for info in checkpoint.tensors.values()})
+    context = f"{checkpoint.context_length:,} tokens"
     quantised = f"{quantization.method} ({quantization.source})" if quantization else "none"
     rows = {
         "checkpoint": str(checkpoint.path),
@@ -68,7 +69,7 @@ def render(checkpoint: Checkpoint) -> str:
         "parameters": count(checkpoint.num_parameters),
         "layers": ", ".join(layers),
         "vocabulary": f"{checkpoint.vocab_size:,}",
-        "context": f"{checkpoint.context_length:,} tokens",
+        "context": "; ".join(filter(None, (context, checkpoint.unused_context))),
         "on disk": f"{size(checkpoint.num_bytes)} in {num_files} files: {', '.join(dtypes)}",
         "quantisation": quantised,
         "MTP head": f"{mtp.num_layers} layer, {len(mtp.tensors)} tensors, {size(mtp.num_bytes)}",

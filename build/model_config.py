@@ -121,6 +121,9 @@ def nesting_problems(config: Config, text: Config) -> Iterator[str]:
         outer, inner = config.get(key), text.get(key)
         if outer is not None and inner is not None and outer != inner:
             yield f"{key} is {shown(outer)}, but text_config says {shown(inner)}"
+    for key in ("rope_scaling", "rope_parameters"):
+        if config.get(key) and config[key] != text.get(key):
+            yield f"{key} stands beside text_config, where nothing reads it; write it inside"
 
 
 def number_problems(text: Config) -> Iterator[str]:

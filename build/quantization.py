@@ -1,7 +1,8 @@
 """How a checkpoint is quantised, from config.json or ModelOpt's hf_quant_config.json."""
 
 import math
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,10 +46,7 @@ def find_quantization(folder: Path, config: Mapping[str, Any]) -> Quantization |
         if not isinstance(inner, dict):
             raise InputError(f"{own} has no key quantization, expected what ModelOpt writes")
         return from_modelopt(inner, HF_QUANT_CONFIG)
-    stated = config.get("quantization_config")
-    nested = config.get("text_config")
-    if stated is None and isinstance(nested, dict):
-        stated = nested.get("quantization_config")
+    stated = stated_quantization(config)
     if stated is None:
         return None
     if not isinstance(stated, dict):
@@ -57,6 +55,14 @@ def find_quantization(folder: Path, config: Mapping[str, Any]) -> Quantization |
         inner = stated.get("quantization")
         return from_modelopt(inner if isinstance(inner, dict) else stated, "config.json")
     return from_transformers(stated)
+
+
+def stated_quantization(config: Mapping[str, Any]) -> Any:
+    """quantization_config, which may be in text_config; None where there is none."""
+    stated, nested = config.get("quantization_config"), config.get("text_config")
+    if stated is None and isinstance(nested, dict):
+        return nested.get("quantization_config")
+    return stated
 
 
 def check_agreement(
@@ -152,6 +158,37 @@ def unloadable_groups(groups: Any) -> str:
         if kind != "float" or bits not in (4, 8):
             return f"compressed-tensors of {bits!r:.20} bits of type {kind!r:.20}"
     return ""
+
+
+def quantization_targets(config: Mapping[str, Any]) -> tuple[str, ...]:
+    """The modules that compressed-tensors' groups quantise, as `matches` takes them."""
+    stated = stated_quantization(config)
+    groups = stated.get("config_groups") if isinstance(stated, dict) else None
+    if not isinstance(groups, dict):
+        return ()
+    return tuple(
+        target
+        for group in groups.values()
+        for target in patterns(group.get("targets") if isinstance(group, dict) else None)
+    )
+
+
+def matches(module: str, stated: Iterable[str]) -> bool:
+    """Whether compressed-tensors' patterns mean a linear module: its class, its name or an `re:`.
+
+    >>> matches("mtp.fc", ["re:^mtp.*"]), matches("mtp.fc", ["lm_head", "mtp.fc_hidden"])
+    (True, False)
+    """
+    for pattern in stated:
+        if pattern in ("Linear", module):
+            return True
+        if pattern.startswith("re:"):
+            try:
+                if re.match(pattern.removeprefix("re:"), module):
+                    return True
+            except re.error:  # vLLM's to refuse
+                continue
+    return False
 
 
 def patterns(stated: Any) -> tuple[str, ...]:

@@ -61,7 +61,10 @@ def rope_problems(text: Config) -> Iterator[str]:
             return
     old, new = text.get("rope_scaling") or {}, text.get("rope_parameters") or {}
     if old and new and old != new:
-        yield "rope_scaling and rope_parameters say different things; keep one of them"
+        yield (
+            "rope_scaling and rope_parameters say different things; write all of it into "
+            "rope_parameters, rope_theta too, and remove rope_scaling"
+        )
         return
     stated = stated_rope(text)
     yield from kind_problems(stated)
@@ -165,6 +168,13 @@ def is_real(value: Any) -> bool:
     if isinstance(value, bool) or not isinstance(value, int | float):
         return False
     return abs(value) < 1e30  # false for what is not a number
+
+
+def stretched_length(rope: Rope) -> int:
+    """How many positions YaRN stretches to; 0 for another embedding."""
+    if rope.kind != "yarn":
+        return 0
+    return int(rope.keys["original_max_position_embeddings"] * rope.keys["factor"])
 
 
 def unsupported_rope(rope: Rope) -> str | None:

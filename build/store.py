@@ -5,6 +5,7 @@ engines/.shared/<hash>/         files that variants share, named by the hash of 
 engines/.lock, .digests.json    one build at a time; hashes of files already read
 """
 
+import errno
 import fcntl
 import os
 import re
@@ -51,7 +52,7 @@ def locked(engines: Path, on_wait: Callable[[], None]) -> Iterator[None]:
     """
     try:
         engines.mkdir(parents=True, exist_ok=True)
-        stream = FileIO(engines / ".lock", "w", opener=open_in_group)
+        stream = _lock_file(engines / ".lock")
     except OSError as error:
         raise TrtMtpError(f"can't write to {engines}: {error.strerror or error}") from error
     with stream:
@@ -70,6 +71,16 @@ def locked(engines: Path, on_wait: Callable[[], None]) -> Iterator[None]:
         for left in (engines / SHARED).glob(f"{TEMPORARY}*"):  # by a build that was killed
             shutil.rmtree(left, ignore_errors=True)
         yield
+
+
+def _lock_file(file: Path) -> FileIO:
+    """The file that is locked; in a read-only folder, where all may be built, only to read."""
+    try:
+        return FileIO(file, "w", opener=open_in_group)
+    except OSError as error:
+        if error.errno not in (errno.EROFS, errno.EACCES) or not os.access(file, os.R_OK):
+            raise
+    return FileIO(file, "r")
 
 
 def install_shared(engines: Path, key: str, num_bytes: int, write: Callable[[Path], None]) -> Path:

@@ -29,10 +29,16 @@ TEXT_FILES = (
 TokenToId = Callable[[str], int | None]
 
 
+def named_templates(folder: Path) -> list[Path]:
+    """The files of named chat templates; hidden ones are left out, such as macOS's `._` files."""
+    found = (folder / NAMED_TEMPLATES).glob("*.jinja")
+    return sorted(file for file in found if not file.name.startswith("."))
+
+
 def text_files(folder: Path) -> list[str]:
     """The names of the files in `folder` that decide what text an engine reads and writes."""
-    named = sorted(file.name for file in (folder / NAMED_TEMPLATES).glob("*.jinja"))
-    names = [*TEXT_FILES, *(f"{NAMED_TEMPLATES}/{name}" for name in named)]
+    named = named_templates(folder)
+    names = [*TEXT_FILES, *(f"{NAMED_TEMPLATES}/{file.name}" for file in named)]
     return [name for name in names if (folder / name).is_file()]
 
 

@@ -15,6 +15,7 @@ from trt_mtp.build.chat_format import read_chat_format
 from trt_mtp.build.checkpoint import Checkpoint
 from trt_mtp.build.cores import usable_cores
 from trt_mtp.build.cpu import check_length, cpu_name
+from trt_mtp.build.quantization import matches, quantization_targets
 from trt_mtp.build.store import (
     SHARED,
     BuildResult,
@@ -58,6 +59,8 @@ def build_vllm(
     """
     refuse_other_engines(engines, ENGINE)
     check_checkpoint(checkpoint)
+    if any(draft_lengths):
+        check_plain_head(checkpoint)
     length = check_length(checkpoint, max_seq_len)
     digest = sampled_digest(checkpoint)
     common = common_record(checkpoint, digest, environment) | {
@@ -101,6 +104,28 @@ def check_checkpoint(checkpoint: Checkpoint) -> None:
             f"{checkpoint.text_class} there"
         )
     check_text(checkpoint.path, checkpoint.vocab_size)
+
+
+def check_plain_head(checkpoint: Checkpoint) -> None:
+    """Raise InputError for a plain MTP head that a quantised checkpoint doesn't say is plain.
+
+    vLLM makes the drafter's layers quantised then, and finds no weights for them
+    (https://github.com/vllm-project/vllm/issues/53387; Qwen3_5MultiTokenPredictor in
+    vllm/model_executor/models/qwen3_5_mtp.py at 01d99805).
+    """
+    quantization = checkpoint.quantization
+    if quantization is None or quantization.tool != "compressed-tensors":
+        return
+    targets = quantization_targets(checkpoint.config)
+    for name in checkpoint.mtp.tensors:
+        module, _, last = name.rpartition(".")
+        if last != "weight" or not module.endswith(("_proj", ".fc")):
+            continue
+        if matches(module, targets) and not matches(module, quantization.excluded):
+            raise InputError(
+                f"{checkpoint.path}/config.json: quantization_config quantises {module}, whose "
+                f"weight is plain, and vLLM could not draft with it; add 're:^mtp.*' to its ignore"
+            )
 
 
 def engine_args(

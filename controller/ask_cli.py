@@ -10,6 +10,7 @@ from trt_mtp.errors import InputError, TrtMtpError
 from trt_mtp.files import to_json
 from trt_mtp.options import json_option, model_option, temperature_option
 from trt_mtp.printable import printable
+from trt_mtp.serve.hosts import require_target
 from trt_mtp.terminal import say
 
 if TYPE_CHECKING:
@@ -64,8 +65,7 @@ def ask(
 
     Example: trt-mtp ask "Return JSON with the keys name, city: Ada lives in Paris."
     """
-    if "://" in url:
-        raise InputError(f"--url is {url[:80]!r}: expected HOST:PORT of gRPC, such as {GATEWAY}")
+    require_target(url, GATEWAY)
     from trt_mtp.controller.client import Prompt, StreamClient
 
     text = sys.stdin.read() if prompt == "-" else prompt

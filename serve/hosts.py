@@ -1,6 +1,11 @@
 """Hosts and HOST:PORT in IPv4 and IPv6, and how gRPC reaches this machine."""
 
 import ipaddress
+import re
+
+from trt_mtp.errors import InputError
+
+TARGET = re.compile(r"[^:/\s][^/\s]*:\d{1,5}")
 
 
 def bare_host(text: str) -> str:
@@ -40,6 +45,22 @@ def normal_target(text: str) -> str:
     except ValueError:
         return text
     return f"{in_url(host)}:{port}"
+
+
+def is_target(text: str) -> bool:
+    """Whether it is HOST:PORT.
+
+    >>> is_target("[::1]:8001"), is_target("::1"), is_target("triton"), is_target("triton:99999")
+    (True, False, False, False)
+    """
+    text = normal_target(text)
+    return bool(TARGET.fullmatch(text)) and 0 < int(text.rpartition(":")[2]) < 1 << 16
+
+
+def require_target(url: str, example: str) -> None:
+    """Raise InputError for a --url that is not HOST:PORT."""
+    if not is_target(url):
+        raise InputError(f"--url is {url[:80]!r}: expected HOST:PORT of gRPC, such as {example}")
 
 
 def is_loopback(target: str) -> bool:

@@ -182,6 +182,18 @@ def render_repository(
     return tuple(configs)
 
 
+def restore_models(
+    variants: Sequence[EngineVariant], models: Sequence[str], folder: Path, interval: GivenInterval
+) -> None:
+    """Write those of `models` again that lack a file, as a cleaner of /tmp leaves them."""
+    for variant in variants:
+        model = folder / model_name(variant)
+        has_stub = variant.record.details.get("python") is not None
+        names = ("config.pbtxt", "1/model.py", *([STUB] if has_stub else []))
+        if model.name in models and not all((model / name).is_file() for name in names):
+            _write_files(variant, model, PUBLIC_NAME, interval)
+
+
 def write_model(
     variant: EngineVariant,
     folder: Path,
@@ -194,11 +206,17 @@ def write_model(
     """
     name = model_name(variant, public_name)
     _require_ours(folder / name)
-    write_atomic(folder / name / "1" / "model.py", MODEL_PY)
-    write_stub(variant, folder / name / STUB)
-    config = variant_config(variant, public_name, interval)
-    write_atomic(folder / name / "config.pbtxt", to_pbtxt(config))
+    _write_files(variant, folder / name, public_name, interval)
     return name
+
+
+def _write_files(
+    variant: EngineVariant, model: Path, public_name: str, interval: GivenInterval
+) -> None:
+    write_atomic(model / "1" / "model.py", MODEL_PY)
+    write_stub(variant, model / STUB)
+    config = variant_config(variant, public_name, interval)
+    write_atomic(model / "config.pbtxt", to_pbtxt(config))
 
 
 def write_stub(variant: EngineVariant, file: Path) -> None:

@@ -18,10 +18,11 @@ from trt_mtp.serve.grpc_access import LOCAL, GrpcAccess
 from trt_mtp.serve.limits import Limits
 from trt_mtp.serve.ports import ANY_PORTS, Ports
 from trt_mtp.serve.processes import postponed
-from trt_mtp.serve.repository import model_name, render_repository
+from trt_mtp.serve.repository import model_name, render_repository, restore_models
 from trt_mtp.serve.streaming_interval import NO_INTERVAL, GivenInterval
 from trt_mtp.serve.triton import Progress, TritonServer
 from trt_mtp.serve.triton_install import find_triton
+from trt_mtp.temporary import held, make_again
 
 # by engine: the CPU engine may compile first, a GPU's reads all weights
 LOAD_TIMEOUT_S = {"cpu": 120.0, "tensorrt-llm": 3600.0, "vllm": 900.0}
@@ -84,6 +85,12 @@ def serving(
     try:
         models = _rendered(variants, repository, run_folder, interval)
         limits = limits or limits_for(variants)
+
+        def restore(models: Sequence[str]) -> None:
+            make_again(run_folder)
+            restore_models(variants, models, repository, interval)
+            plain_path(repository.resolve(), run_folder)
+
         server = TritonServer(
             install,
             plain_path(repository.resolve(), run_folder),
@@ -92,12 +99,14 @@ def serving(
             ports,
             access,
             limits,
+            restore,
         )
-        try:
-            server.start(on_progress)
-            yield server
-        finally:
-            server.stop()
+        with held(run_folder):
+            try:
+                server.start(on_progress)
+                yield server
+            finally:
+                server.stop()
     except (InputError, KeyboardInterrupt, GeneratorExit):
         shutil.rmtree(run_folder, ignore_errors=True)
         raise
@@ -138,7 +147,8 @@ def plain_path(folder: Path, run_folder: Path) -> Path:
     if PLAIN_PATH.fullmatch(str(folder)):
         return folder
     link = run_folder / "repository"
-    link.symlink_to(folder)
+    with suppress(FileExistsError):  # of the server's last start
+        link.symlink_to(folder)
     return link
 
 

@@ -67,13 +67,15 @@ class TritonServer:
         ports: Ports = ANY_PORTS,
         access: GrpcAccess = LOCAL,
         limits: Limits = USUAL,
+        restore: Callable[[Sequence[str]], object] = lambda models: None,
     ) -> None:
-        """Puts the log and the backend links into `run_folder`.
+        """Puts log and backend links into `run_folder`; `restore` mends that before a restart.
 
         A rollout may change the models: those that it wrote into the repository replace `models`.
         """
         self._access = access
         self._limits = limits
+        self._restore = restore
         self.models = tuple(models)
         self.log = run_folder / "triton.log"
         # for the management calls
@@ -179,6 +181,7 @@ class TritonServer:
         on_progress(f"{failure.text}; starting again" + (f" in {pause_s:g} s" if pause_s else ""))
         time.sleep(pause_s)
         try:
+            self._restore(self.models)
             self._launch(on_progress)
         except LoadTimeoutError as error:
             self._down = Failure(Reason.LOAD_TIMEOUT, str(error))

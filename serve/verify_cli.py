@@ -1,5 +1,6 @@
 """`trt-mtp verify`."""
 
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
@@ -8,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from trt_mtp.build.variant import EngineVariant
-from trt_mtp.errors import InputError
+from trt_mtp.build.variant import RECORD, EngineVariant
+from trt_mtp.errors import InputError, TrtMtpError
 from trt_mtp.extras import require_engine
 from trt_mtp.files import to_json
 from trt_mtp.options import FOLDER, json_option
@@ -54,6 +55,7 @@ def verify_each(variants: Sequence[EngineVariant]) -> list[dict[str, Any]]:
             "build draft length 0 too, as in --draft-lengths 0,3"
         )
     require_engine(variants[0].engine)
+    require_writable(variants)
     outcomes = []
     for variant in variants:
         click.echo(f"running {variant.folder}", err=True)
@@ -70,6 +72,16 @@ def verify_each(variants: Sequence[EngineVariant]) -> list[dict[str, Any]]:
         with_verification(variant, outcome)
         outcomes.append(outcome)
     return outcomes
+
+
+def require_writable(variants: Sequence[EngineVariant]) -> None:
+    """Raise TrtMtpError for a record that could not take the outcome, before hours of probing."""
+    for variant in variants:
+        if not os.access(variant.folder, os.W_OK):
+            raise TrtMtpError(
+                f"can't write to {variant.folder}, whose {RECORD} takes the outcome; verify a copy "
+                f"that can be written, or mount it so"
+            )
 
 
 def compared_with(reference: "Probe", probe: "Probe", engine: str) -> "Verification":

@@ -13,6 +13,7 @@ from trt_mtp.errors import InputError, TrtMtpError
 from trt_mtp.files import to_json, write_atomic
 from trt_mtp.options import FILE, json_option, temperature_option, wide_option
 from trt_mtp.printable import printable
+from trt_mtp.serve.hosts import require_target
 from trt_mtp.terminal import say
 
 if TYPE_CHECKING:
@@ -104,6 +105,8 @@ def bench(
         raise InputError(
             "name the server with --url, or with --openai where it speaks OpenAI's API"
         )
+    if url:
+        require_target(url, "127.0.0.1:8001")
     from trt_mtp.controller.calibrate.bench import table
     from trt_mtp.controller.calibrate.bench_files import report, to_csv, to_records
     from trt_mtp.controller.calibrate.bench_table import COLUMNS, NOTE, WIDE, head, row

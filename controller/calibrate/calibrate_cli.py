@@ -10,6 +10,7 @@ import click
 
 from trt_mtp.errors import InputError
 from trt_mtp.options import FILE, FOLDER, parsed, profile_out, temperature_option
+from trt_mtp.serve.hosts import require_target
 from trt_mtp.terminal import say
 
 if TYPE_CHECKING:
@@ -213,6 +214,8 @@ def calibrate(
             "name the server with --url, or with --openai where servers speak OpenAI's API, or let "
             "--embedded build and serve one here"
         )
+    if url:
+        require_target(url, "127.0.0.1:8101")
     if values["openai_restart"] and not openai_urls:
         raise InputError("--openai-restart is for the server of --openai")
     if openai_urls and values["variants"]:

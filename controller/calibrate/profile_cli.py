@@ -7,6 +7,7 @@ import click
 from trt_mtp.errors import TrtMtpError
 from trt_mtp.files import to_json
 from trt_mtp.options import FILE, FOLDER, json_option, model_option, profile_out, wide_option
+from trt_mtp.serve.hosts import require_target
 from trt_mtp.terminal import say
 
 READY_TIMEOUT_S = 5.0
@@ -184,6 +185,7 @@ def check(file: Path, url: str | None, model: str, engines: Path | None, as_json
         built = {record.fingerprint: record.measured_on for record in records}
         require_measured_on(read, str(file), built, f"{engines} holds")
     if url is not None:
+        require_target(url, "127.0.0.1:8101")
         require_measured_on(read, str(file), hosted(url, model), f"{url} hosts")
     problems = list(findings(read))
     if as_json:

@@ -6,7 +6,6 @@ tenants used (scoreboard.py) and their metrics (prometheus-client's files, one p
 learn from each other.
 """
 
-import fcntl
 import logging
 import multiprocessing
 import os
@@ -37,6 +36,7 @@ from trt_mtp.interrupts import time_left
 from trt_mtp.parent import die_with_parent
 from trt_mtp.serve.hosts import host_and_port
 from trt_mtp.serve.processes import noted_signals, without_ctrl_c
+from trt_mtp.temporary import held, make_again
 
 log = logging.getLogger(__name__)
 
@@ -193,22 +193,16 @@ def _shared_folder() -> Iterator[Path]:
     """A temporary folder for the files that workers share."""
     with tempfile.TemporaryDirectory(prefix="trt-mtp-gateway-") as name:
         metrics_folder(Path(name)).mkdir()
-        descriptor = os.open(name, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            # systemd-tmpfiles leaves folders alone that are locked (tmpfiles.d(5), "Age")
-            with suppress(OSError):  # a file system without locks
-                fcntl.flock(descriptor, fcntl.LOCK_SH)
+        with held(Path(name)):
             yield Path(name)
-        finally:
-            os.close(descriptor)
 
 
 def _keep_folder(shared: Path) -> None:
     """Make the shared folder again where something removed it: no worker starts without."""
     folder = metrics_folder(shared)
     if not folder.is_dir():
-        with suppress(OSError):  # as on a full disk: the next look tries again
-            shared.mkdir(mode=0o700, exist_ok=True)
+        with suppress(OSError, TrtMtpError):  # as on a full disk: the next look tries again
+            make_again(shared)
             folder.mkdir()
             log.error("%s was removed and is there again; /metrics lacks what was in it", folder)
 

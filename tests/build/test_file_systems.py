@@ -30,6 +30,34 @@ def test_no_locks_are_one_sentence(
     assert result.err.count("\n") == 1
 
 
+@pytest.mark.parametrize(("lengths", "code"), [("0,1", 0), ("0,1,2", 1)])
+def test_a_read_only_folder_of_variants(
+    cli: Cli,
+    checkpoint: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    lengths: str,
+    code: int,
+) -> None:
+    """Where all is built, nothing has to be written; else the reason is told."""
+    build = ["build", checkpoint, "--engine", "cpu", "-o", tmp_path / "engines", "--no-verify"]
+    assert cli(*build, "--draft-lengths", "0,1").code == 0
+    (tmp_path / "engines" / ".digests.json").unlink()  # the checkpoint lay elsewhere then
+    before = sorted((tmp_path / "engines").rglob("*"))
+    opened = os.open
+
+    def read_only(path: str, flags: int, mode: int = 0o777, **more: int) -> int:
+        if str(path).startswith(str(tmp_path / "engines")) and flags & (os.O_WRONLY | os.O_RDWR):
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS), path)
+        return opened(path, flags, mode, **more)
+
+    monkeypatch.setattr(os, "open", read_only)
+    result = cli(*build, "--draft-lengths", lengths)
+    assert result.code == code, result.err
+    assert ("Read-only file system" in result.err) == bool(code)
+    assert [path for path in before if not path.exists()] == []
+
+
 @pytest.mark.parametrize(("number", "code"), [(errno.EINVAL, 0), (errno.EIO, 1)])
 def test_folders_that_are_not_synced(
     cli: Cli,

@@ -29,7 +29,7 @@ from trt_mtp.build.cpu import check_everything
 from trt_mtp.build.gpus import find_gpu
 from trt_mtp.build.tensorrt_llm import options_for, plan_variants
 from trt_mtp.build.trtllm_version import chosen_version
-from trt_mtp.errors import TrtMtpError
+from trt_mtp.errors import InputError, TrtMtpError
 
 Cli = Callable[..., CliResult]
 Json = dict[str, Any]
@@ -78,7 +78,7 @@ CONTRADICTIONS: list[tuple[Json, str]] = [
     ({"rope_parameters": {FULL: PLAIN}}, "rope_parameters has the key full_attention"),
     ({"rope_parameters": PLAIN | {"rope_theta": "1e7"}}, "rope_theta is '1e7'"),
     ({"rope_parameters": PLAIN, "rope_theta": 1e6}, "rope_theta is 1000000.0, but"),
-    ({"rope_parameters": PLAIN, "rope_scaling": YARN}, "say different things"),
+    ({"rope_parameters": PLAIN, "rope_scaling": YARN}, "write all of it into rope_parameters"),
     ({"rope_parameters": PLAIN | {"partial_rotary_factor": 0.1}}, "make 3 rotated dimensions"),
     ({"rope_parameters": PLAIN | {"mrope_section": [9, 1, 1]}}, "mrope_section is [9, 1, 1]"),
     ({"text_config": "none"}, "text_config is 'none', expected an object"),
@@ -104,6 +104,29 @@ def test_a_contradiction_is_one_sentence(
     assert result.err.count("\n") == 1
     assert "config.json" in result.err or "mtp" in result.err
     assert not list((tmp_path / "engines").glob("*/variant.json"))
+
+
+@pytest.mark.parametrize("key", ["rope_scaling", "rope_parameters"])
+def test_an_embedding_beside_text_config_is_refused(tmp_path: Path, key: str) -> None:
+    """Nothing reads it there: the model would be served as if it had not been written."""
+    folder = make_checkpoint(tmp_path / "c", multimodal=True)
+    change(folder, {key: PLAIN | YARN})
+    with pytest.raises(InputError, match=f"config.json: {key} stands beside text_config, "):
+        read_checkpoint(folder)
+
+
+def test_what_yarn_stretches_to_is_told(cli: Cli, tmp_path: Path) -> None:
+    """A context that config.json doesn't have yet, where it is shown and where it is asked for."""
+    folder = make_checkpoint(tmp_path / "c")
+    change(folder, {"rope_parameters": PLAIN | YARN | {"original_max_position_embeddings": 512}})
+    note = "YaRN makes it 2048: write that as max_position_embeddings into config.json"
+    assert f"512 tokens; {note}" in cli("inspect", folder).out
+    options = ["--engine", "cpu", "--no-verify", "-o", tmp_path / "engines", "--max-seq-len", 1500]
+    refused = cli("build", folder, *options)
+    assert (refused.code, note in refused.err) == (2, True)
+    change(folder, {"max_position_embeddings": 2048})
+    assert "2,048 tokens\n" in cli("inspect", folder).out
+    assert cli("build", folder, *options, "--draft-lengths", "0").code == 0
 
 
 def test_all_problems_are_said_at_once(cli: Cli, tmp_path: Path) -> None:

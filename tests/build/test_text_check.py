@@ -10,6 +10,7 @@ from transformers import AutoTokenizer
 
 from tests.conftest import CliResult
 from tests.tiny_model import CHAT_TEMPLATE, make_checkpoint, write_json
+from trt_mtp.build.chat_template import read_chat_template
 from trt_mtp.build.text_check import check_text
 from trt_mtp.errors import InputError
 from trt_mtp.serve.engine.text import TextCodec
@@ -81,6 +82,17 @@ def test_named_files_count_as_transformers_has_them(folder: Path) -> None:
     assert TextCodec(folder).chat_text([USER]).startswith("<|im_start|>user")
 
 
+def test_hidden_files_are_no_templates(folder: Path) -> None:
+    """What macOS leaves beside a file that it copies is passed over."""
+    put_template(folder, "additional_chat_templates/tool_use.jinja", CHAT_TEMPLATE)
+    put_template(folder, "chat_template.jinja", CHAT_TEMPLATE)
+    (folder / "additional_chat_templates" / "._tool_use.jinja").write_bytes(b"\0\5\x16\7\xff")
+    chat = read_chat_template(folder)
+    assert chat is not None
+    assert set(chat.sources) == {"default", "tool_use"}
+    check_text(folder, 320)
+
+
 def test_chat_template_json_is_read_where_the_tokenizer_has_none(folder: Path) -> None:
     """Models that take images keep theirs in chat_template.json."""
     put_template(folder, "chat_template.json", "json {{ messages[0].content }}")
@@ -99,6 +111,7 @@ BROKEN = {
     "{% if tools %}{{ tools[0].nothing.name }}{% endif %}{{ messages[0].content }}":
     "can't render tools (UndefinedError",
     "{{ messages[0].content }}{{ messages[0]['__class__'].mro() }}": "can't render a question (",
+    "": "can't render a question (it leaves out what the user says)",
 }  # fmt: skip
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import CliResult
+from tests.tiny_model import change_config, make_checkpoint, put_scales
 from trt_mtp import __version__
 from trt_mtp.build.checkpoint import read_checkpoint
 from trt_mtp.build.store import BuildResult
@@ -129,6 +130,40 @@ def test_a_class_for_images_is_refused_for_a_text_model(tmp_path: Path) -> None:
             max_batch_size=8, max_seq_len=1024, schedule=None,
         )  # fmt: skip
     assert not (tmp_path / "engines").exists()
+
+
+@pytest.mark.parametrize(
+    ("ignored", "targets", "is_refused"),
+    [
+        ([], ["Linear"], True),
+        (["lm_head", "re:.*linear_attn.*", "mtp.fc"], ["Linear"], True),
+        (["re:^mtp.*"], ["Linear"], False),
+        ([], ["re:.*language_model.*"], False),
+    ],
+)
+def test_a_plain_head_is_among_what_is_not_quantised(
+    tmp_path: Path, ignored: list[str], targets: list[str], is_refused: bool
+) -> None:
+    """Else vLLM makes a quantised drafter, for which there are no weights; K = 0 has none."""
+    folder = make_checkpoint(tmp_path / "c")
+    put_scales(folder)
+    (tmp_path / "engines").mkdir()
+    group = {"targets": targets, "weights": {"num_bits": 4, "type": "int"}}
+    stated = {"quant_method": "compressed-tensors", "config_groups": {"group_0": group}}
+    change_config(folder, quantization_config=stated | {"ignore": ignored})
+
+    def build(*lengths: int) -> BuildResult:
+        return build_vllm(
+            read_checkpoint(folder), lengths, tmp_path / "engines", CPU,
+            max_batch_size=8, max_seq_len=512, schedule=None,
+        )  # fmt: skip
+
+    assert len(build(0).variants) == 1
+    if is_refused:
+        with pytest.raises(InputError, match=r"weight is plain, .*; add 're:\^mtp\.\*' to its"):
+            build(0, 1)
+    else:
+        assert len(build(0, 1).variants) == 2
 
 
 def test_a_schedule_is_one_of_ranges() -> None:

@@ -62,6 +62,14 @@ def test_no_gateway_is_one_sentence(cli: Cli) -> None:
     assert f"no gateway answers at 127.0.0.1:{port}" in refused.err
 
 
+@pytest.mark.parametrize("url", ["127.0.0.1", "[::1]", "::1", "localhost:x", "localhost:99999"])
+def test_an_address_without_a_port_is_none(cli: Cli, url: str) -> None:
+    """It is refused for what it is, not for who doesn't answer there."""
+    for command in (["ask", "Hi"], ["bench", "--model", "qwen_mtp"], ["calibrate"]):
+        refused = cli(*command, "--url", url)
+        assert (refused.code, f"--url is {url!r}: expected HOST:PORT" in refused.err) == (2, True)
+
+
 def test_an_empty_question_is_not_asked(cli: Cli) -> None:
     """Nothing is sent for it."""
     ended = cli("ask", " ")

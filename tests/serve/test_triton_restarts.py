@@ -1,8 +1,11 @@
 """Triton started again and stopped: deaths, starts that fail, answers in flight at the end."""
 
+import fcntl
 import os
+import shutil
 import signal
 import socket
+import stat
 from dataclasses import replace
 from pathlib import Path
 
@@ -50,6 +53,38 @@ def test_what_dies_often_is_not_given_up(engines: Path, monkeypatch: pytest.Monk
     ended = "tritonserver ended with code -9; starting again"
     starts = [line for line in said if line.startswith("tritonserver ended")]
     assert starts == [ended] + [f"{ended} in 0.01 s"] * 7
+
+
+def test_a_cleaner_of_tmp_ends_nothing(engines: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """systemd-tmpfiles passes by the folder, which is locked; what others remove is made again."""
+    monkeypatch.setattr(restarts, "LONGEST_PAUSE_S", 0.01)
+    said: list[str] = []
+    with serving(resolve_variants([engines / "k0"])) as running:
+        folder = running.log.parent
+        descriptor = os.open(folder, os.O_RDONLY)
+        with pytest.raises(BlockingIOError):  # as systemd-tmpfiles asks
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.close(descriptor)
+        shutil.rmtree(folder)
+        os.kill(running.pid, signal.SIGKILL)
+
+        def is_back() -> bool:
+            running.check(said.append)
+            return running.pid != 0 and bool(said)
+
+        wait_until(is_back)
+        assert answers(running)
+        assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+        shutil.rmtree(folder)
+        folder.symlink_to(engines)  # somebody else's, in a folder where anybody can make one
+        os.kill(running.pid, signal.SIGKILL)
+
+        def is_refused() -> bool:
+            running.check(said.append)
+            return "belongs to another user" in said[-1]
+
+        wait_until(is_refused)
+        folder.unlink()
 
 
 @pytest.mark.parametrize("name", ["grpc", "metrics"])

@@ -1,6 +1,7 @@
 """`trt-mtp verify` on the embedded engine, and on a double of TensorRT-LLM."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from trt_mtp.build.cpu import build_cpu
 from trt_mtp.build.tensorrt_llm import options_for, plan_variants, write_variants
 from trt_mtp.build.trtllm_version import supported_version
 from trt_mtp.build.variant import list_variants, read_variant
-from trt_mtp.errors import InputError
+from trt_mtp.errors import InputError, TrtMtpError
 from trt_mtp.serve.verify_cli import verify
 
 DOUBLES = Path(__file__).parents[1] / "doubles"
@@ -123,6 +124,19 @@ def test_other_distribution(
     found = read_variant(engines / "k3").record.verification
     assert found["num_early"] == 0
     assert found["sampled"]["p_value"] < 0.001
+
+
+def test_a_record_that_can_not_be_written(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a read-only volume that is said before anything is probed."""
+    engines = trtllm_engines(checkpoint, tmp_path / "engines", 0, 3)
+    monkeypatch.setattr("trt_mtp.serve.verify_cli.require_engine", lambda engine: None)
+    monkeypatch.setattr("os.access", lambda path, mode: mode != os.W_OK)
+    result = CliRunner().invoke(verify, [str(engines)])
+    assert isinstance(result.exception, TrtMtpError)
+    assert str(result.exception).startswith(f"can't write to {engines / 'k0'}, whose variant.json")
+    assert "running" not in result.output
 
 
 def test_needs_no_speculation(checkpoint: Path, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from typing import NamedTuple, Protocol
 
 from trt_mtp.controller.gateway.servers.addresses import resolve
 from trt_mtp.errors import InputError
-from trt_mtp.serve.hosts import normal_target
+from trt_mtp.serve.hosts import is_target, normal_target
 
 log = logging.getLogger(__name__)
 
@@ -18,7 +18,6 @@ DNS = "dns:"
 KUBERNETES = "kubernetes:"
 # RFC 1123 labels, as Kubernetes names namespaces and Services
 SERVICE = re.compile(r"([a-z0-9][a-z0-9-]{0,62})/([a-z0-9][a-z0-9-]{0,62})")
-TARGET = re.compile(r"[^:/\s][^/\s]*:\d{1,5}")
 
 
 class Server(NamedTuple):
@@ -118,7 +117,7 @@ def _kubernetes(target: str) -> Source:
 
 def _checked(target: str, shown: str) -> str:
     """A HOST:PORT; raises InputError for anything else."""
-    if not TARGET.fullmatch(target) or target.startswith((DNS, KUBERNETES)):
+    if not is_target(target) or target.startswith((DNS, KUBERNETES)):
         raise _refused(shown)
     return target
 

@@ -33,7 +33,7 @@ class SharedConfig:
     def password(self) -> str | None:
         """From the file or the environment, None for none; raises InputError."""
         if self.password_file is None:
-            return os.environ.get(PASSWORD) or None
+            return os.environ.get(PASSWORD, "").strip() or None  # a Secret's may end in a newline
         password = read_text(self.password_file, SMALL).strip()
         if not password:
             raise InputError(f"{self.password_file} is empty, expected the password of {self}")

@@ -54,7 +54,7 @@ def test_a_password_is_in_the_file_or_in_the_environment(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The file wins, is read each time, and is not empty."""
-    monkeypatch.setenv(PASSWORD, "from the environment")
+    monkeypatch.setenv(PASSWORD, "from the environment\n")  # as `kubectl create secret` has it
     assert parse_shared("redis://store").password() == "from the environment"
     file = secret(tmp_path / "password", "one")
     config = parse_shared("redis://store", file)
