@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ NO_WEIGHTS = (
     ".qzeros", ".scales", ".g_idx",
 )  # fmt: skip
 PACKED = (".qweight", ".weight_packed")  # names of quantised weights
+MAX_PATTERNS = 1 << 16  # characters of all patterns that are compared with modules
 SMALL_TYPES = ("F8_", "F6_", "F4", "U8", "I8")  # what their types begin with
 
 
@@ -189,6 +190,17 @@ def matches(module: str, stated: Iterable[str]) -> bool:
             except re.error:  # vLLM's to refuse
                 continue
     return False
+
+
+def are_costly(stated: Collection[str]) -> bool:
+    """Whether `matches` could take without end: who made the checkpoint wrote the expressions.
+
+    >>> are_costly([r"re:.*layers[.](0|1)[.].*_proj"]), are_costly(["re:(a+)+x"])
+    (False, True)
+    """
+    repeats = (len(re.findall("[*+{]", pattern)) for pattern in stated)
+    has_nested = any(re.search(r"\)[*+{]", pattern) for pattern in stated)
+    return has_nested or max(repeats, default=0) > 4 or sum(map(len, stated)) > MAX_PATTERNS
 
 
 def patterns(stated: Any) -> tuple[str, ...]:

@@ -15,7 +15,7 @@ from trt_mtp.build.chat_format import read_chat_format
 from trt_mtp.build.checkpoint import Checkpoint
 from trt_mtp.build.cores import usable_cores
 from trt_mtp.build.cpu import check_length, cpu_name
-from trt_mtp.build.quantization import matches, quantization_targets
+from trt_mtp.build.quantization import are_costly, matches, quantization_targets
 from trt_mtp.build.store import (
     SHARED,
     BuildResult,
@@ -117,6 +117,8 @@ def check_plain_head(checkpoint: Checkpoint) -> None:
     if quantization is None or quantization.tool != "compressed-tensors":
         return
     targets = quantization_targets(checkpoint.config)
+    if are_costly((*targets, *quantization.excluded)):
+        return
     for name in checkpoint.mtp.tensors:
         module, _, last = name.rpartition(".")
         if last != "weight" or not module.endswith(("_proj", ".fc")):
