@@ -58,7 +58,12 @@ class TextCodec:
                 f"with its answer it may have at most {most} for this variant"
             )
         # encode() itself holds the GIL to its end, which stalls an engine in the same process
-        [encoding] = self.tokenizer.encode_batch_fast([text], add_special_tokens=False)
+        try:
+            [encoding] = self.tokenizer.encode_batch_fast([text], add_special_tokens=False)
+        except BaseException as error:
+            if type(error).__name__ != "PanicException":  # of Rust, which is no Exception
+                raise
+            raise InputError(f"the tokenizer can't read the text: {error}") from None
         return tuple(encoding.ids)
 
     def encode_chat(
