@@ -6,7 +6,7 @@ from pathlib import Path
 from trt_mtp.build.chat_template import read_chat_template
 from trt_mtp.build.text_check import load_tokenizer
 from trt_mtp.build.text_files import read_end_ids
-from trt_mtp.errors import InputError
+from trt_mtp.errors import InputError, is_panic
 from trt_mtp.serve.engine.base import Request
 from trt_mtp.serve.engine.messages import Takes, template_messages, template_tools
 from trt_mtp.serve.engine.stop_search import StopSearch
@@ -61,7 +61,7 @@ class TextCodec:
         try:
             [encoding] = self.tokenizer.encode_batch_fast([text], add_special_tokens=False)
         except BaseException as error:
-            if type(error).__name__ != "PanicException":  # of Rust, which is no Exception
+            if not is_panic(error):
                 raise
             raise InputError(f"the tokenizer can't read the text: {error}") from None
         return tuple(encoding.ids)
