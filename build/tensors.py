@@ -19,6 +19,8 @@ from trt_mtp.files import open_regular, read_json
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 MAX_HEADER = 100_000_000  # bytes, as the safetensors library has it
+MAX_DIMENSIONS = 64  # as NumPy has it; the time of a product of large numbers grows with its square
+MAX_SHARDS = 99_999  # the most that a name can say
 AGAIN = "download or export the checkpoint again"
 
 BITS = {
@@ -132,11 +134,16 @@ def list_shards(folder: Path, weight_map: dict[str, str]) -> list[Path]:
 def all_shard_names(folder: Path) -> list[str]:
     """The *.safetensors in `folder`, with those that `-00001-of-00003` says should be there."""
     names = {file.name for file in safetensors_files(folder)}
-    for name in sorted(names):
-        match = re.fullmatch(r"(.*-)\d{5}-of-(\d{5})\.safetensors", name)
-        if match:
-            stem, total = match.groups()
-            names |= {f"{stem}{n + 1:05}-of-{total}.safetensors" for n in range(int(total))}
+    matches = [re.fullmatch(r"(.*-)\d{5}-of-(\d{5})\.safetensors", name) for name in names]
+    models = {match.groups() for match in matches if match}
+    num_shards = sum(int(total) for _, total in models)
+    if num_shards > MAX_SHARDS:
+        raise InputError(
+            f"{folder} has files of {len(models)} models, which by their names are in "
+            f"{num_shards:,} files; expected those of one model"
+        )
+    for stem, total in models:
+        names |= {f"{stem}{n + 1:05}-of-{total}.safetensors" for n in range(int(total))}
     return sorted(names)
 
 
@@ -169,7 +176,13 @@ def read_header(file: Path) -> Iterator[tuple[str, TensorInfo]]:
             dtype, shape = entry["dtype"], tuple(entry["shape"])
             first, last = entry["data_offsets"]
             num_bytes = last - first
-            is_valid = first >= 0 and num_bytes * 8 == math.prod(shape) * BITS[dtype]
+            numbers = (first, last, *shape)
+            is_valid = (
+                len(shape) <= MAX_DIMENSIONS
+                and {*map(type, numbers)} == {int}
+                and min(numbers) >= 0
+                and num_bytes * 8 == math.prod(shape) * BITS[dtype]
+            )
         except (KeyError, TypeError, ValueError):
             is_valid = False
         if not is_valid:

@@ -1,5 +1,7 @@
 """Tokenizer, end tokens and chat template, tried before anything is built."""
 
+import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +9,8 @@ from trt_mtp.build.chat_template import read_chat_template, try_template
 from trt_mtp.build.text_files import read_end_ids, read_settings, special_tokens
 from trt_mtp.errors import InputError
 from trt_mtp.files import read_bounded
+
+MAX_GROWTH = 64  # characters that a text's, or a token's, may become
 
 
 def load_tokenizer(folder: Path) -> Any:
@@ -27,11 +31,36 @@ def load_tokenizer(folder: Path) -> Any:
         tokenizer = Tokenizer.from_buffer(content)
     except Exception as error:  # tokenizers raises plain Exception
         raise InputError(f"{folder / 'tokenizer.json'} can't be read: {error}") from None
+    check_growth(folder / "tokenizer.json", tokenizer)
     tokenizer.no_truncation()
     tokenizer.no_padding()
     add_tokens(tokenizer, folder)
     add_special_tokens(tokenizer, folder)
     return tokenizer
+
+
+def check_growth(file: Path, tokenizer: Any) -> None:
+    """Raise InputError for replacements that make much of little: three make gigabytes."""
+    for name in ("normalizer", "pre_tokenizer", "decoder"):
+        part, growth = getattr(tokenizer, name), 1
+        for step in _steps(json.loads(part.__getstate__())) if part else ():
+            if step.get("type") == "Precompiled":  # which may hold any text
+                raise InputError(f"{file}: its {name} is Precompiled, which no Qwen tokenizer has")
+            if step.get("type") == "Replace":
+                growth *= max(len(step["content"]), 1)
+            if growth > MAX_GROWTH:
+                raise InputError(
+                    f"{file}: its {name} can make a text more than {MAX_GROWTH} times as long"
+                )
+
+
+def _steps(part: Any) -> Iterator[dict[str, Any]]:
+    """A part of tokenizer.json, and the parts in it."""
+    if isinstance(part, dict):
+        yield part
+    for inner in part.values() if isinstance(part, dict) else part:
+        if isinstance(inner, dict | list):
+            yield from _steps(inner)
 
 
 def add_tokens(tokenizer: Any, folder: Path) -> None:

@@ -109,7 +109,9 @@ def special_tokens(folder: Path) -> Iterator[tuple[Path, str, str]]:
             value = stated.get(key)
             if key in SPECIAL_TOKENS:
                 value = [value]
-            for each in value.values() if isinstance(value, dict) else value or ():
+            if isinstance(value, dict):
+                value = list(value.values())
+            for each in value if isinstance(value, list) else ():
                 text = each.get("content") if isinstance(each, dict) else each
                 if isinstance(text, str) and text:
                     yield file, key, text

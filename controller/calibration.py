@@ -8,7 +8,12 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from trt_mtp.build.variant import MAX_DRAFT_LENGTH
+
+MAX_CONCURRENCY = 1 << 20
 Count = Annotated[int, Field(ge=0)]
+Length = Annotated[int, Field(ge=0, le=MAX_DRAFT_LENGTH)]
+Concurrency = Annotated[int, Field(ge=1, le=MAX_CONCURRENCY)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 
 ALLOWED_LOSS = 0.05  # what a choice of a draft length may cost against the best one (95%)
@@ -37,8 +42,8 @@ class CellKey(NamedTuple):
     """The key of a cell: a task, a draft length and a concurrency."""
 
     task: str
-    draft_length: int
-    concurrency: int
+    draft_length: Length
+    concurrency: Concurrency
 
 
 class _Record(BaseModel):
@@ -49,12 +54,13 @@ class Cell(_Record):
     """The measurements of one task at one draft length and one concurrency."""
 
     task: str
-    draft_length: Count
-    concurrency: Annotated[int, Field(ge=1)]
+    draft_length: Length
+    concurrency: Concurrency
     num_requests: Count
     num_output_tokens: Count
     num_steps: Count  # verify steps after the prompt; plain steps at draft length 0
-    accepted_per_position: tuple[Count, ...] = ()  # [K], steps whose first j+1 drafts were accepted
+    # [K], steps whose first j+1 drafts were accepted
+    accepted_per_position: Annotated[tuple[Count, ...], Field(max_length=MAX_DRAFT_LENGTH)] = ()
     ttft_ms: Percentiles
     tpot_ms: Percentiles  # (last token - first token) / (tokens - 1), of each request
     itl_ms: Percentiles  # between two messages of an answer that bring tokens
@@ -95,7 +101,7 @@ class Crossover(_Record):
     """From which concurrency on a draft length loses against no speculation."""
 
     task: str
-    draft_length: Count
+    draft_length: Length
     concurrency: float | None  # interpolated; none where it wins up to the highest one measured
 
 
@@ -103,10 +109,10 @@ class BestLength(_Record):
     """The draft length to use for a task at a concurrency; 0 is no speculation."""
 
     task: str
-    concurrency: Annotated[int, Field(ge=1)]
-    draft_length: Count
+    concurrency: Concurrency
+    draft_length: Length
     speedup: Interval  # over no speculation; 1 if the draft length is 0
-    ties: tuple[Count, ...] = ()  # other lengths whose interval can't be told from it
+    ties: tuple[Length, ...] = ()  # other lengths whose interval can't be told from it
     may_lose: Finite | None = None  # of its speed, against the best other length at most (95%)
 
     @property
@@ -118,7 +124,7 @@ class BestLength(_Record):
 class Recommendation(_Record):
     """The draft lengths to use, and their gain."""
 
-    draft_length: Count  # the best single one for all tasks, at the lowest concurrency
+    draft_length: Length  # the best single one for all tasks, at the lowest concurrency
     speedup: Interval  # of it over no speculation, all tasks alike
     routed_speedup: Interval  # of the best length per task and concurrency over that single one
     hold_one: bool  # true if routing gains less than its uncertainty: host one variant
@@ -140,8 +146,8 @@ class Calibration(_Record):
     max_tokens: int
     duration_s: float
     tasks: tuple[str, ...]
-    draft_lengths: tuple[Count, ...]
-    concurrencies: tuple[int, ...]
+    draft_lengths: tuple[Length, ...]
+    concurrencies: tuple[Concurrency, ...]
     environment: dict[str, str]  # machine, processor, GPU, Triton, engine, trt-mtp …
     cells: tuple[Cell, ...]
     unmeasured: tuple[CellKey, ...] = ()

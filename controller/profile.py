@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from trt_mtp.build.variant import MAX_DRAFT_LENGTH
 from trt_mtp.controller.acceptance import DECAY_RATIO
 from trt_mtp.controller.calibration import Calibration, cells_table
 from trt_mtp.controller.context_cost import NO_CONTEXT, ContextCost
@@ -97,8 +98,10 @@ class Profile(BaseModel):
             if task not in TASKS:
                 raise ValueError(f"acceptance.{task} is not a task{nearest(task, TASKS)}")
         for length, curve in self.step_ratio.items():
-            if length < 1 or not curve:
-                raise ValueError(f"step_ratio.{length}: lengths are 1 or more, with a batch each")
+            if not 1 <= length <= MAX_DRAFT_LENGTH or not curve:
+                raise ValueError(
+                    f"step_ratio.{length}: lengths are 1 to {MAX_DRAFT_LENGTH}, with a batch each"
+                )
         if any(
             batch < 1 for curve in (self.plain_step_s, *self.step_ratio.values()) for batch in curve
         ):

@@ -12,6 +12,7 @@ from pathlib import Path
 from trt_mtp.errors import InputError, TrtMtpError
 from trt_mtp.interrupts import time_left
 from trt_mtp.serve.grpc_access import LOCAL, GrpcAccess
+from trt_mtp.serve.held_ports import HeldPorts, with_free_metrics
 from trt_mtp.serve.hosts import host_and_port
 from trt_mtp.serve.limits import USUAL, Limits
 from trt_mtp.serve.liveness import GRPC, HTTP, Ask, Liveness, grpc_probe, http_probe
@@ -19,7 +20,6 @@ from trt_mtp.serve.ports import ANY_PORTS, GET_S, HOST, Ports, answers, get
 from trt_mtp.serve.private_child import start_private
 from trt_mtp.serve.processes import (
     children,
-    free_ports,
     is_alive,
     kill_group,
     shielded,
@@ -85,6 +85,7 @@ class TritonServer:
         self._backends = run_folder / "backends"
         self._wanted = ports
         self._ports = ports
+        self._held = HeldPorts()
         self.shm_prefix = f"trt_mtp_{os.getpid()}_{secrets.token_hex(4)}_"
         self._process: subprocess.Popen[bytes] | None = None
         self._stubs: dict[int, str] = {}  # process of a model -> its model
@@ -135,13 +136,7 @@ class TritonServer:
         starts.
         """
         for attempt in range(1, START_ATTEMPTS + 1):
-            wanted = {name: getattr(self._wanted, name) for name in Ports.__slots__}
-            self._ports = Ports(
-                **free_ports(
-                    {name: port for name, port in wanted.items() if port is not None},
-                    {"grpc": self._access.host},
-                )
-            )
+            self._ports = self._held.choose(self._wanted, self._access.host)
             try:
                 self._launch(on_progress)
                 return
@@ -188,6 +183,13 @@ class TritonServer:
         except TrtMtpError as error:
             on_progress(str(error))
             self._down = Failure(Reason.ENDED, "tritonserver did not start")
+            if self._written.has_lost_port:
+                taken, self._ports = self._ports, with_free_metrics(self._ports)
+                if self._ports != taken:
+                    on_progress(
+                        f"another program has port {taken.metrics}; the metrics are at "
+                        f"{self.metrics_url}"
+                    )
 
     def stop(self) -> None:
         """Wait for answers in flight, DRAIN_TIMEOUT_S at most, then kill all processes."""
@@ -206,6 +208,7 @@ class TritonServer:
                 time.sleep(LOOK_S)
             self.was_cut = num_idle < IDLE_LOOKS and self.pid != 0 and not self._is_idle()
             self._kill()
+            self._held.release()
 
     def _is_idle(self) -> bool:
         """True if every model reports that no request is running or waiting."""

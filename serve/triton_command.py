@@ -36,6 +36,7 @@ class TritonCommand:
             "metrics-address": HOST,
             "grpc-port": self.ports.grpc,
             "metrics-port": self.ports.metrics,
+            "reuse-grpc-port": "true",  # `serve` holds it (held_ports.py)
             "backend-config": f"python,shm-region-prefix-name={self.shm_prefix}",
             "model-load-thread-count": max(len(self.models), 1),
             "pinned-memory-pool-byte-size": 0,
@@ -47,7 +48,11 @@ class TritonCommand:
         if self.ports.http is None:
             options["allow-http"] = "false"
         else:
-            options |= {"http-address": HOST, "http-port": self.ports.http}
+            options |= {
+                "http-address": HOST,
+                "http-port": self.ports.http,
+                "reuse-http-port": "true",
+            }
         options |= self.access.options()
         command = [str(self.server), "--disable-auto-complete-config"]
         command += [f"--{name}={value}" for name, value in options.items()]

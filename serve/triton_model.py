@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
-from trt_mtp.errors import InputError, TrtMtpError
+from trt_mtp.errors import InputError, TrtMtpError, is_panic
 from trt_mtp.serve.chat_format import CHAT_FORMAT, ChatFormat
 from trt_mtp.serve.contract import (
     CANCELLED,
@@ -58,7 +58,9 @@ def errors_sent(sender: Any) -> Iterator[None]:
         yield
     except InputError as error:
         sender.send(error_response(str(error), pb_utils.TritonError.INVALID_ARG), flags=FINAL)
-    except Exception as error:
+    except BaseException as error:
+        if not isinstance(error, Exception) and not is_panic(error):
+            raise
         log.exception("a request could not be submitted")
         message = f"{INTERNAL_ERROR}{error}"
         sender.send(error_response(message, pb_utils.TritonError.INTERNAL), flags=FINAL)

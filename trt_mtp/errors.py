@@ -45,3 +45,12 @@ def is_out_of_processes(error: BaseException) -> bool:
     """Whether it is what Python, the kernel or a library in Rust says where no thread starts."""
     text = str(error)
     return "can't start new thread" in text or "Resource temporarily unavailable" in text
+
+
+def is_panic(error: BaseException) -> bool:
+    """Whether it is what Rust raises where it gives up, which is no Exception.
+
+    >>> is_panic(ValueError())
+    False
+    """
+    return type(error).__name__ == "PanicException"

@@ -6,7 +6,7 @@ from pathlib import Path
 from trt_mtp.build.chat_template import read_chat_template
 from trt_mtp.build.text_check import load_tokenizer
 from trt_mtp.build.text_files import read_end_ids
-from trt_mtp.errors import InputError
+from trt_mtp.errors import InputError, is_panic
 from trt_mtp.serve.engine.base import Request
 from trt_mtp.serve.engine.messages import Takes, template_messages, template_tools
 from trt_mtp.serve.engine.stop_search import StopSearch
@@ -58,7 +58,12 @@ class TextCodec:
                 f"with its answer it may have at most {most} for this variant"
             )
         # encode() itself holds the GIL to its end, which stalls an engine in the same process
-        [encoding] = self.tokenizer.encode_batch_fast([text], add_special_tokens=False)
+        try:
+            [encoding] = self.tokenizer.encode_batch_fast([text], add_special_tokens=False)
+        except BaseException as error:
+            if not is_panic(error):
+                raise
+            raise InputError(f"the tokenizer can't read the text: {error}") from None
         return tuple(encoding.ids)
 
     def encode_chat(

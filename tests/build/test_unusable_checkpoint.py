@@ -106,6 +106,12 @@ def shard_missing_without_index(folder: Path) -> None:
     (folder / "model-00002-of-00002.safetensors").unlink()
 
 
+def shards_of_many_models(folder: Path) -> None:
+    (folder / INDEX).unlink()
+    for stem in "ab":
+        (folder / f"{stem}-00001-of-60000.safetensors").touch()
+
+
 def tensor_missing(folder: Path) -> None:
     file = folder / "model-00001-of-00002.safetensors"
     file.write_bytes(file.read_bytes().replace(b"mtp.fc.weight", b"mtp.ff.weight"))
@@ -297,6 +303,7 @@ BAD: dict[Callable[[Path], None], str] = {
     lfs_pointer: "git lfs pull",
     shard_missing: "lacks model-00002-of-00002.safetensors",
     shard_missing_without_index: "lacks model-00002-of-00002.safetensors",
+    shards_of_many_models: "has files of 3 models, which by their names are in 120,002 files",
     tensor_missing: "lacks the tensor mtp.fc.weight",
     index_without_map: "has no weight_map",
     index_outside: "is not a safetensors file",
@@ -356,4 +363,30 @@ def test_any_header_is_read_or_refused(
     text = json.dumps(header).encode()
     file.write_bytes(len(text).to_bytes(8, "little") + text)
     with contextlib.suppress(InputError):
+        list(read_header(file))
+
+
+@pytest.mark.parametrize(
+    ("shape", "offsets"),
+    [
+        ("[1]", "[0, 4]"),  # which is one
+        ("[1.0]", "[0, 4]"),
+        ("[1]", "[0.0, 4.0]"),
+        ("[true]", "[0, 4]"),
+        ("[-1, -1]", "[0, 4]"),
+        (f"[{'1,' * 64}1]", "[0, 4]"),  # multiplying a million large ones takes hours
+    ],
+)
+def test_sizes_of_a_tensor_are_numbers_that_can_be(
+    tmp_path: Path, shape: str, offsets: str
+) -> None:
+    """Of the right kind, and no more dimensions than arrays have."""
+    entry = f'{{"dtype": "F32", "shape": {shape}, "data_offsets": {offsets}}}'
+    header = f'{{"t": {entry}}}'.encode()
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(len(header).to_bytes(8, "little") + header + bytes(4))
+    if (shape, offsets) == ("[1]", "[0, 4]"):
+        assert [name for name, _ in read_header(file)] == ["t"]
+        return
+    with pytest.raises(InputError, match=r"the entry of t .* is not valid"):
         list(read_header(file))

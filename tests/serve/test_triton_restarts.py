@@ -15,7 +15,8 @@ from tests.gateway_fixtures import wait_until, write_doubles
 from tests.triton_client import streaming
 from tests.variants import build_engines
 from trt_mtp.errors import TrtMtpError
-from trt_mtp.serve import restarts, triton
+from trt_mtp.serve import held_ports, restarts, triton
+from trt_mtp.serve.ports import Ports
 from trt_mtp.serve.processes import free_ports, is_alive
 from trt_mtp.serve.serving import resolve_variants, serving
 from trt_mtp.serve.triton import TritonServer
@@ -99,7 +100,7 @@ def test_a_port_that_is_taken_at_the_last_moment(
         def free_ports_double(wanted: dict[str, int], hosts: dict[str, str]) -> dict[str, int]:
             return free_ports(wanted, hosts) | (first_answer.pop() if first_answer else {})
 
-        monkeypatch.setattr(triton, "free_ports", free_ports_double)
+        monkeypatch.setattr(held_ports, "free_ports", free_ports_double)
         with serving(resolve_variants([engines / "k0"])) as running:
             assert not first_answer
             assert getattr(running, f"{name}_url") != f"127.0.0.1:{port}"
@@ -150,3 +151,49 @@ def test_answers_in_flight_are_finished_before_the_stop(engines: Path) -> None:
     assert not any(is_alive(pid) for pid in pids)
     assert not list(Path("/dev/shm").glob(regions))
     assert not folder.exists()
+
+
+def test_no_other_program_takes_the_place_of_one_that_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its gateways would send it prompts. A port of metrics can be taken, which stops nothing."""
+    monkeypatch.setattr(restarts, "LONGEST_PAUSE_S", 0.01)
+    (tmp_path / "notes").mkdir()
+    models, said = write_doubles(tmp_path / "repository", tmp_path / "notes"), list[str]()
+    ports = Ports(http=0)
+    server = TritonServer(find_triton(), tmp_path / "repository", models, tmp_path, ports)
+    try:
+        server.start()
+        os.kill(server.pid, signal.SIGKILL)
+        wait_until(lambda: not is_alive(server.pid))
+        taken = int(server.metrics_url.rpartition(":")[2])
+        for url in (server.grpc_url, server.http_url):
+            with pytest.raises(OSError, match="in use"), listening(int(url.rpartition(":")[2])):
+                pass
+        with listening(taken):
+
+            def is_back() -> bool:
+                server.check(said.append)
+                return f"another program has port {taken}; the metrics are at" in "".join(said)
+
+            wait_until(is_back)
+            server.check(said.append)
+            assert server.metrics_url != f"127.0.0.1:{taken}"
+            assert is_alive(server.pid)
+    finally:
+        server.stop()
+    for url in (server.grpc_url, server.http_url):
+        listening(int(url.rpartition(":")[2])).close()
+
+
+def listening(port: int) -> socket.socket:
+    """A server of another program, which takes all that the kernel gives it."""
+    listener = socket.socket()
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind(("127.0.0.1", port))
+        listener.listen()
+    except OSError:
+        listener.close()
+        raise
+    return listener

@@ -3,12 +3,14 @@
 import json
 from typing import Any
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trt_mtp.controller.calibration import Calibration
-from trt_mtp.controller.profile import Profile
+from trt_mtp.controller.profile import Profile, parse_profile
 from trt_mtp.controller.report.report import Report, calibrated, render
+from trt_mtp.errors import InputError
 
 TASKS = st.sampled_from(["coding", "qa", "<&> | _x_ $y$", "ä€"])
 LENGTHS = st.sampled_from([0, 1, 3, 5])
@@ -94,3 +96,27 @@ def test_every_calibration_is_data(record: dict[str, Any]) -> None:
 def test_every_calibration_is_a_page(record: dict[str, Any]) -> None:
     """No valid calibration fails as a page."""
     assert render(report(record), "html").rstrip().endswith(b"</html>")
+
+
+NOTHING = {
+    "created": "2026-01-01T00:00:00+00:00", "seed": 0, "prompts": "any", "temperature": 0.0,
+    "max_tokens": 1, "duration_s": 0.0, "tasks": [], "draft_lengths": [], "concurrencies": [],
+    "environment": {}, "cells": [],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("unmeasured", [["qa", 1025, 1]]),  # what is predicted takes the square of the length
+        ("unmeasured", [["qa", -1, 1]]),
+        ("unmeasured", [["qa", 3, 0]]),
+        ("draft_lengths", [10**9]),
+        ("concurrencies", [10**300]),
+    ],
+)
+def test_lengths_and_loads_are_those_that_can_be(key: str, value: Any) -> None:
+    """A few bytes of somebody's profile take no hours."""
+    parse_profile({"calibration": NOTHING}, "p.json")
+    with pytest.raises(InputError, match=rf"p\.json: calibration\.{key}\.0"):
+        parse_profile({"calibration": NOTHING | {key: value}}, "p.json")

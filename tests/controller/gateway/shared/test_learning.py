@@ -3,6 +3,8 @@
 import asyncio
 import json
 import logging
+import random
+import tracemalloc
 import zlib
 from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager
@@ -13,6 +15,7 @@ import pytest
 from tests.policy_fixtures import outcome, request, variants
 from tests.redis_server import RedisServer, redis_server
 from trt_mtp.controller.acceptance import MAX_TENANTS, AcceptanceKey
+from trt_mtp.controller.gateway.shared import learning
 from trt_mtp.controller.gateway.shared.config import parse_shared
 from trt_mtp.controller.gateway.shared.learning import SharedLearning
 from trt_mtp.controller.gateway.shared.store import RedisStore
@@ -221,6 +224,50 @@ def test_clients_that_invent_names_end_no_sharing(redis: RedisServer) -> None:
     run(full, reader, steps=exchanged(full, reader))
     assert reader.names == {"full"}
     assert reader.expected == pytest.approx(full.expected)
+
+
+def test_what_strange_gateways_write_is_not_kept(
+    redis: RedisServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    """However many there have been, whether or not it can be read."""
+    caplog.set_level(logging.ERROR)  # a warning that is captured keeps what it is about
+    reader, num_bytes = Peer(redis, "reader"), 1 << 19
+
+    async def steps() -> None:
+        await reader.learning.exchange()
+        tracemalloc.start()
+        for number in range(16):
+            strange = Peer(redis, f"strange {number}")
+            value = counts_of("all") if number % 2 else random.randbytes(num_bytes)
+            await strange.store.publish(value, 60.0)
+            await reader.learning.exchange()
+            await strange.store.leave()
+            await strange.store.close()
+        await reader.learning.exchange()
+        assert tracemalloc.get_traced_memory()[0] < 4 * num_bytes
+        tracemalloc.stop()
+
+    run(reader, steps=steps())
+
+
+def test_all_gateways_have_no_more_counts_than_are_read(
+    redis: RedisServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A few bytes of Redis are many counts; who comes first is read, and it is said once."""
+    monkeypatch.setattr(learning, "MAX_ALL_COUNTS", 2_500)
+    reader = Peer(redis, "reader")
+    others = [Peer(redis, f"other {number}") for number in range(4)]
+
+    async def steps() -> None:
+        for number, other in enumerate(others):
+            value = counts_of(*(f"{number} {scope}" for scope in range(1_000)))
+            await other.store.publish(value, 60.0 + number)
+        await exchanged(reader)
+
+    with caplog.at_level(logging.WARNING):
+        run(reader, *others, steps=steps())
+    assert reader.names == {"other 0", "other 1"}
+    assert caplog.text.count("together they have more than 2500 counts") == 1
 
 
 def test_a_key_of_another_type_hides_no_other_gateway(redis: RedisServer) -> None:
