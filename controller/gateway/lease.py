@@ -15,6 +15,7 @@ from typing import NoReturn, Self
 
 from trt_mtp.controller.decision import Decision
 from trt_mtp.controller.gateway.call import BROKEN, INT_OUTPUTS, MAX_ID_CHARS, InferenceCall
+from trt_mtp.controller.gateway.client_pauses import ClientPauses
 from trt_mtp.controller.gateway.failure import VariantFailedError, WrongRequestError
 from trt_mtp.controller.gateway.hang_detector import HangDetector
 from trt_mtp.controller.gateway.response_rewriter import ResponseRewriter
@@ -63,6 +64,7 @@ class Lease:
         "_late_failure",
         "_on_accepted",
         "_on_close",
+        "_pauses",
         "_public_name",
         "_rewriter",
         "_upstream",
@@ -118,6 +120,7 @@ class Lease:
         self._late_failure: VariantFailedError | None = None
         self._begun_at = 0.0
         self._begun_load: LoadReading | None = None
+        self._pauses = ClientPauses()
         self._begun = replica.health.begin()
 
     @property
@@ -129,6 +132,11 @@ class Lease:
     def is_on_trial(self) -> bool:
         """Is its grammar being tried? It has no place in the variant's engine yet."""
         return self._rewriter.is_on_trial
+
+    @property
+    def is_held_up(self) -> bool:
+        """Did its client have it wait for so long that its time is not its variant's?"""
+        return self._pauses.are_long(time.monotonic() - self._begun_at)
 
     @property
     def num_input_tokens(self) -> int | None:
@@ -192,9 +200,11 @@ class Lease:
     async def __anext__(self) -> bytes:
         """The next message for the client.
 
-        Raises VariantFailedError, or WrongRequestError for a request that the variant refuses.
+        Raises VariantFailedError, WrongRequestError for a request that the variant refuses, or
+        ClientStalledError for a client that has it wait for too long.
         """
         rewriter, upstream = self._rewriter, self.upstream
+        self._pauses.end(time.monotonic() - self._begun_at)
         while not rewriter.is_over:
             try:
                 message = self._take(await upstream.read())
@@ -203,6 +213,7 @@ class Lease:
             if rewriter.is_over:
                 self.last_message = message
             elif message is not None:
+                self._pauses.begin()
                 return message
         if rewriter.error:
             self._end_early(self._refusal())
@@ -340,12 +351,13 @@ def _broken(error: BaseException | None) -> str:
 def _outcome(lease: Lease, last: bytes, broken: str) -> Outcome:
     """What the last response with outputs says of a request; zeros where it says nothing.
 
-    The times of a request that had to change its variant say nothing of the one that ended it.
+    The times of a request that had to change its variant say nothing of the one that ended it, nor
+    do those of an answer that its client had wait.
     """
     call = lease.call
     response = parse_stream_response(last).infer_response
     numbers = int_outputs(response, INT_OUTPUTS)
-    is_timed = call.first_at is not None and not call.failed_variants
+    is_timed = call.first_at is not None and not call.failed_variants and not lease.is_held_up
 
     def first(name: str, otherwise: int = 0) -> int:
         return next(iter(numbers.get(name, ())), otherwise)
