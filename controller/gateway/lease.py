@@ -25,7 +25,7 @@ from trt_mtp.controller.gateway.servers.upstream import Upstream, UpstreamLost
 from trt_mtp.controller.gateway.servers.winding_down import Rest
 from trt_mtp.controller.outcome import REFUSED, Outcome
 from trt_mtp.errors import InputError
-from trt_mtp.serve.contract import CANCELLED, INTERNAL_ERROR, NUM_INPUT, REASONS
+from trt_mtp.serve.contract import CANCELLED, INTERNAL_ERROR, NUM_INPUT, REASONS, STUCK
 from trt_mtp.serve.kserve import (
     final_response,
     int_outputs,
@@ -302,7 +302,8 @@ class Lease:
     def _refusal(self) -> VariantFailedError | WrongRequestError:
         """What the variant's error message stands for: its failure, or a wrong request.
 
-        It is the variant's by its words, or if an answer had begun.
+        It is the variant's by its words, or if an answer had begun; but a grammar in which answers
+        get stuck is the request's, or who sends such would use up everybody's retries.
         """
         # the id is the client's own words
         error = self._rewriter.error.removeprefix(REQUEST_ID.format(self._upstream_id))
@@ -311,10 +312,12 @@ class Lease:
             self._detector.give_up_on(self.replica)
         is_lost = UNAVAILABLE.match(error) is not None
         is_begun = self.has_begun or self.call.has_begun
-        if not (is_lost or is_begun or error.startswith(INTERNAL_ERROR)):
+        is_stuck = error.startswith(f"{INTERNAL_ERROR}{STUCK}")
+        if is_stuck or not (is_lost or is_begun or error.startswith(INTERNAL_ERROR)):
             # who asked for the public model may not know that there are others
             variant = rf"(?<!\w){re.escape(self.replica.model_name)}(?!\w)"
-            told = re.sub(variant, lambda _: self._public_name, error)
+            own = error.removeprefix(INTERNAL_ERROR)
+            told = re.sub(variant, lambda _: self._public_name, own)
             return WrongRequestError(explained(told))
         end = CallEnd.FAILED if is_dead else CallEnd.BLAMED
         return self._failure(error, end, is_lost=is_lost)
