@@ -11,7 +11,9 @@ from typing import Any, Literal, NamedTuple
 
 MAX_REFERENCES = 8  # followed one after the other
 MAX_REFERENCE_CHARS = 256
-MAX_SCHEMAS = 256  # alternatives of a parameter, and theirs, that are looked at
+MAX_REFERENCE_PARTS = 16  # names in one
+MAX_SCHEMAS = 256  # alternatives of a parameter, theirs, and what those refer to: all together
+MAX_TYPES = 16  # in the list of one schema; there are seven
 NOTHING: Mapping[str, Any] = MappingProxyType({})
 CHAT_FORMAT = "chat_format"  # the model parameter; absent without a chat template
 
@@ -56,14 +58,15 @@ def kinds_of(schema: Any, root: Mapping[str, Any] = NOTHING) -> frozenset[str]:
     """The JSON types that a parameter's schema allows; a text where it says nothing.
 
     With what its `$ref`, and those of its alternatives, name in `root`. Nothing is copied, and the
-    first MAX_SCHEMAS are looked at: a few KB may name something large thousands of times.
+    first MAX_SCHEMAS are looked at: a few KB may name something large thousands of times, and an
+    answer may have such a parameter again and again.
     """
     kinds: set[str] = set()
     left: list[Any] = [schema]
-    for _ in range(MAX_SCHEMAS):
-        if not left:
-            break
+    num_left = MAX_SCHEMAS
+    while left and num_left > 0:
         layers = _layers(left.pop(0), root)
+        num_left -= max(len(layers), 1)
         stated = _first(layers, "type")
         kinds.update([stated] if isinstance(stated, str) else _texts(stated))
         for key in ("anyOf", "oneOf"):
@@ -90,7 +93,7 @@ def _named(reference: Any, root: Mapping[str, Any]) -> Mapping[str, Any] | None:
     """What a reference names in `root`; None for nothing."""
     if not isinstance(reference, str) or not reference.startswith("#/"):
         return None
-    if len(reference) > MAX_REFERENCE_CHARS:
+    if len(reference) > MAX_REFERENCE_CHARS or reference.count("/") > MAX_REFERENCE_PARTS:
         return None
     target: Any = root
     for part in reference.removeprefix("#/").split("/"):
@@ -118,4 +121,5 @@ def _followed(schema: Any, root: Mapping[str, Any]) -> Any:
 
 
 def _texts(value: Any) -> list[str]:
-    return [each for each in value if isinstance(each, str)] if isinstance(value, list) else []
+    texts = value[:MAX_TYPES] if isinstance(value, list) else []
+    return [each for each in texts if isinstance(each, str)]

@@ -177,6 +177,8 @@ OUTPUT_FLAGS: dict[str, frozenset[str]] = {
 # What the message of an error begins with that is the variant's own and not the request's:
 # another variant may do better. (An error in a stream loses its code on the way through Triton.)
 INTERNAL_ERROR = "internal error: "
+# what it goes on with where a grammar lets no token follow: every other variant would be as stuck
+STUCK = "guided_decoding can't be followed: "
 CANCELLED = "the request was cancelled"  # for its client nobody cares; else the engine was closed
 
 # Request parameters are the gateway's; a variant lets them pass and knows no others.

@@ -26,7 +26,7 @@ from trt_mtp.serve.contract import (
 )
 from trt_mtp.serve.engine.base import Engine, Guided, Request, SamplingParams
 from trt_mtp.serve.guided_decoding import read_guided
-from trt_mtp.serve.json_weight import is_heavy
+from trt_mtp.serve.json_weight import MAX_DIGITS, is_heavy
 from trt_mtp.serve.parameter_names import PREFIX, unknown_parameter
 from trt_mtp.serve.reasoning import Reasoning
 from trt_mtp.serve.streaming_interval import (
@@ -245,7 +245,10 @@ def _objects(inputs: Inputs, name: str) -> list[dict[str, object]]:
     """The JSON list of objects in input `name`, which may not be empty."""
     text = _text(inputs, name)
     if is_heavy(text.encode()):
-        raise InputError(f"{name} has too many values, where a list of messages may have thousands")
+        raise InputError(
+            f"{name} has too many values, where a list of messages may have thousands, or a number "
+            f"of more than {MAX_DIGITS} digits"
+        )
     try:
         value = json.loads(text)
     except json.JSONDecodeError as error:

@@ -20,7 +20,7 @@ from trt_mtp.controller.gateway.servers.replica import Replica
 from trt_mtp.controller.gateway.servers.upstream import UpstreamLost
 from trt_mtp.controller.gateway.servers.winding_down import Rest
 from trt_mtp.controller.json_request import features_from_json
-from trt_mtp.serve.contract import INPUTS, OUTPUTS, RETURN_READ
+from trt_mtp.serve.contract import INPUTS, INTERNAL_ERROR, OUTPUTS, RETURN_READ, STUCK
 from trt_mtp.serve.kserve import int_input, read_request
 
 DECISION = Decision(
@@ -90,7 +90,11 @@ def lease_of(call: InferenceCall, decision: Decision = DECISION) -> Lease:
     return Lease(call, replica, decision, "qwen_mtp", detector, lambda lease, rest: None)
 
 
-SENTENCES = {"error": "internal error: it broke", "refused": "max_tokens is 0"}
+SENTENCES = {
+    "error": "internal error: it broke",
+    "refused": "max_tokens is 0",
+    "stuck": f"{INTERNAL_ERROR}{STUCK}no text fits",
+}
 
 
 class StreamDouble:

@@ -78,8 +78,8 @@ class AdmissionQueue:
         self._numbers = itertools.count()
         self._owners = Counter[object]()  # who waits here, and with how many
         self._guided = Counter[object]()  # the same, of those with grammars
-        self._turns: dict[object, int] = {}  # of their last ones
-        self._turn = 0  # of the last one that was served
+        self._turns: dict[object, list[int]] = {}  # of those of each that wait, in order
+        self._turn = 0  # up to which all owners were served
 
     @property
     def num_waiting(self) -> int:
@@ -93,7 +93,9 @@ class AdmissionQueue:
             key = min(keys, key=lambda key: self._waiters[key][0])
             waiter = self._waiters[key][0]
             if self._is_settled(waiter):
-                self._turn = max(self._turn, waiter.turn)
+                # not its own: its owner may wait elsewhere with many that came before it, and
+                # whoever comes next would come after all of them
+                self._turn = max(self._turn, self._turns[waiter.call.owner][0])
                 self._forget(key, waiter)
             else:
                 blocked.add(key)
@@ -142,6 +144,7 @@ class AdmissionQueue:
         waiter = Waiter(_priority(call), self._turn_of(call), next(self._numbers), call, placed)
         insort(self._waiters.setdefault(key, []), waiter)
         self._count_waiting(call, +1)
+        self._turns.setdefault(call.owner, []).append(waiter.turn)
         try:
             async with asyncio.timeout_at(_loop_time(call.deadline_at)):
                 return await _taken(placed)
@@ -206,14 +209,13 @@ class AdmissionQueue:
         As in start-time fair queuing (Goyal, Vin and Cheng, IEEE/ACM Trans. Netw. 5(5), 1997), all
         requests being of one size.
         """
-        turn = max(self._turns.get(call.owner, -1) + 1, self._turn)
-        self._turns[call.owner] = turn
-        return turn
+        own = self._turns.get(call.owner)
+        return max(own[-1] + 1 if own else 0, self._turn)
 
     def _count_waiting(self, call: InferenceCall, change: int) -> None:
         self._owners[call.owner] += change
         if not self._owners[call.owner]:
-            del self._owners[call.owner], self._turns[call.owner]
+            del self._owners[call.owner]
         if call.features.is_guided:
             self._guided[call.owner] += change
             if not self._guided[call.owner]:
@@ -227,6 +229,10 @@ class AdmissionQueue:
         if waiters[at : at + 1] == [waiter]:
             del waiters[at]
             self._count_waiting(waiter.call, -1)
+            turns = self._turns[waiter.call.owner]
+            del turns[bisect_left(turns, waiter.turn)]
+            if not turns:
+                del self._turns[waiter.call.owner]
         if not waiters:
             self._waiters.pop(key, None)
 

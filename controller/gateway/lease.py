@@ -15,6 +15,7 @@ from typing import NoReturn, Self
 
 from trt_mtp.controller.decision import Decision
 from trt_mtp.controller.gateway.call import BROKEN, INT_OUTPUTS, MAX_ID_CHARS, InferenceCall
+from trt_mtp.controller.gateway.client_pauses import ClientPauses
 from trt_mtp.controller.gateway.failure import VariantFailedError, WrongRequestError
 from trt_mtp.controller.gateway.hang_detector import HangDetector
 from trt_mtp.controller.gateway.response_rewriter import ResponseRewriter
@@ -24,7 +25,7 @@ from trt_mtp.controller.gateway.servers.upstream import Upstream, UpstreamLost
 from trt_mtp.controller.gateway.servers.winding_down import Rest
 from trt_mtp.controller.outcome import REFUSED, Outcome
 from trt_mtp.errors import InputError
-from trt_mtp.serve.contract import CANCELLED, INTERNAL_ERROR, NUM_INPUT, REASONS
+from trt_mtp.serve.contract import CANCELLED, INTERNAL_ERROR, NUM_INPUT, REASONS, STUCK
 from trt_mtp.serve.kserve import (
     final_response,
     int_outputs,
@@ -63,6 +64,7 @@ class Lease:
         "_late_failure",
         "_on_accepted",
         "_on_close",
+        "_pauses",
         "_public_name",
         "_rewriter",
         "_upstream",
@@ -118,6 +120,7 @@ class Lease:
         self._late_failure: VariantFailedError | None = None
         self._begun_at = 0.0
         self._begun_load: LoadReading | None = None
+        self._pauses = ClientPauses()
         self._begun = replica.health.begin()
 
     @property
@@ -129,6 +132,11 @@ class Lease:
     def is_on_trial(self) -> bool:
         """Is its grammar being tried? It has no place in the variant's engine yet."""
         return self._rewriter.is_on_trial
+
+    @property
+    def is_held_up(self) -> bool:
+        """Did its client have it wait for so long that its time is not its variant's?"""
+        return self._pauses.are_long(time.monotonic() - self._begun_at)
 
     @property
     def num_input_tokens(self) -> int | None:
@@ -192,9 +200,11 @@ class Lease:
     async def __anext__(self) -> bytes:
         """The next message for the client.
 
-        Raises VariantFailedError, or WrongRequestError for a request that the variant refuses.
+        Raises VariantFailedError, WrongRequestError for a request that the variant refuses, or
+        ClientStalledError for a client that has it wait for too long.
         """
         rewriter, upstream = self._rewriter, self.upstream
+        self._pauses.end(time.monotonic() - self._begun_at)
         while not rewriter.is_over:
             try:
                 message = self._take(await upstream.read())
@@ -203,6 +213,7 @@ class Lease:
             if rewriter.is_over:
                 self.last_message = message
             elif message is not None:
+                self._pauses.begin()
                 return message
         if rewriter.error:
             self._end_early(self._refusal())
@@ -291,7 +302,8 @@ class Lease:
     def _refusal(self) -> VariantFailedError | WrongRequestError:
         """What the variant's error message stands for: its failure, or a wrong request.
 
-        It is the variant's by its words, or if an answer had begun.
+        It is the variant's by its words, or if an answer had begun; but a grammar in which answers
+        get stuck is the request's, or who sends such would use up everybody's retries.
         """
         # the id is the client's own words
         error = self._rewriter.error.removeprefix(REQUEST_ID.format(self._upstream_id))
@@ -300,10 +312,12 @@ class Lease:
             self._detector.give_up_on(self.replica)
         is_lost = UNAVAILABLE.match(error) is not None
         is_begun = self.has_begun or self.call.has_begun
-        if not (is_lost or is_begun or error.startswith(INTERNAL_ERROR)):
+        is_stuck = error.startswith(f"{INTERNAL_ERROR}{STUCK}")
+        if is_stuck or not (is_lost or is_begun or error.startswith(INTERNAL_ERROR)):
             # who asked for the public model may not know that there are others
             variant = rf"(?<!\w){re.escape(self.replica.model_name)}(?!\w)"
-            told = re.sub(variant, lambda _: self._public_name, error)
+            own = error.removeprefix(INTERNAL_ERROR)
+            told = re.sub(variant, lambda _: self._public_name, own)
             return WrongRequestError(explained(told))
         end = CallEnd.FAILED if is_dead else CallEnd.BLAMED
         return self._failure(error, end, is_lost=is_lost)
@@ -340,12 +354,13 @@ def _broken(error: BaseException | None) -> str:
 def _outcome(lease: Lease, last: bytes, broken: str) -> Outcome:
     """What the last response with outputs says of a request; zeros where it says nothing.
 
-    The times of a request that had to change its variant say nothing of the one that ended it.
+    The times of a request that had to change its variant say nothing of the one that ended it, nor
+    do those of an answer that its client had wait.
     """
     call = lease.call
     response = parse_stream_response(last).infer_response
     numbers = int_outputs(response, INT_OUTPUTS)
-    is_timed = call.first_at is not None and not call.failed_variants
+    is_timed = call.first_at is not None and not call.failed_variants and not lease.is_held_up
 
     def first(name: str, otherwise: int = 0) -> int:
         return next(iter(numbers.get(name, ())), otherwise)

@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from trt_mtp.serve.contract import STUCK
+
 MAX_ERROR_CHARS = 200  # of what llguidance says
 NOTHING_FITS = ("NoExtension", "NoExtensionBias")
 UNKNOWN_FORMAT = re.compile(r"Unknown format: (\S+)")
@@ -137,4 +139,4 @@ def grammar_error(text: str) -> str:
         reason = f"texts can't be held to the format {form[1]}: leave it out, or give a pattern"
     elif "coerce_one_of" in reason:  # an option that clients don't have
         reason = ONE_OF
-    return f"guided_decoding can't be followed: {reason[:MAX_ERROR_CHARS]}"
+    return f"{STUCK}{reason[:MAX_ERROR_CHARS]}"

@@ -66,7 +66,7 @@ def template_call(call: Any, place: str, takes: Takes) -> Any:
         return call
     text = function["arguments"]
     if is_heavy(text.encode(errors="replace")):
-        raise InputError(f"{place}.function.arguments has too many values")
+        raise InputError(f"{place}.function.arguments has too many values or digits")
     arguments: object = text
     with contextlib.suppress(ValueError, RecursionError):
         arguments = (json.loads(text) if text.strip() else None) or {}

@@ -18,7 +18,7 @@ from tritonclient.utils import triton_to_np_dtype
 from trt_mtp.controller.request import MAX_NAME_CHARS, TRITON_PARAMETERS
 from trt_mtp.errors import InputError
 from trt_mtp.serve.contract import INPUTS, PARAMETERS, TensorSpec
-from trt_mtp.serve.json_weight import MAX_WEIGHT, is_heavy
+from trt_mtp.serve.json_weight import MAX_DIGITS, MAX_WEIGHT, is_heavy
 from trt_mtp.serve.kserve import FINAL, parameter_value
 from trt_mtp.serve.parameter_names import unknown_parameter
 
@@ -110,7 +110,8 @@ def _check_weight(body: bytes) -> None:
     if is_heavy(body):
         raise InputError(
             f"the request's body has too many values for JSON, where a list may have about "
-            f"{MAX_WEIGHT}: send tensors in binary (infer), or over gRPC"
+            f"{MAX_WEIGHT} and a number {MAX_DIGITS} digits: send tensors in binary (infer), or "
+            f"over gRPC"
         )
 
 

@@ -22,6 +22,7 @@ class Slots:
 
     def __init__(self, num_free: int = 0) -> None:
         self.num_free = num_free
+        self.full_lengths = set[int]()  # that have no place whatever is free
         self.errors: dict[str, Exception] = {}
         self.placed: list[str] = []
 
@@ -29,7 +30,7 @@ class Slots:
         """Take a slot."""
         if call.client_id in self.errors:
             raise self.errors[call.client_id]
-        if self.num_free == 0:
+        if self.num_free == 0 or call.features.hint_draft_length in self.full_lengths:
             return None
         self.num_free -= 1
         self.placed.append(call.client_id)
@@ -37,10 +38,15 @@ class Slots:
 
 
 def queue_of(slots: Slots, failover_wait_s: float = 60.0, max_waiting: int = 100) -> AdmissionQueue:
-    """A queue in front of `slots`."""
+    """A queue in front of `slots`; whoever asks for another draft length is of another kind."""
     counter = Scoreboard(None).counter("waiting")
     return AdmissionQueue(
-        slots.place, lambda call: (), max_waiting, failover_wait_s, counter, lambda change: None
+        slots.place,
+        lambda call: (call.features.hint_draft_length,),
+        max_waiting,
+        failover_wait_s,
+        counter,
+        lambda change: None,
     )
 
 
@@ -79,6 +85,36 @@ def test_one_caller_keeps_no_other_out() -> None:
         assert slots.placed == ["a1", "b1", "a2", "b2"]
 
     asyncio.run(asyncio.wait_for(scenario(), 60))
+
+
+def test_what_one_caller_is_served_elsewhere_puts_nobody_behind_its_others() -> None:
+    """Requests of one kind are served while many of another that came before them wait."""
+
+    async def scenario() -> None:
+        slots, one = Slots(), Caller(None, None, network="a")
+        admission = queue_of(slots)
+
+        def place(name: str, caller: Caller, hint: int) -> "asyncio.Task[Lease]":
+            return asyncio.create_task(admission.place(call_of(name, hint=hint, caller=caller)))
+
+        many = [place(f"a{number}", one, 0) for number in range(20)]
+        elsewhere = [place(f"e{number}", one, 3) for number in range(5)]
+        await asyncio.sleep(0)
+        slots.full_lengths, slots.num_free = {0}, 5
+        admission.serve_waiting()
+        await asyncio.gather(*elsewhere)
+        other = place("b", Caller(None, None, network="b"), 0)
+        await asyncio.sleep(0)
+        slots.full_lengths, slots.num_free, slots.placed = set(), 3, []
+        admission.serve_waiting()
+        await asyncio.wait_for(other, 60)
+        assert slots.placed == ["a0", "b", "a1"]
+        for task in many:
+            task.cancel()
+        await asyncio.gather(*many, return_exceptions=True)
+        assert admission.num_waiting == 0
+
+    asyncio.run(scenario())
 
 
 @pytest.mark.parametrize("error", [TrtMtpError("no"), ValueError("a defect"), KeyError("x")])

@@ -28,7 +28,7 @@ from trt_mtp.controller.gateway.openai.schema import (
 from trt_mtp.controller.request_limits import MAX_PARTS, MAX_REQUEST_ID_CHARS
 from trt_mtp.errors import InputError
 from trt_mtp.serve.contract import MAX_EMITTED_IDS, MAX_STOP_BYTES, MAX_STOP_TEXTS
-from trt_mtp.serve.json_weight import MAX_WEIGHT
+from trt_mtp.serve.json_weight import MAX_DIGITS, MAX_WEIGHT
 from trt_mtp.serve.kserve import MAX_PARSED_BYTES
 from trt_mtp.serve.triton import TritonServer
 
@@ -172,6 +172,8 @@ BODIES = {
     "ids": lambda: b'{"input_ids":[' + b"1," * (MAX_WEIGHT - 1_000) + b"1]}",
     "keys": lambda: json.dumps({f"{n}": n for n in range(MAX_WEIGHT // 13 - 100)}).encode(),
     "objects": lambda: b'{"text_input":[' + b"{}," * (MAX_WEIGHT // 4 - 100) + b"{}]}",
+    "digits": lambda: b'{"x":[' + (b"7" * MAX_DIGITS + b",") * (MAX_JSON_BYTES // 325) + b"1]}",
+    "more digits": lambda: b'{"x":[' + (b"7" * 4_300 + b",") * (MAX_JSON_BYTES // 4_310) + b"1]}",
     "deep": lambda: b'{"text_input":' + b"[" * (MAX_WEIGHT - 100),
     "text": lambda: json.dumps(
         {"text_input": "é" * (MAX_JSON_BYTES // 2 - 100)}, ensure_ascii=False

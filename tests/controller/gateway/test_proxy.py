@@ -187,6 +187,23 @@ def test_a_wrong_request_is_refused_and_no_fault_of_its_variant() -> None:
     asyncio.run(scenario())
 
 
+@pytest.mark.parametrize("num_tokens", [0, 2])
+def test_a_grammar_in_which_an_answer_gets_stuck_is_tried_once(num_tokens: int) -> None:
+    """It would get stuck everywhere, and what retries there are is everybody's."""
+
+    async def scenario() -> None:
+        stuck = [Script(num_tokens, "stuck")] * 2
+        path = Path(BackendDouble(stuck), BackendDouble(stuck), max_batch_size=8)
+        call = call_of(is_guided=True)
+        with pytest.raises(WrongRequestError, match=r"^guided_decoding can't be followed: no text"):
+            await answered(path, call)
+        assert len(path.closed) == 1
+        assert not any(variant.health.is_ejected for variant in path.pool.variants.values())
+        await path.check_idle()
+
+    asyncio.run(scenario())
+
+
 def test_a_request_without_quota_is_refused_and_counted_so() -> None:
     """It takes no place."""
 
