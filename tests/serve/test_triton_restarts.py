@@ -6,6 +6,7 @@ import shutil
 import signal
 import socket
 import stat
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -170,7 +171,7 @@ def test_no_other_program_takes_the_place_of_one_that_ended(
         for url in (server.grpc_url, server.http_url):
             with pytest.raises(OSError, match="in use"), listening(int(url.rpartition(":")[2])):
                 pass
-        with listening(taken):
+        with listening_soon(taken):
 
             def is_back() -> bool:
                 server.check(said.append)
@@ -183,7 +184,7 @@ def test_no_other_program_takes_the_place_of_one_that_ended(
     finally:
         server.stop()
     for url in (server.grpc_url, server.http_url):
-        listening(int(url.rpartition(":")[2])).close()
+        listening_soon(int(url.rpartition(":")[2])).close()
 
 
 def listening(port: int) -> socket.socket:
@@ -197,3 +198,16 @@ def listening(port: int) -> socket.socket:
         listener.close()
         raise
     return listener
+
+
+def listening_soon(port: int) -> socket.socket:
+    """The same once all threads of a process that was killed have ended, which have the port."""
+    found: list[socket.socket] = []
+
+    def is_free() -> bool:
+        with suppress(OSError):
+            found.append(listening(port))
+        return bool(found)
+
+    wait_until(is_free)
+    return found[0]
