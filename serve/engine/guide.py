@@ -76,6 +76,8 @@ class Guide:
         if self._matcher.is_error():
             self.error = grammar_error(self._matcher.get_error())
             return False
+        if not self._drop_ends_as_text(words):
+            return False
         if self._phase is Phase.OPENING:
             words[self._marks.think // 32] |= np.uint32(1 << self._marks.think % 32)
         if self._holds_ends():
@@ -101,6 +103,19 @@ class Guide:
         self._kept_phase, self._num_tried = self._phase, 0
         self._num_kept += 1
         return self._phase is Phase.OVER
+
+    def _drop_ends_as_text(self, words: Words) -> bool:
+        """Take out end tokens that llguidance means as the text they stand for, which none has.
+
+        Returns whether another token may come; without one, there is an error.
+        """
+        others = words & self._not_ends
+        if np.array_equal(others, words) or self._matcher.is_accepting():
+            return True
+        words[:] = others
+        if not others.any():
+            self.error = grammar_error("the text of an end token can't be written")
+        return not self.error
 
     def _holds_ends(self) -> bool:
         return self._hold_ends is None or self._num_kept + self._num_ahead < self._hold_ends

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
@@ -15,25 +15,24 @@ from hypothesis import strategies as st
 
 from tests.engine_fixtures import (
     ASSET,
-    Answer,
     generate,
-    make_drafting_checkpoint,
     opened,
     pack,
 )
+from tests.guided_fixtures import (
+    CHOICE,
+    DRAFT_LENGTHS,
+    PERSON,
+    REGEX,
+    TOOLS,
+    Engines,
+    requests_of,
+    same_at_every_length,
+)
 from trt_mtp.errors import InputError
 from trt_mtp.serve.engine.base import Guided, Request, SamplingParams
-from trt_mtp.serve.engine.cpu import CpuEngine
 from trt_mtp.serve.engine.grammar import Grammars
 
-DRAFT_LENGTHS = (0, 1, 3, 5)
-Engines = dict[int, CpuEngine]
-PERSON: Any = {
-    "type": "object",
-    "properties": {"name": {"type": "string", "maxLength": 12}, "age": {"type": "integer"}},
-    "required": ["name", "age"],
-    "additionalProperties": False,
-}
 SCHEMAS: tuple[Any, ...] = (
     PERSON,
     {"enum": ["red", "green", 3, None]},
@@ -46,27 +45,6 @@ SCHEMAS: tuple[Any, ...] = (
     },
     {"x-guidance": {"lenient": True}, "type": "object", "maxProperties": 1},
 )
-TOOLS: Any = (
-    {
-        "type": "function",
-        "function": {
-            "name": "weather",
-            "parameters": {
-                "type": "object",
-                "properties": {
-                    "unit": {"type": "string", "enum": ["C", "F"]},
-                    "days": {"$ref": "#/$defs/days"},
-                },
-                "required": ["unit"],
-                "additionalProperties": False,
-                "$defs": {"days": {"type": "integer", "minimum": 1, "maximum": 9}},
-            },
-        },
-    },
-    {"type": "function", "function": {"name": 'the "time"'}},
-)
-REGEX = Guided("regex", "[A-Z][a-z]{1,9}( [0-9]{2,4})?")
-CHOICE = Guided("choice", ["Paris", "Paris or Rome", 'a "b"\n', "世界"])
 
 
 @pytest.fixture(scope="module")
@@ -82,32 +60,6 @@ def prompt(engines: Engines) -> tuple[int, ...]:
     """One that asks for JSON."""
     text = "Return JSON with the keys name, city: Ada lives in Paris."
     return engines[0].encode_chat([{"role": "user", "content": text}])
-
-
-def requests_of(prompt: tuple[int, ...], guided: Guided, **sampling: Any) -> list[Request]:
-    """A greedy request and two that are sampled."""
-    return [
-        Request(
-            prompt,
-            SamplingParams(**{"max_tokens": 150, "seed": seed, "temperature": heat, **sampling}),
-            guided=guided,
-        )
-        for seed, heat in enumerate((0.0, 0.7, 1.0))
-    ]
-
-
-def same_at_every_length(engines: Engines, requests: Sequence[Request]) -> list[Answer]:
-    """The answers, after checking that all draft lengths give them, and their counters add up."""
-    expected = generate(engines[0], requests)
-    for k in DRAFT_LENGTHS:
-        for plain, answer in zip(expected, generate(engines[k], requests), strict=True):
-            assert answer.last.error == ""
-            assert (answer.tokens, answer.text) == (plain.tokens, plain.text)
-            assert answer.last.finish_reason == plain.last.finish_reason
-            counters = answer.last.counters
-            assert counters.num_draft_tokens == k * counters.num_steps
-            assert len(answer.tokens) == 1 + counters.num_steps + counters.num_accepted_draft_tokens
-    return expected
 
 
 @pytest.mark.parametrize("schema", SCHEMAS, ids=range(len(SCHEMAS)))
@@ -217,6 +169,15 @@ def test_end_tokens_that_are_held_back(engines: Engines, prompt: tuple[int, ...]
         engines, requests_of(prompt, Guided("choice", ["no"]), ignore_eos=True, min_tokens=20)
     ):
         assert (answer.text, answer.last.finish_reason) == ("no", "stop")
+
+
+def test_an_end_token_is_no_text(engines: Engines, prompt: tuple[int, ...]) -> None:
+    """A form that has its text in it isn't answered as if it had ended there."""
+    for guided in (Guided("regex", r"[a-c]<\|im_end\|>d"), Guided("choice", ["a<|im_end|>"])):
+        for engine in engines.values():
+            [answer] = generate(engine, [Request(prompt, guided=guided)])
+            assert answer.last.finish_reason == "error"
+            assert "can't be followed" in answer.last.error
 
 
 def test_other_answers_beside_it(engines: Engines, prompt: tuple[int, ...]) -> None:
@@ -348,100 +309,3 @@ def test_tokens_that_were_tried_leave_nothing(engines: Engines, data: Any, guide
         assert plain.push(token) == tried.push(token)
         if not allowed(plain):
             break
-
-
-MARKS = ("<think>", "</think>", "<tool_call>", "</tool_call>")
-TEMPLATE = """\
-{%- for message in messages %}{{ '<|im_start|>' + message.role + message.content + '<|im_end|>' }}\
-{%- endfor %}{{ '<|im_start|>' }}\
-{%- if enable_thinking is not defined %}{{ '<think>\n' }}{% elif not enable_thinking %}\
-{{ '<think>\n\n</think>\n\n' }}{% endif %}{# <function= #}"""
-HELLO: list[dict[str, object]] = [{"role": "user", "content": "Hello"}]
-
-
-@pytest.fixture(scope="module")
-def thinkers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engines]:
-    """Variants whose greedy answers begin with `abc</think>` where a prompt ends with `<think>\\n`.
-
-    Their form of calls is Qwen3.5's.
-    """
-    from tests.tiny_model import write_tokenizer
-    from trt_mtp.serve.engine.text import TextCodec
-
-    folder = tmp_path_factory.mktemp("thinking")
-    checkpoint = make_drafting_checkpoint(folder / "first")
-    write_tokenizer(checkpoint, MARKS, TEMPLATE)
-    verse = TextCodec(checkpoint).encode("\nabc</think>")
-    checkpoint = make_drafting_checkpoint(folder / "checkpoint", verse=verse)
-    write_tokenizer(checkpoint, MARKS, TEMPLATE)
-    packed = pack(checkpoint, folder / "packed")
-    with ExitStack() as stack:
-        yield {k: stack.enter_context(opened(packed, k)) for k in DRAFT_LENGTHS}
-
-
-def test_the_grammar_begins_behind_the_reasoning(thinkers: Engines) -> None:
-    """Also where that ends inside a drafted block; before it no end token comes."""
-    prompt = thinkers[0].encode_chat(HELLO)
-    requests = [
-        request
-        for guided in (REGEX, CHOICE, Guided("json_schema", PERSON))
-        for request in requests_of(prompt, replace(guided, may_think=True), max_tokens=90)
-    ]
-    answers = same_at_every_length(thinkers, requests)
-    assert answers[0].text.startswith("abc</think>")
-    for request, answer in zip(requests, answers, strict=True):
-        reasoning, mark, text = answer.text.partition("</think>")
-        assert not thinkers[0].codec.eos_ids & set(answer.tokens[: len(reasoning)])
-        if mark and request.guided == replace(REGEX, may_think=True):
-            assert re.fullmatch(REGEX.value, text)
-    chunks = generate(thinkers[3], requests[:1])[0].chunks
-    assert any(re.search("</think>.", chunk.text) for chunk in chunks)
-
-
-def test_reasoning_that_the_prompt_has_closed_or_left_open(thinkers: Engines) -> None:
-    """Closed, the grammar begins at once; not mentioned, the answer may begin with it or think."""
-    think = thinkers[0].codec.tokenizer.token_to_id("<think>")
-    closed = thinkers[0].encode_chat(HELLO, None, False)
-    answers = same_at_every_length(thinkers, requests_of(closed, replace(REGEX, may_think=True)))
-    for answer in answers:
-        assert re.fullmatch(REGEX.value, answer.text)
-    unsaid = thinkers[0].encode_chat(HELLO, None, True)
-    opening = [
-        Request(unsaid, SamplingParams(60, 5.0, seed=seed), guided=replace(CHOICE, may_think=True))
-        for seed in range(12)
-    ]
-    firsts = {answer.tokens[0] for answer in same_at_every_length(thinkers, opening)}
-    assert think in firsts
-    assert len(firsts) > 1
-    never = [replace(request, guided=CHOICE) for request in opening]
-    assert all(answer.text in CHOICE.value for answer in same_at_every_length(thinkers, never))
-
-
-def test_an_answer_goes_on_inside_and_behind_the_reasoning(thinkers: Engines) -> None:
-    """Emitted tokens may end in either."""
-    prompt = thinkers[0].encode_chat(HELLO)
-    [request, *_] = requests_of(prompt, replace(REGEX, may_think=True))
-    [whole] = generate(thinkers[0], [request])
-    for seam in range(1, len(whole.tokens)):
-        for k in (0, 3):
-            rest = replace(request, emitted_ids=tuple(whole.tokens[:seam]))
-            assert generate(thinkers[k], [rest])[0].tokens == whole.tokens[seam:]
-
-
-def test_calls_in_the_newer_form(thinkers: Engines) -> None:
-    """Tags around texts and JSON; a call may end the reasoning."""
-    from trt_mtp.controller.gateway.openai.answer_parser import AnswerParser
-    from trt_mtp.controller.gateway.openai.messages import schemas_of
-
-    closed = thinkers[0].encode_chat(HELLO, None, False)
-    guided = Guided("tool_choice", "", TOOLS, is_single=True)
-    answers = same_at_every_length(thinkers, requests_of(closed, guided, max_tokens=200))
-    for answer in answers:
-        assert answer.last.finish_reason == "stop"
-        parser = AnswerParser("xml", schemas_of(TOOLS), can_think=False, is_thinking=False)
-        deltas = [*parser.push(answer.text), *parser.end()]
-        kinds = {delta.kind for delta in deltas}
-        assert kinds == {"call", "arguments"}
-        if deltas[0].text == "weather":
-            arguments = json.loads("".join(delta.text for delta in deltas[1:]))
-            jsonschema.validate(arguments, TOOLS[0]["function"]["parameters"])
