@@ -62,35 +62,22 @@ def is_alive(pid: int) -> bool:
     return status is not None and status[0] != "Z"
 
 
-def started_at(pid: int) -> int:
-    """When a process was started, in clock ticks since boot; 0 where it is gone. See proc(5)."""
-    try:
-        text = Path(f"/proc/{pid}/stat").read_text()
-    except (OSError, UnicodeDecodeError):
-        return 0
-    return int(text.rpartition(")")[2].split()[19])
-
-
-def _status(pid: int) -> tuple[str, int] | None:
-    """State letter and parent of a process, from /proc/PID/stat, see proc(5)."""
-    try:
-        text = Path(f"/proc/{pid}/stat").read_text()
-    except (OSError, UnicodeDecodeError):
-        return None
-    state, parent = text.rpartition(")")[2].split()[:2]
-    return state, int(parent)
-
-
-def start_of(pid: int) -> int | None:
+def started_at(pid: int) -> int | None:
     """When a living process started, in clock ticks since the boot; None for one that has ended.
 
     With its id, that tells it from a later process of the same id.
     """
+    status = _status(pid)
+    return None if status is None or status[0] in "ZX" else status[2]
+
+
+def _status(pid: int) -> tuple[str, int, int] | None:
+    """State letter, parent and start of a process, from /proc/PID/stat, see proc(5)."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except (OSError, UnicodeDecodeError):
         return None
-    return None if fields[0] in "ZX" else int(fields[22 - 3])
+    return fields[0], int(fields[1]), int(fields[22 - 3])
 
 
 def pss_bytes(pid: int) -> int:

@@ -242,7 +242,7 @@ class TritonServer:
         """
         assert self._process is not None
         self._num_loads = self._written.num_loads
-        pids = sorted(children(self._process.pid), key=started_at)
+        pids = sorted(children(self._process.pid), key=lambda pid: started_at(pid) or 0)
         newest = {_model_of(pid): pid for pid in pids}
         return {pid: model for model, pid in newest.items() if model in self.models}
 

@@ -5,7 +5,7 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
-from trt_mtp.serve.processes import start_of
+from trt_mtp.serve.processes import started_at
 
 BEAT_S = 5.0  # between two signs of life
 SILENT_S = 30.0  # without one, by the clock of the process that waits for it
@@ -32,13 +32,13 @@ class Holder(NamedTuple):
     @property
     def is_alive(self) -> bool:
         """Whether the process lives; only for one that is here."""
-        return start_of(self.pid) == self.started
+        return started_at(self.pid) == self.started
 
 
 def this_process(owner: str) -> Holder:
     """This process as a holder."""
     pid = os.getpid()
-    return Holder(owner, os.uname().nodename, pid, this_machine(), start_of(pid) or 0, 0)
+    return Holder(owner, os.uname().nodename, pid, this_machine(), started_at(pid) or 0, 0)
 
 
 def this_machine() -> str:
