@@ -94,16 +94,23 @@ def start(spec: RolloutSpec, say: Say, again: bool = False) -> Status:
 
 
 def resume(spec: RolloutSpec, say: Say) -> Status:
-    """Continue a rollout that waits or was stopped; an inconclusive step restarts."""
+    """Continue a rollout that waits or was stopped; an inconclusive step restarts.
+
+    Raises InputError if the file changed meanwhile.
+    """
     with _reading(spec) as store:
         latest = _latest(store, spec)
-        return _status(store, latest) if latest.phase.is_completed else _run(spec, store, say)
+        if latest.phase.is_completed:
+            return _status(store, latest)
+        _check_same(latest, spec)
+        return _run(spec, store, say)
 
 
 def steer(spec: RolloutSpec, verb: str, why: str, say: Say) -> Status:
     """Order pause, promote, promote --full or abort; run the rollout here if no process does.
 
-    Raises InputError if the rollout is completed, or never began.
+    Raises InputError if the rollout is completed, or never began, and for a promotion of another
+    file than the one it began with: a place in its steps means nothing in other steps.
     """
     with _reading(spec) as store:
         latest = _latest(store, spec)
@@ -118,6 +125,8 @@ def steer(spec: RolloutSpec, verb: str, why: str, say: Say) -> Status:
                     else "`start --again` restarts it"
                 )
             )
+        if verb not in ("abort", "pause"):
+            _check_same(latest, spec)
         if verb == "pause" and latest.phase in WAITING and not store.holder():
             return _status(store, latest)  # it waits already, and goes on from there
         if not (verb == "promote" and latest.reason == AT_PAUSE):  # there, it only continues

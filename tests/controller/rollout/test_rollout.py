@@ -196,7 +196,7 @@ def test_copies_of_live_requests_are_compared(
 def test_a_pause_waits_for_promote(
     here: Place, build: Callable[..., EngineVariant], cli: Cli
 ) -> None:
-    """The rollout stops at a pause with traffic as it is, and promote goes on."""
+    """The rollout stops at a pause with traffic as it is; promote goes on with the same file."""
     steps = [
         {"set_weight": 50, "at_least_s": 0, "at_most_s": 60},
         {"pause": True},
@@ -208,6 +208,12 @@ def test_a_pause_waits_for_promote(
         assert here.traffic()["canary_percent"] == 50
         assert cli("rollout", "start", file).code == 3  # it still waits
         assert cli("rollout", "pause", file).code == 3  # no less if it is told to
+        right = file.read_text()
+        file.write_text(json.dumps(_without_pauses(_yaml(file))))
+        for words in (["promote"], ["promote", "--full"], ["resume"]):
+            changed = cli("rollout", *words, file)
+            assert (changed.code, "changed since the rollout began" in changed.err) == (2, True)
+        file.write_text(right)
         result = cli("rollout", "promote", file, "--json", "--why", "looks well")
     assert (result.code, phase(result), seen.errors) == (0, "Successful", [])
     events = json.loads(cli("rollout", "history", file, "--json").out)["events"]
@@ -377,3 +383,8 @@ def _yaml(file: Path) -> Any:
     import yaml
 
     return yaml.safe_load(file.read_text())
+
+
+def _without_pauses(document: Any) -> Any:
+    steps = [step for step in document["how"]["steps"] if "pause" not in step]
+    return {**document, "how": {**document["how"], "steps": steps}}
