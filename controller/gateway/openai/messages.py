@@ -12,6 +12,7 @@ from trt_mtp.controller.gateway.openai.errors import ParameterError
 from trt_mtp.controller.request import MAX_NAME_CHARS
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
+_CONTINUED = ("prefix", "partial")  # Mistral's and DeepSeek's name for it, and Qwen's
 
 
 def check_messages(messages: Sequence[Mapping[str, Any]]) -> None:
@@ -25,6 +26,7 @@ def check_messages(messages: Sequence[Mapping[str, Any]]) -> None:
                 f"{place}.role is {shown!r}: expected one of {', '.join(ROLES)}", f"{place}.role"
             )
         _check_calls(message, place)
+        _check_whole(message, place)
         if isinstance(content, list):
             _check_parts(content, f"{place}.content")
         elif content is None:
@@ -50,6 +52,18 @@ def _check_calls(message: Mapping[str, Any], place: str) -> None:
         raise ParameterError(
             f"{place}.tool_calls has to be a list of objects", f"{place}.tool_calls"
         )
+
+
+def _check_whole(message: Mapping[str, Any], place: str) -> None:
+    """Raise ParameterError for a message that the answer should go on with."""
+    for name in _CONTINUED:
+        if message.get(name):
+            raise ParameterError(
+                f"{place}.{name} is not supported here: an answer begins a message and continues "
+                "none; send a rendered prompt to /v1/completions in its place",
+                f"{place}.{name}",
+                "unsupported_parameter",
+            )
 
 
 def _check_parts(parts: Sequence[Any], place: str) -> None:

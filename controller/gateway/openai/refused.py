@@ -21,6 +21,7 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "truncate_prompt_tokens": (),
     "add_generation_prompt": (True,),
     "continue_final_message": (False,),
+    "response_prefix": ("",),  # TabbyAPI's
     "chat_template": (),
     "documents": ([],),
     "guided_grammar": (),

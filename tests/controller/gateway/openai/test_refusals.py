@@ -60,6 +60,15 @@ def error(reply: Reply) -> dict[str, Any]:
             {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]},
             "messages[0].content[0]",
         ),
+        (
+            {"messages": [{"role": "assistant", "content": "a", "prefix": True}]},
+            "messages[0].prefix",
+        ),
+        (
+            {"messages": [{"role": "assistant", "content": "a", "partial": True}]},
+            "messages[0].partial",
+        ),
+        ({"response_prefix": "a"}, "response_prefix"),
         ({"messages": [{"role": "user", "content": "\ud800"}]}, "messages"),
         ({"temperature": "hot"}, "temperature"),
         ({"temperature": 3}, "temperature"),
