@@ -11,6 +11,7 @@ from dataclasses import asdict
 from functools import cache
 from io import FileIO, TextIOWrapper
 from pathlib import Path
+from stat import S_ISREG
 from typing import Any, NamedTuple
 
 from pydantic import TypeAdapter, ValidationError
@@ -37,7 +38,10 @@ class LogRecord(NamedTuple):
 
 
 class DecisionLog:
-    """Appends records to a file and rotates it. One thread at a time."""
+    """Appends records to a file and rotates it. One thread at a time.
+
+    Others may rotate it, too: a file that was moved or removed is left for one of its name.
+    """
 
     def __init__(self, path: Path, *, max_bytes: int = MAX_BYTES, max_files: int = MAX_FILES):
         self._path, self._max_bytes, self._max_files = path, max_bytes, max(max_files, 1)
@@ -50,6 +54,9 @@ class DecisionLog:
             record["prompt"] = prompt
         line = json.dumps(record, separators=(",", ":"), ensure_ascii=True).encode() + b"\n"
         try:
+            if self._is_moved():
+                self._file.close()
+                self._file = self._open()
             size = self._file.seek(0, os.SEEK_END)  # a line that was cut off moved the position
             if size and size + len(line) > self._max_bytes:
                 self._rotate()
@@ -63,6 +70,17 @@ class DecisionLog:
     def close(self) -> None:
         """Close the file."""
         self._file.close()
+
+    def _is_moved(self) -> bool:
+        if self._file.closed:  # it could not be opened again
+            return True
+        opened = os.fstat(self._file.fileno())
+        try:
+            named = self._path.stat()
+        except OSError:
+            return True
+        # a pipe or device under the name is not opened in place of a file
+        return S_ISREG(named.st_mode) and not os.path.samestat(opened, named)
 
     def _open(self) -> FileIO:
         try:

@@ -39,7 +39,7 @@ class FinishedRequest(NamedTuple):
 
 
 class LogTail:
-    """Reads whole lines that are appended to a file, also after the file is rotated."""
+    """Reads whole lines that are appended to a file, also after it is rotated or emptied."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -51,7 +51,10 @@ class LogTail:
         for file in (*rotated, self._path):
             try:
                 with open_regular(file) as opened:
-                    inode = os.fstat(opened.fileno()).st_ino
+                    status = os.fstat(opened.fileno())
+                    inode = status.st_ino
+                    if status.st_size < self._num_read.get(inode, 0):
+                        del self._num_read[inode]  # emptied, or another file with its number
                     opened.seek(self._num_read.get(inode, 0))
                     data = opened.read(MAX_READ)
             except (OSError, InputError):

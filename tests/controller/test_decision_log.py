@@ -1,5 +1,6 @@
 """One line per request, rotated; and what a replay makes of it."""
 
+import os
 import resource
 from dataclasses import replace
 from pathlib import Path
@@ -90,6 +91,33 @@ def test_rotation_bounds_the_disk(tmp_path: Path) -> None:
     assert [file.name for file in files] == ["log", "log.1", "log.2"]
     assert all(file.stat().st_size <= 8000 for file in files)
     assert sum(len(list(read_log(file))) for file in files) < 40
+
+
+def test_a_log_that_others_rotate_goes_on_under_its_name(tmp_path: Path) -> None:
+    """It is moved, removed, or copied and emptied; no line is lost to the file of before."""
+    first, second, third, fourth = records([0, 1, 3, 0])
+    path = tmp_path / "log"
+    log = DecisionLog(path)
+    log.append(first.decision, first.outcome)
+    path.rename(tmp_path / "log-20261130")
+    log.append(second.decision, second.outcome)
+    assert list(read_log(tmp_path / "log-20261130")) == [first]
+    assert list(read_log(path)) == [second]
+    path.unlink()
+    log.append(third.decision, third.outcome)
+    assert list(read_log(path)) == [third]
+    os.truncate(path, 0)
+    log.append(fourth.decision, fourth.outcome)
+    assert list(read_log(path)) == [fourth]
+    path.rename(tmp_path / "kept")
+    path.write_text("notes of somebody")
+    for _ in range(2):
+        with pytest.raises(TrtMtpError, match="it is not a decision log"):
+            log.append(first.decision, first.outcome)
+    path.unlink()
+    log.append(first.decision, first.outcome)
+    log.close()
+    assert list(read_log(path)) == [first]
 
 
 def test_replay_of_the_best_choices_has_no_regret() -> None:

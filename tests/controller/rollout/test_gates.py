@@ -223,3 +223,14 @@ def test_other_lines_are_passed_over(tmp_path: Path) -> None:
     reader.read(now=1000)
     assert reader.num_canary == 1
     assert list(LogTail(tmp_path / "absent").new_lines()) == []
+
+
+def test_a_log_that_was_emptied_is_read_from_its_beginning(tmp_path: Path) -> None:
+    """As logrotate's copytruncate does, again and again."""
+    log = tmp_path / "decisions.jsonl"
+    tail = LogTail(log)
+    for content in (b"a\nb\nc\n", b"d\n", b"e\n", b""):
+        log.write_bytes(b"")
+        assert list(tail.new_lines()) == []
+        log.write_bytes(content)
+        assert list(tail.new_lines()) == content.splitlines()
