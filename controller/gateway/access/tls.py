@@ -24,6 +24,7 @@ class WatchedTls:
         self._watch = FileWatch(*files.paths)
         self._watch.has_changed()  # what comes after this is a change
         self.contents = files.read()
+        self._told = ""  # what was last said to be wrong
 
     def has_changed(self) -> bool:
         """True once for each time that the files changed and can be used."""
@@ -33,8 +34,11 @@ class WatchedTls:
             self.contents = self._files.read()
         except InputError as error:
             self._watch.look_again()
-            log.error("TLS files can't be used, those read before stay: %s", error)
+            if str(error) != self._told:
+                self._told = str(error)
+                log.error("TLS files can't be used, those read before stay: %s", error)
             return False
+        self._told = ""
         log.info("TLS files changed: %s", self._files.cert or self._files.ca)
         return True
 

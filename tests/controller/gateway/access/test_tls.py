@@ -246,3 +246,21 @@ def test_what_was_tried_out_is_what_is_used(authority: Authority, tmp_path: Path
     assert server_context(watched.contents).cert_store_stats()["x509_ca"] == 1
     assert not watched.has_changed()
     assert server_context(watched.contents).cert_store_stats()["x509_ca"] == 1
+
+
+def test_files_that_cannot_be_used_are_told_once(
+    authority: Authority, caplog: pytest.LogCaptureFixture
+) -> None:
+    """However often they are looked at; again when something else is wrong, or after good ones."""
+    cert, key = authority.issue("told")
+    watched = WatchedTls(TlsFiles(cert, key, authority.ca))
+    intact = Path(cert).read_bytes()
+    for content in (b"half", None, b"half", intact, b"half"):
+        if content is None:
+            Path(cert).unlink()
+        else:
+            Path(cert).write_bytes(content)
+        for look in range(3):
+            assert watched.has_changed() == (content == intact and look == 0)
+    told = [record for record in caplog.records if record.levelname == "ERROR"]
+    assert len(told) == 4
