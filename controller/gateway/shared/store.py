@@ -149,11 +149,18 @@ class RedisStore:
         The next one then connects anew: after a failover, another server may have the address, and
         the one before only says that it is a replica.
         """
-        from redis.exceptions import RedisError
+        from redis.exceptions import ClusterDownError, MovedError, RedisError
 
         try:
             async with asyncio.timeout(EXCHANGE_S):
                 return await exchange
+        except MovedError as moved:
+            error = (
+                "it is a node of a cluster that hasn't this model's keys: give --shared the "
+                f"address of the one that has, which is {moved.host}:{moved.port} now"
+            )
+        except ClusterDownError as why:
+            error = f"it is a node of a cluster that isn't ready: {why}"
         except TimeoutError:
             error = "it takes too long to answer"
         except (RedisError, OSError, ValueError, TypeError, AttributeError, RecursionError) as why:
