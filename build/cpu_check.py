@@ -7,7 +7,7 @@ import numpy as np
 
 from trt_mtp.build.checkpoint import Checkpoint
 from trt_mtp.build.model_config import raise_problems
-from trt_mtp.build.pack import Packed
+from trt_mtp.build.pack import Packed, open_values
 from trt_mtp.build.rope import rope_of, unsupported_rope
 from trt_mtp.build.tensor_names import MTP
 from trt_mtp.build.weights_check import HEAD, embedding_of
@@ -104,10 +104,7 @@ def check_head(checkpoint: Checkpoint) -> None:
         return
     embedding = checkpoint.tensors[embedding_of(checkpoint.tensors)]
     if head.dtype == embedding.dtype:
-        first, second = (
-            np.memmap(info.file, np.uint8, "r", info.offset, (info.num_bytes,))
-            for info in (head, embedding)
-        )
+        first, second = (open_values(info, "u1") for info in (head, embedding))
         if np.array_equal(first, second):
             return
     raise InputError(

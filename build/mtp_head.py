@@ -20,6 +20,7 @@ ATTENTION = tuple(
     f"self_attn.{name}" for name in ("q_proj", "k_proj", "v_proj", "o_proj", "q_norm", "k_norm")
 )
 NORMS = ("input_layernorm", "post_attention_layernorm")
+MODULE = f"{MTP}layers.0.self_attn.o_proj"  # one that every family's head has, Flash-Next's aside
 PROJECTIONS = ("gate_proj", "up_proj", "down_proj")
 
 

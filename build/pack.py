@@ -20,7 +20,7 @@ from trt_mtp.build.digest import Progress, hash_file
 from trt_mtp.build.layout import FORMAT, TILE, tiled_size
 from trt_mtp.build.tensors import TensorInfo
 from trt_mtp.errors import InputError
-from trt_mtp.files import to_json
+from trt_mtp.files import open_regular, to_json
 
 ALIGNMENT = 64
 BLOCK_VALUES = 1 << 24  # of a tensor converted at once, which bounds the memory it takes
@@ -241,7 +241,7 @@ class Source:
         self._convert: Convert = convert
         self.num_rows = info.shape[0]
         shape = (self.num_rows, math.prod(info.shape[1:]))
-        self._values = np.memmap(info.file, stored, "r", info.offset, shape)
+        self._values = open_values(info, stored).reshape(shape)
 
     def rows(self, start: int, stop: int) -> Floats:
         """Rows `start` to `stop`; raises InputError for values that no model can compute with."""
@@ -252,6 +252,24 @@ class Source:
                 f"float16 makes of large ones: save the model again in bfloat16"
             )
         return values
+
+
+def open_values(info: TensorInfo, stored: str) -> NDArray[Any]:
+    """The values of one tensor, flat: mapped, or read where the file system maps no files.
+
+    Some on a network or in user space don't. Raises InputError that names the file.
+    """
+    length = info.num_bytes // np.dtype(stored).itemsize
+    with open_regular(info.file) as stream:
+        try:
+            return np.memmap(stream, stored, "r", info.offset, (length,))
+        except OSError:
+            stream.seek(info.offset)
+        try:
+            return np.frombuffer(stream.read(info.num_bytes), stored)
+        except OSError as error:
+            reason = error.strerror or error
+            raise InputError(f"{info.file} can't be read: {reason}") from None
 
 
 def from_bfloat16(bits: NDArray[np.uint16]) -> Floats:

@@ -4,6 +4,7 @@ import math
 import re
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,15 @@ class Quantization:
     kv_cache_dtype: str | None
     excluded: tuple[str, ...]  # patterns of modules left as they were
     unloadable: str = ""  # why no known version of TensorRT-LLM loads it; empty if one does
+
+    def excludes(self, module: str) -> bool:
+        """Whether the module is left as it was, or that can't be told from the patterns alone."""
+        if self.tool not in ("fp8", "modelopt") or self.method == "mixed-precision":
+            return True
+        return any(
+            fnmatchcase(module, pattern) or f"{pattern}." in f"{module}."
+            for pattern in self.excluded
+        )
 
 
 def find_quantization(folder: Path, config: Mapping[str, Any]) -> Quantization | None:

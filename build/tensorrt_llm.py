@@ -28,6 +28,7 @@ from trt_mtp.build.memory import (
     require_fit,
 )
 from trt_mtp.build.model_shape import shape_of
+from trt_mtp.build.mtp_head import MODULE
 from trt_mtp.build.preflight import Finding, preflight, variant_facts
 from trt_mtp.build.store import (
     BuildResult,
@@ -38,6 +39,7 @@ from trt_mtp.build.store import (
     whole_or_gone,
 )
 from trt_mtp.build.tensor_names import described
+from trt_mtp.build.tensors import find_copy
 from trt_mtp.build.trtllm_config import (
     TrtllmOptions,
     check_options,
@@ -177,6 +179,10 @@ def hazard_facts(checkpoint: Checkpoint) -> dict[str, Any]:
         facts |= {"architecture": checkpoint.architecture, "text_class": checkpoint.text_class}
     if checkpoint.unlisted:
         facts["unlisted"] = ", ".join(checkpoint.unlisted)
+    if (copy := find_copy(checkpoint.path)) is not None:
+        facts |= {"copied_in": copy[0].name, "copied": copy[1]}
+    if quantization is not None and not is_head_quantized(checkpoint):
+        facts["head_undeclared"] = not quantization.excludes(MODULE)
     if rope.kind != "default":
         facts["rope_type"] = rope.kind
     return facts

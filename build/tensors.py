@@ -228,3 +228,22 @@ def load_header(file: Path) -> tuple[dict[str, Any], int, int]:
     if not isinstance(header, dict):
         raise InputError(f"{file} is not a safetensors file: its header is not JSON; {AGAIN}")
     return header, 8 + length, size
+
+
+def find_copy(folder: Path, files: Collection[Path] | None = None) -> tuple[Path, str] | None:
+    """A file, and a tensor in it that INDEX says another file has; None if there is none.
+
+    A loader that follows the index leaves it out; one that loads `files` whole may take it. They
+    are by default those of TensorRT-LLM's HfWeightLoader: all but a consolidated model.
+    """
+    index = folder / INDEX
+    if not index.exists():
+        return None
+    weight_map = weight_map_of(index)
+    if files is None:
+        files = [file for file in safetensors_files(folder) if "consolidated" not in file.name]
+    for file in sorted(files):
+        for name, _ in read_header(file):
+            if weight_map.get(name, file.name) != file.name:
+                return file, name
+    return None

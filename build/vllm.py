@@ -25,6 +25,7 @@ from trt_mtp.build.store import (
 )
 from trt_mtp.build.tensor_names import INNER, OUTER, described
 from trt_mtp.build.tensorrt_llm import sampled_digest
+from trt_mtp.build.tensors import INDEX, find_copy
 from trt_mtp.build.text_check import check_text
 from trt_mtp.build.variant import (
     SCHEMA_VERSION,
@@ -102,6 +103,12 @@ def check_checkpoint(checkpoint: Checkpoint) -> None:
             f"{checkpoint.path}/config.json: architectures names {checkpoint.architecture}, which "
             f"needs a text_config, and there is none; for a text model write "
             f"{checkpoint.text_class} there"
+        )
+    copy = find_copy(checkpoint.path, {info.file for info in checkpoint.tensors.values()})
+    if copy is not None:
+        raise InputError(
+            f"{copy[0]} has {copy[1]} too, which {INDEX} gives to another file, and vLLM loads "
+            f"files whole, so that either may count; save the model again"
         )
     check_text(checkpoint.path, checkpoint.vocab_size)
 

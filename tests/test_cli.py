@@ -193,6 +193,21 @@ def test_an_output_that_takes_nothing_is_no_traceback(shell: str, code: int, say
     assert "Traceback" not in run.stderr
 
 
+def test_a_file_of_another_user_is_one_sentence(
+    cli: Cli, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever a command does with it, as where an umask of 077 kept a folder to who made it."""
+
+    def glob(folder: Path, pattern: str) -> Iterator[Path]:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(folder / pattern))
+
+    monkeypatch.setattr(Path, "glob", glob)
+    result = cli("inspect", checkpoint)
+    assert (result.code, result.out) == (2, "")
+    file = checkpoint / "*.safetensors"
+    assert result.err == f"trt-mtp: {file} can't be used: Permission denied\n"
+
+
 def test_letters_that_stdout_has_not_are_escaped(tmp_path: Path) -> None:
     """Where the terminal's encoding is an old one, a path in another script is no traceback."""
     folder = make_checkpoint(tmp_path / "模型")

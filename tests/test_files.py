@@ -14,7 +14,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from trt_mtp.errors import InputError
+from trt_mtp.errors import InputError, TrtMtpError
 from trt_mtp.files import (
     FileWatch,
     open_in_group,
@@ -58,6 +58,29 @@ def test_the_umask_holds_for_what_is_written(tmp_path: Path, umask: int, mode: i
     finally:
         os.umask(before)
     assert (tmp_path / "file").stat().st_mode & 0o777 == mode
+
+
+def test_what_is_no_file_stays_what_it_is(tmp_path: Path) -> None:
+    """Root could put a file in the place of /dev/null: a pipe stands for it here."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with pytest.raises(TrtMtpError, match=r"can't write .*pipe: No such device or address"):
+        write_atomic(pipe, "nobody reads this")
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    write_atomic(pipe, "text")
+    assert os.read(reader, 100) == b"text"
+    os.close(reader)
+    assert pipe.is_fifo()
+    assert os.listdir(tmp_path) == ["pipe"]
+
+
+def test_standard_output_by_its_name_is_added_to(tmp_path: Path) -> None:
+    """As `-o /dev/stdout >> all.csv` means it; the link in /dev stays, too."""
+    file = tmp_path / "all.csv"
+    file.write_text("before\n")
+    with file.open("a") as opened:
+        write_atomic(Path(f"/dev/fd/{opened.fileno()}"), "after\n")
+    assert file.read_text() == "before\nafter\n"
 
 
 def test_a_copy_with_the_old_time_is_a_change(tmp_path: Path) -> None:

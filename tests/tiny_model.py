@@ -249,6 +249,12 @@ def write_safetensors(path: Path, tensors: Tensors, dtype: str = "float32") -> N
     path.write_bytes(struct.pack("<Q", len(text)) + text + b"".join(chunks))
 
 
+def put_copy(folder: Path, file: str, name: str = "model.embed_tokens.weight") -> None:
+    """Write a file with another value of a tensor that the index gives to a shard."""
+    shape = (VOCAB_SIZE, text_config_of("float32")["hidden_size"])
+    write_safetensors(folder / file, {name: np.ones(shape, np.float32)})
+
+
 def put_scales(folder: Path) -> None:
     """Give an unsharded checkpoint the scale of a weight, as quantised ones have them."""
     name = "model.layers.0.mlp.up_proj.weight_scale"

@@ -13,7 +13,7 @@ from typing import Any
 import click
 
 from trt_mtp import __version__
-from trt_mtp.errors import OUT_OF_PROCESSES, TrtMtpError, is_out_of_processes
+from trt_mtp.errors import OUT_OF_PROCESSES, InputError, TrtMtpError, is_out_of_processes
 from trt_mtp.files import nearest
 from trt_mtp.interrupts import EXIT_CODE, ending_in_time, is_interrupted
 from trt_mtp.terminal import say
@@ -252,6 +252,9 @@ def main() -> None:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             click.echo(f"trt-mtp: the output can't be written: {error.strerror}", err=True)
             code = 1
+        elif isinstance(error, PermissionError) and error.filename is not None:
+            say(f"trt-mtp: {os.fsdecode(error.filename)} can't be used: {error.strerror}", err=True)
+            code = InputError.exit_code
         elif isinstance(error, Exception) and not isinstance(error, OSError) and is_interrupted():
             code = EXIT_CODE
         else:

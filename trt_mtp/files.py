@@ -4,6 +4,7 @@ import difflib
 import errno
 import json
 import os
+import re
 import stat
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -17,6 +18,7 @@ from trt_mtp.errors import InputError, TrtMtpError, UnreadableError
 MAX_NAME_CHARS = 100  # of what is looked up among known names
 # what a file system says that syncs no folders, as some on a network or in user space
 NO_FSYNC = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EBADF)
+OPEN_FILES = re.compile(r"/dev|/proc/[^/]+/fd")  # folders of links to what is open
 PRIVATE = 0o600  # the mode of a file for its user alone
 
 
@@ -57,15 +59,39 @@ def allowed(mode: int) -> int:
 def write_atomic(path: Path, data: bytes | str, mode: int = 0o644) -> None:
     """Write `data` to `path` so that a reader, or a crash, sees the old file or the new one.
 
+    A device, a pipe that somebody reads and /dev/stdout get it at once, and stay what they are.
     Raises TrtMtpError if the disk is full or the folder can't be written.
     """
     content = data.encode() if isinstance(data, str) else data
     try:
+        if _is_stream(path):
+            _write_through(path, content)
+            return
         with folder_for(path):
             _write_beside(path, content, mode)
     except OSError as error:
         raise TrtMtpError(f"can't write {path}: {error.strerror or error}") from error
     sync_folder(path.parent)
+
+
+def _is_stream(path: Path) -> bool:
+    """Whether there is something in whose place no file may come."""
+    try:
+        mode = path.stat().st_mode
+    except OSError:
+        return False
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+        return True
+    # stdout and the like, sent to a file
+    return path.is_symlink() and bool(OPEN_FILES.fullmatch(os.path.realpath(path.parent)))
+
+
+def _write_through(path: Path, content: bytes) -> None:
+    # a pipe that nobody reads is an error, not a wait; what is there already stays before it
+    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_NONBLOCK | os.O_NOCTTY)
+    os.set_blocking(descriptor, True)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(content)
 
 
 def _write_beside(path: Path, content: bytes, mode: int) -> None:

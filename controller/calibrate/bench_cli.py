@@ -117,19 +117,20 @@ def bench(
     columns = WIDE if wide else COLUMNS
     try:
         _measure(answers, target, chosen, concurrency, seed, columns)
+        results = table(chosen, answers)
+        # before the files, whose disk may be full
+        if as_json:
+            click.echo(to_json(report(target, chosen, concurrency, results)), nl=False)
+        else:
+            is_shown = sys.stdout.isatty() and sys.stderr.isatty()  # row by row, as they came
+            lines = [row(line, columns) for line in results]
+            click.echo(printable("\n".join(lines[-1:] if is_shown else [head(columns), *lines])))
+            say("\n".join([NOTE, *(f"the server {note}" for note in target.notes)]))
     finally:  # also what was measured before the server was lost
         if records is not None and answers:
             write_atomic(records, to_records(model, concurrency, answers))
-    results = table(chosen, answers)
     if csv_file is not None:
         write_atomic(csv_file, to_csv(results))
-    if as_json:
-        click.echo(to_json(report(target, chosen, concurrency, results)), nl=False)
-    else:
-        is_shown = sys.stdout.isatty() and sys.stderr.isatty()  # row by row, as they came
-        lines = [row(line, columns) for line in results]
-        click.echo(printable("\n".join(lines[-1:] if is_shown else [head(columns), *lines])))
-        say("\n".join([NOTE, *(f"the server {note}" for note in target.notes)]))
     failed = results[-1].error_request_count
     if failed:
         raise TrtMtpError(f"{failed} requests failed, the first with: {results[-1].error}")

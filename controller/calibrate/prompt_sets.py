@@ -23,6 +23,10 @@ SHIPPED = "shipped"
 SHIPPED_PATH = Path(__file__).parents[1] / "data" / "calibration_prompts.jsonl"
 DEFAULT_MAX_TOKENS = 256
 KEYS = ("task", "prompt", "messages", "tools", "max_tokens")
+EXPECTED = {
+    "task": "; expected `task` with `prompt` or `messages`, or `category` with `turns`",
+    "category": "; expected the kind of its `turns`, such as coding",
+}
 # Spec-Bench's categories that have another name here (evaluation/speed.py in hemingkx/Spec-Bench);
 # the others, and SPEED-Bench's eleven, are tasks by their own name
 CATEGORY_TASKS = {
@@ -104,6 +108,10 @@ def read_prompt_set(source: str) -> PromptSet:
             f"pandas.read_parquet(path).to_json('prompts.jsonl', orient='records', lines=True)"
         )
     text = read_text(path)
+    if text.lstrip().startswith("["):
+        raise InputError(
+            f"{path} is a JSON list; write its rows as JSON lines first (`jq -c '.[]' {path}`)"
+        )
     prompts: dict[str, list[Prompt]] = {}
     for number, line in enumerate(text.split("\n"), 1):
         if line.strip():
@@ -137,7 +145,7 @@ def read_prompt(line: str, where: str) -> tuple[str, Prompt]:
 
 def _task(row: Mapping[str, Any], key: str, where: str) -> str:
     if key not in row:
-        raise InputError(f"{where} has no {key!r}{nearest(key, row)}")
+        raise InputError(f"{where} has no {key!r}{nearest(key, row) or EXPECTED[key]}")
     value = row[key]
     task = CATEGORY_TASKS.get(str(value), value) if key == "category" else value
     if task not in TASKS:

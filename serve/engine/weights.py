@@ -107,7 +107,11 @@ def load_weights(folder: Path, length: int) -> tuple[Weights, Shape, list[str]]:
         with open_regular(folder / "weights.bin") as file:
             flat = np.asarray(np.memmap(file, dtype=np.float32, mode="r"))
     except (OSError, ValueError) as error:
-        raise InputError(f"{folder / 'weights.bin'} can't be mapped: {error}") from None
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(
+            f"{folder / 'weights.bin'} can't be mapped: {reason}; put the variants on a file "
+            f"system that maps files, so that they share the weights in memory"
+        ) from None
     if flat.nbytes != index["num_bytes"]:
         raise InputError(
             f"{folder / 'weights.bin'} has {flat.nbytes} bytes, expected {index['num_bytes']}; "

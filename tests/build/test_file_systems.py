@@ -10,6 +10,9 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import CliResult
+from tests.tiny_model import make_checkpoint
+from trt_mtp.errors import InputError
+from trt_mtp.serve.engine.weights import load_weights
 
 Cli = Callable[..., CliResult]
 
@@ -79,3 +82,30 @@ def test_folders_that_are_not_synced(
     result = cli("build", checkpoint, "--engine", "cpu", "-o", tmp_path / "engines", "--no-verify")
     assert result.code == code, result.err
     assert ("Input/output error" in result.err) is (code == 1)
+
+
+def no_maps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let no file be mapped, as some file systems on a network or in user space have it."""
+
+    def mmap(*arguments: object, **keywords: object) -> None:
+        raise OSError(errno.ENODEV, os.strerror(errno.ENODEV))
+
+    monkeypatch.setattr("mmap.mmap", mmap)
+
+
+def test_weights_that_can_not_be_mapped_are_read(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A build takes the same from them; variants, which share theirs by mapping, say so."""
+    folder = make_checkpoint(tmp_path / "c", num_shards=2)
+    packed = []
+    for name in ("mapped", "read"):
+        result = cli("build", folder, "--engine", "cpu", "-o", tmp_path / name, "--no-verify")
+        assert result.code == 0, result.err
+        packed += [file.read_bytes() for file in tmp_path.glob(f"{name}/.shared/*/weights.bin")]
+        no_maps(monkeypatch)
+    assert len(packed) == 2
+    assert packed[0] == packed[1]
+    (shared,) = (tmp_path / "read" / ".shared").iterdir()
+    with pytest.raises(InputError, match=r"weights\.bin can't be mapped: No such device; put the"):
+        load_weights(shared, 16)

@@ -130,8 +130,10 @@ TRIGGERS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         arguments(),
         {"architecture": "Qwen3_5ForConditionalGeneration", "text_class": "Qwen3_5ForCausalLM"}),
     "head-not-in-index": (arguments(), {"unlisted": "mtp.safetensors"}),
+    "copied-tensor": (arguments(), {"copied": "mtp.fc.weight", "copied_in": "old.safetensors"}),
     "rope-scaled": (arguments(), {"rope_type": "yarn"}),
     "head-quantized": (arguments(), {"mtp_head_quantized": True}),
+    "head-undeclared": (arguments(), {"head_undeclared": True}),
     "gms": (arguments(load_format="gms"), {}),
     "gms-load-balancer": (
         arguments(load_format="gms", moe_config={"load_balancer": "x.yaml"}), {}),
@@ -172,7 +174,7 @@ def test_without_drafts_most_are_silent(name: str) -> None:
         "kv-fp8-hardware", "kv-nvfp4-hardware", "flash-next-hardware",
         "flash-next-old-hardware", "flash-next-experts", "flash-next-block-reuse",
         "gms", "gms-load-balancer", "quantization-unknown", "tensor-names", "model-class",
-        "trust-remote-code",
+        "trust-remote-code", "copied-tensor",
         "rope-scaled", "pool-ratio", "snapshots-need-v2", "kv-dtype-mla",
     }  # fmt: skip
     assert set(found(plain, **where)) <= general

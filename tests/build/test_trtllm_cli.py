@@ -8,7 +8,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from tests.real_checkpoints import NAMES, write_real
-from tests.tiny_model import make_checkpoint
+from tests.tiny_model import make_checkpoint, put_copy
 from trt_mtp.build.cli import build, inspect
 from trt_mtp.build.variant import list_variants
 from trt_mtp.errors import TrtMtpError
@@ -53,6 +53,31 @@ def test_a_text_model_that_names_the_class_for_images(tmp_path: Path) -> None:
     with pytest.raises(TrtMtpError, match="for a text model write Qwen3_5ForCausalLM there"):
         run(folder, "--trtllm-version", "1.3.0rc27", "-o", engines)
     assert not list(engines.glob("k*"))
+
+
+@pytest.mark.parametrize("file", ["model-00001-of-00009.safetensors", "consolidated.safetensors"])
+def test_a_tensor_that_two_files_have(tmp_path: Path, file: str) -> None:
+    """The server loads files whole, so that one left over from another model may count."""
+    folder = make_checkpoint(tmp_path / "c", num_shards=2)
+    put_copy(folder, file)
+    arguments = (folder, "--trtllm-version", "1.3.0rc27", "-o", tmp_path / "engines")
+    if file.startswith("consolidated"):  # which it leaves out
+        assert run(*arguments).exit_code == 0
+        return
+    with pytest.raises(TrtMtpError, match=rf"{file} has model\.embed_tokens\.weight too, which"):
+        run(*arguments)
+
+
+def test_a_plain_head_that_is_not_excluded(checkpoint_27b: Path, tmp_path: Path) -> None:
+    """An engine that goes by the list would expect the head quantised like the rest."""
+    folder = write_real("qwen3.8-27b", tmp_path / "c", "fp8")
+    config = json.loads((folder / "config.json").read_text())
+    config["quantization_config"]["modules_to_not_convert"] = ["lm_head", "mtp.fc"]
+    (folder / "config.json").write_text(json.dumps(config))
+    options = ("--gpu", "h100-80gb", "--trtllm-version", "1.3.0rc27", "--dry-run")
+    said = "warning (k3): the MTP head is not quantised, and the checkpoint's list of excluded"
+    assert said in run(folder, *options, "--draft-lengths", "0,3").stdout
+    assert said not in run(checkpoint_27b, *options, "--draft-lengths", "0,3").stdout
 
 
 def test_json(checkpoint_27b: Path, tmp_path: Path) -> None:
@@ -158,7 +183,7 @@ from tests.tiny_model import put_scales
 put_scales(export)
 """
 LOST = """
-from tests.tiny_model import make_checkpoint
+from tests.tiny_model import make_checkpoint, put_copy
 make_checkpoint(export, with_mtp=False)
 """
 

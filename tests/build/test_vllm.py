@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import CliResult
-from tests.tiny_model import change_config, make_checkpoint, put_scales
+from tests.tiny_model import change_config, make_checkpoint, put_copy, put_scales
 from trt_mtp import __version__
 from trt_mtp.build.checkpoint import read_checkpoint
 from trt_mtp.build.store import BuildResult
+from trt_mtp.build.tensors import INDEX
 from trt_mtp.build.vllm import build_vllm, ranges
 from trt_mtp.build.vllm_environment import (
     VllmEnvironment,
@@ -116,6 +117,21 @@ def test_a_wrappers_names_are_refused(tmp_path: Path) -> None:
             read_checkpoint(folder), [1], tmp_path / "engines", CPU,
             max_batch_size=8, max_seq_len=1024, schedule=None,
         )  # fmt: skip
+
+
+def test_a_tensor_that_two_shards_have_is_refused(tmp_path: Path) -> None:
+    """As where a file with newer weights was added to the index; vLLM loads files whole."""
+    folder = make_checkpoint(tmp_path / "overlay", num_shards=2)
+    put_copy(folder, "overlay.safetensors")
+    index = json.loads((folder / INDEX).read_text())
+    index["weight_map"]["model.embed_tokens.weight"] = "overlay.safetensors"
+    (folder / INDEX).write_text(json.dumps(index))
+    with pytest.raises(InputError, match=r"has model\.embed_tokens\.weight too, which model\.safe"):
+        build_vllm(
+            read_checkpoint(folder), [1], tmp_path / "engines", CPU,
+            max_batch_size=8, max_seq_len=256, schedule=None,
+        )  # fmt: skip
+    assert not (tmp_path / "engines").exists()
 
 
 def test_a_class_for_images_is_refused_for_a_text_model(tmp_path: Path) -> None:

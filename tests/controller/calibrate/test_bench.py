@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -98,6 +99,21 @@ def test_a_variant_is_measured(cli: Cli, url: str, prompts: Path, tmp_path: Path
     text = cli(*command, "--tasks", "qa").out
     assert "coding" not in text
     assert text.splitlines()[1].startswith("qa")
+
+
+@pytest.mark.parametrize("option", ["--csv", "--records"])
+def test_results_are_printed_where_a_file_can_not_be_written(
+    cli: Cli, url: str, prompts: Path, tmp_path: Path, option: str
+) -> None:
+    """An hour of measuring isn't lost to a full disk, for which a pipe without a reader stands."""
+    os.mkfifo(tmp_path / "pipe")
+    result = cli(
+        "bench", "--url", url, "--model", "qwen_mtp_k3", "--prompts", prompts, "--json",
+        "--tasks", "qa", option, tmp_path / "pipe",
+    )  # fmt: skip
+    assert result.code == 1
+    assert "can't write " in result.err
+    assert [line["task"] for line in json.loads(result.out)["tasks"]] == ["qa"]
 
 
 def test_on_a_terminal_each_row_comes_once(url: str, prompts: Path) -> None:

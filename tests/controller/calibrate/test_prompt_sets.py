@@ -76,6 +76,8 @@ def test_benchmark_rows_are_read(tmp_path: Path, category: str, task: str) -> No
         ({"category": "low_entropy", "turns": ["x"]}, "category 'low_entropy' is none"),
         ({"category": "qa", "turns": []}, "expected a list of texts"),
         ({"category": "qa", "turns": [f"{PLACEHOLDER}\n\n{{question}}"]}, "prepare_data.py"),
+        ({"conversations": []}, "no 'task'; expected `task` with `prompt` or `messages`, or `cat"),
+        ({"turns": ["x"]}, "has no 'category'; expected the kind of its `turns`"),
         ([], "is not a JSON object"),
     ],
 )
@@ -101,7 +103,7 @@ def test_any_object_is_a_prompt_or_refused(row: dict[str, object]) -> None:
 
 
 def test_files_without_prompts_are_refused(tmp_path: Path) -> None:
-    """Missing, empty, binary and Parquet files each have their sentence."""
+    """Missing, empty, binary and Parquet files, and a JSON list, each have their sentence."""
     with pytest.raises(InputError, match=r"none\.jsonl does not exist"):
         read_prompt_set(str(tmp_path / "none.jsonl"))
     (tmp_path / "b.jsonl").write_bytes(b"\xff\xfe")
@@ -109,6 +111,9 @@ def test_files_without_prompts_are_refused(tmp_path: Path) -> None:
         read_prompt_set(str(tmp_path / "b.jsonl"))
     with pytest.raises(InputError, match="has no prompts"):
         read_prompt_set(write(tmp_path))
+    (tmp_path / "list.json").write_text(json.dumps([{"task": "qa", "prompt": "x"}], indent=1))
+    with pytest.raises(InputError, match=r"is a JSON list; write its rows as JSON lines first"):
+        read_prompt_set(str(tmp_path / "list.json"))
     with pytest.raises(InputError, match="Parquet"):
         read_prompt_set(str(tmp_path / "test.parquet"))
 
