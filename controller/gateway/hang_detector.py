@@ -65,7 +65,7 @@ class HangDetector:
         """
         now = time.monotonic()
         for lease in list(self._watched):
-            since = lease.upstream.waiting_since
+            since = _turn_since(lease, now)
             limit_s = max(self._limits.min_s, MAX_HOLD_S + expected_s(lease) * self._limits.factor)
             if _waits_to_be_read(lease, now - limit_s - READ_S):
                 limit_s = max(limit_s, READING_S)
@@ -79,15 +79,17 @@ class HangDetector:
                 backend.look_soon()
 
     def note_first(self, lease: "Lease", waited_s: float) -> None:
-        """Learn how long a variant takes for the first message, queueing included.
+        """A variant begins an answer: learn how long it takes for that, queueing included.
 
         Nothing of a request that may have waited until those of others were read, nor of one whose
         tokens aren't told: an estimate is what its sender makes it, and hangs are told by this.
         """
-        num_input = lease.num_input_tokens
+        replica, num_input = lease.replica, lease.num_input_tokens
+        replica.answered_at = time.monotonic()
+        replica.answered_sent_at = replica.answered_at - waited_s
         if not lease.call.is_streaming or _is_read_apart(lease) or num_input is None:
             return
-        replica, seen = lease.replica, waited_s / _context_tokens(lease, num_input)
+        seen = waited_s / _context_tokens(lease, num_input)
         known = replica.prefill_s_per_token
         replica.prefill_s_per_token = seen if known is None else known + NEW_SHARE * (seen - known)
 
@@ -99,6 +101,19 @@ def expected_s(lease: "Lease") -> float:
         most = min(lease.call.features.max_tokens, lease.replica.max_seq_len)
         return _prefill_s(lease) + step_s * most
     return step_s if lease.has_begun else step_s + _prefill_s(lease)
+
+
+def _turn_since(lease: "Lease", now: float) -> float:
+    """Since when its next message is waited for; 0 while none is.
+
+    A variant that begins the answers to requests which it was sent before has the prompts of these
+    to read first: anybody may send many long ones. The time begins anew with each of them.
+    """
+    since, replica = lease.upstream.waiting_since, lease.replica
+    is_first = since and not lease.has_begun and now - since <= READING_S
+    if is_first and replica.answered_sent_at <= since:
+        return max(since, replica.answered_at)
+    return since
 
 
 def _is_read_apart(lease: "Lease") -> bool:

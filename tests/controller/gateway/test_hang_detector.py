@@ -25,8 +25,13 @@ class WaitingStream(StreamDouble):
         self.given_up = why
 
 
-def overdue(lease: Lease, *, waited_s: float, heard_s: float) -> bool:
-    """Is it given up that long after it was sent, when somebody heard from its variant before?"""
+def overdue(
+    lease: Lease, *, waited_s: float, heard_s: float, begun: tuple[float, float] | None = None
+) -> bool:
+    """Is it given up that long after it was sent, when somebody heard from its variant before?
+
+    The variant has `begun` another answer so many seconds ago, so many after it was sent that.
+    """
     now = time.monotonic()
     backend = BackendDouble()
     lease.replica.backend = backend  # type: ignore[assignment]
@@ -34,6 +39,9 @@ def overdue(lease: Lease, *, waited_s: float, heard_s: float) -> bool:
     stream.waiting_since = now - waited_s
     lease._upstream = stream  # type: ignore[assignment]
     lease.replica.heard(now - heard_s)
+    if begun is not None:
+        lease.replica.answered_at = now - begun[0]
+        lease.replica.answered_sent_at = now - sum(begun)
     detector = HangDetector(StallLimits())
     detector.add(lease)
     detector.look()
@@ -67,6 +75,32 @@ def test_what_is_read_before_is_waited_for(
 ) -> None:
     """Or a few bad ones would take variants away, and fail who sends a good one."""
     assert overdue(lease(kind), waited_s=waited_s, heard_s=heard_s) is is_overdue
+
+
+@pytest.mark.parametrize(
+    ("waited_s", "begun", "is_overdue"),
+    [
+        (30.0, (0.5, 31.0), False),  # of one that was sent before: it had its turn
+        (30.0, (0.5, 3.0), True),  # of one that was sent after: this one was passed by
+        (30.0, (20.0, 31.0), True),  # and of nobody since then: it hangs
+        (READING_S + 1, (0.5, READING_S + 1), True),
+    ],
+)
+def test_who_was_sent_before_has_its_turn_first(
+    waited_s: float, begun: tuple[float, float], is_overdue: bool
+) -> None:
+    """Or who sends many long prompts has others' short ones refused."""
+    found = overdue(lease("plain"), waited_s=waited_s, heard_s=0.1, begun=begun)
+    assert found is is_overdue
+
+
+def test_an_answer_that_begins_is_noted_with_when_it_was_sent() -> None:
+    """Whatever kind it is."""
+    for kind in ("plain", "guided", "long"):
+        each = lease(kind)
+        HangDetector(StallLimits()).note_first(each, 18.0)
+        replica = each.replica
+        assert replica.answered_at - replica.answered_sent_at == pytest.approx(18.0)
 
 
 def test_a_wait_for_others_to_be_read_is_no_measure_of_prompts() -> None:
