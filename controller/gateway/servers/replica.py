@@ -50,8 +50,6 @@ class Replica:
     others: OtherLoad = field(default_factory=OtherLoad)
     meter: LoadMeter = field(default_factory=LoadMeter)
     prefill_s_per_token: float | None = None  # until the first token, as it was seen
-    answered_at: float = 0.0  # monotonic time when it last began an answer
-    answered_sent_at: float = 0.0  # and when it had been sent that request
 
     @property
     def is_ready(self) -> bool:

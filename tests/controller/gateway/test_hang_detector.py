@@ -10,6 +10,7 @@ from tests.lease_fixtures import BackendDouble, StreamDouble, call_of, lease_of
 from trt_mtp.controller.decision import CandidateScore
 from trt_mtp.controller.gateway.hang_detector import READING_S, HangDetector, StallLimits
 from trt_mtp.controller.gateway.lease import Lease
+from trt_mtp.controller.gateway.scoreboard import Scoreboard, Seat, scoreboard_memory
 from trt_mtp.controller.gateway.servers.upstream import UpstreamLost
 from trt_mtp.controller.request import UNBOUNDED_TOKENS
 from trt_mtp.serve.contract import LONG_BYTES
@@ -30,7 +31,8 @@ def overdue(
 ) -> bool:
     """Is it given up that long after it was sent, when somebody heard from its variant before?
 
-    The variant has `begun` another answer so many seconds ago, so many after it was sent that.
+    The variant has `begun` an answer, so many seconds ago, so many after it was sent that, and
+    through another worker.
     """
     now = time.monotonic()
     backend = BackendDouble()
@@ -39,12 +41,13 @@ def overdue(
     stream.waiting_since = now - waited_s
     lease._upstream = stream  # type: ignore[assignment]
     lease.replica.heard(now - heard_s)
-    if begun is not None:
-        lease.replica.answered_at = now - begun[0]
-        lease.replica.answered_sent_at = now - sum(begun)
-    detector = HangDetector(StallLimits())
-    detector.add(lease)
-    detector.look()
+    with scoreboard_memory(2) as memory:
+        own, other = (Scoreboard(Seat(memory, worker, 2)) for worker in range(2))
+        detector = HangDetector(StallLimits(), own)
+        if begun is not None:
+            HangDetector(StallLimits(), other).note_answer(lease.replica, now - begun[0], begun[1])
+        detector.add(lease)
+        detector.look()
     return stream.given_up is not None
 
 
@@ -94,13 +97,17 @@ def test_who_was_sent_before_has_its_turn_first(
     assert found is is_overdue
 
 
-def test_an_answer_that_begins_is_noted_with_when_it_was_sent() -> None:
-    """Whatever kind it is."""
-    for kind in ("plain", "guided", "long"):
-        each = lease(kind)
-        HangDetector(StallLimits()).note_first(each, 18.0)
-        replica = each.replica
-        assert replica.answered_at - replica.answered_sent_at == pytest.approx(18.0)
+@pytest.mark.parametrize("kind", ["plain", "guided", "long"])
+def test_the_turn_of_any_kind_of_request_is_seen(kind: str) -> None:
+    """Its answer begins now, and it had been sent before one that waits."""
+    other, each, detector = lease(kind), lease("plain"), HangDetector(StallLimits())
+    stream = WaitingStream(BackendDouble(), BackendDouble().take_stream().script)
+    stream.waiting_since = time.monotonic() - 30.0
+    each._upstream, each.replica.backend = stream, BackendDouble()  # type: ignore[assignment]
+    detector.note_first(other, 31.0)
+    detector.add(each)
+    detector.look()
+    assert stream.given_up is None
 
 
 def test_a_wait_for_others_to_be_read_is_no_measure_of_prompts() -> None:
