@@ -1,5 +1,8 @@
 """Requests with long prompts, or grammars: each kind is read in a thread of its own.
 
+In turns the oldest of them and the smallest: whoever sends many long ones holds up nobody's shorter
+one by more than two of them, and none waits for ever.
+
 The thread in which Triton hands requests over goes on meanwhile, and so does the engine: short
 requests never wait until a long text is tokenized.
 """
@@ -28,13 +31,15 @@ class ReceivedRequest:
     @property
     def is_long(self) -> bool:
         """True for one that may take a while to read: a long prompt, or a grammar to compile."""
-        if GUIDED in self.inputs:
-            return True
-        sizes = (
+        return GUIDED in self.inputs or self.num_bytes > LONG_BYTES
+
+    @property
+    def num_bytes(self) -> int:
+        """Those of its inputs."""
+        return sum(
             sum(map(len, array.ravel().tolist())) if array.dtype == object else array.nbytes
             for array in self.inputs.values()
         )
-        return sum(sizes) > LONG_BYTES
 
 
 class _Lane:
@@ -45,13 +50,14 @@ class _Lane:
         self._waiting: deque[ReceivedRequest] = deque()
         self._current: ReceivedRequest | None = None
         self._deferred: list[Callable[[], None]] = []
+        self._is_smallest_next = False  # else the oldest
         self._is_closed = False
         self._wake = threading.Condition()
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
 
     def put(self, request: ReceivedRequest) -> None:
-        """Have `request` read and submitted after those that came before; returns at once."""
+        """Have `request` read and submitted when its turn comes; returns at once."""
         with self._wake:
             self._waiting.append(request)
             self._wake.notify()
@@ -73,6 +79,15 @@ class _Lane:
             self._deferred.append(action)
             return True
 
+    def _take_next(self) -> ReceivedRequest:
+        if len(self._waiting) > 1:
+            self._is_smallest_next = not self._is_smallest_next
+        if not self._is_smallest_next:
+            return self._waiting.popleft()
+        request = min(self._waiting, key=lambda request: request.num_bytes)
+        self._waiting.remove(request)
+        return request
+
     def close(self) -> None:
         """Let the thread end; no request may be waiting."""
         with self._wake:
@@ -86,7 +101,7 @@ class _Lane:
                     self._wake.wait()  # for ever, where no long prompt comes
                 if self._is_closed:
                     return
-                self._current = request = self._waiting.popleft()
+                self._current = request = self._take_next()
             self._submit(request)
             with self._wake:
                 self._current = None
@@ -104,7 +119,7 @@ class LongPrompts:
         self._lanes = (self._prompts, self._grammars)
 
     def put(self, request: ReceivedRequest) -> None:
-        """Have `request` read and submitted after those of its kind that came before; at once."""
+        """Have `request` read and submitted when its turn among its kind comes; returns at once."""
         (self._grammars if GUIDED in request.inputs else self._prompts).put(request)
 
     def take(self, request_id: str) -> ReceivedRequest | None:

@@ -104,6 +104,20 @@ class Answer:
         return self.chunks[-1]
 
 
+class Blocker:
+    """Holds the engine's thread in the first chunk until it may go on."""
+
+    def __init__(self) -> None:
+        self.answer = Answer()
+        self.is_entered, self.go_on = threading.Event(), threading.Event()
+
+    def on_chunk(self, chunk: Chunk) -> None:
+        """Called in the engine's thread."""
+        self.is_entered.set()
+        assert self.go_on.wait(10)
+        self.answer.on_chunk(chunk)
+
+
 @contextmanager
 def opened(folder: Path, draft_length: int, max_batch_size: int = 8) -> Iterator[CpuEngine]:
     """An engine on the packed checkpoint in `folder`."""

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import grpc
 
+from trt_mtp.controller.gateway.scoreboard import Scoreboard
 from trt_mtp.controller.gateway.servers.replica import Replica
 from trt_mtp.controller.gateway.servers.upstream import UpstreamLost
 from trt_mtp.serve.contract import LONG_BYTES, MAX_HOLD_S
@@ -34,8 +35,10 @@ class StallLimits:
 class HangDetector:
     """Gives up the streams whose next message is overdue."""
 
-    def __init__(self, limits: StallLimits) -> None:
+    def __init__(self, limits: StallLimits, scoreboard: Scoreboard | None = None) -> None:
+        """`scoreboard` is where the workers of a gateway tell each other what was answered."""
         self._limits = limits
+        self._scoreboard = scoreboard or Scoreboard()
         self._watched: dict[Lease, None] = {}  # in order
 
     def add(self, lease: "Lease") -> None:
@@ -65,7 +68,7 @@ class HangDetector:
         """
         now = time.monotonic()
         for lease in list(self._watched):
-            since = lease.upstream.waiting_since
+            since = self._turn_since(lease, now)
             limit_s = max(self._limits.min_s, MAX_HOLD_S + expected_s(lease) * self._limits.factor)
             if _waits_to_be_read(lease, now - limit_s - READ_S):
                 limit_s = max(limit_s, READING_S)
@@ -79,17 +82,44 @@ class HangDetector:
                 backend.look_soon()
 
     def note_first(self, lease: "Lease", waited_s: float) -> None:
-        """Learn how long a variant takes for the first message, queueing included.
+        """A variant begins an answer: learn how long it takes for that, queueing included.
 
         Nothing of a request that may have waited until those of others were read, nor of one whose
         tokens aren't told: an estimate is what its sender makes it, and hangs are told by this.
         """
-        num_input = lease.num_input_tokens
+        replica, num_input = lease.replica, lease.num_input_tokens
+        self.note_answer(replica, time.monotonic(), waited_s)
         if not lease.call.is_streaming or _is_read_apart(lease) or num_input is None:
             return
-        replica, seen = lease.replica, waited_s / _context_tokens(lease, num_input)
+        seen = waited_s / _context_tokens(lease, num_input)
         known = replica.prefill_s_per_token
         replica.prefill_s_per_token = seen if known is None else known + NEW_SHARE * (seen - known)
+
+    def note_answer(self, replica: Replica, now: float, waited_s: float) -> None:
+        """A variant begins the answer to a request `waited_s` after it was sent that."""
+        at, sent_at = self._last_answer(replica)
+        at[0], sent_at[0] = now, now - waited_s
+
+    def _last_answer(self, replica: Replica) -> "tuple[memoryview[float], memoryview[float]]":
+        """When a variant last began one, through any worker, and when it was sent the request.
+
+        The times of the counters that the router has of it, who has no use for them.
+        """
+        counter = self._scoreboard.counter
+        return counter("running", replica.key).time, counter("on trial", replica.key).time
+
+    def _turn_since(self, lease: "Lease", now: float) -> float:
+        """Since when its next message is waited for; 0 while none is.
+
+        A variant that begins the answers to requests which it was sent before has the prompts of
+        these to read first: anybody may send many long ones. The time begins anew with each.
+        """
+        since = lease.upstream.waiting_since
+        if since and not lease.has_begun and now - since <= READING_S:
+            [at], [sent_at] = self._last_answer(lease.replica)
+            if sent_at <= since:
+                return max(since, at)
+        return since
 
 
 def expected_s(lease: "Lease") -> float:

@@ -128,7 +128,8 @@ class CpuEngine(TextEngine):
         self._grammars = Grammars(shared, self.codec, self._shape.vocab)
         self._free = list(range(max_batch_size))
         self._waiting: deque[Sequence] = deque()
-        self._running: list[Sequence] = []
+        self._running: list[Sequence] = []  # in the order in which they were admitted
+        self._is_shortest_next = False  # of the prompts; else the oldest
         self._wake = threading.Condition()
         self._is_closed = False
         self._failure = ""
@@ -235,9 +236,21 @@ class CpuEngine(TextEngine):
             self._release(sequence)
             sequence.finish("cancelled")
 
+    def _next_to_prefill(self) -> Sequence | None:
+        """In turns the oldest and the one with the least left, of those whose context isn't done.
+
+        So no short prompt waits for long ones that came before it, and each long one has half of
+        the turns at last, however many short ones come.
+        """
+        unread = [s for s in self._running if not s.is_prefilled]
+        self._is_shortest_next = not self._is_shortest_next
+        if self._is_shortest_next and unread:
+            return min(unread, key=lambda s: s.num_context_tokens - s.num_prefilled)
+        return next(iter(unread), None)
+
     def _prefill_one(self) -> None:
-        """One chunk of the oldest request whose context is not done."""
-        sequence = next((s for s in self._running if not s.is_prefilled), None)
+        """One chunk of one request whose context is not done."""
+        sequence = self._next_to_prefill()
         if sequence is None:
             return
         num_context, slot = sequence.num_context_tokens, sequence.slot

@@ -68,6 +68,19 @@ def test_nobody_waits_until_a_prompt_is_read(prompts: LongPrompts, reading: Read
         reading.may_end.release()
 
 
+def test_many_long_prompts_hold_up_no_shorter_one(prompts: LongPrompts, reading: Reading) -> None:
+    """It is read after two more of them at most, and short ones hold up no long one either."""
+    sizes = {"read": 1, "long1": 90, "long2": 90, "long3": 90, "short1": 20, "short2": 21}
+    for name, size in sizes.items():
+        prompts.put(request_of(name, b"x" * (size * LONG_BYTES)))
+        if name == "read":
+            reading.wait()
+    reading.may_end.release(len(sizes))
+    for _ in range(len(sizes) - 1):
+        reading.wait()
+    assert reading.begun == ["read", "short1", "long1", "short2", "long2", "long3"]
+
+
 def test_one_that_waits_is_taken_out(prompts: LongPrompts, reading: Reading) -> None:
     """A request that nobody has begun to read is never read; another id's stays."""
     for name in "abc":

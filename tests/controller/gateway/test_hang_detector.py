@@ -10,6 +10,7 @@ from tests.lease_fixtures import BackendDouble, StreamDouble, call_of, lease_of
 from trt_mtp.controller.decision import CandidateScore
 from trt_mtp.controller.gateway.hang_detector import READING_S, HangDetector, StallLimits
 from trt_mtp.controller.gateway.lease import Lease
+from trt_mtp.controller.gateway.scoreboard import Scoreboard, Seat, scoreboard_memory
 from trt_mtp.controller.gateway.servers.upstream import UpstreamLost
 from trt_mtp.controller.request import UNBOUNDED_TOKENS
 from trt_mtp.serve.contract import LONG_BYTES
@@ -25,8 +26,14 @@ class WaitingStream(StreamDouble):
         self.given_up = why
 
 
-def overdue(lease: Lease, *, waited_s: float, heard_s: float) -> bool:
-    """Is it given up that long after it was sent, when somebody heard from its variant before?"""
+def overdue(
+    lease: Lease, *, waited_s: float, heard_s: float, begun: tuple[float, float] | None = None
+) -> bool:
+    """Is it given up that long after it was sent, when somebody heard from its variant before?
+
+    The variant has `begun` an answer, so many seconds ago, so many after it was sent that, and
+    through another worker.
+    """
     now = time.monotonic()
     backend = BackendDouble()
     lease.replica.backend = backend  # type: ignore[assignment]
@@ -34,9 +41,13 @@ def overdue(lease: Lease, *, waited_s: float, heard_s: float) -> bool:
     stream.waiting_since = now - waited_s
     lease._upstream = stream  # type: ignore[assignment]
     lease.replica.heard(now - heard_s)
-    detector = HangDetector(StallLimits())
-    detector.add(lease)
-    detector.look()
+    with scoreboard_memory(2) as memory:
+        own, other = (Scoreboard(Seat(memory, worker, 2)) for worker in range(2))
+        detector = HangDetector(StallLimits(), own)
+        if begun is not None:
+            HangDetector(StallLimits(), other).note_answer(lease.replica, now - begun[0], begun[1])
+        detector.add(lease)
+        detector.look()
     return stream.given_up is not None
 
 
@@ -67,6 +78,36 @@ def test_what_is_read_before_is_waited_for(
 ) -> None:
     """Or a few bad ones would take variants away, and fail who sends a good one."""
     assert overdue(lease(kind), waited_s=waited_s, heard_s=heard_s) is is_overdue
+
+
+@pytest.mark.parametrize(
+    ("waited_s", "begun", "is_overdue"),
+    [
+        (30.0, (0.5, 31.0), False),  # of one that was sent before: it had its turn
+        (30.0, (0.5, 3.0), True),  # of one that was sent after: this one was passed by
+        (30.0, (20.0, 31.0), True),  # and of nobody since then: it hangs
+        (READING_S + 1, (0.5, READING_S + 1), True),
+    ],
+)
+def test_who_was_sent_before_has_its_turn_first(
+    waited_s: float, begun: tuple[float, float], is_overdue: bool
+) -> None:
+    """Or who sends many long prompts has others' short ones refused."""
+    found = overdue(lease("plain"), waited_s=waited_s, heard_s=0.1, begun=begun)
+    assert found is is_overdue
+
+
+@pytest.mark.parametrize("kind", ["plain", "guided", "long"])
+def test_the_turn_of_any_kind_of_request_is_seen(kind: str) -> None:
+    """Its answer begins now, and it had been sent before one that waits."""
+    other, each, detector = lease(kind), lease("plain"), HangDetector(StallLimits())
+    stream = WaitingStream(BackendDouble(), BackendDouble().take_stream().script)
+    stream.waiting_since = time.monotonic() - 30.0
+    each._upstream, each.replica.backend = stream, BackendDouble()  # type: ignore[assignment]
+    detector.note_first(other, 31.0)
+    detector.add(each)
+    detector.look()
+    assert stream.given_up is None
 
 
 def test_a_wait_for_others_to_be_read_is_no_measure_of_prompts() -> None:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.engine_fixtures import Answer, generate, mixed_requests, opened
+from tests.engine_fixtures import Answer, Blocker, generate, mixed_requests, opened
 from trt_mtp.errors import TrtMtpError
 from trt_mtp.serve.engine import cycle
 from trt_mtp.serve.engine.base import Chunk, Request, SamplingParams
@@ -235,20 +235,6 @@ def test_cancelling_during_a_long_prompt(drafting: Path) -> None:
         assert answer.wait().tokens == []
         assert 0 < generations[0].num_prefilled < len(prompt)
     assert answer.last.finish_reason == "cancelled"
-
-
-class Blocker:
-    """Holds the engine's thread in the first chunk until it may go on."""
-
-    def __init__(self) -> None:
-        self.answer = Answer()
-        self.is_entered, self.go_on = threading.Event(), threading.Event()
-
-    def on_chunk(self, chunk: Chunk) -> None:
-        """Called in the engine's thread."""
-        self.is_entered.set()
-        assert self.go_on.wait(10)
-        self.answer.on_chunk(chunk)
 
 
 def test_cancelling_while_waiting(drafting: Path) -> None:
