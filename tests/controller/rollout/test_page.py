@@ -1,6 +1,7 @@
 """docs/rollout.md from K = 3 to K = 5 and back: its commands in order, with its exit codes.
 
-Only ports, durations and numbers of requests and the tolerance are others: nothing is timed here.
+Only ports, durations, shares and numbers of requests and the tolerance are others: nothing is timed
+here.
 """
 
 import json
@@ -43,9 +44,9 @@ def adapted(command: str, ports: dict[str, int]) -> str:
     for number, port in ports.items():
         command = re.sub(rf"\b{number}\b", str(port), command)
     command = re.sub(r"at_least_s: \d+", "at_least_s: 0", command)
+    command = re.sub(r"(shadow|set_weight): (5|20),", r"\1: 50,", command)
     command = command.replace("--concurrency 2", "--concurrency 1")
-    command = command.replace("--max-tokens 32", "--max-tokens 4 --tasks rag")
-    command = command.replace("; done", "; sleep 1; done")  # the page's commands need the cores
+    command = command.replace("--max-tokens 32", "--max-tokens 4")
     gates = "min_requests: 10, window_s: 5, tolerance: 0.1"
     return command.replace(gates, "min_requests: 2, window_s: 0.5, tolerance: 0.9")
 
