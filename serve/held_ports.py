@@ -1,6 +1,7 @@
 """The ports of a server that is started again: they stay its own while it is away."""
 
 import socket
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 
@@ -49,10 +50,12 @@ class HeldPorts:
             held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 0)  # with it, others can listen
 
 
-def with_free_metrics(ports: Ports) -> Ports:
-    """The same ports, with another one for metrics if that one is taken."""
+def with_free_metrics(ports: Ports, say: Callable[[str], None]) -> Ports:
+    """The same ports, with another one for metrics, which is said, if that one is taken."""
     try:
         free_ports({"metrics": ports.metrics})
     except InputError:
-        return replace(ports, **free_ports({"metrics": 0}))
+        moved = replace(ports, **free_ports({"metrics": 0}))
+        say(f"another program has port {ports.metrics}; the metrics are at {HOST}:{moved.metrics}")
+        return moved
     return ports

@@ -184,12 +184,7 @@ class TritonServer:
             on_progress(str(error))
             self._down = Failure(Reason.ENDED, "tritonserver did not start")
             if self._written.has_lost_port:
-                taken, self._ports = self._ports, with_free_metrics(self._ports)
-                if self._ports != taken:
-                    on_progress(
-                        f"another program has port {taken.metrics}; the metrics are at "
-                        f"{self.metrics_url}"
-                    )
+                self._ports = with_free_metrics(self._ports, on_progress)
 
     def stop(self) -> None:
         """Wait for answers in flight, DRAIN_TIMEOUT_S at most, then kill all processes."""
