@@ -110,8 +110,8 @@ def _percentiles(values: list[float]) -> Percentiles:
 
 def _interval(values: list[float]) -> Interval:
     draw = random.Random(0)
-    means = sorted(statistics.mean(draw.choices(values, k=len(values))) for _ in range(200))
-    return Interval(round(statistics.mean(values), 4), round(means[5], 4), round(means[194], 4))
+    means = sorted(statistics.fmean(draw.choices(values, k=len(values))) for _ in range(200))
+    return Interval(round(statistics.fmean(values), 4), round(means[5], 4), round(means[194], 4))
 
 
 def _speedup(cells: Sequence[Cell], task: str, length: int, concurrency: int) -> Interval | None:

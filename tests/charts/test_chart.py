@@ -93,7 +93,7 @@ SETS: dict[str, dict[str, Any]] = {
 def objects(name: str) -> list[dict[str, Any]]:
     """What a set of values is rendered to."""
     text = manifests(render(SETS[name], name="demo", namespace="models"))
-    return [each for each in yaml.safe_load_all(text) if each]
+    return [each for each in yaml.load_all(text, yaml.CSafeLoader) if each]
 
 
 def of_kind(name: str, *kinds: str) -> list[dict[str, Any]]:
@@ -123,6 +123,14 @@ def distinct() -> list[dict[str, Any]]:
     return [each for each in map(json.loads, sorted(texts)) if each["kind"] not in CUSTOM]
 
 
+@pytest.fixture
+def schemas_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The validator reads all definitions of a version for every object."""
+    utils = kubernetes_validate.utils
+    monkeypatch.setattr(utils, "schema_contents", cache(utils.schema_contents))
+
+
+@pytest.mark.usefixtures("schemas_read_once")
 @pytest.mark.parametrize("version", VERSIONS)
 def test_kubernetes_takes_every_object(version: str) -> None:
     """Validated strictly: a key that the schema doesn't know is an error."""

@@ -153,10 +153,10 @@ def test_few_requests_of_a_session_are_judged(tmp_path: Path) -> None:
 
 def test_simulated_rollouts_hold_alpha_and_find_5_percent() -> None:
     """The short form of benchmarks/rollout_gates.py: no false abort, every slow task found."""
-    result = run(rollouts=6, num_canary=600, seed=3)
+    result = run(rollouts=3, num_canary=600, seed=3)
     aborted = {case["case"]: case["aborted"] for case in result["cases"]}
     assert aborted["equal"] == aborted["slower by the tolerance"] == 0
-    assert aborted["one of 4 tasks 5% slower"] == aborted["one of 13 tasks 5% slower"] == 6
+    assert aborted["one of 4 tasks 5% slower"] == aborted["one of 13 tasks 5% slower"] == 3
 
 
 def line(

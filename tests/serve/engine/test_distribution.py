@@ -10,11 +10,12 @@ import pytest
 import torch
 from scipy import stats
 
-from tests.engine_fixtures import Answer, make_drafting_checkpoint, opened, pack
+from tests.engine_fixtures import generate, make_drafting_checkpoint, opened, pack
 from trt_mtp.serve.engine.base import Request, SamplingParams
 from trt_mtp.serve.model import reference
 
 NUM_REQUESTS = 20_000
+AT_ONCE = 500
 PROMPT = (11, 29, 5)
 LENGTH = 3
 TOP_K = 4
@@ -44,6 +45,16 @@ def exact_distribution(checkpoint: Path) -> dict[tuple[int, ...], float]:
     return probabilities
 
 
+def request(seed: int) -> Request:
+    """One of the requests; they differ in their seed alone."""
+    return Request(
+        PROMPT,
+        SamplingParams(
+            max_tokens=LENGTH, temperature=TEMPERATURE, top_k=TOP_K, seed=seed, ignore_eos=True
+        ),
+    )
+
+
 @pytest.mark.parametrize("draft_length", [0, 2])
 def test_answers_have_the_distribution_of_the_model(checkpoint: Path, draft_length: int) -> None:
     """Over 20,000 seeds, answers of three tokens fit their exact joint distribution."""
@@ -51,13 +62,9 @@ def test_answers_have_the_distribution_of_the_model(checkpoint: Path, draft_leng
     counts: Counter[tuple[int, ...]] = Counter()
     packed = pack(checkpoint, checkpoint.with_name(f"packed{draft_length}"))
     with opened(packed, draft_length) as engine:
-        answers = [Answer() for _ in range(NUM_REQUESTS)]
-        for seed, answer in enumerate(answers):
-            sampling = SamplingParams(
-                max_tokens=LENGTH, temperature=TEMPERATURE, top_k=TOP_K, seed=seed, ignore_eos=True
-            )
-            engine.submit(Request(PROMPT, sampling), answer.on_chunk)
-        counts.update(tuple(answer.wait().tokens) for answer in answers)
+        for first in range(0, NUM_REQUESTS, AT_ONCE):
+            requests = [request(seed) for seed in range(first, first + AT_ONCE)]
+            counts.update(tuple(answer.tokens) for answer in generate(engine, requests))
         statistics = engine.statistics()
     assert not counts.keys() - expected.keys()
     goal = np.array([expected[tokens] for tokens in expected]) * NUM_REQUESTS
