@@ -12,9 +12,8 @@ TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 CAN_REACH := timeout 10 $(BIN)/python -c \
 	'import sys, urllib.request; urllib.request.urlopen(sys.argv[1], timeout=5)'
 
-# The tests start over a thousand processes: what Python compiles of the checkout is kept, in .venv.
+# The tests start over a thousand processes: Python shall keep what it compiled of the checkout.
 unexport PYTHONDONTWRITEBYTECODE
-export PYTHONPYCACHEPREFIX := $(abspath $(VENV))/pycache
 
 .PHONY: demo test test-aiperf test-vllm lint docs bench chaos conformance rollout-crash audit sbom chart clean lock
 
