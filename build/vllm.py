@@ -12,7 +12,7 @@ from typing import Any
 
 from trt_mtp import __version__
 from trt_mtp.build.chat_format import read_chat_format
-from trt_mtp.build.checkpoint import Checkpoint
+from trt_mtp.build.checkpoint import FOR_IMAGES, Checkpoint
 from trt_mtp.build.cores import usable_cores
 from trt_mtp.build.cpu import check_length, cpu_name
 from trt_mtp.build.quantization import are_costly, matches, quantization_targets
@@ -23,7 +23,7 @@ from trt_mtp.build.store import (
     install_variants,
     refuse_other_engines,
 )
-from trt_mtp.build.tensor_names import INNER, OUTER, described
+from trt_mtp.build.tensor_names import described
 from trt_mtp.build.tensorrt_llm import sampled_digest
 from trt_mtp.build.tensors import INDEX, find_copy
 from trt_mtp.build.text_check import check_text
@@ -42,6 +42,8 @@ FORMAT = 1  # of the folder of links; part of the hash that names it
 CACHE_GB = "VLLM_CPU_KVCACHE_SPACE"
 THREADS = "OMP_NUM_THREADS"
 MROPE = ("mrope_section", "mrope_interleaved")
+# what vLLM itself has before the text's tensors in a class for images and texts
+OWN_PREFIXES = ("language_model.model.", "language_model.lm_head.")
 
 
 def build_vllm(
@@ -92,18 +94,13 @@ def check_checkpoint(checkpoint: Checkpoint) -> None:
             f"{checkpoint.path} lacks {checkpoint.mtp.missing[0]} and so can't draft; "
             "download the original checkpoint again"
         )
-    wrapped = [prefix for prefix in checkpoint.foreign_prefixes if prefix in OUTER | INNER]
-    if wrapped:
-        raise InputError(
-            f"{checkpoint.path}: the tensors are named {described(wrapped)}, which vLLM doesn't "
-            f"load; save the model that is inside, or rename them as in the released checkpoints"
-        )
     if checkpoint.text_class:
         raise InputError(
             f"{checkpoint.path}/config.json: architectures names {checkpoint.architecture}, which "
             f"needs a text_config, and there is none; for a text model write "
             f"{checkpoint.text_class} there"
         )
+    check_names(checkpoint)
     copy = find_copy(checkpoint.path, {info.file for info in checkpoint.tensors.values()})
     if copy is not None:
         raise InputError(
@@ -111,6 +108,30 @@ def check_checkpoint(checkpoint: Checkpoint) -> None:
             f"files whole, so that either may count; save the model again"
         )
     check_text(checkpoint.path, checkpoint.vocab_size)
+
+
+def check_names(checkpoint: Checkpoint) -> None:
+    """Raise InputError for names of tensors that the checkpoint's class doesn't load.
+
+    A class for images and texts loads `model.language_model.*`, one for texts `model.*`, and the
+    drafter `mtp.*` (hf_to_vllm_mapper in vllm/model_executor/models/qwen3_vl.py, load_weights in
+    qwen3_5.py and qwen3_5_mtp.py at 01d99805).
+    """
+    is_for_images = checkpoint.architecture.endswith(FOR_IMAGES)
+    own = OWN_PREFIXES if is_for_images else ()
+    foreign = [prefix for prefix in checkpoint.foreign_prefixes if prefix not in own]
+    if foreign:
+        raise InputError(
+            f"{checkpoint.path}: the tensors are named {described(foreign)}, which vLLM doesn't "
+            f"load; save the model that is inside, or rename them as in the released checkpoints"
+        )
+    expected = "model.language_model." if is_for_images else "model."
+    if checkpoint.prefix != expected:
+        raise InputError(
+            f"{checkpoint.path}: the tensors are named {checkpoint.prefix}layers.*, and vLLM's "
+            f"{checkpoint.architecture} loads {expected}layers.*; rename them, or export the "
+            f"model again with the names of the one that it was made from"
+        )
 
 
 def check_plain_head(checkpoint: Checkpoint) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from trt_mtp.build.model_config import is_tied, layer_types_of, raise_problems, text_config_of
+from trt_mtp.build.tensor_names import MTP
 from trt_mtp.build.tensors import TensorInfo
 from trt_mtp.errors import InputError
 
@@ -16,6 +17,7 @@ Tensors = Mapping[str, TensorInfo]
 HEAD = "lm_head.weight"
 NESTED = "language_model."
 LAYER = re.compile(r"model\.(?:language_model\.)?layers\.(\d+)\.(\w+)\.")
+ANY_LAYER = re.compile(r"(?:^|\.)layers\.0\.")
 EXPERTS, STACKED = "mlp.experts.", "mlp.experts.gate_up_proj"
 WEIGHTS = ("weight", "qweight", "weight_packed")  # GPTQ's and AWQ's, compressed-tensors'
 PARAMETERS = ("A_log", "dt_bias", "experts.gate_up_proj", "experts.down_proj")
@@ -36,6 +38,12 @@ def embedding_of(tensors: Tensors) -> str:
 def check_tensors(file: Path, config: Config, tensors: Tensors, *, is_quantized: bool) -> None:
     """Raise InputError for a config, in `file`, that says other things than the tensors do."""
     text = text_config_of(config)
+    if unknown := unknown_layer(tensors):
+        raise InputError(
+            f"{file.parent}: no tensor of a layer is named as in the released checkpoints "
+            f"(model.layers.0.… or model.language_model.layers.0.…), but there is {unknown}; "
+            f"rename them, or export the model again"
+        )
     problems = list(layer_problems(text, tensors))
     problems += head_problems(config, tensors)
     if not is_quantized:
@@ -49,6 +57,14 @@ def check_tensors(file: Path, config: Config, tensors: Tensors, *, is_quantized:
             f"or renames tensors; export it again, or copy the tensors from the model that it was "
             f"made from"
         )
+
+
+def unknown_layer(tensors: Tensors) -> str | None:
+    """The first layer's tensor under a name that nobody reads; None where layers are found."""
+    if any(LAYER.match(name) for name in tensors):
+        return None
+    layers = (name for name in tensors if ANY_LAYER.search(name) and not name.startswith(MTP))
+    return min(layers, default=None)
 
 
 def layer_problems(text: Config, tensors: Tensors) -> Iterator[str]:

@@ -65,6 +65,11 @@ class TlsContents:
                     # an encrypted key would ask for its password on the terminal
                     context.load_cert_chain(cert, key, password=lambda: "")
         except (OSError, ValueError) as error:
+            if self.key is not None and b"ENCRYPTED" in self.key:  # by its first lines
+                raise InputError(
+                    f"{files.key} has a passphrase, which can't be asked for; write the key to a "
+                    f"file without one: openssl pkey -in {files.key} -out FILE"
+                ) from None
             raise InputError(
                 f"{files.cert} and {files.key} are no certificate and its key in PEM: {error}"
             ) from None

@@ -26,10 +26,12 @@ class Authority:
         own = own.add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
         self.ca.write_bytes(_pem(own.sign(self._key, hashes.SHA256())))
 
-    def issue(self, name: str, from_day: int = -1, to_day: int = 30) -> tuple[Path, Path]:
+    def issue(
+        self, name: str, from_day: int = -1, to_day: int = 30, passphrase: bytes = b""
+    ) -> tuple[Path, Path]:
         """Files of a certificate for 127.0.0.1 and of its key, replaced if they exist.
 
-        It is valid between these days from today.
+        It is valid between these days from today. The key is encrypted if there is a passphrase.
         """
         key = ec.generate_private_key(ec.SECP256R1())
         addresses = [x509.IPAddress(ipaddress.ip_address("127.0.0.1")), x509.DNSName("localhost")]
@@ -41,7 +43,9 @@ class Authority:
             key.private_bytes(
                 serialization.Encoding.PEM,
                 serialization.PrivateFormat.PKCS8,
-                serialization.NoEncryption(),
+                serialization.BestAvailableEncryption(passphrase)
+                if passphrase
+                else serialization.NoEncryption(),
             )
         )
         return cert_file, key_file

@@ -14,6 +14,7 @@ import numpy.typing as npt
 from trt_mtp.serve.contract import STUCK
 
 MAX_ERROR_CHARS = 200  # of what llguidance says
+PARSE_ERROR = "regex parse error:"  # the next line is the pattern, the one after marks the place
 NOTHING_FITS = ("NoExtension", "NoExtensionBias")
 UNKNOWN_FORMAT = re.compile(r"Unknown format: (\S+)")
 ONE_OF = (
@@ -144,6 +145,13 @@ class Guide:
                 self._phase = Phase.OVER
 
 
+def _pattern_in(lines: list[str]) -> str:
+    """The pattern that the parser of regular expressions shows; empty for one of several lines."""
+    at = next((number for number, line in enumerate(lines) if line.endswith(PARSE_ERROR)), -1)
+    shown = lines[at + 1] if 0 <= at < len(lines) - 1 else ""
+    return "" if shown.startswith("~~~") else shown
+
+
 def grammar_error(text: str) -> str:
     """A sentence of what llguidance says: its line that begins with `error:`, or its first one."""
     lines = [line.strip() for line in text.splitlines() if line.strip()] or ["unknown error"]
@@ -154,4 +162,6 @@ def grammar_error(text: str) -> str:
         reason = f"texts can't be held to the format {form[1]}: leave it out, or give a pattern"
     elif "coerce_one_of" in reason:  # an option that clients don't have
         reason = ONE_OF
+    elif errors and (pattern := _pattern_in(lines)):
+        reason = f"{reason}, in the pattern {pattern}"
     return f"{STUCK}{reason[:MAX_ERROR_CHARS]}"

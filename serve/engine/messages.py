@@ -59,12 +59,17 @@ def template_call(call: Any, place: str, takes: Takes) -> Any:
     """A tool call whose arguments are an object, where OpenAI's API has them as JSON text.
 
     A model's own call may have none, where its answer was cut, say; clients send it back with all
-    that follows. The template then gets the text, by itself or as the one argument.
+    that follows. The template then gets the text, by itself or as the one argument. Where they are
+    left out, null or empty, the call has no arguments.
     """
     function = call.get("function") if isinstance(call, Mapping) else None
-    if not isinstance(function, Mapping) or not isinstance(function.get("arguments"), str):
+    if not isinstance(function, Mapping):
         return call
-    text = function["arguments"]
+    text = function.get("arguments")
+    if text is None:
+        text = ""
+    if not isinstance(text, str):
+        return call
     if is_heavy(text.encode(errors="replace")):
         raise InputError(f"{place}.function.arguments has too many values or digits")
     arguments: object = text

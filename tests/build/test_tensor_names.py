@@ -160,3 +160,13 @@ def test_a_head_under_an_unknown_name_is_named(cli: Cli, folder: Path) -> None:
     result = cli("inspect", folder)
     assert result.code == 2
     assert "drafter.mtp.fc.weight in model.safetensors; rename" in result.err
+
+
+@pytest.mark.parametrize("prefix", ["model.language_model.language_model.", "thinker.model.", ""])
+def test_layers_under_an_unknown_name_are_named(cli: Cli, folder: Path, prefix: str) -> None:
+    """An exporter that puts a prefix there twice is no fault of config.json's."""
+    tensors = renamed(tensors_of(), "model.", prefix)
+    write_safetensors(folder / "model.safetensors", tensors)
+    result = cli("inspect", folder)
+    assert result.code == 2
+    assert f"but there is {prefix}layers.0.input_layernorm.weight; rename" in result.err

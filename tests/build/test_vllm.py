@@ -8,9 +8,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from safetensors.numpy import load_file
 
 from tests.conftest import CliResult
-from tests.tiny_model import change_config, make_checkpoint, put_copy, put_scales
+from tests.tiny_model import change_config, make_checkpoint, put_copy, put_scales, write_safetensors
 from trt_mtp import __version__
 from trt_mtp.build.checkpoint import read_checkpoint
 from trt_mtp.build.store import BuildResult
@@ -117,6 +118,44 @@ def test_a_wrappers_names_are_refused(tmp_path: Path) -> None:
             read_checkpoint(folder), [1], tmp_path / "engines", CPU,
             max_batch_size=8, max_seq_len=1024, schedule=None,
         )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("is_multimodal", "old", "new", "says"),
+    [
+        (True, "model.language_model.", "model.", r"model\.layers\.\*, and .* loads model\.lang"),
+        (False, "model.", "model.language_model.", r"named model\.language_model\.layers\.\*, and"),
+        (False, "model.", "language_model.model.", r"named language_model\.model\.\*, which vLLM"),
+        (True, "mtp.", "model.mtp.", r"named model\.mtp\.\*, which vLLM doesn't"),
+        (True, "model.language_model.", "language_model.model.", ""),  # vLLM's own names
+        (True, "", "", ""),
+        (False, "", "", ""),
+    ],
+)
+def test_names_are_those_that_the_class_loads(
+    tmp_path: Path, is_multimodal: bool, old: str, new: str, says: str
+) -> None:
+    """Exporters write one class's name into config.json, and the tensors under another's."""
+    folder = make_checkpoint(tmp_path / "c", multimodal=is_multimodal)
+    tensors = {
+        new + name.removeprefix(old) if name.startswith(old) else name: value
+        for name, value in load_file(folder / "model.safetensors").items()
+    }
+    write_safetensors(folder / "model.safetensors", tensors)
+
+    def build() -> BuildResult:
+        return build_vllm(
+            read_checkpoint(folder), [1], tmp_path / "engines", CPU,
+            max_batch_size=8, max_seq_len=256, schedule=None,
+        )  # fmt: skip
+
+    if says:
+        with pytest.raises(InputError, match=says):
+            build()
+        assert not (tmp_path / "engines").exists()
+    else:
+        (tmp_path / "engines").mkdir()
+        assert len(build().variants) == 1
 
 
 def test_a_tensor_that_two_shards_have_is_refused(tmp_path: Path) -> None:

@@ -62,3 +62,10 @@ def test_old_authorities_may_stay_beside_valid_ones(tmp_path: Path) -> None:
     authority.ca.write_bytes(old.read_bytes())
     with pytest.raises(InputError, match=f"the certificate in {authority.ca} expired on"):
         TlsFiles(cert, key, authority.ca).check()
+
+
+def test_a_key_with_a_passphrase_is_refused_as_one(tmp_path: Path) -> None:
+    """It is PEM, and fits the certificate; nobody is asked for the passphrase."""
+    cert, key = Authority(tmp_path).issue("server", passphrase=b"secret")
+    with pytest.raises(InputError, match=f"{key} has a passphrase, .*openssl pkey -in {key} "):
+        TlsFiles(cert, key).check()

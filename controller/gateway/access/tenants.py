@@ -5,11 +5,12 @@ The file has the tokens' SHA-256 hashes, never the tokens, and is read again whe
 
 import hashlib
 import logging
+import re
 import time
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from trt_mtp.controller.gateway.access.limits import Bucket, Limits
 from trt_mtp.controller.gateway.byte_room import ByteRoom
@@ -26,6 +27,16 @@ MAX_BYTES = 1 << 23  # of the file: some 50,000 tenants
 MAX_WAITING_BYTES = 64 * 1024 * 1024  # of one tenant's messages, in this process
 LOOK_S = 0.5  # between looks at the file
 BEARER = "bearer "
+HASH = re.compile(r"[0-9a-f]{64}", re.ASCII)
+
+
+def _hash(text: str) -> str:
+    if not HASH.fullmatch(text):  # the message doesn't repeat what may be a token
+        raise ValueError(
+            "expected the SHA-256 of a token as 64 lower-case hex digits, which "
+            "`printf %s TOKEN | sha256sum` prints before the file's name"
+        )
+    return text
 
 
 class TenantRecord(BaseModel):
@@ -34,9 +45,7 @@ class TenantRecord(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: Annotated[str, Field(min_length=1, max_length=MAX_NAME_CHARS)]
-    token_sha256: Annotated[
-        list[Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]], Field(min_length=1)
-    ]
+    token_sha256: Annotated[list[Annotated[str, AfterValidator(_hash)]], Field(min_length=1)]
     requests_per_s: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     concurrent_streams: Annotated[int, Field(ge=1)] | None = None  # requests being answered
     tokens_per_min: Annotated[float, Field(ge=1, allow_inf_nan=False)] | None = None

@@ -228,6 +228,10 @@ def test_another_variant_goes_on(engines: Engines, prompt: tuple[int, ...]) -> N
         (Guided("json_schema", {"type": "objec"}), r"json_schema can't be .*: Invalid type: objec"),
         (Guided("json_schema", {"not": {}}), r'Unimplemented keys: \["not"\]'),
         (Guided("json_schema", {"type": "string", "pattern": "("}), "unclosed group"),
+        (
+            Guided("json_schema", {"properties": {"x": {"type": "string", "pattern": "(?!a)b"}}}),
+            r"look-around, .* is not supported, in the pattern \(\?!a\)b$",
+        ),
         (Guided("json_schema", {"$ref": "http://example.org/x"}), "json_schema can't be followed"),
         (Guided("json_schema", {"type": "integer", "minimum": 2, "maximum": 1}), "can't be foll"),
         (Guided("json_schema", {"enum": ["\ud800"]}), "json_schema can't be followed"),

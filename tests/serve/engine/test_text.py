@@ -237,6 +237,11 @@ def calling(arguments: object) -> dict[str, object]:
         ([calling({"city": "Paris"})], "[assistant]<city=Paris>"),
         ([calling("")], "[assistant]"),
         ([calling("null")], "[assistant]"),
+        ([calling(None)], "[assistant]"),
+        (
+            [{"role": "assistant", "tool_calls": [CALL | {"function": {"name": "weather"}}]}],
+            "[assistant]",
+        ),
         ([{"role": "developer", "content": "Be brief."}], "[system]Be brief."),
         ([{"role": "user", "content": "a", "tool_calls": None, "name": None}], "[user]a"),
         (
@@ -252,6 +257,8 @@ def calling(arguments: object) -> dict[str, object]:
         "as an object",
         "empty",
         "null",
+        "no text",
+        "left out",
         "developer",
         "nulls",
         "parts",

@@ -206,7 +206,10 @@ Change = Callable[[dict[str, Any]], Any]
     [
         (lambda t: t.update(request_per_s=3), "did you mean requests_per_s?"),
         (lambda t: t.update(requests_per_s=0), "greater than 0"),
-        (lambda t: t.update(token_sha256=["a-plain-token"]), "token_sha256.0: String should match"),
+        (
+            lambda t: t.update(token_sha256=["a-plain-token"]),
+            "token_sha256.0: expected the SHA-256 of",
+        ),
         (lambda t: t.update(token_sha256=[]), "at least 1 item"),
         (lambda t: t.update(name=""), "at least 1 character"),
         (lambda t: t.update(token_sha256=[sha256("t")] * 2), "a token's hash occurs twice"),
