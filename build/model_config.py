@@ -22,6 +22,11 @@ OPTIONAL_SIZES = (
     "full_attention_interval", "mtp_num_hidden_layers", "num_mtp_layers",
     "shared_expert_intermediate_size",
 )  # fmt: skip
+# far beyond any model; of each layer and expert the names of its tensors are written down
+MOST = {
+    "num_hidden_layers": 4_096, "mtp_num_hidden_layers": 64, "num_mtp_layers": 64,
+    "num_experts": 8_192,
+}  # fmt: skip
 SWITCHES = (
     "attention_bias", "attn_output_gate", "mtp_use_dedicated_embeddings", "tie_word_embeddings",
 )  # fmt: skip
@@ -104,6 +109,9 @@ def size_problems(text: Config, *, is_moe: bool) -> Iterator[str]:
         value = text.get(key)
         if value is not None and value != 0 and not is_size(value):
             yield f"{key} is {shown(value)}, expected a positive integer"
+    for key, most in MOST.items():
+        if is_size(text.get(key)) and text[key] > most:
+            yield f"{key} is {text[key]:,}, expected {most:,} at most"
     if text.get("full_attention_interval") == 0:
         yield "full_attention_interval is 0, expected a positive integer"
 

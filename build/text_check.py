@@ -7,10 +7,13 @@ from typing import Any
 
 from trt_mtp.build.chat_template import read_chat_template, try_template
 from trt_mtp.build.text_files import read_end_ids, read_settings, special_tokens
-from trt_mtp.errors import InputError
+from trt_mtp.errors import InputError, is_panic
 from trt_mtp.files import read_bounded
 
 MAX_GROWTH = 64  # characters that a text's, or a token's, may become
+MAX_STEPS = 64  # of a part of a tokenizer, each of which reads all of a text
+# characters that Unicode makes of one at most (UAX #15); composing makes of most texts none more
+UNICODE_GROWTH = {"NFD": 4, "NFKD": 18, "NFKC": 18}
 
 
 def load_tokenizer(folder: Path) -> Any:
@@ -29,7 +32,9 @@ def load_tokenizer(folder: Path) -> Any:
         )
     try:
         tokenizer = Tokenizer.from_buffer(content)
-    except Exception as error:  # tokenizers raises plain Exception
+    except BaseException as error:  # tokenizers raises plain Exception, or gives up
+        if not isinstance(error, Exception) and not is_panic(error):
+            raise
         raise InputError(f"{folder / 'tokenizer.json'} can't be read: {error}") from None
     check_growth(folder / "tokenizer.json", tokenizer)
     tokenizer.no_truncation()
@@ -40,18 +45,37 @@ def load_tokenizer(folder: Path) -> Any:
 
 
 def check_growth(file: Path, tokenizer: Any) -> None:
-    """Raise InputError for replacements that make much of little: three make gigabytes."""
+    """Raise InputError for a part that makes much of little, or reads a text too often.
+
+    Three replacements make gigabytes.
+    """
     for name in ("normalizer", "pre_tokenizer", "decoder"):
-        part, growth = getattr(tokenizer, name), 1
-        for step in _steps(json.loads(part.__getstate__())) if part else ():
-            if step.get("type") == "Precompiled":  # which may hold any text
-                raise InputError(f"{file}: its {name} is Precompiled, which no Qwen tokenizer has")
-            if step.get("type") == "Replace":
-                growth *= max(len(step["content"]), 1)
-            if growth > MAX_GROWTH:
-                raise InputError(
-                    f"{file}: its {name} can make a text more than {MAX_GROWTH} times as long"
-                )
+        steps = _steps_of(getattr(tokenizer, name))
+        if len(steps) > MAX_STEPS:
+            raise InputError(f"{file}: its {name} has {len(steps):,} steps, more than {MAX_STEPS}")
+        if any(step.get("type") == "Precompiled" for step in steps):  # which may hold any text
+            raise InputError(f"{file}: its {name} is Precompiled, which no Qwen tokenizer has")
+        if growth_by(getattr(tokenizer, name)) > MAX_GROWTH:
+            raise InputError(
+                f"{file}: its {name} can make a text more than {MAX_GROWTH} times as long"
+            )
+
+
+def growth_by(part: Any) -> int:
+    """How many characters a part of a tokenizer can make of one."""
+    growth = 1
+    for step in _steps_of(part):
+        kind = step.get("type")
+        growth *= UNICODE_GROWTH.get(str(kind), 1)
+        if kind in ("Replace", "Prepend"):
+            growth *= max(len(step["content" if kind == "Replace" else "prepend"]), 1)
+    return growth
+
+
+def _steps_of(part: Any) -> list[dict[str, Any]]:
+    """What it does, one after the other."""
+    found = _steps(json.loads(part.__getstate__())) if part else ()
+    return [step for step in found if "type" in step]
 
 
 def _steps(part: Any) -> Iterator[dict[str, Any]]:
@@ -69,11 +93,11 @@ def add_tokens(tokenizer: Any, folder: Path) -> None:
 
     file, stated = stated_tokens(folder)
     known = {token.content for token in tokenizer.get_added_tokens_decoder().values()}
-    for token_id, flags in sorted(stated.items()):
+    added = [(i, flags) for i, flags in sorted(stated.items()) if flags["content"] not in known]
+    # all at once: after each call the tokenizer makes its search for all of them again
+    tokenizer.add_tokens([AddedToken(**flags) for _, flags in added])
+    for token_id, flags in added:
         text = flags["content"]
-        if text in known:
-            continue
-        tokenizer.add_tokens([AddedToken(**flags)])
         found = tokenizer.token_to_id(text)
         if found != token_id:
             raise InputError(
@@ -91,6 +115,7 @@ def add_special_tokens(tokenizer: Any, folder: Path) -> None:
     from tokenizers import AddedToken
 
     known = {token.content for token in tokenizer.get_added_tokens_decoder().values()}
+    added = []
     for file, key, text in special_tokens(folder):
         if text in known:
             continue
@@ -99,7 +124,8 @@ def add_special_tokens(tokenizer: Any, folder: Path) -> None:
                 f"{file}: {key} names the token {text!r:.60}, which {folder / 'tokenizer.json'} "
                 f"lacks; remove it, or save the tokenizer again with transformers, which adds it"
             )
-        tokenizer.add_special_tokens([AddedToken(text, special=True, normalized=False)])
+        added.append(AddedToken(text, special=True, normalized=False))
+    tokenizer.add_special_tokens(added)  # all at once, as above
 
 
 def stated_tokens(folder: Path) -> tuple[Path, dict[int, dict[str, Any]]]:

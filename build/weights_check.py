@@ -16,7 +16,7 @@ Tensors = Mapping[str, TensorInfo]
 
 HEAD = "lm_head.weight"
 NESTED = "language_model."
-LAYER = re.compile(r"model\.(?:language_model\.)?layers\.(\d+)\.(\w+)\.")
+LAYER = re.compile(r"model\.(?:language_model\.)?layers\.(\d{1,9})\.(\w+)\.")
 ANY_LAYER = re.compile(r"(?:^|\.)layers\.0\.")
 EXPERTS, STACKED = "mlp.experts.", "mlp.experts.gate_up_proj"
 WEIGHTS = ("weight", "qweight", "weight_packed")  # GPTQ's and AWQ's, compressed-tensors'

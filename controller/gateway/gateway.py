@@ -139,7 +139,7 @@ class Gateway:
         config = self.config
         if config.http_port is None and config.admin_port is None:
             return
-        from trt_mtp.controller.gateway.http.admin import admin_app  # aiohttp takes its time
+        from trt_mtp.controller.gateway.http.admin import ACCESS, admin_app  # aiohttp takes time
         from trt_mtp.controller.gateway.http.app import PublicHttp
         from trt_mtp.controller.gateway.http.server import HttpServer
 
@@ -151,7 +151,7 @@ class Gateway:
                 config.host, config.http_port, "--http-port", is_shared=config.is_port_shared
             )
         if config.admin_port is not None:
-            self._admin = HttpServer(admin_app(self), 0.0, AccessConfig(), lambda: None)
+            self._admin = HttpServer(admin_app(self), 0.0, ACCESS, lambda: None)
             self.admin_port = await self._admin.start(ADMIN_HOST, config.admin_port, "--admin-port")
 
     async def _start_picker(self) -> None:
@@ -247,5 +247,7 @@ class Gateway:
         self._grpc.look()
         if self._http is not None:
             self._http.look()
+        if self._admin is not None:
+            self._admin.look()
         if self._picker is not None:
             self._picker.look()

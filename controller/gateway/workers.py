@@ -61,7 +61,7 @@ def run_workers(config: ProcessConfig, num_workers: int, on_ready: OnReady) -> N
     with (
         _shared_folder() as shared,
         scoreboard_memory(num_workers) as memory,
-        _reserved_ports(config) as reserved,
+        reserved_ports(config) as reserved,
     ):
         seats = [Seat(memory, index, num_workers) for index in range(num_workers)]
         configs = [worker_config(reserved, seat, shared) for seat in seats]
@@ -208,7 +208,7 @@ def _keep_folder(shared: Path) -> None:
 
 
 @contextmanager
-def _reserved_ports(config: ProcessConfig) -> Iterator[ProcessConfig]:
+def reserved_ports(config: ProcessConfig) -> Iterator[ProcessConfig]:
     """`config` with ports that are free and stay so; raises InputError for one that is not.
 
     The sockets that hold them don't listen, so the kernel sends them no connections.
@@ -241,6 +241,8 @@ def _reserve(host: str, port: int, option: str, is_shared: bool, held: list[sock
         held.append(holder)
         holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         holder.bind((host, port))
+        # with it another user could listen there, while no worker does
+        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 0)
     except OSError as error:
         raise InputError(
             f"can't listen on {host_and_port(host, port)} ({error.strerror}): choose another with "

@@ -4,7 +4,7 @@ from functools import cached_property
 from pathlib import Path
 
 from trt_mtp.build.chat_template import read_chat_template
-from trt_mtp.build.text_check import load_tokenizer
+from trt_mtp.build.text_check import growth_by, load_tokenizer
 from trt_mtp.build.text_files import read_end_ids
 from trt_mtp.errors import InputError, is_panic
 from trt_mtp.serve.engine.base import Request
@@ -12,6 +12,7 @@ from trt_mtp.serve.engine.messages import Takes, template_messages, template_too
 from trt_mtp.serve.engine.stop_search import StopSearch
 from trt_mtp.serve.reasoning import ReasoningCounter
 
+MAX_GROWN = 1 << 22  # characters of a text that a tokenizer makes longer; each takes some 140 bytes
 NFC_SHRINKS = 4  # characters that Unicode composes into one, at most
 REPLACEMENT = "\ufffd"  # what an incomplete UTF-8 sequence decodes to
 ARGUMENTS = "cut off: {"  # no JSON
@@ -57,6 +58,11 @@ class TextCodec:
                 f"the prompt has {least} tokens or more; "
                 f"with its answer it may have at most {most} for this variant"
             )
+        if self._growth > 1 and len(text) * self._growth > MAX_GROWN:
+            raise InputError(
+                f"the text has {len(text)} characters, and the tokenizer can make {self._growth} "
+                f"of each; expected {MAX_GROWN // self._growth} at most"
+            )
         # encode() itself holds the GIL to its end, which stalls an engine in the same process
         try:
             [encoding] = self.tokenizer.encode_batch_fast([text], add_special_tokens=False)
@@ -83,6 +89,11 @@ class TextCodec:
     def least_tokens(self, text: str) -> int:
         """How many tokens `text` has at least, by its size alone; 0 where nothing is known."""
         return -(-len(text) // self._most_characters) if self._most_characters else 0
+
+    @cached_property
+    def _growth(self) -> int:
+        """How many characters the tokenizer can make of one before it reads them."""
+        return growth_by(self.tokenizer.normalizer)
 
     @cached_property
     def _most_characters(self) -> int:

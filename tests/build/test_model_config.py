@@ -53,6 +53,8 @@ CONTRADICTIONS: list[tuple[Json, str]] = [
     ({"rms_norm_eps": "1e-6"}, "rms_norm_eps is '1e-6', expected a number"),
     ({"rms_norm_eps": None}, "rms_norm_eps is None"),
     ({"rms_norm_eps": float("nan")}, "rms_norm_eps is nan"),
+    ({"mtp_num_hidden_layers": 10**9}, "mtp_num_hidden_layers is 1,000,000,000, expected 64 at"),
+    ({"num_experts": 2**30}, "num_experts is 1,073,741,824, expected 8,192 at most"),
     ({"num_attention_heads": 3}, "num_attention_heads is 3, which is not a multiple"),
     ({"linear_num_key_heads": 3}, "linear_num_value_heads is 4, which is not a multiple"),
     ({"head_dim": None}, "head_dim is None, expected a positive integer"),

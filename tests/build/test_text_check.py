@@ -211,36 +211,6 @@ def test_a_tokenizer_that_git_lfs_has_not_fetched_is_named(folder: Path) -> None
         check_text(folder, 320)
 
 
-def change_tokenizer(folder: Path, **parts: Any) -> None:
-    """Change parts of the tokenizer."""
-    file = folder / "tokenizer.json"
-    write_json(file, json.loads(file.read_text()) | parts)
-
-
-@pytest.mark.parametrize("part", ["normalizer", "decoder"])
-@pytest.mark.parametrize(("length", "is_read"), [(8, True), (9, False)])
-def test_a_tokenizer_makes_no_more_than_some_of_a_character(
-    folder: Path, part: str, length: int, is_read: bool
-) -> None:
-    """Replacements one after the other make gigabytes of a word."""
-    step = {"type": "Replace", "pattern": {"String": "e"}, "content": "e" * length}
-    change_tokenizer(folder, **{part: {"type": "Sequence", f"{part}s": [step, step]}})
-    if is_read:
-        check_text(folder, 320)
-        return
-    with pytest.raises(InputError, match=f"tokenizer.json: its {part} can make a text more than"):
-        check_text(folder, 320)
-
-
-def test_a_text_that_the_tokenizer_gives_up_is_refused(folder: Path) -> None:
-    """As its regular expression does for some; what it raises then is no Exception."""
-    pattern = {"Regex": "(x+x+)+y"}
-    split = {"type": "Split", "pattern": pattern, "behavior": "Isolated", "invert": False}
-    change_tokenizer(folder, pre_tokenizer=split)
-    with pytest.raises(InputError, match="the tokenizer can't read the text: "):
-        TextCodec(folder).encode("x" * 60)
-
-
 def test_a_length_in_the_tokenizer_cuts_no_prompt(folder: Path) -> None:
     """tokenizer.json of a fine-tune may say to cut texts; prompts are refused or read whole."""
     stated = json.loads((folder / "tokenizer.json").read_text())

@@ -1,17 +1,25 @@
 """The gateway's admin port: what it does, for whoever runs it; never on a public address."""
 
+import asyncio
+import json
+import os
 import re
 from typing import TYPE_CHECKING, Any
 
 from aiohttp import web
 
+from trt_mtp.controller.gateway.access.config import AccessConfig, ConnectionLimits
 from trt_mtp.controller.gateway.http.errors import errors_as_json, refused
+from trt_mtp.controller.gateway.http.peer_user import connected_user, may_steer
+from trt_mtp.controller.gateway.http.rendering import SharedRendering
 from trt_mtp.controller.gateway.metrics import CONTENT_TYPE
 
 if TYPE_CHECKING:
     from trt_mtp.controller.gateway.gateway import Gateway
 
 
+# of its own: clients' ports may have all files but OWN_FILES
+ACCESS = AccessConfig(connections=ConnectionLimits(max_connections=32))
 HEADER = "TRT-MTP-Admin"  # with any value: no page of another site can send it
 HOSTS = ("127.0.0.1", "localhost")
 HOST = re.compile(rf"(?:{'|'.join(map(re.escape, HOSTS))})(?::[0-9]{{1,5}})?", re.IGNORECASE)
@@ -31,16 +39,27 @@ async def from_this_machine(request: web.Request, handler: Any) -> web.StreamRes
 
 
 def admin_app(gateway: "Gateway") -> web.Application:
-    """GET /statistics and /metrics, POST /drain with the header HEADER."""
+    """GET /statistics and /metrics; POST /drain with the header HEADER, by the own user or root."""
+
+    def tell() -> bytes:
+        return json.dumps(gateway.describe() | gateway.statistics()).encode()
+
+    asking = asyncio.Lock()  # one at a time: it takes a while
+    told, rendered = SharedRendering(tell), SharedRendering(gateway.render_metrics)
 
     async def statistics(_: web.Request) -> web.Response:
-        return web.json_response(gateway.describe() | gateway.statistics())
+        return web.Response(body=await told.get(), content_type="application/json")
 
     async def metrics(_: web.Request) -> web.Response:
-        body = gateway.render_metrics()
-        return web.Response(body=body, headers={"Content-Type": CONTENT_TYPE})
+        return web.Response(body=await rendered.get(), headers={"Content-Type": CONTENT_TYPE})
 
-    async def drain(_: web.Request) -> web.Response:
+    async def drain(request: web.Request) -> web.Response:
+        ends = (request.get_extra_info(name) for name in ("peername", "sockname"))
+        async with asking:
+            user = await asyncio.to_thread(connected_user, *ends)
+        if not may_steer(user):
+            whom = f"the user that runs the gateway ({os.geteuid()}) and root"
+            return refused(403, f"draining is for {whom}; the connection is of user {user}")
         gateway.on_drain()
         return web.json_response({"schema_version": 1, "draining": True})
 

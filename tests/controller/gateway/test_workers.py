@@ -29,6 +29,9 @@ from tests.gateway_fixtures import (
     wait_until,
 )
 from tests.http_client import ask
+from trt_mtp.controller.gateway.gateway import GatewayConfig
+from trt_mtp.controller.gateway.process import ProcessConfig
+from trt_mtp.controller.gateway.workers import reserved_ports
 from trt_mtp.serve.kserve import SERVICE
 from trt_mtp.serve.processes import is_alive
 from trt_mtp.serve.triton import TritonServer
@@ -259,6 +262,20 @@ def test_it_listens_on_ipv6_as_well(doubles: TritonServer, tmp_path: Path, worke
         assert gateway.ready["gateway"].startswith("[::1]:")
         assert answer_one(gateway.ready["gateway"])
         assert ask(gateway.ready["http"], "GET", "/v2/health/ready").status == 200
+
+
+def test_a_reserved_port_is_nobody_elses() -> None:
+    """Also while no worker listens: another user would get prompts and tokens."""
+    config = ProcessConfig(GatewayConfig("127.0.0.1:1", port=0))
+    with reserved_ports(config) as reserved, socket.socket() as other, socket.socket() as worker:
+        address = (reserved.gateway.host, reserved.gateway.port)
+        other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        with pytest.raises(OSError, match="in use"):
+            other.bind(address)
+        for option in (socket.SO_REUSEADDR, socket.SO_REUSEPORT):
+            worker.setsockopt(socket.SOL_SOCKET, option, 1)
+        worker.bind(address)
+        worker.listen()
 
 
 def test_a_port_in_use_is_refused_and_a_worker_that_can_not_start_says_why(
