@@ -115,12 +115,15 @@ def install_shared(engines: Path, key: str, num_bytes: int, write: Callable[[Pat
 
 
 def sync_files(folder: Path) -> None:
-    """Bring the files of `folder`, and the folder, to the disk; readable for whom the umask lets.
+    """Bring all in `folder`, and the folder, to the disk; readable for whom the umask lets.
 
     What a link leads to is left as it is.
     """
     for file in folder.iterdir():
         if file.is_symlink():
+            continue
+        if file.is_dir():  # a checkpoint's named chat templates
+            sync_files(file)
             continue
         with file.open("rb") as stream:
             os.fsync(stream.fileno())

@@ -167,6 +167,7 @@ def weight_map_of(index: Path) -> dict[str, str]:
 def read_header(file: Path) -> Iterator[tuple[str, TensorInfo]]:
     """Name and place of each tensor in one safetensors file."""
     header, start, size = load_header(file)
+    spans: list[tuple[int, int]] = []
     shapes: dict[tuple[int, ...], tuple[int, ...]] = {}  # each shape once in memory
     metadata = header.pop("__metadata__", None)
     if isinstance(metadata, dict) and metadata.get("format") == "mlx":
@@ -194,8 +195,26 @@ def read_header(file: Path) -> Iterator[tuple[str, TensorInfo]]:
                 f"{file} is cut short: it has {size:,} bytes and {name} ends at "
                 f"{start + last:,}; {AGAIN}"
             )
+        spans.append((first, last))
         shape = shapes.setdefault(shape, shape)
         yield name, TensorInfo(dtype, shape, num_bytes, file, start + first)
+    check_covered(file, spans, size - start)
+
+
+def check_covered(file: Path, spans: list[tuple[int, int]], num_bytes: int) -> None:
+    """Raise InputError unless the tensors are one after the other, to the file's end.
+
+    The format asks for it, and the library that other engines read it with refuses the rest:
+    what lies elsewhere was cut, or written over, by a copy or a download that went on.
+    """
+    at = 0
+    for first, last in sorted(spans):
+        if first != at:
+            what = "that no tensor has" if first > at else "that two tensors have"
+            raise InputError(f"{file} has bytes {what} ({abs(first - at):,} of them); {AGAIN}")
+        at = last
+    if at != num_bytes:
+        raise InputError(f"{file} has {num_bytes - at:,} bytes behind its last tensor; {AGAIN}")
 
 
 def written_by_mlx(file: Path) -> InputError:

@@ -76,12 +76,39 @@ def kinds_of(schema: Any, root: Mapping[str, Any] = NOTHING) -> frozenset[str]:
     return frozenset(kinds or {"string"})
 
 
+def parameter_kinds(schema: Any, key: str) -> frozenset[str]:
+    """The JSON types that a function's parameters allow for one of them.
+
+    It may be among the properties of what they refer to, of all in `allOf`, or of an alternative.
+    """
+    kinds: set[str] = set()
+    left: list[Any] = [schema]
+    num_left = MAX_SCHEMAS
+    while left and num_left > 0:
+        layers = _layers(left.pop(0), schema)
+        num_left -= max(len(layers), 1)
+        for layer in layers:
+            properties = layer.get("properties")
+            if isinstance(properties, Mapping) and key in properties:
+                kinds |= kinds_of(properties[key], schema)
+            for choice in ("anyOf", "oneOf"):
+                alternatives = layer.get(choice)
+                if isinstance(alternatives, list):
+                    left += alternatives[: max(MAX_SCHEMAS - len(left), 0)]
+    return frozenset(kinds or {"string"})
+
+
 def _layers(schema: Any, root: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """A schema and what it refers to, one after the other; what is said first holds."""
+    """A schema, what it refers to and what its `allOf` has; what is said first holds."""
     layers: list[Mapping[str, Any]] = []
-    while isinstance(schema, Mapping) and len(layers) <= MAX_REFERENCES:
-        layers.append(schema)
-        schema = _named(schema.get("$ref"), root)
+    left: list[Any] = [schema]
+    while left and len(layers) <= MAX_REFERENCES:
+        layer = left.pop(0)
+        if isinstance(layer, Mapping):
+            layers.append(layer)
+            parts = layer.get("allOf")
+            left.append(_named(layer.get("$ref"), root))
+            left += parts[:MAX_REFERENCES] if isinstance(parts, list) else []
     return layers
 
 

@@ -163,6 +163,21 @@ def test_another_version_is_built_again(
     assert read_variant(file.parent).name == "k1"
 
 
+def test_named_chat_templates_are_built_in(
+    build: Callable[..., dict[str, Any]], source: Path, tmp_path: Path
+) -> None:
+    """A folder in the checkpoint, as transformers saves them; a changed one is built again."""
+    own = source / "additional_chat_templates" / "tool_use.jinja"
+    own.parent.mkdir()
+    built = []
+    for text in ("tools: {{ tools | length }}", "{{ tools | length }} tools"):
+        own.write_text(text)
+        assert statuses(build(source, "0")) == {"k0": "built"}
+        shared = next((tmp_path / "engines" / SHARED).iterdir())
+        built.append((shared / "additional_chat_templates" / "tool_use.jinja").read_text())
+    assert built == ["tools: {{ tools | length }}", "{{ tools | length }} tools"]
+
+
 def test_verification_is_done_once_and_kept(cli: Cli, source: Path, tmp_path: Path) -> None:
     """Each variant answers as no speculation does, the record says so, and a rebuild keeps it."""
     command = ["build", source, "--engine", "cpu", "-o", tmp_path / "engines", "--json"]

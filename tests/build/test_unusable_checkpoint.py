@@ -1,8 +1,6 @@
 """The one sentence for each folder that is no usable checkpoint."""
 
 import codecs
-import contextlib
-import json
 import os
 import shutil
 from collections.abc import Callable
@@ -10,8 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from tests.conftest import CliResult
 from tests.tiny_model import (
@@ -24,8 +20,7 @@ from tests.tiny_model import (
     write_json,
     write_safetensors,
 )
-from trt_mtp.build.tensors import INDEX, read_header
-from trt_mtp.errors import InputError
+from trt_mtp.build.tensors import INDEX
 
 Cli = Callable[..., CliResult]
 
@@ -327,66 +322,3 @@ def test_each_unusable_folder_has_its_sentence(
     assert result.err.count("\n") == 1
     assert BAD[damage] in result.err
     assert str(folder) in result.err
-
-
-@given(st.binary(max_size=200))
-def test_any_bytes_are_read_or_refused(
-    tmp_path_factory: pytest.TempPathFactory, data: bytes
-) -> None:
-    """A header of any bytes ends in tensors or in one sentence."""
-    file = tmp_path_factory.mktemp("any") / "model.safetensors"
-    file.write_bytes(data)
-    with contextlib.suppress(InputError):
-        list(read_header(file))
-
-
-@given(
-    st.dictionaries(
-        st.text(max_size=4),
-        st.recursive(
-            st.none() | st.integers() | st.text(max_size=5) | st.sampled_from(["F32", "BF16"]),
-            lambda inner: (
-                st.lists(inner, max_size=3)
-                | st.dictionaries(
-                    st.sampled_from(["dtype", "shape", "data_offsets"]), inner, max_size=3
-                )
-            ),
-            max_leaves=8,
-        ),
-    )
-)
-def test_any_header_is_read_or_refused(
-    tmp_path_factory: pytest.TempPathFactory, header: dict[str, object]
-) -> None:
-    """A JSON header with any entries ends in tensors or in one sentence."""
-    file = tmp_path_factory.mktemp("any") / "model.safetensors"
-    text = json.dumps(header).encode()
-    file.write_bytes(len(text).to_bytes(8, "little") + text)
-    with contextlib.suppress(InputError):
-        list(read_header(file))
-
-
-@pytest.mark.parametrize(
-    ("shape", "offsets"),
-    [
-        ("[1]", "[0, 4]"),  # which is one
-        ("[1.0]", "[0, 4]"),
-        ("[1]", "[0.0, 4.0]"),
-        ("[true]", "[0, 4]"),
-        ("[-1, -1]", "[0, 4]"),
-        (f"[{'1,' * 64}1]", "[0, 4]"),  # multiplying a million large ones takes hours
-    ],
-)
-def test_sizes_of_a_tensor_are_numbers_that_can_be(
-    tmp_path: Path, shape: str, offsets: str
-) -> None:
-    """Of the right kind, and no more dimensions than arrays have."""
-    entry = f'{{"dtype": "F32", "shape": {shape}, "data_offsets": {offsets}}}'
-    header = f'{{"t": {entry}}}'.encode()
-    file = tmp_path / "model.safetensors"
-    file.write_bytes(len(header).to_bytes(8, "little") + header + bytes(4))
-    if (shape, offsets) == ("[1]", "[0, 4]"):
-        assert [name for name, _ in read_header(file)] == ["t"]
-        return
-    with pytest.raises(InputError, match=r"the entry of t .* is not valid"):
-        list(read_header(file))

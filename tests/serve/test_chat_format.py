@@ -12,7 +12,7 @@ from tests.variants import make_variant
 from trt_mtp.build.chat_format import read_chat_format
 from trt_mtp.controller.gateway.openai.call_xml import XmlCall
 from trt_mtp.controller.gateway.openai.messages import schemas_of
-from trt_mtp.serve.chat_format import CHAT_FORMAT, ChatFormat, kinds_of
+from trt_mtp.serve.chat_format import CHAT_FORMAT, ChatFormat, kinds_of, parameter_kinds
 from trt_mtp.serve.repository import variant_config
 
 OPENING = "{%- if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}"
@@ -74,6 +74,7 @@ ROOT: Any = {
         ({"$ref": "#/$defs/b"}, {"integer"}),
         ({"$ref": "#/$defs/b", "type": "null"}, {"null"}),
         ({"$ref": "#/$defs/either"}, {"integer", "null", "boolean"}),
+        ({"allOf": [{"$ref": "#/$defs/b"}], "default": 3}, {"integer"}),
         ({"$ref": "#/$defs/loop"}, {"string"}),
         ({"$ref": "#/$defs/none"}, {"string"}),
         ({"$ref": "#" + "/$defs" * 100_000}, {"string"}),
@@ -131,3 +132,18 @@ def test_a_type_is_looked_up_in_bounded_time_wherever_its_schema_leads() -> None
         Counting.num_lookups = 0
         kinds_of({"anyOf": [alternative] * 256}, root)
         assert Counting.num_lookups < 4_000
+
+
+@pytest.mark.parametrize(
+    "parameters",
+    [
+        {"properties": {"n": {"type": "integer"}}},
+        {"oneOf": [{"properties": {"m": {}}}, {"properties": {"n": {"type": "integer"}}}]},
+        {"allOf": [{"anyOf": [{"properties": {"n": {"type": "integer"}}}]}]},
+        {"$ref": "#/$defs/p", "$defs": {"p": {"properties": {"n": {"type": "integer"}}}}},
+    ],
+)
+def test_a_parameter_is_found_wherever_the_schema_has_it(parameters: Any) -> None:
+    """As models of several kinds, or in a definition, are exported."""
+    assert parameter_kinds(parameters, "n") == {"integer"}
+    assert parameter_kinds(parameters, "other") == {"string"}

@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from trt_mtp.controller.gateway.openai.deltas import Delta, Read, ToolSchemas, open_end
-from trt_mtp.serve.chat_format import kinds_of
+from trt_mtp.serve.chat_format import parameter_kinds
 
 END = "</tool_call>"
 FUNCTION_END = "</function>"
@@ -91,7 +91,7 @@ class XmlCall:
         key = found[1].strip()
         self._held = self._held[found.end() :]
         assert self._schema is not None
-        self._kinds, self._is_first = self._kinds_of(self._schema, key), True
+        self._kinds, self._is_first = parameter_kinds(self._schema, key), True
         self._searched = 0
         opening = ", " if self._num_values else "{"
         self._num_values += 1
@@ -99,10 +99,6 @@ class XmlCall:
         if self._kinds == {"string"}:
             deltas.append(Delta("arguments", '"'))
         return True
-
-    def _kinds_of(self, schema: Mapping[str, Any], key: str) -> frozenset[str]:
-        properties = schema.get("properties")
-        return kinds_of(properties.get(key) if isinstance(properties, Mapping) else None, schema)
 
     def _value(self, deltas: list[Delta], kinds: frozenset[str]) -> bool:
         if self._is_first:
