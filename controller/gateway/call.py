@@ -2,13 +2,14 @@
 
 import secrets
 import time
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from trt_mtp.controller.decision import Decision
 from trt_mtp.controller.gateway.access.authenticator import Caller
-from trt_mtp.controller.gateway.failure import ForbiddenError, VariantFailedError
+from trt_mtp.controller.gateway.failure import ForbiddenError, VariantFailedError, let_go
 from trt_mtp.controller.gateway.response_rewriter import IDS, MAX_IDS_BYTES
 from trt_mtp.controller.gateway.servers.health import CallEnd
 from trt_mtp.controller.gateway.servers.pool import Pool
@@ -73,8 +74,8 @@ class InferenceCall:
     failed_variants: list[Replica] = field(default_factory=list)
     last_failure: VariantFailedError | None = None
     last_failure_at: float = 0.0  # monotonic
-    # to blame, with what it then was, if another variant answers
-    suspected: "list[tuple[Lease, CallEnd]]" = field(default_factory=list)
+    # says who was to blame, if another variant answers
+    suspected: list[Callable[[], None]] = field(default_factory=list)
     is_streaming: bool = field(init=False)
     is_empty_final_wanted: bool = field(init=False)  # a final message that brings nothing
     seed: bytes = field(init=False)  # drawn for a request without one, so that all variants have it
@@ -187,10 +188,11 @@ class InferenceCall:
 
     def note_failure(self, lease: "Lease", failure: VariantFailedError) -> None:
         """A variant failed the request; what follows is another one's."""
+        let_go(failure)  # it would hold the call, which holds it
         self.failed_variants.append(lease.replica)
         self.last_failure, self.last_failure_at = failure, time.monotonic()
         if failure.end in BLAME:
-            self.suspected.append((lease, BLAME[failure.end]))
+            self.suspected.append(lease.blame(BLAME[failure.end]))
         if lease.has_begun:
             self._hung.clear()
             self._num_fruitless = self._num_unreachable = 0
@@ -207,8 +209,8 @@ class InferenceCall:
         What every variant does with a request says nothing of them; a client could eject all of
         them with one that breaks something.
         """
-        for lease, end in self.suspected:
-            lease.blame(end)
+        for blame in self.suspected:
+            blame()
         self.suspected.clear()
 
     def unasked(self, replica: Replica) -> frozenset[str]:

@@ -17,6 +17,7 @@ VariantFailedError is not for clients: it sends a request to another variant.
 
 import asyncio
 import time
+from traceback import clear_frames
 from typing import Any
 
 import grpc
@@ -149,13 +150,34 @@ def status_of(error: TrtMtpError) -> RpcError:
     return RpcError(code, str(error))
 
 
+def let_go(error: BaseException | None) -> None:
+    """Have an error that was dealt with, and those before it, no longer hold what raised them.
+
+    An error holds the frames it came through, and a request of megabytes is in some of them. gRPC
+    and asyncio keep errors in cycles, which last until the garbage collector looks: it counts
+    objects, not bytes, and a thousand such requests are gigabytes.
+    """
+    while error is not None:
+        clear_frames(error.__traceback__)  # tasks have their errors' tracebacks, too
+        error.__traceback__ = None
+        if isinstance(error, BaseExceptionGroup):
+            for each in error.exceptions:
+                let_go(each)
+        before, error.__cause__, error.__context__ = error.__context__, None, None
+        error = before
+
+
 async def end_call(context: Any, error: RpcError) -> None:
-    """End a client's call with a status.
+    """End a client's call with a status; what is in the caller's frame is kept for a while.
 
     Where gRPC can't send it, because the client is gone or takes not even the first message, the
     call is dropped, which resets its stream.
     """
+    let_go(error)
     try:
         await context.abort(error.code, error.details)
+    except grpc.aio.AbortError as aborted:  # which the call and it keep in a cycle
+        let_go(aborted.__context__)
+        raise
     except grpc.aio.InternalError:
         raise asyncio.CancelledError from None

@@ -160,20 +160,23 @@ class GrpcServer:
 
     async def _stream(self, _: object, context: Any) -> None:
         try:
-            caller = self._caller(context)
-            with self._counts.one(caller.owner):
-                stream = GrpcStream(self._proxy, caller, context, self._limits.idle_s)
-                self._streams.add(stream)
-                if self._is_draining:
-                    stream.drain()
-                try:
-                    await stream.run()
-                finally:
-                    self._streams.discard(stream)
+            await self._carry(context)
         except LimitError as error:
             await end_call(context, status_of(error))
         except RpcError as error:
             await end_call(context, error)
+
+    async def _carry(self, context: Any) -> None:
+        caller = self._caller(context)
+        with self._counts.one(caller.owner):
+            stream = GrpcStream(self._proxy, caller, context, self._limits.idle_s)
+            self._streams.add(stream)
+            if self._is_draining:
+                stream.drain()
+            try:
+                await stream.run()
+            finally:
+                self._streams.discard(stream)
 
     def _known(self, context: Any) -> Caller | None:
         """Who makes a call, or None for somebody who isn't known."""

@@ -15,7 +15,7 @@ import grpc
 from trt_mtp.controller.gateway.access.authenticator import Caller
 from trt_mtp.controller.gateway.byte_room import ByteRoom
 from trt_mtp.controller.gateway.call import check_may_pass, deadline_at, forwarded_metadata
-from trt_mtp.controller.gateway.failure import ClientStalledError, RpcError, status_of
+from trt_mtp.controller.gateway.failure import ClientStalledError, RpcError, let_go, status_of
 from trt_mtp.controller.gateway.outbox import Outbox
 from trt_mtp.controller.gateway.proxy import Proxy
 from trt_mtp.controller.gateway.servers.backend import Backend
@@ -74,9 +74,8 @@ class GrpcStream:
                     await asyncio.wait(self._answering)  # and each ends
                 self._outbox.end()
         except* RpcError as group:
-            found = group.exceptions[0]
-            assert isinstance(found, RpcError)
-            ended = found
+            ended = next(each for each in group.exceptions if isinstance(each, RpcError))
+            let_go(group)
         if ended is None and self._is_cut_off:
             ended = RpcError(grpc.StatusCode.UNAVAILABLE, "the gateway is shutting down")
         if ended is not None:
@@ -102,6 +101,7 @@ class GrpcStream:
             if raw is grpc.aio.EOF:
                 break
             await self._forward(raw)
+            del raw  # not to be kept while the next one is waited for
 
     async def _forward(self, raw: bytes) -> None:
         try:

@@ -190,9 +190,13 @@ class Lease:
         self.outcome = self.call.outcome = outcome
         self._on_close(self, winding_down)
 
-    def blame(self, end: CallEnd) -> None:
-        """That the variant hung, or had an error in place of an answer, was its own fault."""
-        self.replica.health.end(self._begun, end, time.monotonic())
+    def blame(self, end: CallEnd) -> Callable[[], None]:
+        """What says that the variant's silence, or its error, was its own fault.
+
+        It doesn't hold the lease: the call has it, and a lease has its call.
+        """
+        health, begun = self.replica.health, self._begun
+        return lambda: health.end(begun, end, time.monotonic())
 
     def __aiter__(self) -> Self:
         return self
@@ -266,7 +270,10 @@ class Lease:
     def _end_early(self, error: VariantFailedError | WrongRequestError) -> NoReturn:
         """Raise `error`, or end the answer as usual if all of its tokens are there."""
         if not self._rewriter.is_complete or not isinstance(error, VariantFailedError):
-            raise error
+            try:
+                raise error
+            finally:
+                del error  # it would hold this frame, which would hold it, and the request
         self._late_failure = error
         if self.call.is_empty_final_wanted:
             self.last_message = final_response(self._change)

@@ -2,6 +2,7 @@
 
 import asyncio
 import math
+import ssl
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 from aiohttp import web
 
 from trt_mtp.controller.gateway.access.config import ConnectionLimits
+from trt_mtp.controller.gateway.http.handshake import Handshake
 
 LOOK_S = 0.5  # between looks, which take a time that grows with the number of connections
 
@@ -27,20 +29,31 @@ class Connections:
         self._busy: dict[object, int] = {}  # requests by connection
         self._idle_since: dict[object, float] = {}  # monotonic; of those without a request
         self._served = set[object]()  # that had a request before
+        self._handshakes = set[Handshake]()
         self._looked_at = -math.inf  # monotonic
 
     def accept(
-        self, server: web.Server, connect: Callable[[], asyncio.BaseProtocol]
+        self,
+        server: web.Server,
+        connect: Callable[[], asyncio.Protocol],
+        tls: ssl.SSLContext | None,
     ) -> Callable[[], asyncio.BaseProtocol]:
         """What makes the protocol of each new connection to `server`: `connect`, while it may."""
         self._server = server
 
         def protocol() -> asyncio.BaseProtocol:
-            if len(server.connections) >= self._limits.max_connections:
+            if len(server.connections) + len(self._handshakes) >= self._limits.max_connections:
                 return _Closed()
-            return connect()
+            if tls is None:
+                return connect()
+            return Handshake(self._handshakes, connect, tls, self._limits.handshake_s)
 
         return protocol
+
+    def end_handshakes(self) -> None:
+        """Close connections whose handshake isn't over."""
+        for handshake in list(self._handshakes):
+            handshake.end()
 
     @property
     def middleware(self) -> Any:

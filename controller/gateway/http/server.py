@@ -98,6 +98,7 @@ class HttpServer:
             self._socket.close()
         if self._listening is not None:
             await stop_listening(self._listening)
+        self._connections.end_handshakes()
         await self._runner.shutdown()
         await self._runner.cleanup()
 
@@ -116,9 +117,8 @@ class HttpServer:
         server, loop = self._runner.server, asyncio.get_running_loop()
         assert server is not None
         self._listening = await loop.create_server(
-            self._connections.accept(server, partial(self._connect, server, loop=loop)),
+            self._connections.accept(server, partial(self._connect, server, loop=loop), context),
             sock=listener.dup(),
-            ssl=context,
             backlog=ACCEPTED_AT_ONCE,
         )
         listener.listen(BACKLOG)

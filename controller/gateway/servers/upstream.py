@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import time
 from collections import deque
+from copy import copy
 from typing import Any
 
 import grpc
@@ -131,9 +132,9 @@ class Upstream:
         """Ended by the next message, by the call's end, or by `give_up`."""
         while not self._ahead:
             if self._given_up is not None:
-                raise self._given_up
+                raise copy(self._given_up)  # itself would hold the frames that hold this
             if self._lost is not None:
-                raise self._lost
+                raise copy(self._lost)
             self._arrival = asyncio.get_running_loop().create_future()
             try:
                 await self._arrival

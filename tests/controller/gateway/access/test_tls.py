@@ -2,6 +2,7 @@
 
 import asyncio
 import http.client
+import socket
 import ssl
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,7 +20,7 @@ from tests.gateway_fixtures import (
     triton_of_doubles,
     wait_until,
 )
-from trt_mtp.controller.gateway.access.config import AccessConfig
+from trt_mtp.controller.gateway.access.config import AccessConfig, ConnectionLimits
 from trt_mtp.controller.gateway.access.tls import WatchedTls, channel_credentials
 from trt_mtp.controller.gateway.servers.triton_channel import TritonChannel
 from trt_mtp.serve.grpc_access import GrpcAccess
@@ -264,3 +265,20 @@ def test_files_that_cannot_be_used_are_told_once(
             assert watched.has_changed() == (content == intact and look == 0)
     told = [record for record in caplog.records if record.levelname == "ERROR"]
     assert len(told) == 4
+
+
+def test_handshakes_that_never_end_are_few_and_end(
+    doubles: TritonServer, authority: Authority, client: TlsFiles
+) -> None:
+    """Strangers' took all files that a process may open, and both ports answered nobody."""
+    limits = ConnectionLimits(max_connections=8, handshake_s=2.0)
+    access = AccessConfig(TlsFiles(*authority.issue("server"), authority.ca), connections=limits)
+    with running_gateway(doubles.grpc_url, http_port=0, access=access) as thread:
+        address = str(thread.gateway.http_address)
+        host, _, port = address.rpartition(":")
+        silent = [socket.create_connection((host, int(port)), 60) for _ in range(9)]
+        assert silent[-1].recv(1) == b""  # one too many
+        assert [each.recv(1) for each in silent[:-1]] == [b""] * 8
+        wait_until(lambda: is_served_over_http(address, client))
+        for each in silent:
+            each.close()
