@@ -166,6 +166,7 @@ TOOLS = [
         },
     }
 ]
+THINKING: Sequence[Message] = ({}, {"enable_thinking": True}, {"enable_thinking": False})
 Trial = tuple[str, Sequence[Message], Sequence[Message] | None]
 TRIALS: Sequence[Trial] = (
     ("a question", [USER], None),
@@ -182,7 +183,7 @@ def try_template(chat: ChatTemplate) -> None:
 
     A template may refuse system messages and tools with a sentence of its own.
     """
-    for thinking in ({}, {"enable_thinking": True}, {"enable_thinking": False}):
+    for thinking in THINKING:
         for number, (what, messages, tools) in enumerate(TRIALS):
             try:
                 text = chat.render(messages, tools, **thinking)

@@ -15,6 +15,7 @@ MAX_REFERENCE_PARTS = 16  # names in one
 MAX_SCHEMAS = 256  # alternatives of a parameter, theirs, and what those refer to: all together
 MAX_TYPES = 16  # in the list of one schema; there are seven
 NOTHING: Mapping[str, Any] = MappingProxyType({})
+Openings = tuple[bool, bool, bool]
 CHAT_FORMAT = "chat_format"  # the model parameter; absent without a chat template
 
 
@@ -32,26 +33,31 @@ class ChatFormat:
     tool_calls: Literal["json", "xml"] = "json"  # Qwen3's form, or that of Qwen3-Coder and 3.5
     can_think: bool = False
     # whether the prompt ends inside the reasoning: without enable_thinking, with it true and false
-    opens: tuple[bool, bool, bool] = (False, False, False)
+    opens: Openings = (False, False, False)
+    opens_with_tools: Openings = (False, False, False)
 
-    def is_open(self, enable_thinking: bool | None) -> bool:
+    def is_open(self, enable_thinking: bool | None, *, has_tools: bool) -> bool:
         """Whether an answer begins inside the reasoning."""
-        return self.opens[{None: 0, True: 1, False: 2}[enable_thinking]]
+        opens = self.opens_with_tools if has_tools else self.opens
+        return opens[{None: 0, True: 1, False: 2}[enable_thinking]]
 
     @classmethod
     def from_json(cls, text: str) -> "ChatFormat":
         """What a model's parameter says; the default where that is nothing, or not understood."""
         try:
             value: Any = json.loads(text)
-            opens = tuple(value["opens"])
+            opens = _openings(value["opens"])
+            with_tools = _openings(value.get("opens_with_tools", opens))
             is_xml = value["tool_calls"] == "xml"
             can_think = value["can_think"] is True
         except (ValueError, KeyError, TypeError, RecursionError):
             return cls()
-        if len(opens) != 3:
-            return cls()
-        default, on, off = (each is True for each in opens)
-        return cls("xml" if is_xml else "json", can_think, (default, on, off))
+        return cls("xml" if is_xml else "json", can_think, opens, with_tools)
+
+
+def _openings(value: Any) -> Openings:
+    default, on, off = (each is True for each in value)
+    return default, on, off
 
 
 def kinds_of(schema: Any, root: Mapping[str, Any] = NOTHING) -> frozenset[str]:

@@ -98,6 +98,6 @@ class Reasoning:
         if chat is not None and self._format.can_think:
             if min(self._marks.think, self._marks.think_end) < 0:
                 return None
-            is_open = self._format.is_open(chat.enable_thinking)
+            is_open = self._format.is_open(chat.enable_thinking, has_tools=chat.has_tools)
             phase = Phase.INSIDE if is_open else Phase.OPENING
         return ReasoningStart(self._marks, phase, may_call=chat is not None and chat.has_tools)

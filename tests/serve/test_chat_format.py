@@ -23,6 +23,9 @@ QWEN35 = QWEN3.replace("{%- endif %}{%- endif %}", "") + (
     "{%- else %}{{ '<think>\\n' }}{%- endif %}{%- endif %}"
 )
 CALLS = "{%- for message in messages %}{{ message.content }}{%- endfor %}"
+BY_TOOLS = CALLS + "{%- if not tools %}{{ '<think>\\n' }}{%- endif %}"
+NO_TOOLS = CALLS + "{%- if tools %}{{ raise_exception('No.') }}{%- endif %}{{ '<think>\\n' }}"
+UNLESS_OFF, ALWAYS = (True, True, False), (True, True, True)
 XML = CALLS + "{%- if tools %}{{ '<tool_call>\\n<function=name>' }}{%- endif %}"
 
 
@@ -31,7 +34,9 @@ XML = CALLS + "{%- if tools %}{{ '<tool_call>\\n<function=name>' }}{%- endif %}"
     [
         (CHAT_TEMPLATE, ChatFormat()),
         (CALLS + OPENING + QWEN3, ChatFormat("json", True)),
-        (XML + OPENING + QWEN35, ChatFormat("xml", True, (True, True, False))),
+        (XML + OPENING + QWEN35, ChatFormat("xml", True, UNLESS_OFF, UNLESS_OFF)),
+        (BY_TOOLS, ChatFormat("json", True, ALWAYS)),
+        (NO_TOOLS, ChatFormat("json", True, ALWAYS, ALWAYS)),
         (XML, ChatFormat("xml")),
     ],
 )
@@ -54,6 +59,12 @@ def test_a_checkpoint_without_a_template_says_nothing(tmp_path: Path) -> None:
 def test_another_servers_parameter_is_nothing(text: str) -> None:
     """A repository may be older, or not ours."""
     assert ChatFormat.from_json(text) == ChatFormat()
+
+
+def test_an_older_variant_says_one_thing_for_both() -> None:
+    """Its record has nothing of prompts with tools."""
+    text = '{"tool_calls": "json", "can_think": true, "opens": [true, true, false]}'
+    assert ChatFormat.from_json(text).is_open(None, has_tools=True)
 
 
 ROOT: Any = {

@@ -11,7 +11,7 @@ from trt_mtp.serve.chat_format import ChatFormat, ChatOptions
 from trt_mtp.serve.reasoning import Reasoning, ReasoningCounter
 
 TOKENS = ("<think>", "</think>", "<tool_call>", " ", "a", "b", "c")
-QWEN = ChatFormat("json", True, (True, True, False))
+QWEN = ChatFormat("json", True, (True, True, False), (False, True, False))
 
 
 def encode(text: str) -> tuple[int, ...]:
@@ -39,7 +39,8 @@ def test_the_count_is_of_what_the_gateway_shows(
 ) -> None:
     """As many as the answer's parser reads as reasoning; other tokens have one character."""
     schemas: Any = {"f": {}} if has_tools else None
-    parser = AnswerParser("json", schemas, can_think=True, is_thinking=QWEN.is_open(thinking))
+    is_open = QWEN.is_open(thinking, has_tools=has_tools)
+    parser = AnswerParser("json", schemas, can_think=True, is_thinking=is_open)
     deltas = parser.push("".join(TOKENS[token] for token in tokens)) + parser.end()
     shown = "".join(delta.text for delta in deltas if delta.kind == "reasoning")
 

@@ -59,7 +59,8 @@ def admin_app(gateway: "Gateway") -> web.Application:
             user = await asyncio.to_thread(connected_user, *ends)
         if not may_steer(user):
             whom = f"the user that runs the gateway ({os.geteuid()}) and root"
-            return refused(403, f"draining is for {whom}; the connection is of user {user}")
+            other = "a user that can't be told" if user is None else f"user {user}"
+            return refused(403, f"draining is for {whom}; the connection is of {other}")
         gateway.on_drain()
         return web.json_response({"schema_version": 1, "draining": True})
 

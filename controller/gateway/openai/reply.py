@@ -19,12 +19,13 @@ class Reply:
         """`chat_format` is that of the variant which begins the answer."""
         self.num_calls = 0
         self._parser: AnswerParser | None = None
-        if asked.is_chat and (asked.schemas is not None or chat_format.can_think):
+        has_tools = asked.schemas is not None
+        if asked.is_chat and (has_tools or chat_format.can_think):
             self._parser = AnswerParser(
                 chat_format.tool_calls,
                 asked.schemas,
                 can_think=chat_format.can_think,
-                is_thinking=chat_format.is_open(asked.enable_thinking),
+                is_thinking=chat_format.is_open(asked.enable_thinking, has_tools=has_tools),
             )
 
     @property

@@ -52,7 +52,9 @@ class Index:
         self.draft_lengths = frozenset(replica.draft_length for replica in found)
         self.max_seq_lens = frozenset(replica.max_seq_len for replica in found)
         self.model_names = frozenset(replica.model_name for replica in found)
-        self.thinks_by_default = any(replica.chat_format.is_open(None) for replica in found)
+        self.thinks_by_default = any(
+            replica.chat_format.is_open(None, has_tools=False) for replica in found
+        )
         grouped: dict[tuple[str, int], list[Replica]] = {}
         for replica in found:
             grouped.setdefault(_group_key(replica), []).append(replica)

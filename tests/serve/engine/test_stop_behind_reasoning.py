@@ -12,7 +12,7 @@ from trt_mtp.serve.engine.text import TextCodec, begin_answer
 from trt_mtp.serve.reasoning import Reasoning
 
 MARKS = ("<think>", "</think>", "<tool_call>", "</tool_call>")
-OPEN = ChatFormat("json", True, (True, True, False))
+OPEN = ChatFormat("json", True, (True, True, False), (True, True, False))
 
 
 @pytest.fixture(scope="module")
