@@ -28,7 +28,6 @@ HELD = (InferenceCall, InferRequest)
 OWN = Path(trt_mtp.__file__).parent
 BIG = 300_000  # bytes of a request
 FILLER = "a" * BIG
-REPEATS = 1
 
 
 @pytest.fixture(scope="module")
@@ -107,8 +106,7 @@ def garbage_of(act: Callable[[], None]) -> list[str]:
     gc.collect()
     gc.disable()
     try:
-        for _ in range(REPEATS):
-            act()
+        act()
         gc.set_debug(gc.DEBUG_SAVEALL)
         gc.collect()
         return kept(gc.garbage)
