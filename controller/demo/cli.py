@@ -1,5 +1,6 @@
 """The `demo` command."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -62,38 +63,32 @@ def demo(
     if as_json:
         click.echo(to_json(result), nl=False)
     else:
-        print_table(result)
+        print_tables(result)
         click.echo(f"\nWhich draft length to use for what, as a page: {result['report']}")
     require_lossless(result)
 
 
-def print_table(result: dict[str, Any]) -> None:
-    """The table on stdout, never cut to the width of a terminal."""
-    from rich.box import SIMPLE_HEAD
+def print_tables(result: dict[str, Any]) -> None:
+    """The tables on stdout, never cut to the width of a terminal."""
     from rich.console import Console
-    from rich.table import Table
 
-    from trt_mtp.controller.demo.demo import rows
+    from trt_mtp.controller.demo.demo import draft_rows, speed_rows
 
-    lines = list(rows(result))
-    table = Table(box=SIMPLE_HEAD, pad_edge=False)
-    for index, name in enumerate(lines[0]):
-        table.add_column(name, justify="left" if index == 0 else "right", no_wrap=True)
-    for line in lines[1:]:
-        table.add_row(*line, end_section=line is lines[-2])
     console = Console(highlight=False)
     console.width = max(console.width, TABLE_WIDTH)
-    console.print(table)
+    for rows in (speed_rows, draft_rows):
+        console.print(_by_task(list(rows(result))))
     console.print(_why_table(result))
     best = result["overall"]["best_static_k"]
     console.print(
-        "tok/s: output tokens a second of whole answers, one at a time: without speculation, with\n"
-        f"K={best} for all (the best single draft length), and routed. Speed-up: routed against\n"
-        "none on the same prompt, median and 95% interval, of whole answers and of the time\n"
-        "after the first token. Gateway: the share of a routed answer's time that the way through\n"
-        "the gateway took, beside the same draft length asked directly; below 0 is noise. Compare\n"
-        "ratios, not absolute speeds. Why: what most of a task's decisions said, and how much\n"
-        "faster than K=0 they expected to be (median)."
+        "None, best K, routed: output tokens a second of whole answers, one at a time: without\n"
+        f"speculation, with K={best} for all (the best single draft length), and routed.\n"
+        "Speed-up: routed against none on the same prompt, median and 95% interval, of whole\n"
+        "answers and of the time after the first token. Gateway: the share of a routed answer's\n"
+        "time that the way through the gateway took, beside the same draft length asked directly;\n"
+        "below 0 is noise. AL: tokens of a step. Why: what most of a task's decisions said, and\n"
+        "how much faster than K=0 they expected to be (median). Compare ratios, not absolute\n"
+        "speeds."
     )
     found = result["overall"]["gateway_share"]
     share = found["median"]
@@ -103,6 +98,19 @@ def print_table(result: dict[str, Any]) -> None:
             "answer's time, which a task has to gain before routing is faster than no speculation\n"
             "without a gateway. Where a token takes longer, the same milliseconds are less of it."
         )
+
+
+def _by_task(lines: Sequence[Sequence[str]]) -> Any:
+    """A table whose first line is its head, and whose last one is of all tasks."""
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    for index, name in enumerate(lines[0]):
+        table.add_column(name, justify="left" if index == 0 else "right", no_wrap=True)
+    for line in lines[1:]:
+        table.add_row(*line, end_section=line is lines[-2])
+    return table
 
 
 def _why_table(result: dict[str, Any]) -> Any:

@@ -306,35 +306,36 @@ def same_share(line: Mapping[str, Any], must_agree: bool) -> str:
     return "NO" if must_agree else f"{line['num_same']} of {line['requests']}"
 
 
-def rows(result: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
-    """The table for people, line by line; the first is the head, the last the overall line."""
-    lengths = list(result["overall"]["acceptance_length"])
-    yield (
-        "task",
-        "answers",
-        "accepted",
-        f"AL at K={','.join(lengths)}",
-        "chosen K (from 5%)",
-        "none",
-        "best K",
-        "routed tok/s",
-        "speed-up",
-        "after 1st token",
-        "gateway",
-        "same tokens",
-    )
-    for line in [*result["tasks"], {"task": "all"} | result["overall"]]:
+def speed_rows(result: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
+    """How fast each task was, line by line; the first is the head, the last the overall line."""
+    yield "task", "none", "best K", "routed", "speed-up", "after 1st token", "gateway"
+    for line in _lines(result):
         yield (
             line["task"],
-            str(line["requests"]),
-            f"{line['acceptance_rate']:.0%}",
-            " ".join(f"{line['acceptance_length'][k]:.2f}" for k in lengths),
-            " ".join(f"{k}:{s:.0%}" for k, s in line["chosen"].items() if s >= 0.05),
             *[f"{line['tok_s'][name]:.0f}" for name in ("none", "best_static", "routed")],
             *[
                 "{median:.2f} ({low:.2f}-{high:.2f})".format(**line[name])
                 for name in ("speedup_routed", "speedup_routed_decode")
             ],
             "{median:.0%} ({low:.0%} to {high:.0%})".format(**line["gateway_share"]),
+        )
+
+
+def draft_rows(result: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
+    """What drafts did to each task, in the same form."""
+    lengths = list(result["overall"]["acceptance_length"])
+    lengths_head = f"AL at K={','.join(lengths)}"
+    yield "task", "answers", "accepted", lengths_head, "chosen K (from 5%)", "same tokens"
+    for line in _lines(result):
+        yield (
+            line["task"],
+            str(line["requests"]),
+            f"{line['acceptance_rate']:.0%}",
+            " ".join(f"{line['acceptance_length'][k]:.2f}" for k in lengths),
+            " ".join(f"{k}:{s:.0%}" for k, s in line["chosen"].items() if s >= 0.05),
             "yes" if line["lossless"] else same_share(line, result["must_agree"]),
         )
+
+
+def _lines(result: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    return [*result["tasks"], {"task": "all"} | result["overall"]]

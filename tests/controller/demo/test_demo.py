@@ -11,10 +11,11 @@ from trt_mtp.controller.decision import CandidateScore, Decision
 from trt_mtp.controller.decision_log import DecisionLog
 from trt_mtp.controller.demo.demo import (
     Answers,
+    draft_rows,
     interval,
     report,
     require_lossless,
-    rows,
+    speed_rows,
 )
 from trt_mtp.controller.demo.reasons import read_decisions, reason_rows
 from trt_mtp.errors import TrtMtpError
@@ -116,7 +117,7 @@ def test_a_changed_answer_is_seen_and_fails() -> None:
     assert result["tasks"][0]["lossless"] is False
     with pytest.raises(TrtMtpError, match=r"answers differ .* coding"):
         require_lossless(result)
-    assert list(rows(result))[1][-1] == "NO"
+    assert list(draft_rows(result))[1][-1] == "NO"
 
 
 def test_answers_of_other_engines_may_part() -> None:
@@ -125,15 +126,17 @@ def test_answers_of_other_engines_may_part() -> None:
     changed["routed"][1] = [answer(1.0, (8, 4), tokens=10, variant="k2")] * 2
     result = report(MODELS, {"coding": []}, {"coding": changed}, decisions(), must_agree=False)
     require_lossless(result)
-    assert list(rows(result))[1][-1] == "1 of 2"
+    assert list(draft_rows(result))[1][-1] == "1 of 2"
     assert result["overall"]["speedup_routed"] == {"median": 2.0, "low": 2.0, "high": 2.0}
 
 
 def test_table_has_a_cell_for_each_column() -> None:
     """Every line of the table for people is as long as its head."""
-    lines = list(rows(report(MODELS, {"coding": []}, {"coding": answers()}, decisions())))
-    assert {len(line) for line in lines} == {len(lines[0])}
-    assert lines[-1][0] == "all"
+    result = report(MODELS, {"coding": []}, {"coding": answers()}, decisions())
+    for rows in (speed_rows, draft_rows):
+        lines = list(rows(result))
+        assert {len(line) for line in lines} == {len(lines[0])}
+        assert lines[-1][0] == "all"
 
 
 def test_interval_holds_the_median() -> None:
