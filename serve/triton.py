@@ -182,7 +182,8 @@ class TritonServer:
             self._down = Failure(Reason.LOAD_TIMEOUT, str(error))
         except TrtMtpError as error:
             on_progress(str(error))
-            self._down = Failure(Reason.ENDED, "tritonserver did not start")
+            what, _, _ = str(error).partition(";")  # what follows is the log's end
+            self._down = Failure(Reason.ENDED, f"the last start failed: {what}")
             if self._written.has_lost_port:
                 self._ports = with_free_metrics(self._ports, on_progress)
 

@@ -137,6 +137,35 @@ def test_triton_that_aborts_while_it_starts_is_started_again(
         server.stop()
 
 
+def test_a_restart_that_fails_is_repeated_and_says_why(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next start names what became of the one before."""
+    monkeypatch.setattr(restarts, "LONGEST_PAUSE_S", 0.01)
+    install, script, flag = find_triton(), tmp_path / "tritonserver", tmp_path / "abort"
+    abort = f"if [ -e {flag} ]; then rm {flag}; kill -ABRT $$; fi"
+    script.write_text(f'#!/bin/sh\n{abort}\nexec {install.server} "$@"\n')
+    script.chmod(0o755)
+    (tmp_path / "notes").mkdir()
+    models = write_doubles(tmp_path / "repository", tmp_path / "notes")
+    why = "the last start failed: tritonserver ended with code -6 while starting; starting again"
+    aborting = replace(install, server=script)
+    server, said = TritonServer(aborting, tmp_path / "repository", models, tmp_path), list[str]()
+    try:
+        server.start()
+        flag.touch()
+        os.kill(server.pid, signal.SIGKILL)
+
+        def is_told() -> bool:
+            server.check(said.append)
+            return any(line.startswith(why) for line in said)
+
+        wait_until(is_told)
+        assert len(server.stub_pids) == len(models)
+    finally:
+        server.stop()
+
+
 def test_answers_in_flight_are_finished_before_the_stop(engines: Path) -> None:
     """Stopping waits for answers; then no process, shared memory or temporary folder is left."""
     with serving(resolve_variants([engines / "k0"])) as running, streaming(running.grpc_url) as s:
