@@ -13,7 +13,16 @@ MAX_REFERENCES = 8  # followed one after the other
 MAX_REFERENCE_CHARS = 256
 MAX_REFERENCE_PARTS = 16  # names in one
 MAX_SCHEMAS = 256  # alternatives of a parameter, theirs, and what those refer to: all together
-MAX_TYPES = 16  # in the list of one schema; there are seven
+MAX_TYPES = 16  # in the list of one schema, where seven differ; values whose types are looked at
+_TYPES: Mapping[type, str] = {
+    str: "string",
+    bool: "boolean",
+    int: "integer",
+    float: "number",
+    list: "array",
+    dict: "object",
+    type(None): "null",
+}
 NOTHING: Mapping[str, Any] = MappingProxyType({})
 Openings = tuple[bool, bool, bool]
 CHAT_FORMAT = "chat_format"  # the model parameter; absent without a chat template
@@ -71,12 +80,14 @@ def kinds_of(schema: Any, root: Mapping[str, Any] = NOTHING) -> frozenset[str]:
     left: list[Any] = [schema]
     num_left = MAX_SCHEMAS
     while left and num_left > 0:
-        layers = _layers(left.pop(0), root)
+        layers = layers_of(left.pop(0), root)
         num_left -= max(len(layers), 1)
-        stated = _first(layers, "type")
+        stated = first_stated(layers, "type")
         kinds.update([stated] if isinstance(stated, str) else _texts(stated))
+        if stated is None:
+            kinds |= _kinds_of_values(layers)
         for key in ("anyOf", "oneOf"):
-            alternatives = _first(layers, key)
+            alternatives = first_stated(layers, key)
             if isinstance(alternatives, list):
                 left += alternatives[: MAX_SCHEMAS - len(left)]
     return frozenset(kinds or {"string"})
@@ -87,24 +98,33 @@ def parameter_kinds(schema: Any, key: str) -> frozenset[str]:
 
     It may be among the properties of what they refer to, of all in `allOf`, or of an alternative.
     """
-    kinds: set[str] = set()
+    stated: list[Any] = []
     left: list[Any] = [schema]
     num_left = MAX_SCHEMAS
     while left and num_left > 0:
-        layers = _layers(left.pop(0), schema)
-        num_left -= max(len(layers), 1)
-        for layer in layers:
-            properties = layer.get("properties")
-            if isinstance(properties, Mapping) and key in properties:
-                kinds |= kinds_of(properties[key], schema)
-            for choice in ("anyOf", "oneOf"):
-                alternatives = layer.get(choice)
-                if isinstance(alternatives, list):
-                    left += alternatives[: max(MAX_SCHEMAS - len(left), 0)]
-    return frozenset(kinds or {"string"})
+        num_left -= 1
+        part = left.pop(0)
+        if not isinstance(part, Mapping):
+            continue
+        properties = part.get("properties")
+        if isinstance(properties, Mapping) and key in properties:
+            stated.append(properties[key])
+        left += parts_of(part, schema)
+        for choice in ("anyOf", "oneOf"):
+            alternatives = part.get(choice)
+            if isinstance(alternatives, list):
+                left += alternatives[: max(MAX_SCHEMAS - len(left), 0)]
+    return kinds_of({"anyOf": stated}, schema)
 
 
-def _layers(schema: Any, root: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+def parts_of(schema: Mapping[str, Any], root: Mapping[str, Any]) -> list[Any]:
+    """What holds together with what a schema says: what it refers to, and its `allOf`."""
+    target, parts = _named(schema.get("$ref"), root), schema.get("allOf")
+    first = [] if target is None else [target]
+    return first + (parts[:MAX_SCHEMAS] if isinstance(parts, list) else [])
+
+
+def layers_of(schema: Any, root: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     """A schema, what it refers to and what its `allOf` has; what is said first holds."""
     layers: list[Mapping[str, Any]] = []
     left: list[Any] = [schema]
@@ -118,8 +138,17 @@ def _layers(schema: Any, root: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     return layers
 
 
-def _first(layers: Sequence[Mapping[str, Any]], key: str) -> Any:
+def first_stated(layers: Sequence[Mapping[str, Any]], key: str) -> Any:
+    """What the first of `layers` that has `key` says; None where none has."""
     return next((layer[key] for layer in layers if key in layer), None)
+
+
+def _kinds_of_values(layers: Sequence[Mapping[str, Any]]) -> set[str]:
+    """The types of the values that `const` or `enum` has, of the first MAX_TYPES."""
+    const = [layer["const"] for layer in layers if "const" in layer]
+    values = const or first_stated(layers, "enum")
+    listed = values[:MAX_TYPES] if isinstance(values, list) else []
+    return {_TYPES[type(value)] for value in listed if type(value) in _TYPES}
 
 
 def _named(reference: Any, root: Mapping[str, Any]) -> Mapping[str, Any] | None:
@@ -135,11 +164,12 @@ def _named(reference: Any, root: Mapping[str, Any]) -> Mapping[str, Any] | None:
 
 
 def resolved(schema: Any, root: Mapping[str, Any]) -> Any:
-    """`schema` with what its `$ref` names in `root`, and the same for its alternatives."""
+    """`schema` with what its `$ref` names in `root`, the same for its `allOf` and alternatives."""
     schema = _followed(schema, root)
     if not isinstance(schema, Mapping):
         return schema
-    lists = {key: schema[key] for key in ("anyOf", "oneOf") if isinstance(schema.get(key), list)}
+    listed = ("allOf", "anyOf", "oneOf")
+    lists = {key: schema[key] for key in listed if isinstance(schema.get(key), list)}
     return {**schema, **{key: [_followed(e, root) for e in each] for key, each in lists.items()}}
 
 

@@ -9,8 +9,9 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from trt_mtp.serve.chat_format import kinds_of, resolved
+from trt_mtp.serve.chat_format import kinds_of, layers_of, resolved
 from trt_mtp.serve.engine.schema_formats import without_notes
+from trt_mtp.serve.parameter_shapes import shapes_of
 
 OPEN, CLOSE = "<tool_call>", "</tool_call>"
 MAX_CHARS = 1 << 21  # of a grammar: definitions stand beside each parameter that may use them
@@ -60,7 +61,9 @@ def _within(rules: Iterator[str], num_chars: int) -> Iterator[str]:
     for rule in rules:
         num_chars -= len(rule)
         if num_chars < 0:
-            raise ValueError("the tools' schemas name their definitions too often")
+            raise ValueError(
+                "the tools' schemas name their definitions too often, or have too many alternatives"
+            )
         yield rule
 
 
@@ -75,35 +78,59 @@ def _xml_call(
     rule: str, name: str, parameters: Mapping[str, Any], options: Mapping[str, Any]
 ) -> Iterator[str]:
     """Parameters come in the schema's order; those that are not required may be left out."""
-    properties, required = parameters.get("properties"), parameters.get("required")
-    properties = properties if isinstance(properties, Mapping) else {}
-    required = required if isinstance(required, list) else []
-    parts = []
-    for at, (key, schema) in enumerate(properties.items()):
-        part = f"{rule}_{at}"
-        parts.append(part if key in required else f"{part}?")
-        value = f"{part}_value"
-        yield f"{part}: {_text(f'<parameter={key}>{chr(10)}')} {value}"
-        definitions = {name: parameters[name] for name in DEFINITIONS if name in parameters}
-        yield from _xml_value(value, resolved(schema, parameters), definitions, options)
-    yield f"{rule}: {_text(f'<function={name}>{chr(10)}')} {' '.join(parts)} {_text('</function>')}"
+    try:
+        shapes = shapes_of(parameters)
+    except ValueError as error:
+        raise ValueError(
+            f"the parameters of {name!r} have {error}: give it fewer, or make several tools of it"
+        ) from None
+    definitions = {name: parameters[name] for name in DEFINITIONS if name in parameters}
+    rules: dict[tuple[Any, ...], str] = {}  # of parameters, which shapes have in common
+    calls = []
+    for shape in shapes:
+        parts = []
+        for key, schemas in shape.properties.items():
+            same = (key, *map(id, schemas))
+            if same not in rules:
+                part = rules[same] = f"{rule}_{len(rules)}"
+                value = f"{part}_value"
+                yield f"{part}: {_text(f'<parameter={key}>{chr(10)}')} {value}"
+                schema = schemas[0] if len(schemas) == 1 else {"allOf": list(schemas)}
+                yield from _xml_value(value, schema, parameters, definitions, options)
+            parts.append(rules[same] if key in shape.required else f"{rules[same]}?")
+        head = _text(f"<function={name}>{chr(10)}")
+        calls.append(f"{head} {' '.join(parts)} {_text('</function>')}")
+    yield f"{rule}: {' | '.join(calls)}"
 
 
 def _xml_value(
-    rule: str, schema: Any, definitions: Mapping[str, Any], options: Mapping[str, Any]
+    rule: str,
+    schema: Any,
+    root: Mapping[str, Any],
+    definitions: Mapping[str, Any],
+    options: Mapping[str, Any],
 ) -> Iterator[str]:
     """A text as it is, which only `enum` and `const` bound; JSON for what can't be a text."""
     end = "\n</parameter>\n"
-    stated = schema if isinstance(schema, Mapping) else {}
-    if "string" not in kinds_of(stated):
-        yield f"{rule}: {_json({**definitions, **stated}, options)} {_text(end)}"
+    if "string" not in kinds_of(schema, root):
+        yield f"{rule}: {_json({**definitions, **resolved(schema, root)}, options)} {_text(end)}"
         return
-    values = [stated["const"]] if "const" in stated else stated.get("enum")
-    if isinstance(values, list) and all(isinstance(value, str) for value in values):
-        choices = " | ".join(_text(value + end) for value in values)
-        yield f"{rule}: {choices}"
+    texts = _choices(schema, root)
+    if texts:
+        yield f"{rule}: {' | '.join(_text(text + end) for text in texts)}"
     else:
         yield f"{rule}[suffix={_text(end)}]: /(?s:.*)/"
+
+
+def _choices(schema: Any, root: Mapping[str, Any]) -> list[str] | None:
+    """The texts that all `const` and `enum` of a schema allow; None where there are none."""
+    texts: list[str] | None = None
+    for layer in layers_of(schema, root):
+        values = [layer["const"]] if "const" in layer else layer.get("enum")
+        if isinstance(values, list) and all(isinstance(value, str) for value in values):
+            both = frozenset(values)
+            texts = [text for text in (values if texts is None else texts) if text in both]
+    return texts
 
 
 def _json(schema: Mapping[str, Any], options: Mapping[str, Any]) -> str:

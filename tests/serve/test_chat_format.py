@@ -86,6 +86,9 @@ ROOT: Any = {
         ({"$ref": "#/$defs/b", "type": "null"}, {"null"}),
         ({"$ref": "#/$defs/either"}, {"integer", "null", "boolean"}),
         ({"allOf": [{"$ref": "#/$defs/b"}], "default": 3}, {"integer"}),
+        ({"const": 1}, {"integer"}),
+        ({"allOf": [{"enum": ["auto", 1.5, None, True]}]}, {"string", "number", "null", "boolean"}),
+        ({"type": "integer", "enum": ["auto"]}, {"integer"}),
         ({"$ref": "#/$defs/loop"}, {"string"}),
         ({"$ref": "#/$defs/none"}, {"string"}),
         ({"$ref": "#" + "/$defs" * 100_000}, {"string"}),
@@ -143,6 +146,10 @@ def test_a_type_is_looked_up_in_bounded_time_wherever_its_schema_leads() -> None
         Counting.num_lookups = 0
         kinds_of({"anyOf": [alternative] * 256}, root)
         assert Counting.num_lookups < 4_000
+        several = Counting({"properties": {"n": {"anyOf": [alternative] * 256}}})
+        Counting.num_lookups = 0
+        parameter_kinds({**root, "anyOf": [several] * 256}, "n")
+        assert Counting.num_lookups < 8_000
 
 
 @pytest.mark.parametrize(

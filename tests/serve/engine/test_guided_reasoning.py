@@ -5,6 +5,7 @@ import re
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import replace
+from typing import Any
 
 import jsonschema
 import pytest
@@ -23,6 +24,7 @@ from tests.guided_fixtures import (
 from tests.tiny_model import write_tokenizer
 from trt_mtp.controller.gateway.openai.answer_parser import AnswerParser
 from trt_mtp.controller.gateway.openai.messages import schemas_of
+from trt_mtp.errors import InputError
 from trt_mtp.serve.engine.base import Guided, Request, SamplingParams
 from trt_mtp.serve.engine.text import TextCodec
 
@@ -115,3 +117,59 @@ def test_calls_in_the_newer_form(thinkers: Engines) -> None:
         if deltas[0].text == "weather":
             arguments = json.loads("".join(delta.text for delta in deltas[1:]))
             jsonschema.validate(arguments, TOOLS[0]["function"]["parameters"])
+
+
+PET: Any = {
+    "oneOf": [{"$ref": "#/$defs/cat"}, {"$ref": "#/$defs/dog"}],
+    "$defs": {
+        kind: {
+            "type": "object",
+            "properties": {
+                "kind": {"const": kind},
+                key: {"type": "integer", "minimum": 1, "maximum": 30},
+            },
+            "required": ["kind", key],
+            "additionalProperties": False,
+        }
+        for kind, key in (("cat", "lives"), ("dog", "age"))
+    },
+}
+DAYS: Any = {"days": {"enum": [1, 2]}, "until": {"enum": ["noon", "night"]}}
+EITHER = [{"required": ["days"]}, {"required": ["until"]}]
+
+
+@pytest.mark.parametrize(
+    "parameters",
+    [
+        PET,
+        {"properties": DAYS, "anyOf": EITHER},
+        {"properties": DAYS, "oneOf": EITHER},
+        {"allOf": [{"properties": DAYS, "required": ["days"]}, {"required": ["until"]}]},
+        {"$ref": "#/$defs/p", "$defs": {"p": {"properties": DAYS, "required": ["until"]}}},
+    ],
+    ids=("union", "anyOf", "oneOf", "allOf", "reference"),
+)
+def test_arguments_fit_wherever_the_parameters_are(thinkers: Engines, parameters: Any) -> None:
+    """In alternatives, in parts or in a definition, as models are exported."""
+    tools: Any = ({"type": "function", "function": {"name": "f", "parameters": parameters}},)
+    closed = thinkers[0].encode_chat(HELLO, None, False)
+    guided = Guided("tool_choice", "f", tools, is_single=True)
+    for answer in same_at_every_length(thinkers, requests_of(closed, guided, max_tokens=200)):
+        assert answer.last.finish_reason == "stop"
+        parser = AnswerParser("xml", schemas_of(tools), can_think=False, is_thinking=False)
+        deltas = [*parser.push(answer.text), *parser.end()]
+        arguments = json.loads("".join(delta.text for delta in deltas[1:]))
+        jsonschema.validate(arguments, parameters)
+
+
+def test_a_tool_of_too_many_alternatives_is_refused(thinkers: Engines) -> None:
+    """In a sentence that names it."""
+    parameters = {"anyOf": [{"required": [f"k{key}"]} for key in range(33)]}
+    tool: Any = {"type": "function", "function": {"name": "f", "parameters": parameters}}
+    request = Request((5,), guided=Guided("tool_choice", "f", (tool,), is_single=True))
+    with pytest.raises(InputError) as error:
+        thinkers[3].submit(request, lambda chunk: None)
+    assert str(error.value) == (
+        "guided_decoding.tool_choice can't be followed: the parameters of 'f' have more than 32 "
+        "alternatives in anyOf and oneOf: give it fewer, or make several tools of it"
+    )
