@@ -93,12 +93,13 @@ def kinds_of(schema: Any, root: Mapping[str, Any] = NOTHING) -> frozenset[str]:
     return frozenset(kinds or {"string"})
 
 
-def parameter_kinds(schema: Any, key: str) -> frozenset[str]:
-    """The JSON types that a function's parameters allow for one of them.
+def parameter_kinds(schema: Any, key: str, others: Mapping[str, Any] = NOTHING) -> frozenset[str]:
+    """The JSON types that a function's parameters allow for one of them, beside `others`.
 
-    It may be among the properties of what they refer to, of all in `allOf`, or of an alternative.
+    It may be among the properties of what they refer to, of all in `allOf`, or of an alternative;
+    alternatives with another `const` for one of `others` count only where no other has it.
     """
-    stated: list[Any] = []
+    stated: list[tuple[Any, bool]] = []
     left: list[Any] = [schema]
     num_left = MAX_SCHEMAS
     while left and num_left > 0:
@@ -108,13 +109,22 @@ def parameter_kinds(schema: Any, key: str) -> frozenset[str]:
             continue
         properties = part.get("properties")
         if isinstance(properties, Mapping) and key in properties:
-            stated.append(properties[key])
+            stated.append((properties[key], _goes_with(properties, others)))
         left += parts_of(part, schema)
         for choice in ("anyOf", "oneOf"):
             alternatives = part.get(choice)
             if isinstance(alternatives, list):
                 left += alternatives[: max(MAX_SCHEMAS - len(left), 0)]
-    return kinds_of({"anyOf": stated}, schema)
+    fitting = [each for each, fits in stated if fits] or [each for each, _ in stated]
+    return kinds_of({"anyOf": fitting}, schema)
+
+
+def _goes_with(properties: Mapping[str, Any], values: Mapping[str, Any]) -> bool:
+    stated = ((properties.get(key), value) for key, value in values.items())
+    return not any(
+        isinstance(schema, Mapping) and "const" in schema and schema["const"] != value
+        for schema, value in stated
+    )
 
 
 def parts_of(schema: Mapping[str, Any], root: Mapping[str, Any]) -> list[Any]:

@@ -28,6 +28,9 @@ MAX_HEAD_CHARS = 1_024
 _FUNCTION = re.compile(r"\s{0,256}<function=([^<>\n]{0,256})>")
 _NEXT = re.compile(r"<parameter=([^<>\n]{0,256})>|</function>|</tool_call>")
 MAX_TAG_CHARS = len("<parameter=>") + 256
+# of a call's first values, which may tell what the types of others are
+MAX_VALUES = 8
+MAX_VALUE_CHARS = 256
 _TEXT_END = "\n" + VALUE_END  # the line break belongs to the form
 
 
@@ -44,6 +47,9 @@ class XmlCall:
         self._num_values = 0
         self._searched = 0  # what is held up to there has no end in it
         self._kinds: frozenset[str] | None = None  # of the value that is being read
+        self._values: dict[str, Any] = {}  # that were read: the first ones, without long texts
+        self._key = ""
+        self._text = ""  # the beginning of the value, where that is a text
         self._is_first = False  # the line break before it was not seen yet
         self._is_closed = False  # the arguments are complete
 
@@ -91,7 +97,8 @@ class XmlCall:
         key = found[1].strip()
         self._held = self._held[found.end() :]
         assert self._schema is not None
-        self._kinds, self._is_first = parameter_kinds(self._schema, key), True
+        self._kinds, self._is_first = parameter_kinds(self._schema, key, self._values), True
+        self._key, self._text = key, ""
         self._searched = 0
         opening = ", " if self._num_values else "{"
         self._num_values += 1
@@ -118,9 +125,11 @@ class XmlCall:
         if is_text:
             self._send(deltas, len(value))
             deltas.append(Delta("arguments", '"'))
+            self._keep(self._text)
         else:
-            text = json.dumps(typed(value, kinds), ensure_ascii=False)
-            deltas.append(Delta("arguments", text))
+            found = typed(value, kinds)
+            deltas.append(Delta("arguments", json.dumps(found, ensure_ascii=False)))
+            self._keep(found)
         self._held = self._held[self._held.find(VALUE_END, self._searched) + len(VALUE_END) :]
         self._kinds = None
         return True
@@ -129,8 +138,16 @@ class XmlCall:
         """Send `size` characters of a text, escaped as inside quotes."""
         if size:
             text = json.dumps(self._held[:size], ensure_ascii=False)[1:-1]
+            room = MAX_VALUE_CHARS + 1 - len(self._text)
+            self._text += self._held[: min(size, room)]
             deltas.append(Delta("arguments", text))
             self._held = self._held[size:]
+
+    def _keep(self, value: Any) -> None:
+        """Remember a value that may be the `const` of an alternative."""
+        is_short = not isinstance(value, str) or len(value) <= MAX_VALUE_CHARS
+        if is_short and not isinstance(value, list | dict) and len(self._values) < MAX_VALUES:
+            self._values[self._key] = value
 
 
 def typed(value: str, kinds: frozenset[str]) -> Any:

@@ -84,6 +84,18 @@ SCHEMAS: dict[str, tuple[Any, list[Any]]] = {
         },
         [{"a": 1, "b": True}, {"a": 1, "kind": "cat", "lives": 9}, {"a": 1, "kind": "dog"}],
     ),
+    "types by kind": (
+        {
+            "anyOf": [
+                {
+                    "properties": {"kind": {"const": kind}, "a": {"type": type_}},
+                    "required": ["kind", "a"],
+                }
+                for kind, type_ in (("cat", "integer"), ("dog", "string"), ("cow", "boolean"))
+            ]
+        },
+        [{"kind": "cat", "a": 1}, {"kind": "dog", "a": "1"}, {"kind": "cow", "a": True}],
+    ),
     "required only": (
         {"properties": {"b": {"type": "boolean"}}, "required": ["free"]},
         [{"free": "x"}, {"b": True, "free": "any"}],
@@ -100,7 +112,7 @@ SCHEMAS: dict[str, tuple[Any, list[Any]]] = {
 BYTES = LLTokenizer("byte")
 VALUES: dict[str, list[Any]] = {
     "kind": ["cat", "dog", "cow"],
-    "a": [1, 9, True, "x"],
+    "a": [1, 9, True, "x", "1"],
     "b": [True, "x"],
     "lives": [9, "x"],
     "good": [True],
@@ -139,11 +151,15 @@ def written(arguments: Any) -> str:
 
 
 def read(parameters: Any, text: str) -> Any:
-    """The arguments that the gateway reads in a call."""
+    """The arguments that the gateway reads in a call, at once and by the character."""
     schemas = schemas_of([{"function": {"name": "f", "parameters": parameters}}])
-    parser = AnswerParser("xml", schemas, can_think=False, is_thinking=False)
-    deltas = [*parser.push(text), *parser.end()]
-    return json.loads("".join(delta.text for delta in deltas if delta.kind == "arguments"))
+    found = []
+    for pieces in ([text], text):
+        parser = AnswerParser("xml", schemas, can_think=False, is_thinking=False)
+        deltas = [delta for piece in pieces for delta in parser.push(piece)] + list(parser.end())
+        found.append("".join(delta.text for delta in deltas if delta.kind == "arguments"))
+    assert found[0] == found[1]
+    return json.loads(found[0])
 
 
 @pytest.mark.parametrize(("parameters", "possible"), SCHEMAS.values(), ids=SCHEMAS)
