@@ -19,6 +19,18 @@ class Shape(NamedTuple):
     required: frozenset[str]
     properties: Mapping[str, tuple[Any, ...]]  # key -> schemas, none where it is only required
 
+    def told_apart(self) -> "Shape":
+        """With what has a `const` required: it says which of several shapes this is.
+
+        Where it has a default as well, schemas don't require it, but who reads the call does.
+        """
+        consts = (
+            key
+            for key, schemas in self.properties.items()
+            if any(isinstance(schema, Mapping) and "const" in schema for schema in schemas)
+        )
+        return self._replace(required=self.required.union(consts))
+
 
 def shapes_of(parameters: Mapping[str, Any]) -> list[Shape]:
     """The shapes that a schema of parameters allows, each once.
@@ -42,7 +54,7 @@ def shapes_of(parameters: Mapping[str, Any]) -> list[Shape]:
             shapes += [] if shape in shapes else [shape]
         if len(shapes) + len(drafts) > MAX_SHAPES:
             raise ValueError(f"more than {MAX_SHAPES} alternatives in anyOf and oneOf")
-    return shapes
+    return [shape.told_apart() for shape in shapes] if len(shapes) > 1 else shapes
 
 
 @dataclass(slots=True)

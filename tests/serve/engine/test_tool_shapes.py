@@ -179,6 +179,14 @@ def test_calls_fit_their_schema(parameters: Any, possible: list[Any]) -> None:
                 assert not fits(matcher, text) or validator.is_valid(read(parameters, text)), text
 
 
+def test_what_tells_alternatives_apart_is_written() -> None:
+    """Also where it has a default, and so isn't required; that of a single shape needn't be."""
+    pets = [{"properties": {"kind": {"const": kind, "default": kind}}} for kind in ("cat", "dog")]
+    either, cat = matcher_of({"anyOf": pets}), matcher_of(pets[0])
+    assert [fits(either, written(each)) for each in ({}, {"kind": "dog"})] == [False, True]
+    assert [fits(cat, written(each)) for each in ({}, {"kind": "cat"})] == [True, True]
+
+
 def test_the_same_shapes_and_parameters_are_there_once() -> None:
     """Alternatives that differ in what grammars don't have, and parameters that several have."""
     plain = {"properties": A_OR_B, "required": ["a"]}
