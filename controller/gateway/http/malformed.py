@@ -7,6 +7,7 @@ from aiohttp import web
 from aiohttp.http_exceptions import BadHttpMethod, HttpProcessingError, LineTooLong
 
 from trt_mtp.controller.gateway.http.errors import error_body, refused
+from trt_mtp.controller.gateway.http.pieces import PiecewiseHandler
 
 MAX_HEADER_BYTES = 16 * 1024  # of each, and of the address; a token behind a proxy may have 9 KB
 MAX_HEAD_BYTES = 64 * 1024  # of all together; what is parsed of them takes several times as much
@@ -20,7 +21,7 @@ _TOO_LONG_HEAD = (
 ) % (len(_SENTENCE), _SENTENCE)
 
 
-class Connection(web.RequestHandler):
+class Connection(PiecewiseHandler):
     """A connection whose refusals of malformed requests are ours."""
 
     __slots__ = ("_body", "_num_head_bytes")
@@ -30,10 +31,10 @@ class Connection(web.RequestHandler):
         self._body: Any = None  # of the request that came last
         self._num_head_bytes = 0  # since then
 
-    def data_received(self, data: bytes) -> None:
+    def parse(self, data: bytes) -> None:
         """Parse what came; headers that don't end are given up: nobody knows yet whose they are."""
         num_before, is_body = self._request_count, self._body and not self._body.is_eof()
-        super().data_received(data)
+        super().parse(data)
         if self._request_count != num_before and self._messages:
             self._body, self._num_head_bytes = self._messages[-1][1], 0
         elif not is_body:

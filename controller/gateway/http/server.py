@@ -16,6 +16,7 @@ from trt_mtp.controller.gateway.access.tls import WatchedTls
 from trt_mtp.controller.gateway.http.connections import Connections
 from trt_mtp.controller.gateway.http.errors import refused
 from trt_mtp.controller.gateway.http.malformed import MAX_HEADER_BYTES, Connection
+from trt_mtp.controller.gateway.http.pieces import Turns
 from trt_mtp.controller.gateway.servers.addresses import stream_socket
 from trt_mtp.errors import InputError
 from trt_mtp.serve.hosts import host_and_port
@@ -61,6 +62,7 @@ class HttpServer:
             "auto_decompress": False,  # a kilobyte may be a gigabyte, before a token is asked for
             "max_field_size": MAX_HEADER_BYTES,
             "max_line_size": MAX_HEADER_BYTES,
+            "turns": Turns(),
         }
         self._connect = partial(Connection, **options)
         self._socket: socket.socket | None = None

@@ -7,8 +7,10 @@ needs on the same machine to read a long list: about 50 ms where that list takes
 import asyncio
 import contextlib
 import json
+import socket
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
@@ -302,3 +304,22 @@ def test_json_that_is_too_long_is_not_parsed() -> None:
     """It is refused by its length."""
     with pytest.raises(InputError, match="at most 4194304 are taken"):
         json_object(b" " * (MAX_JSON_BYTES + 1))
+
+
+def test_the_smallest_chunks_stop_nobody(gateway: GatewayThread, limit_s: float) -> None:
+    """Bodies of one byte in each, of several clients at once."""
+    head = f"POST {URL} HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n"
+    body = head.encode() + b"1\r\n \r\n" * 2**15 + b"0\r\n\r\n"
+    host, _, port = str(gateway.gateway.http_address).rpartition(":")
+
+    def ask_once(_: int) -> bytes:
+        with socket.create_connection((host, int(port)), 60) as connection:
+            connection.sendall(body)
+            return connection.recv(4096)
+
+    def ask_all() -> None:
+        with ThreadPoolExecutor(12) as clients:
+            for answer in clients.map(ask_once, range(12)):
+                assert answer.startswith(b"HTTP/1.1 400 ")
+
+    assert min(longest_stop(gateway, ask_all) for _ in range(NUM_TRIES)) < limit_s
