@@ -344,7 +344,7 @@ def test_a_template_may_think_by_default(
     doubles: TritonServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where a request doesn't say, what is learned is filed under what its template does."""
-    monkeypatch.setattr(ChatFormat, "is_open", lambda self, said: said is not False)
+    monkeypatch.setattr(ChatFormat, "is_open", lambda _, said, has_tools: said is not False)
     messages = json.dumps([{"role": "user", "content": '{"tokens": 1}'}])
     with running_gateway(doubles.grpc_url) as thread, streaming(thread.gateway.address) as stream:
         stream.ask("qwen_mtp", messages=messages)
