@@ -14,7 +14,7 @@ from pathlib import Path
 from types import FrameType
 
 from trt_mtp.errors import InputError, TrtMtpError
-from trt_mtp.interrupts import interrupt, note_interrupt, time_left
+from trt_mtp.interrupts import break_off, interrupt, note_interrupt, time_left
 from trt_mtp.parent import die_with_parent
 
 LOCAL = "127.0.0.1"
@@ -123,13 +123,13 @@ def end_signals() -> tuple[signal.Signals, ...]:
 
 @contextmanager
 def terminate_as_interrupt() -> Iterator[None]:
-    """SIGTERM and SIGHUP raise KeyboardInterrupt inside, like Ctrl-C.
+    """SIGTERM and SIGHUP break off what is inside, like Ctrl-C.
 
     After Ctrl-C, clean-ups have less time (see `time_left`). A SIGHUP that is ignored stays so.
     """
 
     def terminate(number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
+        break_off()
 
     with _handlers(interrupt, terminate):
         yield

@@ -5,14 +5,17 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
+from typing import Any, TypeVar
 
 IN_ORDER_S = 2.5  # for the clean-ups after the first Ctrl-C; after another one they have none
 LEAVE_S = 1.5  # after that time, until what still runs is killed
 LOOK_S = 0.05
 EXIT_CODE = 130
+
+Result = TypeVar("Result")
 
 
 class _Ending:
@@ -44,9 +47,54 @@ def note_interrupt() -> None:
 
 
 def interrupt(number: int, frame: FrameType | None) -> None:
-    """The handler of SIGINT: raises KeyboardInterrupt, and limits the time that is left."""
+    """The handler of SIGINT: breaks off what runs, and limits the time that is left."""
     _ending.note()
-    raise KeyboardInterrupt
+    break_off()
+
+
+def break_off() -> None:
+    """For handlers of signals: raise KeyboardInterrupt here, or at the end of a `run_async`."""
+    if _cancel_running:
+        _cancel_running[-1]()
+    else:
+        raise KeyboardInterrupt
+
+
+_cancel_running: list[Callable[[], None]] = []  # of the main thread, where handlers run
+
+
+def run_async(main: Coroutine[Any, Any, Result]) -> Result:
+    """As `asyncio.run`, but a signal that is to `break_off` cancels `main`.
+
+    What a handler raises comes out of what the loop happens to be at, and if that is a callback of
+    gRPC, it is printed and lost.
+    """
+    import asyncio
+
+    if threading.current_thread() is not threading.main_thread():
+        return asyncio.run(main)
+    runner, is_broken_off = asyncio.Runner(), False
+    loop = runner.get_loop()
+    task: asyncio.Task[Result] = loop.create_task(main)
+
+    def cancel() -> None:
+        nonlocal is_broken_off
+        is_broken_off = True
+        with suppress(RuntimeError):  # closed a moment ago
+            loop.call_soon_threadsafe(task.cancel)
+
+    async def over() -> None:
+        await asyncio.wait([task])
+
+    _cancel_running.append(cancel)
+    try:
+        with runner:
+            runner.run(over())
+    finally:
+        _cancel_running.remove(cancel)
+    if is_broken_off:
+        raise KeyboardInterrupt from None if task.cancelled() else task.exception()
+    return task.result()
 
 
 def is_interrupted() -> bool:

@@ -10,7 +10,6 @@ ai-dynamo/aiperf): `request_count`, `time_to_first_token`, `inter_token_latency`
 brings, of which the first is the model's own, hence 1.
 """
 
-import asyncio
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -24,6 +23,7 @@ from trt_mtp.controller.calibrate.prompt_sets import PromptSet
 from trt_mtp.controller.calibration import Percentiles
 from trt_mtp.controller.client import Prompt
 from trt_mtp.errors import TrtMtpError
+from trt_mtp.interrupts import run_async
 from trt_mtp.progress import Meter
 
 ALL = "all"
@@ -134,7 +134,7 @@ def bench(
     for task in tasks:
         meter.update(f"{task} at {concurrency}", done, total)
         requests = [target.request(prompt) for prompt in prompts.prompts[task]]
-        batch = asyncio.run(_ask(target, requests, concurrency, is_first=not done))
+        batch = run_async(_ask(target, requests, concurrency, is_first=not done))
         done += len(batch.answers)
         errors += [answer.error for answer in batch.answers if answer.error]
         yield TaskAnswers(task, batch.answers, batch.elapsed_s)

@@ -11,6 +11,7 @@ import click
 from trt_mtp.controller.calibrate.calibrate_cli import openai_key_option, tasks_option
 from trt_mtp.errors import InputError, TrtMtpError
 from trt_mtp.files import to_json, write_atomic
+from trt_mtp.interrupts import run_async
 from trt_mtp.options import FILE, json_option, temperature_option, wide_option
 from trt_mtp.printable import printable
 from trt_mtp.serve.hosts import require_target
@@ -156,13 +157,11 @@ def _triton(url: str | None, model: str) -> "Target":
 
 
 def _openai(url: str, model: str, key_file: Path | None) -> "Target":
-    import asyncio
-
     from trt_mtp.controller.calibrate.bench import openai_target
     from trt_mtp.controller.calibrate.openai.server import base_url, found_server, read_key
 
     key = read_key(key_file, os.environ.get("OPENAI_API_KEY"))
-    return openai_target(asyncio.run(found_server(base_url("--openai", url), model, key)))
+    return openai_target(run_async(found_server(base_url("--openai", url), model, key)))
 
 
 def _measure(

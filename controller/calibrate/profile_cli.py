@@ -6,6 +6,7 @@ import click
 
 from trt_mtp.errors import TrtMtpError
 from trt_mtp.files import to_json
+from trt_mtp.interrupts import run_async
 from trt_mtp.options import FILE, FOLDER, json_option, model_option, profile_out, wide_option
 from trt_mtp.serve.hosts import require_target
 from trt_mtp.terminal import say
@@ -198,8 +199,6 @@ def check(file: Path, url: str | None, model: str, engines: Path | None, as_json
 
 def hosted(url: str, model: str) -> dict[str, dict[str, str]]:
     """Fingerprints, and the parts behind them, of the variants at a Triton; raises TrtMtpError."""
-    import asyncio
-
     from trt_mtp.controller.gateway.servers.pool import Pool
 
     async def ask() -> dict[str, dict[str, str]]:
@@ -210,4 +209,4 @@ def hosted(url: str, model: str) -> dict[str, dict[str, str]]:
         finally:
             await pool.close()
 
-    return asyncio.run(ask())
+    return run_async(ask())

@@ -1,6 +1,5 @@
 """The demo's answers, and a few seconds of load, as a calibrated profile with its report."""
 
-import asyncio
 import os
 import platform
 import random
@@ -23,6 +22,7 @@ from trt_mtp.controller.profile import Profile, write_profile
 from trt_mtp.controller.report.report import Report, calibrated, render
 from trt_mtp.errors import TrtMtpError
 from trt_mtp.files import write_atomic
+from trt_mtp.interrupts import run_async
 
 LOADS = (2, 4, 8)  # requests at a time
 NAME = "demo-report.html"
@@ -90,7 +90,7 @@ def add_load(measured: Measured, url: str, budget_s: float, advance: Advance) ->
     load, from which the speedups of tasks that there was no time for are predicted. Raises
     TrtMtpError when the server is lost.
     """
-    asyncio.run(_add_load(measured, url, budget_s, advance))
+    run_async(_add_load(measured, url, budget_s, advance))
 
 
 async def _add_load(measured: Measured, url: str, budget_s: float, advance: Advance) -> None:

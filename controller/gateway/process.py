@@ -26,7 +26,7 @@ from trt_mtp.controller.policy import Policy
 from trt_mtp.controller.profile import Profile, read_profile, require_measured_on
 from trt_mtp.controller.state import default_replica, load_state, save_state
 from trt_mtp.errors import TrtMtpError
-from trt_mtp.interrupts import interrupt, note_interrupt, time_left
+from trt_mtp.interrupts import interrupt, note_interrupt, run_async, time_left
 from trt_mtp.serve.processes import end_signals
 
 log = logging.getLogger(__name__)
@@ -60,7 +60,7 @@ def run_gateway(config: ProcessConfig, on_ready: OnReady) -> None:
 
     Raises InputError for a wrong file or a port in use, TrtMtpError when no variant gets ready.
     """
-    asyncio.run(_run(config, on_ready))
+    run_async(_run(config, on_ready))
 
 
 async def _run(config: ProcessConfig, on_ready: OnReady) -> None:

@@ -72,6 +72,31 @@ class Command:
         return time.monotonic() - start
 
 
+LOST = """
+import asyncio
+import os
+import signal
+from trt_mtp.interrupts import EXIT_CODE, ending_in_time, run_async
+
+class Callback:
+    def __del__(self):  # as in a callback of gRPC, what is raised here is printed and ignored
+        os.kill(os.getpid(), signal.SIGINT)
+
+async def main():
+    Callback()
+    try:
+        await asyncio.sleep(600)
+    finally:
+        print("cleaned up", flush=True)
+
+try:
+    with ending_in_time():
+        run_async(main())
+except KeyboardInterrupt:
+    raise SystemExit(EXIT_CODE)
+"""
+
+
 @contextmanager
 def command(*arguments: str | Path) -> Iterator[Command]:
     """A Command, ended at the end with all that it started."""
@@ -94,6 +119,15 @@ def assert_ends(running: Command, times: int) -> None:
     ends = {CUT} if said.rstrip().endswith(CUT_SENTENCE) else ENDS
     assert running.process.returncode in ends, said
     assert took_s < IN_TIME_S
+
+
+def test_an_interrupt_in_a_callback_is_not_lost(tmp_path: Path) -> None:
+    """It ends what the loop runs, whose clean-up is done, and nothing is printed."""
+    script = tmp_path / "lost.py"
+    script.write_text(LOST)
+    with command(script) as running:
+        said, _ = running.process.communicate(timeout=DEADLINE_S)
+        assert (said, running.process.returncode) == ("cleaned up\n", EXIT_CODE)
 
 
 @pytest.mark.parametrize("times", [1, 2])
