@@ -40,8 +40,8 @@ class ByteRoom:
         try:
             await turn  # until others gave enough back
         except asyncio.CancelledError:
-            if turn.done() and not turn.cancelled():
-                self.give_back(size)
+            is_held = turn.done() and not turn.cancelled()
+            self.give_back(size if is_held else 0)  # there may be room for who waits behind it
             raise
         finally:
             self.num_waiting_bytes -= size

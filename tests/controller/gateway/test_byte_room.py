@@ -80,3 +80,21 @@ def test_what_grows_counts_as_it_grows() -> None:
             hold.grow(size)
         assert room.num_bytes == 11 + LIMIT
     assert room.num_bytes == 0
+
+
+def test_who_leaves_holds_nobody_up() -> None:
+    """A small message behind a large one whose client leaves has its room then."""
+
+    async def scenario() -> None:
+        room = ByteRoom(LIMIT)
+        await room.take(6)
+        large = asyncio.create_task(room.take(5))
+        small = asyncio.create_task(room.take(4))
+        await asyncio.sleep(0)
+        large.cancel()
+        async with asyncio.timeout(10):
+            await small
+        assert room.num_bytes == LIMIT
+        assert large.cancelled()
+
+    asyncio.run(scenario())
