@@ -54,20 +54,30 @@ class HangDetector:
         return list(self._watched)
 
     def give_up_on(self, replica: Replica) -> None:
-        """Give up all that is read from a variant: its process is known to be dead."""
+        """Give up all that is read from a variant: its process is taken for dead by Triton.
+
+        Other workers' leases as well, when they `look`. A process that was only stopped goes on
+        where it was, in memory that Triton 2.51 has given to other requests since: one of these was
+        answered twice, its tokens in turns, before Triton crashed.
+        """
         replica.backend.look_soon()
+        self._died_at(replica)[0] = time.monotonic()
         for lease in self._watched:
             if lease.replica is replica:
-                lease.upstream.give_up(UpstreamLost("its process is gone"))
+                lease.upstream.give_up(_dead())
 
     def look(self) -> None:
         """Give up what is overdue; call it every now and then.
 
         Its server is asked for a sign of life before: where it gives none, neither the variant nor
-        the request is to blame.
+        the request is to blame. What a process has that another worker knows to be dead is given up
+        as well.
         """
         now = time.monotonic()
         for lease in list(self._watched):
+            if self._died_at(lease.replica)[0] > lease.begun_at:
+                lease.upstream.give_up(_dead())
+                continue
             since = self._turn_since(lease, now)
             limit_s = max(self._limits.min_s, MAX_HOLD_S + expected_s(lease) * self._limits.factor)
             if _waits_to_be_read(lease, now - limit_s - READ_S):
@@ -108,6 +118,10 @@ class HangDetector:
         counter = self._scoreboard.counter
         return counter("running", replica.key).time, counter("on trial", replica.key).time
 
+    def _died_at(self, replica: Replica) -> "memoryview[float]":
+        """The monotonic time when the variant's process was last known to be dead."""
+        return self._scoreboard.counter("died", replica.key).time
+
     def _turn_since(self, lease: "Lease", now: float) -> float:
         """Since when its next message is waited for; 0 while none is.
 
@@ -146,6 +160,10 @@ def _waits_to_be_read(lease: "Lease", since: float) -> bool:
 
 def _hung() -> UpstreamLost:
     return UpstreamLost("it sent nothing for too long", is_hung=True)
+
+
+def _dead() -> UpstreamLost:
+    return UpstreamLost("its process is gone")
 
 
 def _unheard() -> UpstreamLost:

@@ -57,7 +57,6 @@ class Lease:
 
     __slots__ = (
         "_begun",
-        "_begun_at",
         "_begun_load",
         "_change",
         "_detector",
@@ -69,6 +68,7 @@ class Lease:
         "_rewriter",
         "_upstream",
         "_upstream_id",
+        "begun_at",
         "call",
         "decision",
         "last_message",
@@ -118,7 +118,7 @@ class Lease:
         self._detector, self._on_close, self._on_accepted = detector, on_close, on_accepted
         self._upstream: Upstream | None = None
         self._late_failure: VariantFailedError | None = None
-        self._begun_at = 0.0
+        self.begun_at = 0.0  # monotonic time when the request was sent
         self._begun_load: LoadReading | None = None
         self._pauses = ClientPauses()
         self._begun = replica.health.begin()
@@ -136,7 +136,7 @@ class Lease:
     @property
     def is_held_up(self) -> bool:
         """Did its client have it wait for so long that its time is not its variant's?"""
-        return self._pauses.are_long(time.monotonic() - self._begun_at)
+        return self._pauses.are_long(time.monotonic() - self.begun_at)
 
     @property
     def num_input_tokens(self) -> int | None:
@@ -164,7 +164,7 @@ class Lease:
         """Send the request."""
         self._upstream = self.replica.backend.take_stream(self.call.metadata)
         self._detector.add(self)
-        self._begun_at = time.monotonic()
+        self.begun_at = time.monotonic()
         self._upstream.begin(self.message)
         return self
 
@@ -208,7 +208,7 @@ class Lease:
         ClientStalledError for a client that has it wait for too long.
         """
         rewriter, upstream = self._rewriter, self.upstream
-        self._pauses.end(time.monotonic() - self._begun_at)
+        self._pauses.end(time.monotonic() - self.begun_at)
         while not rewriter.is_over:
             try:
                 message = self._take(await upstream.read())
@@ -265,7 +265,7 @@ class Lease:
         self._begun_load = self.replica.load_reading(time.monotonic())
         self.replica.health.answer(self._begun)
         self.call.note_answer()
-        self._detector.note_first(self, time.monotonic() - self._begun_at)
+        self._detector.note_first(self, time.monotonic() - self.begun_at)
 
     def _end_early(self, error: VariantFailedError | WrongRequestError) -> NoReturn:
         """Raise `error`, or end the answer as usual if all of its tokens are there."""

@@ -110,6 +110,30 @@ def test_the_turn_of_any_kind_of_request_is_seen(kind: str) -> None:
     assert stream.given_up is None
 
 
+@pytest.mark.parametrize(
+    ("begun_s", "is_given_up"),
+    [(1.0, True), (-1.0, False)],  # the process that it is sent to after that is another one
+)
+def test_a_death_that_one_worker_hears_of_is_every_worker_s(
+    begun_s: float, is_given_up: bool
+) -> None:
+    """A process that Triton takes for dead may go on and answer a request twice."""
+    each, backend = lease("plain"), BackendDouble()
+    stream = WaitingStream(backend, backend.take_stream().script)
+    each._upstream, each.replica.backend = stream, backend  # type: ignore[assignment]
+    each.begun_at = time.monotonic() - begun_s
+    with scoreboard_memory(2) as memory:
+        one, other = (
+            HangDetector(StallLimits(), Scoreboard(Seat(memory, worker, 2))) for worker in range(2)
+        )
+        other.add(each)
+        other.look()
+        assert stream.given_up is None
+        one.give_up_on(each.replica)
+        other.look()
+    assert (stream.given_up is not None) is is_given_up
+
+
 def test_a_wait_for_others_to_be_read_is_no_measure_of_prompts() -> None:
     """Or a hang would be seen minutes later than it can be."""
     for kind, known in (("guided", None), ("long", None), ("plain", 18.0 / 100)):
