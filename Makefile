@@ -22,7 +22,7 @@ demo: $(VENV)/.runtime
 
 # Most tests wait for servers, so there are more workers than two cores would need, each with its own
 # servers; a module's tests stay together, for they share one.
-WORKERS ?= 4
+WORKERS ?= 3
 
 test: $(VENV)/.dev
 	@$(BIN)/python -m tests.compile_kernels
