@@ -53,7 +53,7 @@ def test_the_script_rolls_out_unattended(tmp_path: Path) -> None:
         "OUT": str(out),
         "ENGINES": str(out / "engines"),
         "BUILD_OPTIONS": "--no-verify --max-batch-size 2",  # `verify` follows
-        "CALIBRATE": f"--embedded {TINY_CHECKPOINT} --engines {out}/engines --budget 4s "
+        "CALIBRATE": f"--embedded {TINY_CHECKPOINT} --engines {out}/engines --budget 10s "
         "--concurrency 1 --tasks coding",
     }
     variants = resolve_variants([tmp_path / "engines"])
