@@ -56,9 +56,9 @@ class HangDetector:
     def give_up_on(self, replica: Replica) -> None:
         """Give up all that is read from a variant: its process is taken for dead by Triton.
 
-        Other workers' leases as well, when they `look`. A process that was only stopped goes on
-        where it was, in memory that Triton 2.51 has given to other requests since: one of these was
-        answered twice, its tokens in turns, before Triton crashed.
+        Other workers' leases as well, when they `look`. A process that was only stopped may go on,
+        and what it was sent next is then answered twice, its tokens in turns, before Triton 2.51
+        crashes (docs/reliability.md).
         """
         replica.backend.look_soon()
         self._died_at(replica)[0] = time.monotonic()
